@@ -1,0 +1,115 @@
+# The one door of this repository: `make help` tells what is behind it.
+# Needs python3 (3.11 or newer) with its venv module, make and git; all else is installed into .venv
+# and .tools, from locks with hashes. Nothing outside the checkout is changed.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON  ?= python3
+GRPCURL := v1.9.3
+BIN     := .venv/bin
+
+# A worker each core, each with a Postgres of its own. `make test PYTEST="tests/store -k lease"` narrows.
+PYTEST         ?=
+PYTEST_WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
+
+# Environments are named by what went into them: the lock, these settings, the place of the checkout.
+# An unchanged one costs nothing, a changed one is made anew.
+key            = $(shell (pwd; cat $(1)) | cksum | tr -c '0-9\n' '-')
+SETUP_READY   := .venv/.ready-$(call key,requirements.txt pyproject.toml clients/python/pyproject.toml)
+CODEGEN_READY := .tools/codegen/.ready-$(call key,requirements-codegen.txt)
+GRPCURL_READY := .tools/bin/.grpcurl-$(GRPCURL)
+
+.PHONY: help setup demo test lint generate check bench lock clean
+.PHONY: codegen grpcurl
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(SETUP_READY) ## install everything into .venv (the other targets do it themselves)
+
+demo: setup ## see it work: events in, signed webhooks out, retries, final states
+	@$(BIN)/hookline demo
+
+test: setup grpcurl ## the whole suite, against a real Postgres, sockets and gRPC
+	@$(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST)
+
+lint: setup ## ruff, mypy, import-linter, buf
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+
+generate: setup codegen ## generate the stubs from protos/
+	@$(BIN)/python protos/generate.py
+
+check: lint codegen ## lint, and: is the generated code current, is the contract kept
+	@$(BIN)/python protos/generate.py --check
+	@$(BIN)/buf breaking --against protos/released.binpb
+
+bench: setup ## measure; SCENARIO=1 runs one
+	@$(BIN)/python -m tests.bench $(SCENARIO)
+
+lock: setup ## resolve the dependencies anew; UPGRADE=1 takes the newest
+	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements.txt
+	@$(BIN)/uv pip compile --group codegen $(LOCK) -o requirements-codegen.txt
+LOCK = --quiet --generate-hashes --universal --python-version 3.11 --no-header $(if $(UPGRADE),--upgrade)
+
+clean: ## remove what these targets made
+	rm -rf .venv .tools build dist *.egg-info clients/python/*.egg-info bench-results
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find service clients tests protos -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ------------------------------------------------------------------------------- the environments
+
+codegen: $(CODEGEN_READY)
+grpcurl: $(GRPCURL_READY)
+
+$(SETUP_READY):
+	$(call environment,.venv,requirements.txt)
+	@echo "setup: installing hookline and hookline-service from this checkout"
+	@$(call logged,.venv,.venv/bin/python -m pip install $(PIP) --no-deps --no-build-isolation -e clients/python -e .)
+	@touch $@
+	@echo "setup: ready"
+
+$(CODEGEN_READY):
+	$(call environment,.tools/codegen,requirements-codegen.txt)
+	@touch $@
+
+# A real client for the tests. Without Go they are skipped, and say so; where CI is set they fail.
+$(GRPCURL_READY):
+	@if command -v go >/dev/null; then \
+		echo "setup: building grpcurl $(GRPCURL)"; \
+		mkdir -p .tools/bin && \
+		GOBIN="$(CURDIR)/.tools/bin" CGO_ENABLED=0 GOTOOLCHAIN=local \
+			go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL) >.tools/grpcurl.log 2>&1 \
+			&& rm -f .tools/bin/.grpcurl-* && touch $@ \
+			|| { tail -n 5 .tools/grpcurl.log; echo "setup: grpcurl was not built; the tests that need it will say so"; }; \
+	else \
+		echo "setup: no Go here, so no grpcurl; the tests that need it will say so"; \
+	fi
+
+PIP := --disable-pip-version-check --no-input --progress-bar off
+
+# $(1): where, $(2): the lock.
+define environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "setup: $(PYTHON) is missing or older than 3.11. Install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "setup: this Python cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "setup: $(1) with $$($(PYTHON) -V), $$(grep -c '^[a-z].*==' $(2)) packages from $(2)"
+	@$(PYTHON) -m venv --clear $(1)
+	@$(call logged,$(1),$(1)/bin/python -m pip install $(PIP) --require-hashes --only-binary :all: -r $(2))
+endef
+
+# Runs $(2) with its output in $(1)/setup.log; counts the packages aloud meanwhile, and shows the end of the log if it fails.
+define logged
+	( seen=0; while sleep 1 && kill -0 $$$$ 2>/dev/null; do \
+		n=$$(grep -c '^Collecting' $(1)/setup.log); [ "$$n" = "$$seen" ] || echo "setup:   $$n …"; seen=$$n; done ) 2>/dev/null & \
+	$(2) >$(1)/setup.log 2>&1; status=$$?; kill $$! 2>/dev/null; \
+	[ $$status = 0 ] || { tail -n 15 $(1)/setup.log >&2; echo "setup: failed; the whole log is $(1)/setup.log" >&2; exit 1; }
+endef
