@@ -108,8 +108,8 @@ endef
 
 # Runs $(2) with its output in $(1)/setup.log; counts the packages aloud meanwhile, and shows the end of the log if it fails.
 define logged
-	( seen=0; while sleep 1 && kill -0 $$$$ 2>/dev/null; do \
+	( seen=$$(grep -c '^Collecting' $(1)/setup.log); while sleep 1 && kill -0 $$$$ 2>/dev/null; do \
 		n=$$(grep -c '^Collecting' $(1)/setup.log); [ "$$n" = "$$seen" ] || echo "setup:   $$n …"; seen=$$n; done ) 2>/dev/null & \
-	$(2) >$(1)/setup.log 2>&1; status=$$?; kill $$! 2>/dev/null; \
+	$(2) >>$(1)/setup.log 2>&1; status=$$?; kill $$! 2>/dev/null; \
 	[ $$status = 0 ] || { tail -n 15 $(1)/setup.log >&2; echo "setup: failed; the whole log is $(1)/setup.log" >&2; exit 1; }
 endef
