@@ -1,0 +1,103 @@
+"""Dependencies: imported is declared, declared is argued, argued is locked."""
+
+import ast
+import importlib.metadata
+import pathlib
+import re
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.architecture.repository import ROOT, python_files, text, tree
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CLIENT = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text())
+
+
+def requirements(lines: list[str]) -> dict[str, Requirement]:
+    """Requirements by their package's name."""
+    return {requirement.name: requirement for requirement in map(Requirement, lines)}
+
+
+RUNTIME = requirements(PROJECT["project"]["dependencies"])
+CLIENT_RUNTIME = requirements(CLIENT["project"]["dependencies"])
+DEV = requirements(PROJECT["dependency-groups"]["dev"])
+CODEGEN = requirements(PROJECT["dependency-groups"]["codegen"])
+
+
+def locked(lock: str) -> dict[str, str]:
+    """The versions that a lock pins, by package."""
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def imported(path: pathlib.PurePosixPath) -> set[str]:
+    """The top-level names that a file imports, from wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names
+
+
+def test_every_dependency_has_a_line_that_argues_it_and_every_line_a_dependency() -> None:
+    page = text(pathlib.PurePosixPath("docs/dependencies.md"))
+    rows = re.findall(r"^\| ([a-z0-9-]+) \|(?: [^|\s][^|]* \|){3}$", page, re.MULTILINE)
+    argued = [name for name in rows if name != "package"]
+    assert sorted(argued) == sorted({*RUNTIME, *DEV, *CODEGEN})
+
+
+@pytest.mark.parametrize(
+    "lock, wanted",
+    [
+        ("requirements.txt", RUNTIME | DEV),
+        ("requirements.txt", CLIENT_RUNTIME),
+        ("requirements-codegen.txt", CODEGEN),
+    ],
+    ids=["service", "client", "codegen"],
+)
+def test_the_lock_pins_what_is_asked_for(lock: str, wanted: dict[str, Requirement]) -> None:
+    pins = locked(lock)
+    assert {
+        name for name, req in wanted.items() if not req.specifier.contains(pins.get(name, "0"))
+    } == set()
+
+
+def test_the_client_s_stubs_were_made_by_the_oldest_toolchain_that_it_supports() -> None:
+    toolchain = str(CODEGEN["grpcio-tools"].specifier).removeprefix("==").removesuffix(".0")
+    assert str(CLIENT_RUNTIME["grpcio"].specifier) == f">={toolchain}"
+
+
+@pytest.mark.parametrize(
+    "root, own, declared",
+    [
+        ("service", {"service", "hookline"}, RUNTIME),
+        ("clients/python", {"hookline"}, CLIENT_RUNTIME),
+    ],
+    ids=["service", "client"],
+)
+def test_what_is_imported_is_declared(
+    root: str, own: set[str], declared: dict[str, Requirement]
+) -> None:
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = {
+        f"{path}: {name}"
+        for path in python_files()
+        if path.is_relative_to(root)
+        for name in imported(path) - own
+        if not {d.lower().replace("_", "-") for d in distributions.get(name, ())} & declared.keys()
+    }
+    assert undeclared == set()
+
+
+def test_domain_imports_the_standard_library_only() -> None:
+    foreign = {
+        f"{path}: {name}"
+        for path in python_files()
+        if path.is_relative_to("service/domain")
+        for name in imported(path) - {"service"}
+    }
+    assert foreign == set()

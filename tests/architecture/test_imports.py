@@ -1,0 +1,100 @@
+"""The staircase of rooms: the contracts of pyproject.toml hold, and each of them can be broken.
+
+The second half builds a house of empty rooms, adds one forbidden import, and expects import-linter
+to see it: a contract that nothing can break proves nothing.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.architecture.repository import ROOT
+
+ROOMS = (
+    "cli",
+    "supervisor",
+    "app",
+    "config",
+    "api",
+    "pipeline",
+    "store",
+    "webhook",
+    "telemetry",
+    "domain",
+)
+
+
+def lint_imports(house: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    """Run the contracts of pyproject.toml against the packages under `house`."""
+    return subprocess.run(
+        [
+            pathlib.Path(sys.executable).with_name("lint-imports"),
+            "--no-cache",
+            "--config",
+            ROOT / "pyproject.toml",
+        ],
+        cwd=house,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join((str(house), str(house / "clients" / "python"))),
+        },
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def empty_house(tmp_path: pathlib.Path) -> pathlib.Path:
+    for name in ("service", "clients/python/hookline", *(f"service/{room}" for room in ROOMS)):
+        package = tmp_path / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+    return tmp_path
+
+
+def test_the_house_keeps_its_contracts() -> None:
+    result = lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_an_empty_house_keeps_them_too(empty_house: pathlib.Path) -> None:
+    result = lint_imports(empty_house)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "room, line",
+    [
+        ("service/domain", "import service.telemetry"),
+        ("service/telemetry", "import service.store"),
+        ("service/store", "import service.webhook"),
+        ("service/webhook", "import service.store"),
+        ("service/store", "import service.pipeline"),
+        ("service/pipeline", "import service.api"),
+        ("service/api", "import service.config"),
+        ("service/config", "import service.api"),
+        ("service/api", "import service.app"),
+        ("service/app", "import service.supervisor"),
+        ("service/supervisor", "import service.cli"),
+        ("service/pipeline", "import grpc"),
+        ("service/webhook", "import hookline"),
+        ("service/pipeline", "import asyncpg"),
+        ("service/store", "import httpx"),
+        ("service/api", "import httptools"),
+        ("service/domain", "import time"),
+        ("service/domain", "import asyncio"),
+        ("service/unlisted", "import service.domain"),
+        ("clients/python/hookline", "import service.domain"),
+    ],
+    ids=lambda value: value.rpartition("/")[2].replace(" ", "-"),
+)
+def test_a_forbidden_import_is_seen(empty_house: pathlib.Path, room: str, line: str) -> None:
+    (empty_house / room).mkdir(exist_ok=True)
+    (empty_house / room / "__init__.py").write_text(line + "\n")
+    result = lint_imports(empty_house)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "BROKEN" in result.stdout or "unlisted" in result.stdout

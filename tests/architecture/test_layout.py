@@ -1,0 +1,102 @@
+"""Where things live: DESIGN's map of the house, as a test. A new place is a decision, made here."""
+
+import pathlib
+import re
+
+from tests.architecture.repository import ROOT, files, text
+
+TOP_LEVEL = {
+    ".ci",
+    ".editorconfig",
+    ".gitignore",
+    "CHANGELOG.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "buf.gen.yaml",
+    "buf.yaml",
+    "clients",
+    "deploy",
+    "docs",
+    "protos",
+    "pyproject.toml",
+    "requirements-codegen.txt",
+    "requirements.txt",
+    "service",
+    "tests",
+}
+ROOMS = {
+    "api",
+    "app",
+    "cli",
+    "config",
+    "domain",
+    "pipeline",
+    "store",
+    "supervisor",
+    "telemetry",
+    "webhook",
+}
+TEST_FOLDERS = ROOMS | {"architecture", "bench", "client", "e2e", "faults", "protos", "scenarios"}
+# Names under which anything could live, and so soon does.
+NAMELESS = {
+    "base",
+    "common",
+    "core",
+    "helper",
+    "helpers",
+    "manager",
+    "misc",
+    "shared",
+    "util",
+    "utils",
+}
+
+
+def test_the_top_level_is_what_the_map_says() -> None:
+    assert {path.parts[0] for path in files()} <= TOP_LEVEL
+
+
+def test_service_holds_its_rooms_and_nothing_else() -> None:
+    inside = {path.parts[1] for path in files() if path.parts[0] == "service"}
+    assert {pathlib.PurePath(name).stem for name in inside} <= ROOMS | {
+        "__init__",
+        "__main__",
+        "py",
+    }
+
+
+def test_tests_mirror_the_rooms() -> None:
+    folders = {
+        path.parts[1] for path in files() if path.parts[0] == "tests" and len(path.parts) > 2
+    }
+    assert folders <= TEST_FOLDERS
+
+
+def test_no_file_or_folder_has_a_name_that_means_nothing() -> None:
+    nameless = [
+        path for path in files() if NAMELESS & {pathlib.PurePath(part).stem for part in path.parts}
+    ]
+    assert nameless == []
+
+
+def test_decisions_are_numbered_without_a_gap_and_say_their_number() -> None:
+    decisions = [path for path in files() if path.parent == pathlib.PurePosixPath("docs/adr")]
+    names = [re.fullmatch(r"(\d{4})-[a-z0-9]+(-[a-z0-9]+)*\.md", path.name) for path in decisions]
+    assert [match and int(match[1]) for match in names] == list(range(1, len(decisions) + 1))
+    for path in decisions:
+        assert re.match(rf"# (ADR )?0*{int(path.name[:4])}\b", text(path)), (
+            f"{path}: its title has another number"
+        )
+
+
+def test_every_make_target_that_the_docs_name_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        (str(path), target)
+        for path in files()
+        if path.suffix == ".md"
+        for target in re.findall(r"(?:`|^|&& )make ([a-z]+)", text(path), re.MULTILINE)
+    }
+    assert {target for _, target in named} >= {"lock"}
+    assert {(path, target) for path, target in named if target not in targets} == set()

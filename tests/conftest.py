@@ -1,0 +1,36 @@
+"""What every test may ask for: the event loop of production, a real Postgres, a real grpcurl.
+
+Rooms have fixtures of their own beside their tests; here is only what several rooms share.
+"""
+
+import os
+import pathlib
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Mapping
+
+import hypothesis
+import pytest
+import uvloop
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A loaded machine is no failure: the timeout of the whole test is the bound, not one of an example.
+hypothesis.settings.register_profile("hookline", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("hookline")
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], AbstractEventLoop]]:
+    """Async tests and fixtures run on the loop that production runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def grpcurl() -> pathlib.Path:
+    """The grpcurl that `make test` built. Without one: skipped, and failed where CI is set."""
+    path = ROOT / ".tools" / "bin" / "grpcurl"
+    if path.exists():
+        return path
+    reason = f"no grpcurl at {path.relative_to(ROOT)}: `make test` builds it where Go is installed"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
