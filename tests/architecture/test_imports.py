@@ -1,6 +1,6 @@
 """The staircase of rooms: the contracts of pyproject.toml hold, and each of them can be broken.
 
-The second half builds a house of empty rooms, adds one forbidden import, and expects import-linter
+The second half builds a house of bare rooms, adds one forbidden import, and expects import-linter
 to see it: a contract that nothing can break proves nothing.
 """
 
@@ -27,6 +27,13 @@ ROOMS = (
 )
 
 
+ALLOWED = {
+    "api": "import grpc, hookline",
+    "store": "import asyncpg",
+    "webhook": "import httpx, httptools",
+}
+
+
 def lint_imports(house: pathlib.Path) -> subprocess.CompletedProcess[str]:
     """Run the contracts of pyproject.toml against the packages under `house`."""
     return subprocess.run(
@@ -48,11 +55,14 @@ def lint_imports(house: pathlib.Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def empty_house(tmp_path: pathlib.Path) -> pathlib.Path:
+def bare_house(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Rooms with nothing in them but the foreign libraries that each may import."""
     for name in ("service", "clients/python/hookline", *(f"service/{room}" for room in ROOMS)):
         package = tmp_path / name
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
+    for room, line in ALLOWED.items():
+        (tmp_path / "service" / room / "allowed.py").write_text(line + "\n")
     return tmp_path
 
 
@@ -61,8 +71,8 @@ def test_the_house_keeps_its_contracts() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_an_empty_house_keeps_them_too(empty_house: pathlib.Path) -> None:
-    result = lint_imports(empty_house)
+def test_a_bare_house_keeps_them_too(bare_house: pathlib.Path) -> None:
+    result = lint_imports(bare_house)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -92,9 +102,9 @@ def test_an_empty_house_keeps_them_too(empty_house: pathlib.Path) -> None:
     ],
     ids=lambda value: value.rpartition("/")[2].replace(" ", "-"),
 )
-def test_a_forbidden_import_is_seen(empty_house: pathlib.Path, room: str, line: str) -> None:
-    (empty_house / room).mkdir(exist_ok=True)
-    (empty_house / room / "__init__.py").write_text(line + "\n")
-    result = lint_imports(empty_house)
+def test_a_forbidden_import_is_seen(bare_house: pathlib.Path, room: str, line: str) -> None:
+    (bare_house / room).mkdir(exist_ok=True)
+    (bare_house / room / "__init__.py").write_text(line + "\n")
+    result = lint_imports(bare_house)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "BROKEN" in result.stdout or "unlisted" in result.stdout
