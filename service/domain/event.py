@@ -1,0 +1,89 @@
+"""An event: something that happened, immutable once accepted; and event types, the named contracts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from uuid import UUID
+
+JSON_CONTENT_TYPE = "application/json"
+BINARY_CONTENT_TYPE = "application/octet-stream"
+RESERVED_TYPE_PREFIX = "hookline."
+"""Types that only Hookline itself publishes: system events."""
+
+
+class EventTypeState(StrEnum):
+    """Whether events of a type are accepted."""
+
+    ACTIVE = "ACTIVE"
+    ARCHIVED = "ARCHIVED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventType:
+    """A named contract of events, global to the deployment."""
+
+    name: str
+    """The id, such as `order.created`."""
+    description: str = ""
+    json_schema: str = ""
+    """A JSON Schema (draft 2020-12 by default) that the data must satisfy; empty: any JSON."""
+    proto_message: str = ""
+    example_json: str = ""
+    state: EventTypeState = EventTypeState.ACTIVE
+    revision: int = 1
+    """Raised by one whenever the schema changes; stored with each event."""
+    create_time: datetime | None = None
+    update_time: datetime | None = None
+    etag: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class NewEvent:
+    """An event as a publisher sends it: validated, not yet stored. Treated as immutable."""
+
+    type: str
+    data: bytes
+    """Exactly the bytes that will be sent as data."""
+    is_json: bool = True
+    """True: `data` is a JSON text. False: opaque bytes."""
+    content_type: str = JSON_CONTENT_TYPE
+    source: str = ""
+    """A URI reference; empty: `/tenants/ID`."""
+    subject: str = ""
+    occur_time: datetime | None = None
+    external_id: str = ""
+    data_schema: str = ""
+    idempotency_key: str = ""
+    ordering_key: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Event:
+    """A stored event. Treated as immutable."""
+
+    event_id: UUID
+    tenant_uid: UUID
+    tenant_id: str
+    type: str
+    data: bytes
+    is_json: bool
+    content_type: str
+    source: str
+    subject: str
+    occur_time: datetime | None
+    external_id: str
+    data_schema: str
+    idempotency_key: str
+    ordering_key: str
+    attributes: Mapping[str, str]
+    event_type_revision: int
+    """The revision of its type when it was accepted; 0 for an unregistered type."""
+    create_time: datetime
+    """Database time at acceptance; the instant its id begins with."""

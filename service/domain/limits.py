@@ -1,0 +1,36 @@
+"""What a call may ask for: every bound of the API, each a setting, each named by its refusal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on requests; `config.py` fills them from HOOKLINE_*, the defaults are the contract's."""
+
+    max_data_bytes: int = 256 * 1024
+    """One event's data (HOOKLINE_MAX_DATA_BYTES)."""
+    max_batch_events: int = 1_000
+    """Events of one PublishEvents (HOOKLINE_MAX_BATCH_EVENTS)."""
+    max_batch_bytes: int = 4 * 1024 * 1024
+    """All data of one PublishEvents (HOOKLINE_MAX_BATCH_BYTES)."""
+    max_attribute_bytes: int = 1_024
+    """One attribute's value (HOOKLINE_MAX_ATTRIBUTE_BYTES)."""
+    max_json_depth: int = 128
+    """Nesting of JSON data (HOOKLINE_MAX_JSON_DEPTH)."""
+    max_page_size: int = 1_000
+    default_page_size: int = 50
+    max_page_bytes: int = 3 * 1024 * 1024
+    """A page of a list ends at this size (HOOKLINE_MAX_PAGE_BYTES)."""
+    max_patterns: int = 100
+    """Event type patterns of one subscription (HOOKLINE_MAX_PATTERNS)."""
+    max_labels: int = 64
+    max_subscriptions_per_tenant: int = 200_000
+    """Live subscriptions of one tenant (HOOKLINE_MAX_SUBSCRIPTIONS_PER_TENANT)."""
+    max_schema_bytes: int = 64 * 1024
+    """A JSON Schema's text (HOOKLINE_MAX_SCHEMA_BYTES)."""
+    max_queued_publish_bytes: int = 64 * 1024 * 1024
+    """Data waiting for a group commit before publishing is refused (HOOKLINE_MAX_QUEUED_PUBLISH_BYTES)."""
+    max_queued_publish_events: int = 50_000
+    """Events waiting for a group commit before publishing is refused (HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS)."""

@@ -1,0 +1,147 @@
+"""A subscription: what a target wants, how it is reached, and by which policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from service.domain.retry import DEFAULT_DELAYS_S, RetrySchedule, doubling
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from uuid import UUID
+
+DEFAULT_TIMEOUT_S = 15.0
+MIN_TIMEOUT_S = 1.0
+MAX_TIMEOUT_S = 30.0
+DEFAULT_MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 1_000
+
+
+class SubscriptionState(StrEnum):
+    """Whether a subscription's deliveries go out."""
+
+    ACTIVE = "ACTIVE"
+    PAUSED = "PAUSED"
+    """By an operator; matching goes on, deliveries are held."""
+    DISABLED = "DISABLED"
+    """By the engine, for the target's own failures; matching goes on, deliveries are held."""
+
+
+class SubscriptionStateReason(StrEnum):
+    """Why a subscription is not active."""
+
+    OPERATOR = "OPERATOR"
+    GONE = "GONE"
+    FAILING = "FAILING"
+
+
+class PayloadFormat(StrEnum):
+    """How an event is laid into a request's body."""
+
+    STANDARD = "STANDARD"
+    CLOUDEVENTS = "CLOUDEVENTS"
+    RAW = "RAW"
+
+
+class SignatureScheme(StrEnum):
+    """How a request is signed."""
+
+    HMAC_SHA256 = "HMAC_SHA256"
+    ED25519 = "ED25519"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpTarget:
+    """The receiving server, or several of them."""
+
+    url: str
+    failover_urls: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    """The one deadline of an attempt, from the name's resolution to the last byte read."""
+    signature_scheme: SignatureScheme = SignatureScheme.HMAC_SHA256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """What a subscription said of its retries; None where it said nothing.
+
+    Either the three doubling fields or `schedule_s`, never both.
+    """
+
+    max_attempts: int | None = None
+    min_backoff_s: float | None = None
+    max_backoff_s: float | None = None
+    schedule_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryLimits:
+    """How fast and how wide a subscription's deliveries go out."""
+
+    max_per_second: float | None = None
+    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningKey:
+    """What may be told of a live signing key; the secret itself never leaves the store in clear."""
+
+    scheme: SignatureScheme
+    public_key: str
+    create_time: datetime
+    expire_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription:
+    """The whole resource, as its tenant sees it."""
+
+    tenant_id: str
+    subscription_id: str
+    uid: UUID
+    display_name: str = ""
+    event_types: tuple[str, ...] = ()
+    target: HttpTarget
+    retry_policy: RetryPolicy = RetryPolicy()
+    limits: DeliveryLimits = DeliveryLimits()
+    payload_format: PayloadFormat = PayloadFormat.STANDARD
+    labels: Mapping[str, str] = field(default_factory=dict)
+    state: SubscriptionState = SubscriptionState.ACTIVE
+    state_reason: SubscriptionStateReason | None = None
+    state_message: str = ""
+    signing_keys: tuple[SigningKey, ...] = ()
+    create_time: datetime | None = None
+    update_time: datetime | None = None
+    etag: str = ""
+
+
+def matches(pattern: str, event_type: str) -> bool:
+    """Whether a pattern (an exact type, `order.*`, or `*`) covers an event type.
+
+    The readable statement of what `pipeline/matching.py` answers by index.
+    """
+    if pattern == "*":
+        return not event_type.startswith("hookline.")
+    if pattern.endswith(".*"):
+        return event_type.startswith(pattern[:-1])
+    return pattern == event_type
+
+
+def schedule_of(policy: RetryPolicy) -> RetrySchedule:
+    """The delays that a policy comes to; an empty policy is the default schedule."""
+    if policy.schedule_s:
+        return RetrySchedule(policy.schedule_s)
+    if policy.min_backoff_s is None and policy.max_backoff_s is None:
+        if policy.max_attempts is None:
+            return RetrySchedule()
+        padded = DEFAULT_DELAYS_S + DEFAULT_DELAYS_S[-1:] * policy.max_attempts
+        return RetrySchedule(padded[: policy.max_attempts])
+    return doubling(
+        policy.max_attempts or len(DEFAULT_DELAYS_S),
+        policy.min_backoff_s or DEFAULT_DELAYS_S[1],
+        policy.max_backoff_s or DEFAULT_DELAYS_S[-1],
+    )
