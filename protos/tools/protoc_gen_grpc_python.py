@@ -1,7 +1,8 @@
-"""The missing `protoc-gen-grpc_python`: a protoc plugin around grpcio-tools, which ships that generator built in only.
+"""The missing `protoc-gen-grpc_python`: grpcio-tools has that generator built in only.
 
-Owns the translation of a plugin request into a call of `grpc_tools.protoc` and back. Knows nothing of buf or of this
-repository. Files without a service get no output, which would be an empty module.
+Owns the translation of a plugin's request into a call of `grpc_tools.protoc`, and back. Knows
+nothing of buf or of this repository. Files without a service get no output: it would be an empty
+module.
 """
 
 import sys
@@ -14,8 +15,9 @@ from grpc_tools import protoc
 
 
 def respond(request: CodeGeneratorRequest) -> CodeGeneratorResponse:
-    """Generate `_pb2_grpc.py` for the requested files that have services."""
-    response = CodeGeneratorResponse(supported_features=CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL)
+    """Generate `_pb2_grpc.py` for those requested files that have services."""
+    response = CodeGeneratorResponse()
+    response.supported_features = CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL
     wanted = set(request.file_to_generate)
     files = [file.name for file in request.proto_file if file.name in wanted and file.service]
     with tempfile.TemporaryDirectory() as folder:
@@ -26,7 +28,8 @@ def respond(request: CodeGeneratorRequest) -> CodeGeneratorResponse:
         if files and protoc.main(["protoc", *arguments]):
             response.error = "grpc_tools.protoc failed; its message stands above"
         for path in sorted(out.rglob("*.py")):
-            response.file.add(name=path.relative_to(out).as_posix(), content=path.read_text("utf-8"))
+            name = path.relative_to(out).as_posix()
+            response.file.add(name=name, content=path.read_text("utf-8"))
     return response
 
 

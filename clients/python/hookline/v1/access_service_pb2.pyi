@@ -82,14 +82,17 @@ class ListApiKeysRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Optional. The most keys to answer with. 0 means 50; above 1,000 counts as 1,000; negative is refused."""
+    """Optional. The most keys to answer with. 0 means 50; above 1,000 counts as 1,000; negative is
+    refused.
+    """
     page_token: _builtins.str
-    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must be the same.
-    Default: the first page.
+    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must
+    be the same. Default: the first page.
     """
     filter: _builtins.str
-    """Optional. CEL, comparisons joined by `&&`, over `display_name`, `tenant`, `create_time`, `expire_time`,
-    `last_use_time`, `revoke_time`. `tenant == "tenants/acme"`. At most 1,024 bytes. Default: all.
+    """Optional. CEL, comparisons joined by `&&`, over `display_name`, `tenant`, `create_time`,
+    `expire_time`, `last_use_time`, `revoke_time`. `tenant == "tenants/acme"`. At most 1,024 bytes.
+    Default: all.
     """
     def __init__(
         self,
@@ -191,16 +194,21 @@ class ListAuditEntriesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    """Required. `tenants/ID`; `tenants/-` for keys of all tenants, which shows also what belongs to none."""
+    """Required. `tenants/ID`; `tenants/-` for keys of all tenants, which shows also what belongs to
+    none.
+    """
     page_size: _builtins.int
-    """Optional. The most entries to answer with. 0 means 50; above 1,000 counts as 1,000; negative is refused."""
+    """Optional. The most entries to answer with. 0 means 50; above 1,000 counts as 1,000; negative is
+    refused.
+    """
     page_token: _builtins.str
-    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must be the same.
-    Default: the first page.
+    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must
+    be the same. Default: the first page.
     """
     filter: _builtins.str
-    """Optional. CEL, comparisons joined by `&&`, over `principal`, `method`, `resource`, `remote_address`, `sequence`,
-    `create_time`. `principal == "apiKeys/4rTq"`. At most 1,024 bytes. Default: all.
+    """Optional. CEL, comparisons joined by `&&`, over `principal`, `method`, `resource`,
+    `remote_address`, `sequence`, `create_time`. `principal == "apiKeys/4rTq"`. At most 1,024
+    bytes. Default: all.
     """
     def __init__(
         self,

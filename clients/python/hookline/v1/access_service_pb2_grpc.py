@@ -76,8 +76,8 @@ class AccessServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RevokeApiKey(self, request, context):
-        """Ends a key, for good, within 5 seconds on every node. Revoking a revoked one changes nothing. NOT_FOUND
-        (API_KEY_NOT_FOUND) where there is none.
+        """Ends a key, for good, within 5 seconds on every node. Revoking a revoked one changes nothing.
+        NOT_FOUND (API_KEY_NOT_FOUND) where there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

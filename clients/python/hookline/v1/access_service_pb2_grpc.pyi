@@ -21,8 +21,8 @@ class AccessServiceStub:
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_access_service_pb2.ListApiKeysRequest, _access_service_pb2.ListApiKeysResponse]
     """Lists the keys, newest first, revoked and expired ones too."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_access_service_pb2.RevokeApiKeyRequest, _access_service_pb2.RevokeApiKeyResponse]
-    """Ends a key, for good, within 5 seconds on every node. Revoking a revoked one changes nothing. NOT_FOUND
-    (API_KEY_NOT_FOUND) where there is none.
+    """Ends a key, for good, within 5 seconds on every node. Revoking a revoked one changes nothing.
+    NOT_FOUND (API_KEY_NOT_FOUND) where there is none.
     """
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_access_service_pb2.ListAuditEntriesRequest, _access_service_pb2.ListAuditEntriesResponse]
     """Lists what was done, newest first."""
@@ -52,8 +52,8 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_service_pb2.RevokeApiKeyRequest,
         context: _aio.ServicerContext[_access_service_pb2.RevokeApiKeyRequest, _abc.Awaitable[_access_service_pb2.RevokeApiKeyResponse]],
     ) -> _abc.Awaitable[_access_service_pb2.RevokeApiKeyResponse]:
-        """Ends a key, for good, within 5 seconds on every node. Revoking a revoked one changes nothing. NOT_FOUND
-        (API_KEY_NOT_FOUND) where there is none.
+        """Ends a key, for good, within 5 seconds on every node. Revoking a revoked one changes nothing.
+        NOT_FOUND (API_KEY_NOT_FOUND) where there is none.
         """
 
     @_abc_1.abstractmethod

@@ -20,8 +20,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class EventTypeOptions(_message.Message):
-    """The event type whose data a message is. Its description is the message's comment, where the descriptors carry source
-    information.
+    """The event type whose data a message is. Its description is the message's comment, where the
+    descriptors carry source information.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -50,6 +50,6 @@ Global___EventTypeOptions: _TypeAlias = EventTypeOptions  # noqa: Y015
 
 EVENT_TYPE_FIELD_NUMBER: _builtins.int
 event_type: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MessageOptions, Global___EventTypeOptions]
-"""Optional. The event type whose data the message is; EventTypeService.RegisterEventTypes reads it. Default: unset, an
-ordinary message.
+"""Optional. The event type whose data the message is; EventTypeService.RegisterEventTypes reads
+it. Default: unset, an ordinary message.
 """

@@ -40,7 +40,7 @@ class _ApiKeyScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiKeySco
     """All of these, and keep keys and read the audit log."""
 
 class ApiKeyScope(_ApiKeyScope, metaclass=_ApiKeyScopeEnumTypeWrapper):
-    """What a key may do. None includes another, but ADMIN all."""
+    """What a key may do. ADMIN includes all others; of the others none includes another."""
 
 API_KEY_SCOPE_UNSPECIFIED: ApiKeyScope.ValueType  # 0
 """Refused."""
@@ -58,7 +58,9 @@ Global___ApiKeyScope: _TypeAlias = ApiKeyScope  # noqa: Y015
 
 @_typing.final
 class ApiKey(_message.Message):
-    """A bearer token's public half. The token itself is shown once, by CreateApiKey, and stored as a keyed hash alone."""
+    """A bearer token's public half. The token itself is shown once, by CreateApiKey, and stored as a
+    keyed hash alone.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

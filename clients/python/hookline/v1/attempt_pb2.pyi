@@ -92,13 +92,21 @@ class Attempt(_message.Message):
     error: _builtins.str
     """Output only. What went wrong, for people; empty where it was accepted. At most 512 characters."""
     response_excerpt: _builtins.str
-    """Output only. How the answer's body began, at most 1 KiB, invalid UTF-8 replaced; empty where it was accepted."""
+    """Output only. How the answer's body began, at most 1 KiB, invalid UTF-8 replaced; empty where it
+    was accepted.
+    """
     url: _builtins.str
-    """Output only. Where the request went: the target's `url` or the one of `failover_urls` that was reached."""
+    """Output only. Where the request went: the target's `url` or the one of `failover_urls` that was
+    reached.
+    """
     remote_address: _builtins.str
-    """Output only. The address that was connected to, `192.0.2.1:443` or `[2001:db8::1]:443`; empty where none was."""
+    """Output only. The address that was connected to, without the port, `192.0.2.1` or `2001:db8::1`;
+    empty where none was.
+    """
     trace_id: _builtins.str
-    """Output only. The OpenTelemetry trace that shows it, 32 hexadecimal digits; empty where it was not sampled."""
+    """Output only. The OpenTelemetry trace that shows it, 32 hexadecimal digits; empty where it was
+    not sampled.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it began, by the database's clock."""

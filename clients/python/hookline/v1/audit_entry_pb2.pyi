@@ -19,7 +19,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class AuditEntry(_message.Message):
-    """One change or privileged read. Appended in the transaction of its cause, never changed, and chained by hashes."""
+    """One change or privileged read. Appended in the transaction of its cause, never changed, and
+    chained by hashes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -38,8 +40,8 @@ class AuditEntry(_message.Message):
     name: _builtins.str
     """Output only. `auditEntries/ID`."""
     principal: _builtins.str
-    """Output only. Who: `apiKeys/ID`, a certificate's or token's subject, `hookline` for the service itself, `anonymous`
-    where the service runs without authentication.
+    """Output only. Who: `apiKeys/ID`, a certificate's or token's subject, `hookline` for the service
+    itself, `anonymous` where the service runs without authentication.
     """
     method: _builtins.str
     """Output only. What: the RPC's full name, `/hookline.v1.SubscriptionService/PauseSubscription`."""
@@ -54,7 +56,9 @@ class AuditEntry(_message.Message):
     after_json: _builtins.str
     """Output only. The resource after, as JSON without secrets; empty for a deletion or a read."""
     trace_id: _builtins.str
-    """Output only. The OpenTelemetry trace of the call, 32 hexadecimal digits; empty where it was not sampled."""
+    """Output only. The OpenTelemetry trace of the call, 32 hexadecimal digits; empty where it was not
+    sampled.
+    """
     sequence: _builtins.int
     """Output only. Counts the entries, from 1, without a gap."""
     hash: _builtins.bytes

@@ -130,16 +130,22 @@ class Delivery(_message.Message):
     subscription: _builtins.str
     """Output only. The subscription, `tenants/ID/subscriptions/ID`."""
     replay: _builtins.str
-    """Output only. The replay that made it or retried it last, `tenants/ID/replays/ID`; empty otherwise."""
+    """Output only. The replay that made it or retried it last, `tenants/ID/replays/ID`; empty
+    otherwise.
+    """
     state: Global___DeliveryState.ValueType
     """Output only. How far it is."""
     state_reason: Global___DeliveryStateReason.ValueType
-    """Output only. Why a PENDING one waits, or a CANCELLED or EXPIRED one ended; otherwise unspecified."""
+    """Output only. Why a PENDING one waits, or a CANCELLED or EXPIRED one ended; otherwise
+    unspecified.
+    """
     attempt_count: _builtins.int
     """Output only. How many attempts were made and recorded."""
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When the next attempt is due; unset unless PENDING. May lie in the past, while it is held."""
+        """Output only. When the next attempt is due; unset unless PENDING. May lie in the past, while it
+        is held.
+        """
 
     @_builtins.property
     def last_attempt(self) -> _attempt_pb2.Attempt:

@@ -84,15 +84,18 @@ class ListDeliveriesRequest(_message.Message):
     tenant: _builtins.str
     """Required. `tenants/ID`; `tenants/-` for keys of all tenants."""
     page_size: _builtins.int
-    """Optional. The most deliveries to answer with. 0 means 50; above 1,000 counts as 1,000; negative is refused."""
+    """Optional. The most deliveries to answer with. 0 means 50; above 1,000 counts as 1,000; negative
+    is refused.
+    """
     page_token: _builtins.str
-    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must be the same.
-    Default: the first page.
+    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must
+    be the same. Default: the first page.
     """
     filter: _builtins.str
-    """Optional. CEL, comparisons joined by `&&`, over `event_type`, `replay`, `state_reason`, `attempt_count`,
-    `next_attempt_time`, `create_time`, `finish_time`; enum values are quoted and may leave out their prefix.
-    `event_type == "order.created" && attempt_count > 3`. At most 1,024 bytes. Default: all.
+    """Optional. CEL, comparisons joined by `&&`, over `event_type`, `replay`, `state_reason`,
+    `attempt_count`, `next_attempt_time`, `create_time`, `finish_time`; enum values are quoted and
+    may leave out their prefix. `event_type == "order.created" && attempt_count > 3`. At most 1,024
+    bytes. Default: all.
     """
     subscription: _builtins.str
     """Optional. Only those for this subscription, `tenants/ID/subscriptions/ID`. Default: empty, all."""
@@ -162,14 +165,17 @@ class ListAttemptsRequest(_message.Message):
     delivery: _builtins.str
     """Required. `tenants/ID/deliveries/dlv_…`; `tenants/-` for keys of all tenants."""
     page_size: _builtins.int
-    """Optional. The most attempts to answer with. 0 means 50; above 1,000 counts as 1,000; negative is refused."""
+    """Optional. The most attempts to answer with. 0 means 50; above 1,000 counts as 1,000; negative
+    is refused.
+    """
     page_token: _builtins.str
-    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must be the same.
-    Default: the first page.
+    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must
+    be the same. Default: the first page.
     """
     filter: _builtins.str
-    """Optional. CEL, comparisons joined by `&&`, over `number`, `outcome`, `http_status`, `start_time`; enum values are
-    quoted and may leave out their prefix. `outcome == "TIMEOUT"`. At most 1,024 bytes. Default: all.
+    """Optional. CEL, comparisons joined by `&&`, over `number`, `outcome`, `http_status`,
+    `start_time`; enum values are quoted and may leave out their prefix. `outcome == "TIMEOUT"`. At
+    most 1,024 bytes. Default: all.
     """
     def __init__(
         self,
@@ -318,9 +324,9 @@ class WatchDeliveriesRequest(_message.Message):
     tenant: _builtins.str
     """Required. `tenants/ID`; `tenants/-` for keys of all tenants."""
     filter: _builtins.str
-    """Optional. CEL, comparisons joined by `&&`, over `event`, `event_type`, `subscription`, `replay`, `state`,
-    `attempt_count`; enum values are quoted and may leave out their prefix. `state == "EXHAUSTED"`. At most 1,024 bytes.
-    Default: all.
+    """Optional. CEL, comparisons joined by `&&`, over `event`, `event_type`, `subscription`,
+    `replay`, `state`, `attempt_count`; enum values are quoted and may leave out their prefix.
+    `state == "EXHAUSTED"`. At most 1,024 bytes. Default: all.
     """
     def __init__(
         self,
@@ -435,9 +441,10 @@ class StartReplayRequest(_message.Message):
     tenant: _builtins.str
     """Required. `tenants/ID`, whose replay it will be."""
     replay_id: _builtins.str
-    """Optional. The last part of the name, and what makes the call safe to repeat: lower-case letters, digits and hyphens,
-    a letter first, at most 63 characters. ALREADY_EXISTS (REPLAY_ALREADY_EXISTS) where it names another replay.
-    Default: empty; the server makes one, `r-…`.
+    """Optional. The last part of the name, and what makes the call safe to repeat: lower-case
+    letters, digits and hyphens, a letter first, at most 63 characters. ALREADY_EXISTS
+    (REPLAY_ALREADY_EXISTS) where it names another replay. Default: empty; the server makes one,
+    `r-…`.
     """
     validate_only: _builtins.bool
     """Optional. Count what would be done, and do nothing. Default: false."""
@@ -544,14 +551,17 @@ class ListReplaysRequest(_message.Message):
     tenant: _builtins.str
     """Required. `tenants/ID`; `tenants/-` for keys of all tenants."""
     page_size: _builtins.int
-    """Optional. The most replays to answer with. 0 means 50; above 1,000 counts as 1,000; negative is refused."""
+    """Optional. The most replays to answer with. 0 means 50; above 1,000 counts as 1,000; negative is
+    refused.
+    """
     page_token: _builtins.str
-    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must be the same.
-    Default: the first page.
+    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must
+    be the same. Default: the first page.
     """
     filter: _builtins.str
-    """Optional. CEL, comparisons joined by `&&`, over `subscription`, `state`, `create_time`, `finish_time`; enum values
-    are quoted and may leave out their prefix. `state == "RUNNING"`. At most 1,024 bytes. Default: all.
+    """Optional. CEL, comparisons joined by `&&`, over `subscription`, `state`, `create_time`,
+    `finish_time`; enum values are quoted and may leave out their prefix. `state == "RUNNING"`. At
+    most 1,024 bytes. Default: all.
     """
     def __init__(
         self,

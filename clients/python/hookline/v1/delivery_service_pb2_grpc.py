@@ -114,8 +114,8 @@ class DeliveryServiceServicer(object):
 
     def RetryDelivery(self, request, context):
         """Makes a delivery due now, with a new budget of attempts if it was finished. FAILED_PRECONDITION
-        (DELIVERY_ALREADY_SUCCEEDED, EVENT_NEAR_EXPIRY, SUBSCRIPTION_DELETED) where that cannot be; for what succeeded use a
-        replay.
+        (DELIVERY_ALREADY_SUCCEEDED, EVENT_NEAR_EXPIRY, SUBSCRIPTION_DELETED) where that cannot be; for
+        what succeeded use a replay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,21 +123,24 @@ class DeliveryServiceServicer(object):
 
     def CancelDelivery(self, request, context):
         """Ends a pending delivery: 2 seconds after OK no attempt starts any more. FAILED_PRECONDITION
-        (DELIVERY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes nothing.
+        (DELIVERY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes
+        nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchDeliveries(self, request, context):
-        """Shows the deliveries of a tenant as they change, until the caller ends it. Changes from before the call are not shown.
+        """Shows the deliveries of a tenant as they change, until the caller ends it. Changes from before
+        the call are not shown.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartReplay(self, request, context):
-        """Starts to deliver past events once more. The same `replay_id` and replay again: the first one is answered.
+        """Starts to deliver past events once more. The same `replay_id` and replay again: the first one
+        is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,8 +161,9 @@ class DeliveryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelReplay(self, request, context):
-        """Ends a running replay; the deliveries it made stay. FAILED_PRECONDITION (REPLAY_ALREADY_FINISHED) for one that ended
-        otherwise; cancelling a cancelled one changes nothing.
+        """Ends a running replay; the deliveries it made stay. FAILED_PRECONDITION
+        (REPLAY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes
+        nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

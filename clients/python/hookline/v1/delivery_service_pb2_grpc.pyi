@@ -24,24 +24,30 @@ class DeliveryServiceStub:
     """Lists a delivery's attempts, oldest first."""
     RetryDelivery: _aio.UnaryUnaryMultiCallable[_delivery_service_pb2.RetryDeliveryRequest, _delivery_service_pb2.RetryDeliveryResponse]
     """Makes a delivery due now, with a new budget of attempts if it was finished. FAILED_PRECONDITION
-    (DELIVERY_ALREADY_SUCCEEDED, EVENT_NEAR_EXPIRY, SUBSCRIPTION_DELETED) where that cannot be; for what succeeded use a
-    replay.
+    (DELIVERY_ALREADY_SUCCEEDED, EVENT_NEAR_EXPIRY, SUBSCRIPTION_DELETED) where that cannot be; for
+    what succeeded use a replay.
     """
     CancelDelivery: _aio.UnaryUnaryMultiCallable[_delivery_service_pb2.CancelDeliveryRequest, _delivery_service_pb2.CancelDeliveryResponse]
     """Ends a pending delivery: 2 seconds after OK no attempt starts any more. FAILED_PRECONDITION
-    (DELIVERY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes nothing.
+    (DELIVERY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes
+    nothing.
     """
     WatchDeliveries: _aio.UnaryStreamMultiCallable[_delivery_service_pb2.WatchDeliveriesRequest, _delivery_service_pb2.WatchDeliveriesResponse]
-    """Shows the deliveries of a tenant as they change, until the caller ends it. Changes from before the call are not shown."""
+    """Shows the deliveries of a tenant as they change, until the caller ends it. Changes from before
+    the call are not shown.
+    """
     StartReplay: _aio.UnaryUnaryMultiCallable[_delivery_service_pb2.StartReplayRequest, _delivery_service_pb2.StartReplayResponse]
-    """Starts to deliver past events once more. The same `replay_id` and replay again: the first one is answered."""
+    """Starts to deliver past events once more. The same `replay_id` and replay again: the first one
+    is answered.
+    """
     GetReplay: _aio.UnaryUnaryMultiCallable[_delivery_service_pb2.GetReplayRequest, _delivery_service_pb2.GetReplayResponse]
     """Reads one replay. NOT_FOUND (REPLAY_NOT_FOUND) where there is none."""
     ListReplays: _aio.UnaryUnaryMultiCallable[_delivery_service_pb2.ListReplaysRequest, _delivery_service_pb2.ListReplaysResponse]
     """Lists a tenant's replays, newest first."""
     CancelReplay: _aio.UnaryUnaryMultiCallable[_delivery_service_pb2.CancelReplayRequest, _delivery_service_pb2.CancelReplayResponse]
-    """Ends a running replay; the deliveries it made stay. FAILED_PRECONDITION (REPLAY_ALREADY_FINISHED) for one that ended
-    otherwise; cancelling a cancelled one changes nothing.
+    """Ends a running replay; the deliveries it made stay. FAILED_PRECONDITION
+    (REPLAY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes
+    nothing.
     """
 
 class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -78,8 +84,8 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_delivery_service_pb2.RetryDeliveryRequest, _abc.Awaitable[_delivery_service_pb2.RetryDeliveryResponse]],
     ) -> _abc.Awaitable[_delivery_service_pb2.RetryDeliveryResponse]:
         """Makes a delivery due now, with a new budget of attempts if it was finished. FAILED_PRECONDITION
-        (DELIVERY_ALREADY_SUCCEEDED, EVENT_NEAR_EXPIRY, SUBSCRIPTION_DELETED) where that cannot be; for what succeeded use a
-        replay.
+        (DELIVERY_ALREADY_SUCCEEDED, EVENT_NEAR_EXPIRY, SUBSCRIPTION_DELETED) where that cannot be; for
+        what succeeded use a replay.
         """
 
     @_abc_1.abstractmethod
@@ -89,7 +95,8 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_delivery_service_pb2.CancelDeliveryRequest, _abc.Awaitable[_delivery_service_pb2.CancelDeliveryResponse]],
     ) -> _abc.Awaitable[_delivery_service_pb2.CancelDeliveryResponse]:
         """Ends a pending delivery: 2 seconds after OK no attempt starts any more. FAILED_PRECONDITION
-        (DELIVERY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes nothing.
+        (DELIVERY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes
+        nothing.
         """
 
     @_abc_1.abstractmethod
@@ -98,7 +105,9 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _delivery_service_pb2.WatchDeliveriesRequest,
         context: _aio.ServicerContext[_delivery_service_pb2.WatchDeliveriesRequest, _abc.AsyncIterator[_delivery_service_pb2.WatchDeliveriesResponse]],
     ) -> _abc.AsyncIterator[_delivery_service_pb2.WatchDeliveriesResponse]:
-        """Shows the deliveries of a tenant as they change, until the caller ends it. Changes from before the call are not shown."""
+        """Shows the deliveries of a tenant as they change, until the caller ends it. Changes from before
+        the call are not shown.
+        """
 
     @_abc_1.abstractmethod
     def StartReplay(
@@ -106,7 +115,9 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _delivery_service_pb2.StartReplayRequest,
         context: _aio.ServicerContext[_delivery_service_pb2.StartReplayRequest, _abc.Awaitable[_delivery_service_pb2.StartReplayResponse]],
     ) -> _abc.Awaitable[_delivery_service_pb2.StartReplayResponse]:
-        """Starts to deliver past events once more. The same `replay_id` and replay again: the first one is answered."""
+        """Starts to deliver past events once more. The same `replay_id` and replay again: the first one
+        is answered.
+        """
 
     @_abc_1.abstractmethod
     def GetReplay(
@@ -130,8 +141,9 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _delivery_service_pb2.CancelReplayRequest,
         context: _aio.ServicerContext[_delivery_service_pb2.CancelReplayRequest, _abc.Awaitable[_delivery_service_pb2.CancelReplayResponse]],
     ) -> _abc.Awaitable[_delivery_service_pb2.CancelReplayResponse]:
-        """Ends a running replay; the deliveries it made stay. FAILED_PRECONDITION (REPLAY_ALREADY_FINISHED) for one that ended
-        otherwise; cancelling a cancelled one changes nothing.
+        """Ends a running replay; the deliveries it made stay. FAILED_PRECONDITION
+        (REPLAY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes
+        nothing.
         """
 
 def add_DeliveryServiceServicer_to_server(servicer: DeliveryServiceServicer, server: _aio.Server) -> None: ...

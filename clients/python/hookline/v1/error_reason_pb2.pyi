@@ -27,11 +27,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: a client newer than the service compares with it by mistake.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 1
-    """INTERNAL. Something broke in Hookline that should not; its log has the particulars, the client none.
-    Example: a query fails in a way that no code expects. Repeating may help, with idempotency keys.
+    """INTERNAL. Something broke in Hookline that should not; its log has the particulars, the client
+    none.
+    Example: a query fails in a way that no code expects. Repeating may help, with idempotency
+    keys.
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 2
-    """UNAVAILABLE. The database is not reachable, or lost the connection: nothing is stored, or repeating is safe.
+    """UNAVAILABLE. The database is not reachable, or lost the connection: nothing is stored, or
+    repeating is safe.
     Example: Postgres restarts during PublishEvents; repeat with the same idempotency keys.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 3
@@ -39,17 +42,21 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: a call arrives after SIGTERM; a client that reconnects reaches another node.
     """
     ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 4
-    """UNIMPLEMENTED. The contract has it and this version does not; metadata `field` names the field, if it is one.
-    Example: CreateSubscription with `payload_format` CLOUDEVENTS, on a version that cannot build it.
+    """UNIMPLEMENTED. The contract has it and this version does not; metadata `field` names the field,
+    if it is one.
+    Example: CreateSubscription with `payload_format` CLOUDEVENTS, on a version that cannot build
+    it.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 5
-    """DEADLINE_EXCEEDED. The caller's deadline passed before the answer; what was asked may have been done.
+    """DEADLINE_EXCEEDED. The caller's deadline passed before the answer; what was asked may have been
+    done.
     Example: PublishEvents with a deadline of 1 millisecond.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 6
-    """RESOURCE_EXHAUSTED, before anything is stored. The service has more to do than it can; `RetryInfo` tells when to come
-    back.
-    Example: publishers are faster than the database commits, and the queue of waiting calls is full.
+    """RESOURCE_EXHAUSTED, before anything is stored. The service has more to do than it can;
+    `RetryInfo` tells when to come back.
+    Example: publishers are faster than the database commits, and the queue of waiting calls is
+    full.
     """
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 7
     """RESOURCE_EXHAUSTED. A limit of the tenant or key is reached; `QuotaFailure` names it.
@@ -61,7 +68,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 9
     """PERMISSION_DENIED. The caller is known, and may not do this anywhere.
-    Example: a key with scope PUBLISH alone calls ListDeliveries; a tenant's key calls CreateEventType.
+    Example: a key with scope PUBLISH alone calls ListDeliveries; a tenant's key calls
+    CreateEventType.
     """
     ERROR_REASON_REQUEST_MALFORMED: _ErrorReason.ValueType  # 10
     """INVALID_ARGUMENT. The bytes are not the message that the method takes.
@@ -69,14 +77,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_FIELD_INVALID: _ErrorReason.ValueType  # 11
     """INVALID_ARGUMENT. A field breaks its grammar or bounds, or fields contradict one another.
-    Example: `events[3].type` is `order..created`; `retry_policy` has `schedule` and `max_attempts`.
+    Example: `events[3].type` is `order..created`; `retry_policy` has `schedule` and
+    `max_attempts`.
     """
     ERROR_REASON_FIELD_REQUIRED: _ErrorReason.ValueType  # 12
     """INVALID_ARGUMENT. A required field is missing.
     Example: CreateSubscription without `subscription.event_types`.
     """
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 13
-    """INVALID_ARGUMENT. A field is larger than a limit allows; metadata `limit` and `maximum` tell which and how much.
+    """INVALID_ARGUMENT. A field is larger than a limit allows; metadata `limit` and `maximum` tell
+    which and how much.
     Example: PublishEvents with 1,001 events; `events[0].json_data` of 300 KiB.
     """
     ERROR_REASON_FIELD_IMMUTABLE: _ErrorReason.ValueType  # 14
@@ -93,11 +103,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_FILTER_INVALID: _ErrorReason.ValueType  # 17
     """INVALID_ARGUMENT. A filter does not parse, or uses what it may not.
-    Example: ListDeliveries with `filter` `attempt_count >`; a subscription's `filter` with an unknown variable.
+    Example: ListDeliveries with `filter` `attempt_count >`; a subscription's `filter` with an
+    unknown variable.
     """
     ERROR_REASON_TARGET_URL_INVALID: _ErrorReason.ValueType  # 18
     """INVALID_ARGUMENT. A target's URL is not one that can be sent to.
-    Example: `subscription.http.url` is `ftp://example.com`, `https://user@example.com` or `http://0x7f.1/`.
+    Example: `subscription.http.url` is `ftp://example.com`, `https://user@example.com` or
+    `http://0x7f.1/`.
     """
     ERROR_REASON_TARGET_ADDRESS_FORBIDDEN: _ErrorReason.ValueType  # 19
     """INVALID_ARGUMENT. A target's URL names an address that deliveries may not reach.
@@ -117,7 +129,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_PAYLOAD_SCHEMA_MISMATCH: _ErrorReason.ValueType  # 23
     """INVALID_ARGUMENT. An event's data does not satisfy the schema of its type.
-    Example: `order.created` requires `id` to be an integer, and `events[0].json_data` is `{"id":"one"}`.
+    Example: `order.created` requires `id` to be an integer, and `events[0].json_data` is
+    `{"id":"one"}`.
     """
     ERROR_REASON_PAYLOAD_TYPE_UNKNOWN: _ErrorReason.ValueType  # 24
     """INVALID_ARGUMENT. `proto_data` is of a message that no registered event type has.
@@ -172,8 +185,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: StartReplay with a known `replay_id` and other times.
     """
     ERROR_REASON_IDEMPOTENCY_KEY_REUSED: _ErrorReason.ValueType  # 37
-    """ALREADY_EXISTS. The idempotency key stands for another event; metadata `index` and `name` tell which event of the
-    request, and the name of the first one.
+    """ALREADY_EXISTS. The idempotency key stands for another event; metadata `index` and `name` tell
+    which event of the request, and the name of the first one.
     Example: PublishEvents with the key of an earlier event, and other data.
     """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 38
@@ -185,7 +198,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: RetryDelivery in the moment in which the delivery's last attempt is recorded.
     """
     ERROR_REASON_TENANT_NOT_EMPTY: _ErrorReason.ValueType  # 40
-    """FAILED_PRECONDITION. The tenant still has subscriptions or pending deliveries, and `force` is not set.
+    """FAILED_PRECONDITION. The tenant still has subscriptions or pending deliveries, and `force` is
+    not set.
     Example: DeleteTenant of `tenants/acme` while it has a subscription.
     """
     ERROR_REASON_TENANT_DELETING: _ErrorReason.ValueType  # 41
@@ -198,14 +212,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_EVENT_TYPE_ARCHIVED: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION. The event type is archived.
-    Example: PublishEvents of an `order.created` after ArchiveEventType of `eventTypes/order.created`.
+    Example: PublishEvents of an `order.created` after ArchiveEventType of
+    `eventTypes/order.created`.
     """
     ERROR_REASON_EVENT_TYPE_UNKNOWN: _ErrorReason.ValueType  # 44
-    """FAILED_PRECONDITION. The event type is not registered, and the service takes registered ones only.
+    """FAILED_PRECONDITION. The event type is not registered, and the service takes registered ones
+    only.
     Example: PublishEvents of an `order.craeted` where HOOKLINE_STRICT_EVENT_TYPES is on.
     """
     ERROR_REASON_SCHEMA_INCOMPATIBLE: _ErrorReason.ValueType  # 45
-    """FAILED_PRECONDITION. The new descriptors break readers of earlier events, and `force` is not set.
+    """FAILED_PRECONDITION. The new descriptors break readers of earlier events, and `force` is not
+    set.
     Example: RegisterEventTypes with a message that lost a field.
     """
     ERROR_REASON_SUBSCRIPTION_DELETED: _ErrorReason.ValueType  # 46
@@ -225,7 +242,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: CancelDelivery of a delivery in state EXHAUSTED.
     """
     ERROR_REASON_EVENT_NEAR_EXPIRY: _ErrorReason.ValueType  # 50
-    """FAILED_PRECONDITION. The event is about to be dropped for its age, so that its deliveries may not begin anew.
+    """FAILED_PRECONDITION. The event is about to be dropped for its age, so that its deliveries may
+    not begin anew.
     Example: RetryDelivery of an event whose retention ends in 3 days.
     """
     ERROR_REASON_REPLAY_ALREADY_FINISHED: _ErrorReason.ValueType  # 51
@@ -234,9 +252,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call failed. `google.rpc.ErrorInfo.reason` carries the value's name without `ERROR_REASON_`, its `domain` being
-    `hookline`; each comment names the gRPC status that it comes with. Of an INVALID_ARGUMENT with violations of several
-    kinds the reason is FIELD_INVALID, and each violation of `google.rpc.BadRequest` carries its own.
+    """Why a call failed. `google.rpc.ErrorInfo.reason` carries the value's name without
+    `ERROR_REASON_`, its `domain` being `hookline`; each comment names the gRPC status that it comes
+    with. Of an INVALID_ARGUMENT with violations of several kinds the reason is FIELD_INVALID, and
+    each violation of `google.rpc.BadRequest` carries its own.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -244,11 +263,14 @@ ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 Example: a client newer than the service compares with it by mistake.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 1
-"""INTERNAL. Something broke in Hookline that should not; its log has the particulars, the client none.
-Example: a query fails in a way that no code expects. Repeating may help, with idempotency keys.
+"""INTERNAL. Something broke in Hookline that should not; its log has the particulars, the client
+none.
+Example: a query fails in a way that no code expects. Repeating may help, with idempotency
+keys.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 2
-"""UNAVAILABLE. The database is not reachable, or lost the connection: nothing is stored, or repeating is safe.
+"""UNAVAILABLE. The database is not reachable, or lost the connection: nothing is stored, or
+repeating is safe.
 Example: Postgres restarts during PublishEvents; repeat with the same idempotency keys.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 3
@@ -256,17 +278,21 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 3
 Example: a call arrives after SIGTERM; a client that reconnects reaches another node.
 """
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 4
-"""UNIMPLEMENTED. The contract has it and this version does not; metadata `field` names the field, if it is one.
-Example: CreateSubscription with `payload_format` CLOUDEVENTS, on a version that cannot build it.
+"""UNIMPLEMENTED. The contract has it and this version does not; metadata `field` names the field,
+if it is one.
+Example: CreateSubscription with `payload_format` CLOUDEVENTS, on a version that cannot build
+it.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 5
-"""DEADLINE_EXCEEDED. The caller's deadline passed before the answer; what was asked may have been done.
+"""DEADLINE_EXCEEDED. The caller's deadline passed before the answer; what was asked may have been
+done.
 Example: PublishEvents with a deadline of 1 millisecond.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 6
-"""RESOURCE_EXHAUSTED, before anything is stored. The service has more to do than it can; `RetryInfo` tells when to come
-back.
-Example: publishers are faster than the database commits, and the queue of waiting calls is full.
+"""RESOURCE_EXHAUSTED, before anything is stored. The service has more to do than it can;
+`RetryInfo` tells when to come back.
+Example: publishers are faster than the database commits, and the queue of waiting calls is
+full.
 """
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 7
 """RESOURCE_EXHAUSTED. A limit of the tenant or key is reached; `QuotaFailure` names it.
@@ -278,7 +304,8 @@ Example: no `authorization`, a garbled, an expired, or a revoked key.
 """
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 9
 """PERMISSION_DENIED. The caller is known, and may not do this anywhere.
-Example: a key with scope PUBLISH alone calls ListDeliveries; a tenant's key calls CreateEventType.
+Example: a key with scope PUBLISH alone calls ListDeliveries; a tenant's key calls
+CreateEventType.
 """
 ERROR_REASON_REQUEST_MALFORMED: ErrorReason.ValueType  # 10
 """INVALID_ARGUMENT. The bytes are not the message that the method takes.
@@ -286,14 +313,16 @@ Example: a truncated message; a string that is not UTF-8.
 """
 ERROR_REASON_FIELD_INVALID: ErrorReason.ValueType  # 11
 """INVALID_ARGUMENT. A field breaks its grammar or bounds, or fields contradict one another.
-Example: `events[3].type` is `order..created`; `retry_policy` has `schedule` and `max_attempts`.
+Example: `events[3].type` is `order..created`; `retry_policy` has `schedule` and
+`max_attempts`.
 """
 ERROR_REASON_FIELD_REQUIRED: ErrorReason.ValueType  # 12
 """INVALID_ARGUMENT. A required field is missing.
 Example: CreateSubscription without `subscription.event_types`.
 """
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 13
-"""INVALID_ARGUMENT. A field is larger than a limit allows; metadata `limit` and `maximum` tell which and how much.
+"""INVALID_ARGUMENT. A field is larger than a limit allows; metadata `limit` and `maximum` tell
+which and how much.
 Example: PublishEvents with 1,001 events; `events[0].json_data` of 300 KiB.
 """
 ERROR_REASON_FIELD_IMMUTABLE: ErrorReason.ValueType  # 14
@@ -310,11 +339,13 @@ Example: the token of ListDeliveries for one subscription, sent with another.
 """
 ERROR_REASON_FILTER_INVALID: ErrorReason.ValueType  # 17
 """INVALID_ARGUMENT. A filter does not parse, or uses what it may not.
-Example: ListDeliveries with `filter` `attempt_count >`; a subscription's `filter` with an unknown variable.
+Example: ListDeliveries with `filter` `attempt_count >`; a subscription's `filter` with an
+unknown variable.
 """
 ERROR_REASON_TARGET_URL_INVALID: ErrorReason.ValueType  # 18
 """INVALID_ARGUMENT. A target's URL is not one that can be sent to.
-Example: `subscription.http.url` is `ftp://example.com`, `https://user@example.com` or `http://0x7f.1/`.
+Example: `subscription.http.url` is `ftp://example.com`, `https://user@example.com` or
+`http://0x7f.1/`.
 """
 ERROR_REASON_TARGET_ADDRESS_FORBIDDEN: ErrorReason.ValueType  # 19
 """INVALID_ARGUMENT. A target's URL names an address that deliveries may not reach.
@@ -334,7 +365,8 @@ Example: `events[0].json_data` is `{"id":1,}`, or has the same key twice, or NaN
 """
 ERROR_REASON_PAYLOAD_SCHEMA_MISMATCH: ErrorReason.ValueType  # 23
 """INVALID_ARGUMENT. An event's data does not satisfy the schema of its type.
-Example: `order.created` requires `id` to be an integer, and `events[0].json_data` is `{"id":"one"}`.
+Example: `order.created` requires `id` to be an integer, and `events[0].json_data` is
+`{"id":"one"}`.
 """
 ERROR_REASON_PAYLOAD_TYPE_UNKNOWN: ErrorReason.ValueType  # 24
 """INVALID_ARGUMENT. `proto_data` is of a message that no registered event type has.
@@ -389,8 +421,8 @@ ERROR_REASON_REPLAY_ALREADY_EXISTS: ErrorReason.ValueType  # 36
 Example: StartReplay with a known `replay_id` and other times.
 """
 ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 37
-"""ALREADY_EXISTS. The idempotency key stands for another event; metadata `index` and `name` tell which event of the
-request, and the name of the first one.
+"""ALREADY_EXISTS. The idempotency key stands for another event; metadata `index` and `name` tell
+which event of the request, and the name of the first one.
 Example: PublishEvents with the key of an earlier event, and other data.
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 38
@@ -402,7 +434,8 @@ ERROR_REASON_CONCURRENT_CHANGE: ErrorReason.ValueType  # 39
 Example: RetryDelivery in the moment in which the delivery's last attempt is recorded.
 """
 ERROR_REASON_TENANT_NOT_EMPTY: ErrorReason.ValueType  # 40
-"""FAILED_PRECONDITION. The tenant still has subscriptions or pending deliveries, and `force` is not set.
+"""FAILED_PRECONDITION. The tenant still has subscriptions or pending deliveries, and `force` is
+not set.
 Example: DeleteTenant of `tenants/acme` while it has a subscription.
 """
 ERROR_REASON_TENANT_DELETING: ErrorReason.ValueType  # 41
@@ -415,14 +448,17 @@ Example: DeleteTenant of `tenants/default`.
 """
 ERROR_REASON_EVENT_TYPE_ARCHIVED: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION. The event type is archived.
-Example: PublishEvents of an `order.created` after ArchiveEventType of `eventTypes/order.created`.
+Example: PublishEvents of an `order.created` after ArchiveEventType of
+`eventTypes/order.created`.
 """
 ERROR_REASON_EVENT_TYPE_UNKNOWN: ErrorReason.ValueType  # 44
-"""FAILED_PRECONDITION. The event type is not registered, and the service takes registered ones only.
+"""FAILED_PRECONDITION. The event type is not registered, and the service takes registered ones
+only.
 Example: PublishEvents of an `order.craeted` where HOOKLINE_STRICT_EVENT_TYPES is on.
 """
 ERROR_REASON_SCHEMA_INCOMPATIBLE: ErrorReason.ValueType  # 45
-"""FAILED_PRECONDITION. The new descriptors break readers of earlier events, and `force` is not set.
+"""FAILED_PRECONDITION. The new descriptors break readers of earlier events, and `force` is not
+set.
 Example: RegisterEventTypes with a message that lost a field.
 """
 ERROR_REASON_SUBSCRIPTION_DELETED: ErrorReason.ValueType  # 46
@@ -442,7 +478,8 @@ ERROR_REASON_DELIVERY_ALREADY_FINISHED: ErrorReason.ValueType  # 49
 Example: CancelDelivery of a delivery in state EXHAUSTED.
 """
 ERROR_REASON_EVENT_NEAR_EXPIRY: ErrorReason.ValueType  # 50
-"""FAILED_PRECONDITION. The event is about to be dropped for its age, so that its deliveries may not begin anew.
+"""FAILED_PRECONDITION. The event is about to be dropped for its age, so that its deliveries may
+not begin anew.
 Example: RetryDelivery of an event whose retention ends in 3 days.
 """
 ERROR_REASON_REPLAY_ALREADY_FINISHED: ErrorReason.ValueType  # 51

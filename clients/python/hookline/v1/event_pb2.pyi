@@ -47,7 +47,9 @@ Global___EventView: _TypeAlias = EventView  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):
-    """Something that happened. Immutable once accepted; its data is stored, signed and sent as the very bytes accepted."""
+    """Something that happened. Immutable once accepted; its data is stored, signed and sent as the very
+    bytes accepted.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -88,57 +90,68 @@ class Event(_message.Message):
     EVENT_TYPE_REVISION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Output only. `tenants/ID/events/evt_…`. The last part is the `webhook-id` that receivers see, the same for every
-    attempt of every delivery.
+    """Output only. `tenants/ID/events/evt_…`. The last part is the `webhook-id` that receivers see,
+    the same for every attempt of every delivery.
     """
     type: _builtins.str
-    """Required. What kind of event: parts of `[A-Za-z0-9_-]+` joined by dots, at most 128 characters. `hookline.` and what
-    begins so is reserved. Must be a registered event type only where the service is set to be strict.
+    """Required. What kind of event: parts of `[A-Za-z0-9_-]+` joined by dots, at most 128 characters.
+    `hookline.` and what begins so is reserved. Must be a registered event type only where the
+    service is set to be strict.
     """
     source: _builtins.str
-    """Optional. Where it happened, a URI reference as in CloudEvents. At most 1,024 bytes. Default: `/tenants/ID`."""
+    """Optional. Where it happened, a URI reference as in CloudEvents. At most 1,024 bytes. Default:
+    `/tenants/ID`.
+    """
     subject: _builtins.str
     """Optional. What it happened to, as in CloudEvents. At most 1,024 bytes. Default: empty."""
     external_id: _builtins.str
-    """Optional. The id of a CloudEvents event from elsewhere, handed on in CLOUDEVENTS payloads. At most 255 bytes.
-    Default: empty; the last part of `name` serves.
+    """Optional. The id of a CloudEvents event from elsewhere, handed on in CLOUDEVENTS payloads. At
+    most 255 bytes. Default: empty; the last part of `name` serves.
     """
     data_schema: _builtins.str
-    """Optional. The URI of the data's schema, as `dataschema` in CloudEvents. At most 1,024 bytes. Default: empty."""
+    """Optional. The URI of the data's schema, as `dataschema` in CloudEvents. At most 1,024 bytes.
+    Default: empty.
+    """
     idempotency_key: _builtins.str
-    """Optional. Makes publishing safe to repeat: for 72 hours an equal event of the same tenant and key is answered with
-    the first one's name, another one refused with ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED). 1 to 255 printable ASCII
-    characters. Default: empty, no check.
+    """Optional. Makes publishing safe to repeat: for 72 hours an equal event of the same tenant and
+    key is answered with the first one's name, another one refused with ALREADY_EXISTS
+    (IDEMPOTENCY_KEY_REUSED). 1 to 255 printable ASCII characters. Default: empty, no check.
     """
     ordering_key: _builtins.str
-    """Optional. Ordered subscriptions deliver the events of one key one at a time, in publish order. 1 to 255 printable
-    ASCII characters. Default: empty, in no order with others.
+    """Optional. Ordered subscriptions deliver the events of one key one at a time, in publish order.
+    1 to 255 printable ASCII characters. Default: empty, in no order with others.
     """
     content_type: _builtins.str
-    """Optional. The media type of `binary_data`. At most 255 printable ASCII characters. Default: `application/json` for
-    `json_data` and `proto_data`, which take no other, `application/octet-stream` for `binary_data`.
+    """Optional. The media type of the data, with parameters if need be (RFC 9110). At most 255
+    characters. Default: `application/octet-stream` for `binary_data`, otherwise
+    `application/json`.
     """
     json_data: _builtins.str
     """JSON text (RFC 8259, UTF-8, no duplicate keys), kept and delivered byte for byte."""
     binary_data: _builtins.bytes
     """Any bytes; base64 in STANDARD and CLOUDEVENTS payloads, themselves in RAW ones."""
     event_type_revision: _builtins.int
-    """Output only. The revision of the event type whose schema the data satisfied; 0 where the type is not registered."""
+    """Output only. The revision of the event type whose schema the data satisfied; 0 where the type
+    is not registered.
+    """
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
-        """Optional. When it happened, by the publisher's clock. The years 1 to 9999. Default: unset; receivers then see
-        `create_time`.
+        """Optional. When it happened, by the publisher's clock. The years 1 to 9999. Default: unset;
+        receivers then see `create_time`.
         """
 
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional. Marks to filter by, CloudEvents extensions in CLOUDEVENTS payloads. At most 32; names `[a-z0-9]{1,64}` but
-        no name of a CloudEvents core attribute nor `traceparent`; values at most 1 KiB. Default: none.
+        """Optional. Marks to filter by, CloudEvents extensions in CLOUDEVENTS payloads. At most 32; names
+        `[a-z0-9]{1,64}` but no name of a CloudEvents core attribute nor `traceparent`; values at most
+        1 KiB. Default: none.
         """
 
     @_builtins.property
     def proto_data(self) -> _any_pb2.Any:
-        """Input only. A message of a registered event type; stored, answered and delivered as `json_data`, its proto3 JSON."""
+        """Input only. A message of a registered event type; stored, answered and delivered as
+        `json_data`, its proto3 JSON.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -38,9 +38,13 @@ class _MatchReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MatchReas
     MATCH_REASON_FILTER_FALSE: _MatchReason.ValueType  # 3
     """The filter is false for the event."""
     MATCH_REASON_FILTER_FAILED: _MatchReason.ValueType  # 4
-    """The filter cannot be computed for the event, as where it compares a field that the data lacks; that counts as false."""
+    """The filter cannot be computed for the event, as where it compares a field that the data lacks;
+    that counts as false.
+    """
     MATCH_REASON_EVENT_EARLIER: _MatchReason.ValueType  # 5
-    """Type and filter match, but the event was accepted before the subscription began or was changed to match."""
+    """Type and filter match, but the event was accepted before the subscription began or was changed
+    to match.
+    """
 
 class MatchReason(_MatchReason, metaclass=_MatchReasonEnumTypeWrapper):
     """What decides whether a subscription gets an event."""
@@ -54,9 +58,13 @@ MATCH_REASON_TYPE_NOT_SUBSCRIBED: MatchReason.ValueType  # 2
 MATCH_REASON_FILTER_FALSE: MatchReason.ValueType  # 3
 """The filter is false for the event."""
 MATCH_REASON_FILTER_FAILED: MatchReason.ValueType  # 4
-"""The filter cannot be computed for the event, as where it compares a field that the data lacks; that counts as false."""
+"""The filter cannot be computed for the event, as where it compares a field that the data lacks;
+that counts as false.
+"""
 MATCH_REASON_EVENT_EARLIER: MatchReason.ValueType  # 5
-"""Type and filter match, but the event was accepted before the subscription began or was changed to match."""
+"""Type and filter match, but the event was accepted before the subscription began or was changed
+to match.
+"""
 Global___MatchReason: _TypeAlias = MatchReason  # noqa: Y015
 
 @_typing.final
@@ -71,7 +79,9 @@ class PublishEventsRequest(_message.Message):
     """Required. `tenants/ID`, whose events these are."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
-        """Required. 1 to 1,000 events, 4 MiB in all. Accepted all or none; ordered subscriptions see them in this order."""
+        """Required. 1 to 1,000 events, 4 MiB in all. Accepted all or none; ordered subscriptions see them
+        in this order.
+        """
 
     def __init__(
         self,
@@ -123,9 +133,13 @@ class PublishResult(_message.Message):
     name: _builtins.str
     """The event's name, `tenants/ID/events/evt_…`; of a deduplicated event, the first one's."""
     deduplicated: _builtins.bool
-    """Whether an equal event with the same idempotency key was accepted before, so that nothing was stored this time."""
+    """Whether an equal event with the same idempotency key was accepted before, so that nothing was
+    stored this time.
+    """
     delivery_count: _builtins.int
-    """How many subscriptions matched and got a delivery; of a deduplicated event, when the first one was accepted."""
+    """How many subscriptions matched and got a delivery; of a deduplicated event, when the first one
+    was accepted.
+    """
     def __init__(
         self,
         *,
@@ -158,7 +172,9 @@ class StreamPublishEventsRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Required. Names this message within its stream, for the answer. Positive, greater than the one before."""
+    """Required. Names this message within its stream, for the answer. Positive, greater than the one
+    before.
+    """
     tenant: _builtins.str
     """Required. `tenants/ID`, whose events these are. Messages of one stream may differ in it."""
     @_builtins.property
@@ -197,7 +213,9 @@ class StreamPublishEventsResponse(_message.Message):
 
     @_builtins.property
     def error(self) -> Global___PublishError:
-        """None of its events is stored, or `code` is UNAVAILABLE and repeating it with idempotency keys is safe."""
+        """None of its events is stored, or `code` is UNAVAILABLE and repeating it with idempotency keys
+        is safe.
+        """
 
     def __init__(
         self,
@@ -218,7 +236,9 @@ Global___StreamPublishEventsResponse: _TypeAlias = StreamPublishEventsResponse  
 
 @_typing.final
 class PublishError(_message.Message):
-    """Why one message of a publishing stream was refused: what a unary call would carry in its status and details."""
+    """Why one message of a publishing stream was refused: what a unary call would carry in its status
+    and details.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -264,7 +284,9 @@ class PublishError(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Particulars of the reason, as in google.rpc.ErrorInfo: `index` and `name` for IDEMPOTENCY_KEY_REUSED."""
+        """Particulars of the reason, as in google.rpc.ErrorInfo: `index` and `name` for
+        IDEMPOTENCY_KEY_REUSED.
+        """
 
     def __init__(
         self,
@@ -374,14 +396,16 @@ class ListEventsRequest(_message.Message):
     tenant: _builtins.str
     """Required. `tenants/ID`; `tenants/-` for keys of all tenants."""
     page_size: _builtins.int
-    """Optional. The most events to answer with. 0 means 50; above 1,000 counts as 1,000; negative is refused."""
+    """Optional. The most events to answer with. 0 means 50; above 1,000 counts as 1,000; negative is
+    refused.
+    """
     page_token: _builtins.str
-    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must be the same.
-    Default: the first page.
+    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must
+    be the same. Default: the first page.
     """
     filter: _builtins.str
-    """Optional. CEL, comparisons joined by `&&`, over `type`, `source`, `subject`, `external_id`, `idempotency_key`,
-    `ordering_key`, `attributes["NAME"]`, `occur_time`, `create_time`.
+    """Optional. CEL, comparisons joined by `&&`, over `type`, `source`, `subject`, `external_id`,
+    `idempotency_key`, `ordering_key`, `attributes["NAME"]`, `occur_time`, `create_time`.
     `create_time >= timestamp("2026-01-01T00:00:00Z")`. At most 1,024 bytes. Default: all.
     """
     view: _event_pb2.EventView.ValueType

@@ -67,16 +67,18 @@ class EventServiceServicer(object):
     """
 
     def PublishEvents(self, request, context):
-        """Stores events and their deliveries, all or none. OK means: committed, and delivered sooner or later whatever crashes.
-        After any other answer nothing is stored or the call is safe to repeat, if each event has an idempotency key.
+        """Stores events and their deliveries, all or none. OK means: committed, and delivered sooner or
+        later whatever crashes. After any other answer nothing is stored or the call is safe to repeat,
+        if each event has an idempotency key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamPublishEvents(self, request_iterator, context):
-        """The same over a stream: each message is answered by its `sequence`, in any order; one that is refused does not end
-        the stream. Flow control slows down a client that is faster than the database.
+        """The same over a stream: each message is answered by its `sequence`, in any order; one that is
+        refused does not end the stream. Flow control slows down a client that is faster than the
+        database.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

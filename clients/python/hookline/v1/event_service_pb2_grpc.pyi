@@ -17,12 +17,14 @@ class EventServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PublishEvents: _aio.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventsRequest, _event_service_pb2.PublishEventsResponse]
-    """Stores events and their deliveries, all or none. OK means: committed, and delivered sooner or later whatever crashes.
-    After any other answer nothing is stored or the call is safe to repeat, if each event has an idempotency key.
+    """Stores events and their deliveries, all or none. OK means: committed, and delivered sooner or
+    later whatever crashes. After any other answer nothing is stored or the call is safe to repeat,
+    if each event has an idempotency key.
     """
     StreamPublishEvents: _aio.StreamStreamMultiCallable[_event_service_pb2.StreamPublishEventsRequest, _event_service_pb2.StreamPublishEventsResponse]
-    """The same over a stream: each message is answered by its `sequence`, in any order; one that is refused does not end
-    the stream. Flow control slows down a client that is faster than the database.
+    """The same over a stream: each message is answered by its `sequence`, in any order; one that is
+    refused does not end the stream. Flow control slows down a client that is faster than the
+    database.
     """
     GetEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.GetEventRequest, _event_service_pb2.GetEventResponse]
     """Reads one event with its data. NOT_FOUND (EVENT_NOT_FOUND) where there is none, or no longer."""
@@ -40,8 +42,9 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_service_pb2.PublishEventsRequest,
         context: _aio.ServicerContext[_event_service_pb2.PublishEventsRequest, _abc.Awaitable[_event_service_pb2.PublishEventsResponse]],
     ) -> _abc.Awaitable[_event_service_pb2.PublishEventsResponse]:
-        """Stores events and their deliveries, all or none. OK means: committed, and delivered sooner or later whatever crashes.
-        After any other answer nothing is stored or the call is safe to repeat, if each event has an idempotency key.
+        """Stores events and their deliveries, all or none. OK means: committed, and delivered sooner or
+        later whatever crashes. After any other answer nothing is stored or the call is safe to repeat,
+        if each event has an idempotency key.
         """
 
     @_abc_1.abstractmethod
@@ -50,8 +53,9 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_event_service_pb2.StreamPublishEventsRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_event_service_pb2.StreamPublishEventsRequest], _abc.AsyncIterator[_event_service_pb2.StreamPublishEventsResponse]],
     ) -> _abc.AsyncIterator[_event_service_pb2.StreamPublishEventsResponse]:
-        """The same over a stream: each message is answered by its `sequence`, in any order; one that is refused does not end
-        the stream. Flow control slows down a client that is faster than the database.
+        """The same over a stream: each message is answered by its `sequence`, in any order; one that is
+        refused does not end the stream. Flow control slows down a client that is faster than the
+        database.
         """
 
     @_abc_1.abstractmethod

@@ -29,12 +29,14 @@ class CreateEventTypeRequest(_message.Message):
     EVENT_TYPE_ID_FIELD_NUMBER: _builtins.int
     EVENT_TYPE_FIELD_NUMBER: _builtins.int
     event_type_id: _builtins.str
-    """Required. The last part of the name, and what events give as `type`: parts of `[A-Za-z0-9_-]+` joined by dots, 1 to
-    128 characters. `hookline.` and what begins so is reserved.
+    """Required. The last part of the name, and what events give as `type`: parts of `[A-Za-z0-9_-]+`
+    joined by dots, 1 to 128 characters. `hookline.` and what begins so is reserved.
     """
     @_builtins.property
     def event_type(self) -> _event_type_pb2.EventType:
-        """Optional. The event type's other fields; `name` and output-only fields are ignored. Default: all empty."""
+        """Optional. The event type's other fields; `name` and output-only fields are ignored. Default:
+        all empty.
+        """
 
     def __init__(
         self,
@@ -130,14 +132,17 @@ class ListEventTypesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Optional. The most event types to answer with. 0 means 50; above 1,000 counts as 1,000; negative is refused."""
+    """Optional. The most event types to answer with. 0 means 50; above 1,000 counts as 1,000;
+    negative is refused.
+    """
     page_token: _builtins.str
-    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must be the same.
-    Default: the first page.
+    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must
+    be the same. Default: the first page.
     """
     filter: _builtins.str
-    """Optional. CEL, comparisons joined by `&&`, over `state`, `proto_message`, `create_time`, `update_time`; enum values
-    are quoted and may leave out their prefix. `state == "ACTIVE"`. At most 1,024 bytes. Default: all.
+    """Optional. CEL, comparisons joined by `&&`, over `state`, `proto_message`, `create_time`,
+    `update_time`; enum values are quoted and may leave out their prefix. `state == "ACTIVE"`. At
+    most 1,024 bytes. Default: all.
     """
     def __init__(
         self,
@@ -192,8 +197,9 @@ class UpdateEventTypeRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """Optional. The etag that the event type must still have, or the call is ABORTED (ETAG_MISMATCH). May stand in
-    `event_type.etag` instead; two that differ are refused. Default: empty, not compared.
+    """Optional. The etag that the event type must still have, or the call is ABORTED (ETAG_MISMATCH).
+    May stand in `event_type.etag` instead; two that differ are refused. Default: empty, not
+    compared.
     """
     @_builtins.property
     def event_type(self) -> _event_type_pb2.EventType:
@@ -201,8 +207,9 @@ class UpdateEventTypeRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. Which fields to change: `description`, `json_schema`, `proto_message`, `example_json`. None: those that
-        are populated; `*`: all. An unknown path is refused; paths are read in either casing.
+        """Optional. Which fields to change: `description`, `json_schema`, `proto_message`,
+        `example_json`. None: those that are populated; `*`: all. An unknown path is refused; paths are
+        read in either casing.
         """
 
     def __init__(
@@ -255,8 +262,8 @@ class ArchiveEventTypeRequest(_message.Message):
     name: _builtins.str
     """Required. `eventTypes/TYPE`."""
     etag: _builtins.str
-    """Optional. The etag that the event type must still have, or the call is ABORTED (ETAG_MISMATCH). Default: empty, not
-    compared.
+    """Optional. The etag that the event type must still have, or the call is ABORTED (ETAG_MISMATCH).
+    Default: empty, not compared.
     """
     def __init__(
         self,
@@ -306,8 +313,8 @@ class RegisterEventTypesRequest(_message.Message):
     FORCE_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     file_descriptor_set: _builtins.bytes
-    """Required. A serialized google.protobuf.FileDescriptorSet with all imports (`buf build --as-file-descriptor-set`).
-    Bytes, since JSON would drop the option. At most 3 MiB.
+    """Required. A serialized google.protobuf.FileDescriptorSet with all imports (`buf build
+    --as-file-descriptor-set`). Bytes, since JSON would drop the option. At most 3 MiB.
     """
     force: _builtins.bool
     """Optional. Accept changes that break readers of earlier events. Default: false."""

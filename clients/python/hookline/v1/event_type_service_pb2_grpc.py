@@ -72,7 +72,8 @@ class EventTypeServiceServicer(object):
     """
 
     def CreateEventType(self, request, context):
-        """Creates an event type. ALREADY_EXISTS (EVENT_TYPE_ALREADY_EXISTS) where the name is taken, be it archived.
+        """Creates an event type. ALREADY_EXISTS (EVENT_TYPE_ALREADY_EXISTS) where the name is taken, be
+        it archived.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +94,8 @@ class EventTypeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateEventType(self, request, context):
-        """Changes an event type. A changed schema is a new revision, and binds events published from then on.
+        """Changes an event type. A changed schema is a new revision, and binds events published from then
+        on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +110,8 @@ class EventTypeServiceServicer(object):
 
     def RegisterEventTypes(self, request, context):
         """Creates or changes, all or none, an event type for each message that carries the option
-        `hookline.v1.event_type`. FAILED_PRECONDITION (SCHEMA_INCOMPATIBLE) where a change breaks readers.
+        `hookline.v1.event_type`. FAILED_PRECONDITION (SCHEMA_INCOMPATIBLE) where a change breaks
+        readers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

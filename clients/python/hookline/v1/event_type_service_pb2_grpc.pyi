@@ -17,18 +17,23 @@ class EventTypeServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateEventType: _aio.UnaryUnaryMultiCallable[_event_type_service_pb2.CreateEventTypeRequest, _event_type_service_pb2.CreateEventTypeResponse]
-    """Creates an event type. ALREADY_EXISTS (EVENT_TYPE_ALREADY_EXISTS) where the name is taken, be it archived."""
+    """Creates an event type. ALREADY_EXISTS (EVENT_TYPE_ALREADY_EXISTS) where the name is taken, be
+    it archived.
+    """
     GetEventType: _aio.UnaryUnaryMultiCallable[_event_type_service_pb2.GetEventTypeRequest, _event_type_service_pb2.GetEventTypeResponse]
     """Reads one event type. NOT_FOUND (EVENT_TYPE_NOT_FOUND) where there is none."""
     ListEventTypes: _aio.UnaryUnaryMultiCallable[_event_type_service_pb2.ListEventTypesRequest, _event_type_service_pb2.ListEventTypesResponse]
     """Lists the event types, newest first."""
     UpdateEventType: _aio.UnaryUnaryMultiCallable[_event_type_service_pb2.UpdateEventTypeRequest, _event_type_service_pb2.UpdateEventTypeResponse]
-    """Changes an event type. A changed schema is a new revision, and binds events published from then on."""
+    """Changes an event type. A changed schema is a new revision, and binds events published from then
+    on.
+    """
     ArchiveEventType: _aio.UnaryUnaryMultiCallable[_event_type_service_pb2.ArchiveEventTypeRequest, _event_type_service_pb2.ArchiveEventTypeResponse]
     """Closes an event type for publishing, for good. Archiving an archived one changes nothing."""
     RegisterEventTypes: _aio.UnaryUnaryMultiCallable[_event_type_service_pb2.RegisterEventTypesRequest, _event_type_service_pb2.RegisterEventTypesResponse]
     """Creates or changes, all or none, an event type for each message that carries the option
-    `hookline.v1.event_type`. FAILED_PRECONDITION (SCHEMA_INCOMPATIBLE) where a change breaks readers.
+    `hookline.v1.event_type`. FAILED_PRECONDITION (SCHEMA_INCOMPATIBLE) where a change breaks
+    readers.
     """
 
 class EventTypeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -40,7 +45,9 @@ class EventTypeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_type_service_pb2.CreateEventTypeRequest,
         context: _aio.ServicerContext[_event_type_service_pb2.CreateEventTypeRequest, _abc.Awaitable[_event_type_service_pb2.CreateEventTypeResponse]],
     ) -> _abc.Awaitable[_event_type_service_pb2.CreateEventTypeResponse]:
-        """Creates an event type. ALREADY_EXISTS (EVENT_TYPE_ALREADY_EXISTS) where the name is taken, be it archived."""
+        """Creates an event type. ALREADY_EXISTS (EVENT_TYPE_ALREADY_EXISTS) where the name is taken, be
+        it archived.
+        """
 
     @_abc_1.abstractmethod
     def GetEventType(
@@ -64,7 +71,9 @@ class EventTypeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_type_service_pb2.UpdateEventTypeRequest,
         context: _aio.ServicerContext[_event_type_service_pb2.UpdateEventTypeRequest, _abc.Awaitable[_event_type_service_pb2.UpdateEventTypeResponse]],
     ) -> _abc.Awaitable[_event_type_service_pb2.UpdateEventTypeResponse]:
-        """Changes an event type. A changed schema is a new revision, and binds events published from then on."""
+        """Changes an event type. A changed schema is a new revision, and binds events published from then
+        on.
+        """
 
     @_abc_1.abstractmethod
     def ArchiveEventType(
@@ -81,7 +90,8 @@ class EventTypeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_event_type_service_pb2.RegisterEventTypesRequest, _abc.Awaitable[_event_type_service_pb2.RegisterEventTypesResponse]],
     ) -> _abc.Awaitable[_event_type_service_pb2.RegisterEventTypesResponse]:
         """Creates or changes, all or none, an event type for each message that carries the option
-        `hookline.v1.event_type`. FAILED_PRECONDITION (SCHEMA_INCOMPATIBLE) where a change breaks readers.
+        `hookline.v1.event_type`. FAILED_PRECONDITION (SCHEMA_INCOMPATIBLE) where a change breaks
+        readers.
         """
 
 def add_EventTypeServiceServicer_to_server(servicer: EventTypeServiceServicer, server: _aio.Server) -> None: ...

@@ -179,7 +179,9 @@ Global___Node: _TypeAlias = Node  # noqa: Y015
 
 @_typing.final
 class LaneCounts(_message.Message):
-    """The lanes of a node, counted by what they do. A lane is the queue of one subscription in its owner's memory."""
+    """The lanes of a node, counted by what they do. A lane is the queue of one subscription in its
+    owner's memory.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

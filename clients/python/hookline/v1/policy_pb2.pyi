@@ -21,9 +21,10 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class RetryPolicy(_message.Message):
-    """When a failed delivery is tried again. Either `schedule`, or any of the other three. With nothing set: 10 attempts
-    after 0 s, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h. Each delay is multiplied by a random 0.8 to 1, and
-    never shorter than the `Retry-After` of the answer before.
+    """When a failed delivery is tried again. Either `schedule`, or any of the other three. With nothing
+    set there are 10 attempts, after 0 s, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h, each
+    delay counted from the start of the attempt before. Whatever is set, each delay is multiplied by
+    a random 0.8 to 1, and is never shorter than the `Retry-After` of the answer before.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -33,22 +34,26 @@ class RetryPolicy(_message.Message):
     MAX_BACKOFF_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
-    """Optional. How many attempts a delivery has. 1 to 100. Default: 10."""
+    """Optional. How many attempts a delivery has. 1 to 100. Set alone, it cuts the delays above
+    short, or repeats the last of them. Default: 0, which means 10.
+    """
     @_builtins.property
     def min_backoff(self) -> _duration_pb2.Duration:
-        """Optional. The delay between the first attempt's start and the second's; it doubles from attempt to attempt. 1
-        millisecond to 24 hours. Default: 5 seconds, where `max_backoff` or `max_attempts` is set.
+        """Optional. The delay between the first attempt's start and the second's; it doubles from attempt
+        to attempt. 1 millisecond to 7 days. Default: unset, 5 seconds where `max_backoff` is set.
         """
 
     @_builtins.property
     def max_backoff(self) -> _duration_pb2.Duration:
-        """Optional. Where the doubling ends. `min_backoff` to 7 days. Default: 24 hours, or `min_backoff` if that is more."""
+        """Optional. Where the doubling ends. `min_backoff` to 7 days. Default: unset, 24 hours where
+        `min_backoff` is set, or `min_backoff` if that is more.
+        """
 
     @_builtins.property
     def schedule(self) -> _containers.RepeatedCompositeFieldContainer[_duration_pb2.Duration]:
-        """Optional. The delay before each attempt, counted from the start of the one before, the first from the event's
-        acceptance: its length is the number of attempts. 1 to 100 entries of 0 to 7 days. Excludes the three others.
-        Default: none.
+        """Optional. The delay before each attempt, counted from the start of the one before, the first
+        from the event's acceptance: its length is the number of attempts. 1 to 100 entries of 0 to 7
+        days. Excludes the three others. Default: none.
         """
 
     def __init__(

@@ -54,7 +54,9 @@ Global___ReplayState: _TypeAlias = ReplayState  # noqa: Y015
 
 @_typing.final
 class Replay(_message.Message):
-    """A job that brings past events to a subscription once more, under today's filter. Receivers see the same `webhook-id`."""
+    """A job that brings past events to a subscription once more, under today's filter. Receivers see
+    the same `webhook-id`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -76,8 +78,8 @@ class Replay(_message.Message):
     subscription: _builtins.str
     """Required. The subscription, `tenants/ID/subscriptions/ID`. Immutable."""
     only_unsuccessful: _builtins.bool
-    """Optional. Retry the deliveries that are PENDING, EXHAUSTED, CANCELLED or EXPIRED, and make no new ones. Default:
-    false, a new delivery for each event that matches.
+    """Optional. Retry the deliveries that are PENDING, EXHAUSTED, CANCELLED or EXPIRED, and make no
+    new ones. Default: false, a new delivery for each event that matches.
     """
     state: Global___ReplayState.ValueType
     """Output only. How far it is."""
@@ -89,23 +91,27 @@ class Replay(_message.Message):
     """Output only. How many deliveries it has retried."""
     @_builtins.property
     def event_start_time(self) -> _timestamp_pb2.Timestamp:
-        """Optional. Only events whose `create_time` is this or later. Required, unless `events` is given, which excludes it.
-        Default: unset.
+        """Optional. Only events whose `create_time` is this or later. Required, unless `events` is given,
+        which excludes it. Default: unset.
         """
 
     @_builtins.property
     def event_end_time(self) -> _timestamp_pb2.Timestamp:
-        """Optional. Only events whose `create_time` is earlier than this. Default: unset, the time of the call."""
+        """Optional. Only events whose `create_time` is earlier than this. Default: unset, the time of the
+        call.
+        """
 
     @_builtins.property
     def event_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. Only events of these types: at most 100 patterns, as in Subscription.event_types. Default: none, all that
-        the subscription matches.
+        """Optional. Only events of these types: at most 100 patterns, as in Subscription.event_types.
+        Default: none, all that the subscription matches.
         """
 
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional. These very events, `tenants/ID/events/evt_…`, at most 1,000. Excludes times and types. Default: none."""
+        """Optional. These very events, `tenants/ID/events/evt_…`, at most 1,000. Excludes times and
+        types. Default: none.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

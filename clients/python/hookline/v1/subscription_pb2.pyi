@@ -108,8 +108,8 @@ Global___SubscriptionStateReason: _TypeAlias = SubscriptionStateReason  # noqa: 
 
 @_typing.final
 class Subscription(_message.Message):
-    """What a target wants (types, filter) and how it is reached, with its policies. A change is honoured by the very next
-    publish.
+    """What a target wants (types, filter) and how it is reached, with its policies. A change is
+    honoured by the very next publish.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -154,26 +154,30 @@ class Subscription(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Required in UpdateSubscription, ignored in CreateSubscription. `tenants/ID/subscriptions/ID`, the last part as in
-    CreateSubscriptionRequest.subscription_id. Immutable.
+    """Required in UpdateSubscription, ignored in CreateSubscription. `tenants/ID/subscriptions/ID`,
+    the last part as in CreateSubscriptionRequest.subscription_id. Immutable.
     """
     uid: _builtins.str
-    """Output only. A UUID drawn at creation. A subscription recreated under an old name has a new uid and inherits nothing."""
+    """Output only. A UUID drawn at creation. A subscription recreated under an old name has a new uid
+    and inherits nothing.
+    """
     display_name: _builtins.str
     """Optional. What people call it. At most 256 characters. Default: empty."""
     filter: _builtins.str
-    """Optional. CEL over the event, and the event must make it true: `data.amount > 100 && subject.startsWith("eu/")`.
-    Variables: `type`, `source`, `subject`, `attributes`, `data`. One that fails counts as false. At most 4,096 bytes.
-    Default: empty, all events of the types.
+    """Optional. CEL over the event, and the event must make it true: `data.amount > 100 &&
+    subject.startsWith("eu/")`. Variables: `type`, `source`, `subject`, `attributes`, `data`. One
+    that fails counts as false. At most 4,096 bytes. Default: empty, all events of the types.
     """
     ordered: _builtins.bool
-    """Optional. Deliver one at a time for each `ordering_key`, in publish order; the first blocks its key until it succeeds
-    or is finally given up. Default: false.
+    """Optional. Deliver one at a time for each `ordering_key`, in publish order; the first blocks its
+    key until it succeeds or is finally given up. Default: false.
     """
     payload_format: Global___PayloadFormat.ValueType
     """Optional. What the request's body looks like. Default: STANDARD."""
     propagate_trace: _builtins.bool
-    """Optional. Send `traceparent` with requests, so that the receiver can go on with the trace. Default: false."""
+    """Optional. Send `traceparent` with requests, so that the receiver can go on with the trace.
+    Default: false.
+    """
     state: Global___SubscriptionState.ValueType
     """Output only. Whether deliveries go out. See PauseSubscription and ResumeSubscription."""
     state_reason: Global___SubscriptionStateReason.ValueType
@@ -181,13 +185,13 @@ class Subscription(_message.Message):
     state_message: _builtins.str
     """Output only. The same for people, with the particulars; empty while ACTIVE."""
     etag: _builtins.str
-    """Optional in requests. Opaque; changes with every change. Sent back with an update, it must be the current one, or
-    the call is ABORTED (ETAG_MISMATCH). Default: empty, not compared.
+    """Optional in requests. Opaque; changes with every change. Sent back with an update, it must be
+    the current one, or the call is ABORTED (ETAG_MISMATCH). Default: empty, not compared.
     """
     @_builtins.property
     def event_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Required. Which events it gets: 1 to 100 patterns, each an exact type (`order.created`), all types that begin so at
-        any depth (`order.*`), or all but those that begin `hookline.` (`*`).
+        """Required. Which events it gets: 1 to 100 patterns, each an exact type (`order.created`), all
+        types that begin so at any depth (`order.*`), or all but those that begin `hookline.` (`*`).
         """
 
     @_builtins.property
@@ -196,7 +200,9 @@ class Subscription(_message.Message):
 
     @_builtins.property
     def pull(self) -> _target_pb2.PullTarget:
-        """Fetched by the consumer. `retry_policy.schedule`, `payload_format` and `propagate_trace` are refused beside it."""
+        """Fetched by the consumer. `retry_policy.schedule`, `payload_format` and `propagate_trace` are
+        refused beside it.
+        """
 
     @_builtins.property
     def retry_policy(self) -> _policy_pb2.RetryPolicy:
@@ -208,8 +214,8 @@ class Subscription(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional. The owner's own marks, to filter by. At most 32; keys match `[a-z][a-z0-9_-]{0,62}`, values at most 256
-        characters. Default: none.
+        """Optional. The owner's own marks, to filter by. At most 64; keys match `[a-z][a-z0-9_-]{0,62}`,
+        values have at most 256 characters. Default: none.
         """
 
     @_builtins.property

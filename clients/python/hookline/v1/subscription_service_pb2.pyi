@@ -39,12 +39,12 @@ class CreateSubscriptionRequest(_message.Message):
     tenant: _builtins.str
     """Required. `tenants/ID`, whose subscription it will be."""
     subscription_id: _builtins.str
-    """Optional. The last part of the name: lower-case letters, digits and hyphens, a letter first, at most 63 characters.
-    Default: empty; the server makes one, `s-…`.
+    """Optional. The last part of the name: lower-case letters, digits and hyphens, a letter first, at
+    most 63 characters. Default: empty; the server makes one, `s-…`.
     """
     signing_secret: _builtins.str
-    """Input only. Optional. A signing secret to import: `whsec_` and the base64 of 24 to 64 bytes, or `whsk_…` where
-    `signature_scheme` is ED25519. Default: empty; the server makes one.
+    """Input only. Optional. A signing secret to import: `whsec_` and the base64 of 24 to 64 bytes, or
+    `whsk_…` where `signature_scheme` is ED25519. Default: empty; the server makes one.
     """
     @_builtins.property
     def subscription(self) -> _subscription_pb2.Subscription:
@@ -75,7 +75,9 @@ class CreateSubscriptionResponse(_message.Message):
     SUBSCRIPTION_FIELD_NUMBER: _builtins.int
     SIGNING_SECRET_FIELD_NUMBER: _builtins.int
     signing_secret: _builtins.str
-    """The signing secret, `whsec_…` or `whsk_…`, to be handed to the receiver: never shown again. Empty for `pull`."""
+    """The signing secret, `whsec_…` or `whsk_…`, to be handed to the receiver: never shown again.
+    Empty for `pull`.
+    """
     @_builtins.property
     def subscription(self) -> _subscription_pb2.Subscription:
         """The subscription as stored."""
@@ -153,15 +155,18 @@ class ListSubscriptionsRequest(_message.Message):
     tenant: _builtins.str
     """Required. `tenants/ID`; `tenants/-` for keys of all tenants."""
     page_size: _builtins.int
-    """Optional. The most subscriptions to answer with. 0 means 50; above 1,000 counts as 1,000; negative is refused."""
+    """Optional. The most subscriptions to answer with. 0 means 50; above 1,000 counts as 1,000;
+    negative is refused.
+    """
     page_token: _builtins.str
-    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must be the same.
-    Default: the first page.
+    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must
+    be the same. Default: the first page.
     """
     filter: _builtins.str
-    """Optional. CEL, comparisons joined by `&&`, over `display_name`, `labels["KEY"]`, `state`, `state_reason`, `ordered`,
-    `payload_format`, `create_time`, `update_time`; enum values are quoted and may leave out their prefix.
-    `state == "DISABLED"`. At most 1,024 bytes. Default: all.
+    """Optional. CEL, comparisons joined by `&&`, over `display_name`, `labels["KEY"]`, `state`,
+    `state_reason`, `ordered`, `payload_format`, `create_time`, `update_time`; enum values are
+    quoted and may leave out their prefix. `state == "DISABLED"`. At most 1,024 bytes. Default:
+    all.
     """
     def __init__(
         self,
@@ -217,8 +222,9 @@ class UpdateSubscriptionRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     etag: _builtins.str
-    """Optional. The etag that the subscription must still have, or the call is ABORTED (ETAG_MISMATCH). May stand in
-    `subscription.etag` instead; two that differ are refused. Default: empty, not compared.
+    """Optional. The etag that the subscription must still have, or the call is ABORTED
+    (ETAG_MISMATCH). May stand in `subscription.etag` instead; two that differ are refused.
+    Default: empty, not compared.
     """
     @_builtins.property
     def subscription(self) -> _subscription_pb2.Subscription:
@@ -226,8 +232,8 @@ class UpdateSubscriptionRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. Which fields to change, nested ones too (`http.url`). None: those that are populated; `*`: all. An unknown
-        path is refused; paths are read in either casing.
+        """Optional. Which fields to change, nested ones too (`http.url`). None: those that are populated;
+        `*`: all. An unknown path is refused; paths are read in either casing.
         """
 
     def __init__(
@@ -280,8 +286,8 @@ class DeleteSubscriptionRequest(_message.Message):
     name: _builtins.str
     """Required. `tenants/ID/subscriptions/ID`."""
     etag: _builtins.str
-    """Optional. The etag that the subscription must still have, or the call is ABORTED (ETAG_MISMATCH). Default: empty, not
-    compared.
+    """Optional. The etag that the subscription must still have, or the call is ABORTED
+    (ETAG_MISMATCH). Default: empty, not compared.
     """
     def __init__(
         self,
@@ -372,8 +378,8 @@ class ResumeSubscriptionRequest(_message.Message):
     """Required. `tenants/ID/subscriptions/ID`."""
     @_builtins.property
     def discard_before(self) -> _timestamp_pb2.Timestamp:
-        """Optional. Cancel what is pending of events accepted before this time instead of sending it. Not in the future.
-        Default: unset, all is sent.
+        """Optional. Cancel what is pending of events accepted before this time instead of sending it. Not
+        in the future. Default: unset, all is sent.
         """
 
     def __init__(
@@ -426,11 +432,13 @@ class RotateSigningSecretRequest(_message.Message):
     name: _builtins.str
     """Required. `tenants/ID/subscriptions/ID`."""
     signing_secret: _builtins.str
-    """Input only. Optional. A signing secret to import, as in CreateSubscription. Default: empty; the server makes one."""
+    """Input only. Optional. A signing secret to import, as in CreateSubscription. Default: empty; the
+    server makes one.
+    """
     @_builtins.property
     def overlap(self) -> _duration_pb2.Duration:
-        """Optional. How long the old secret goes on signing beside the new one. 0 to 30 days; `0s` ends it at once. Default:
-        unset, 24 hours.
+        """Optional. How long the old secret goes on signing beside the new one. 0 to 30 days; `0s` ends
+        it at once. Default: unset, 24 hours.
         """
 
     def __init__(
@@ -491,7 +499,9 @@ class SendTestEventRequest(_message.Message):
     """Optional. Say whether the event would match; store and send nothing. Default: false."""
     @_builtins.property
     def event(self) -> _event_pb2.Event:
-        """Required. The event to send, checked as in PublishEvents. It is stored, and reaches no other subscription."""
+        """Required. The event to send, checked as in PublishEvents. It is stored, and reaches no other
+        subscription.
+        """
 
     def __init__(
         self,

@@ -87,14 +87,16 @@ class SubscriptionServiceServicer(object):
     """
 
     def CreateSubscription(self, request, context):
-        """Creates a subscription; the very next publish honours it. Answers, this once, with its signing secret.
+        """Creates a subscription; the very next publish honours it. Answers, this once, with its signing
+        secret.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSubscription(self, request, context):
-        """Reads one subscription. NOT_FOUND (SUBSCRIPTION_NOT_FOUND) where there is none, or none that the caller may see.
+        """Reads one subscription. NOT_FOUND (SUBSCRIPTION_NOT_FOUND) where there is none, or none that
+        the caller may see.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,7 +110,8 @@ class SubscriptionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSubscription(self, request, context):
-        """Changes a subscription. Types and filter bind the next publish; target and policies also what is pending.
+        """Changes a subscription. Types and filter bind the next publish; target and policies also what
+        is pending.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,8 +125,8 @@ class SubscriptionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PauseSubscription(self, request, context):
-        """Holds a subscription's deliveries: 2 seconds after OK no attempt starts any more. Pausing a paused one changes
-        nothing.
+        """Holds a subscription's deliveries: 2 seconds after OK no attempt starts any more. Pausing a
+        paused one changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,16 +140,16 @@ class SubscriptionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RotateSigningSecret(self, request, context):
-        """Makes or imports a new signing secret; the old one signs beside it until the overlap ends. At most two are live: a
-        third ends the oldest. Whoever lost the answer rotates again.
+        """Makes or imports a new signing secret; the old one signs beside it until the overlap ends. At
+        most two are live: a third ends the oldest. Whoever lost the answer rotates again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SendTestEvent(self, request, context):
-        """Sends one event to this subscription alone, now, and waits for the answer; works while paused or disabled. One
-        attempt, no retry.
+        """Sends one event to this subscription alone, now, and waits for the answer; works while paused
+        or disabled. One attempt, no retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

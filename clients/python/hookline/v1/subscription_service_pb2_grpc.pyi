@@ -17,28 +17,34 @@ class SubscriptionServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSubscription: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.CreateSubscriptionRequest, _subscription_service_pb2.CreateSubscriptionResponse]
-    """Creates a subscription; the very next publish honours it. Answers, this once, with its signing secret."""
+    """Creates a subscription; the very next publish honours it. Answers, this once, with its signing
+    secret.
+    """
     GetSubscription: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.GetSubscriptionRequest, _subscription_service_pb2.GetSubscriptionResponse]
-    """Reads one subscription. NOT_FOUND (SUBSCRIPTION_NOT_FOUND) where there is none, or none that the caller may see."""
+    """Reads one subscription. NOT_FOUND (SUBSCRIPTION_NOT_FOUND) where there is none, or none that
+    the caller may see.
+    """
     ListSubscriptions: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.ListSubscriptionsRequest, _subscription_service_pb2.ListSubscriptionsResponse]
     """Lists a tenant's subscriptions, newest first."""
     UpdateSubscription: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.UpdateSubscriptionRequest, _subscription_service_pb2.UpdateSubscriptionResponse]
-    """Changes a subscription. Types and filter bind the next publish; target and policies also what is pending."""
+    """Changes a subscription. Types and filter bind the next publish; target and policies also what
+    is pending.
+    """
     DeleteSubscription: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.DeleteSubscriptionRequest, _subscription_service_pb2.DeleteSubscriptionResponse]
     """Deletes a subscription; its pending deliveries end CANCELLED. What is on the wire may finish."""
     PauseSubscription: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.PauseSubscriptionRequest, _subscription_service_pb2.PauseSubscriptionResponse]
-    """Holds a subscription's deliveries: 2 seconds after OK no attempt starts any more. Pausing a paused one changes
-    nothing.
+    """Holds a subscription's deliveries: 2 seconds after OK no attempt starts any more. Pausing a
+    paused one changes nothing.
     """
     ResumeSubscription: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.ResumeSubscriptionRequest, _subscription_service_pb2.ResumeSubscriptionResponse]
     """Lets a paused or disabled subscription's deliveries go out again, those that were held first."""
     RotateSigningSecret: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.RotateSigningSecretRequest, _subscription_service_pb2.RotateSigningSecretResponse]
-    """Makes or imports a new signing secret; the old one signs beside it until the overlap ends. At most two are live: a
-    third ends the oldest. Whoever lost the answer rotates again.
+    """Makes or imports a new signing secret; the old one signs beside it until the overlap ends. At
+    most two are live: a third ends the oldest. Whoever lost the answer rotates again.
     """
     SendTestEvent: _aio.UnaryUnaryMultiCallable[_subscription_service_pb2.SendTestEventRequest, _subscription_service_pb2.SendTestEventResponse]
-    """Sends one event to this subscription alone, now, and waits for the answer; works while paused or disabled. One
-    attempt, no retry.
+    """Sends one event to this subscription alone, now, and waits for the answer; works while paused
+    or disabled. One attempt, no retry.
     """
 
 class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -50,7 +56,9 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscription_service_pb2.CreateSubscriptionRequest,
         context: _aio.ServicerContext[_subscription_service_pb2.CreateSubscriptionRequest, _abc.Awaitable[_subscription_service_pb2.CreateSubscriptionResponse]],
     ) -> _abc.Awaitable[_subscription_service_pb2.CreateSubscriptionResponse]:
-        """Creates a subscription; the very next publish honours it. Answers, this once, with its signing secret."""
+        """Creates a subscription; the very next publish honours it. Answers, this once, with its signing
+        secret.
+        """
 
     @_abc_1.abstractmethod
     def GetSubscription(
@@ -58,7 +66,9 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscription_service_pb2.GetSubscriptionRequest,
         context: _aio.ServicerContext[_subscription_service_pb2.GetSubscriptionRequest, _abc.Awaitable[_subscription_service_pb2.GetSubscriptionResponse]],
     ) -> _abc.Awaitable[_subscription_service_pb2.GetSubscriptionResponse]:
-        """Reads one subscription. NOT_FOUND (SUBSCRIPTION_NOT_FOUND) where there is none, or none that the caller may see."""
+        """Reads one subscription. NOT_FOUND (SUBSCRIPTION_NOT_FOUND) where there is none, or none that
+        the caller may see.
+        """
 
     @_abc_1.abstractmethod
     def ListSubscriptions(
@@ -74,7 +84,9 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscription_service_pb2.UpdateSubscriptionRequest,
         context: _aio.ServicerContext[_subscription_service_pb2.UpdateSubscriptionRequest, _abc.Awaitable[_subscription_service_pb2.UpdateSubscriptionResponse]],
     ) -> _abc.Awaitable[_subscription_service_pb2.UpdateSubscriptionResponse]:
-        """Changes a subscription. Types and filter bind the next publish; target and policies also what is pending."""
+        """Changes a subscription. Types and filter bind the next publish; target and policies also what
+        is pending.
+        """
 
     @_abc_1.abstractmethod
     def DeleteSubscription(
@@ -90,8 +102,8 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscription_service_pb2.PauseSubscriptionRequest,
         context: _aio.ServicerContext[_subscription_service_pb2.PauseSubscriptionRequest, _abc.Awaitable[_subscription_service_pb2.PauseSubscriptionResponse]],
     ) -> _abc.Awaitable[_subscription_service_pb2.PauseSubscriptionResponse]:
-        """Holds a subscription's deliveries: 2 seconds after OK no attempt starts any more. Pausing a paused one changes
-        nothing.
+        """Holds a subscription's deliveries: 2 seconds after OK no attempt starts any more. Pausing a
+        paused one changes nothing.
         """
 
     @_abc_1.abstractmethod
@@ -108,8 +120,8 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscription_service_pb2.RotateSigningSecretRequest,
         context: _aio.ServicerContext[_subscription_service_pb2.RotateSigningSecretRequest, _abc.Awaitable[_subscription_service_pb2.RotateSigningSecretResponse]],
     ) -> _abc.Awaitable[_subscription_service_pb2.RotateSigningSecretResponse]:
-        """Makes or imports a new signing secret; the old one signs beside it until the overlap ends. At most two are live: a
-        third ends the oldest. Whoever lost the answer rotates again.
+        """Makes or imports a new signing secret; the old one signs beside it until the overlap ends. At
+        most two are live: a third ends the oldest. Whoever lost the answer rotates again.
         """
 
     @_abc_1.abstractmethod
@@ -118,8 +130,8 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscription_service_pb2.SendTestEventRequest,
         context: _aio.ServicerContext[_subscription_service_pb2.SendTestEventRequest, _abc.Awaitable[_subscription_service_pb2.SendTestEventResponse]],
     ) -> _abc.Awaitable[_subscription_service_pb2.SendTestEventResponse]:
-        """Sends one event to this subscription alone, now, and waits for the answer; works while paused or disabled. One
-        attempt, no retry.
+        """Sends one event to this subscription alone, now, and waits for the answer; works while paused
+        or disabled. One attempt, no retry.
         """
 
 def add_SubscriptionServiceServicer_to_server(servicer: SubscriptionServiceServicer, server: _aio.Server) -> None: ...

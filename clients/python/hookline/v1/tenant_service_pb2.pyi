@@ -29,10 +29,14 @@ class CreateTenantRequest(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
-    """Required. The last part of the name: lower-case letters, digits and hyphens, a letter first, 1 to 63 characters."""
+    """Required. The last part of the name: lower-case letters, digits and hyphens, a letter first, 1
+    to 63 characters.
+    """
     @_builtins.property
     def tenant(self) -> _tenant_pb2.Tenant:
-        """Optional. The tenant's other fields; `name` and output-only fields are ignored. Default: all empty."""
+        """Optional. The tenant's other fields; `name` and output-only fields are ignored. Default: all
+        empty.
+        """
 
     def __init__(
         self,
@@ -128,14 +132,17 @@ class ListTenantsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Optional. The most tenants to answer with. 0 means 50; above 1,000 counts as 1,000; negative is refused."""
+    """Optional. The most tenants to answer with. 0 means 50; above 1,000 counts as 1,000; negative is
+    refused.
+    """
     page_token: _builtins.str
-    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must be the same.
-    Default: the first page.
+    """Optional. `next_page_token` of the page before; the other parameters, `page_size` apart, must
+    be the same. Default: the first page.
     """
     filter: _builtins.str
-    """Optional. CEL, comparisons joined by `&&`, over `display_name`, `labels["KEY"]`, `state`, `create_time`; enum
-    values are quoted and may leave out their prefix. `state == "DELETING"`. At most 1,024 bytes. Default: all.
+    """Optional. CEL, comparisons joined by `&&`, over `display_name`, `labels["KEY"]`, `state`,
+    `create_time`; enum values are quoted and may leave out their prefix. `state == "DELETING"`. At
+    most 1,024 bytes. Default: all.
     """
     def __init__(
         self,
@@ -194,8 +201,8 @@ class UpdateTenantRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. Which fields to change: `display_name`, `labels`. None: those that are populated; `*`: all. An unknown
-        path is refused; paths are read in either casing.
+        """Optional. Which fields to change: `display_name`, `labels`. None: those that are populated;
+        `*`: all. An unknown path is refused; paths are read in either casing.
         """
 
     def __init__(
@@ -247,8 +254,8 @@ class DeleteTenantRequest(_message.Message):
     name: _builtins.str
     """Required. `tenants/ID`."""
     force: _builtins.bool
-    """Optional. Erase all that the tenant owns, too: its deliveries are cancelled, its events erased. Default: false,
-    which refuses a tenant that has subscriptions or pending deliveries.
+    """Optional. Erase all that the tenant owns, too: its deliveries are cancelled, its events erased.
+    Default: false, which refuses a tenant that has subscriptions or pending deliveries.
     """
     def __init__(
         self,

@@ -74,7 +74,8 @@ class TenantServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetTenant(self, request, context):
-        """Reads one tenant. NOT_FOUND (TENANT_NOT_FOUND) where there is none, or none that the caller may see.
+        """Reads one tenant. NOT_FOUND (TENANT_NOT_FOUND) where there is none, or none that the caller may
+        see.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

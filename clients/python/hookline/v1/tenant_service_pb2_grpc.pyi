@@ -19,7 +19,9 @@ class TenantServiceStub:
     CreateTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.CreateTenantRequest, _tenant_service_pb2.CreateTenantResponse]
     """Creates a tenant. ALREADY_EXISTS (TENANT_ALREADY_EXISTS) where the id is taken."""
     GetTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.GetTenantRequest, _tenant_service_pb2.GetTenantResponse]
-    """Reads one tenant. NOT_FOUND (TENANT_NOT_FOUND) where there is none, or none that the caller may see."""
+    """Reads one tenant. NOT_FOUND (TENANT_NOT_FOUND) where there is none, or none that the caller may
+    see.
+    """
     ListTenants: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.ListTenantsRequest, _tenant_service_pb2.ListTenantsResponse]
     """Lists the tenants, newest first."""
     UpdateTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.UpdateTenantRequest, _tenant_service_pb2.UpdateTenantResponse]
@@ -46,7 +48,9 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tenant_service_pb2.GetTenantRequest,
         context: _aio.ServicerContext[_tenant_service_pb2.GetTenantRequest, _abc.Awaitable[_tenant_service_pb2.GetTenantResponse]],
     ) -> _abc.Awaitable[_tenant_service_pb2.GetTenantResponse]:
-        """Reads one tenant. NOT_FOUND (TENANT_NOT_FOUND) where there is none, or none that the caller may see."""
+        """Reads one tenant. NOT_FOUND (TENANT_NOT_FOUND) where there is none, or none that the caller may
+        see.
+        """
 
     @_abc_1.abstractmethod
     def ListTenants(

@@ -1,0 +1,102 @@
+"""Generates what is committed: the Python client's code, and the image that reflection serves.
+
+Run it in the environment that has buf; the generators are those of `.tools/codegen`, which
+`make codegen` makes. Without an argument it writes; `--check` writes nothing, and fails where what
+is committed differs; `--release` replaces the image that `buf breaking` compares with.
+
+There is one route, buf's: plain protoc gives other bytes.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUF = Path(sys.executable).with_name("buf")
+CODEGEN = ROOT / ".tools/codegen/bin/python"
+CONTRACT = "protos/hookline"
+"""Without the examples beside it: those are for reading and for tests, no code is generated."""
+
+CODE = Path("clients/python/hookline/v1")
+DESCRIPTORS = Path("service/api/descriptors.binpb")
+"""With source information, so that grpcurl's `describe` shows the comments."""
+RELEASED = Path("protos/released.binpb")
+"""The contract that is out there, and must not break: replaced by a release and by nothing else."""
+
+
+def buf(*arguments: str) -> None:
+    """Run buf from the repository's root; raises CalledProcessError where it fails."""
+    subprocess.run([BUF, *arguments], cwd=ROOT, check=True)
+
+
+def generate(into: Path) -> None:
+    """Generate everything below another root that mirrors the repository's."""
+    buf("generate", "--path", CONTRACT, "--output", str(into))
+    for stub in (into / CODE).glob("*_pb2_grpc.pyi"):
+        if not stub.with_suffix(".py").exists():
+            stub.unlink()  # of a file without services: it would promise a module that is not there
+    descriptors = into / DESCRIPTORS
+    descriptors.parent.mkdir(parents=True)
+    buf("build", "--path", CONTRACT, "--as-file-descriptor-set", "--output", str(descriptors))
+
+
+def generated(root: Path) -> dict[Path, bytes]:
+    """The content of every generated file below a root, by its path from there."""
+    code = [path for path in (root / CODE).glob("*_pb2*") if path.suffix in {".py", ".pyi"}]
+    files = [path for path in [*code, root / DESCRIPTORS] if path.exists()]
+    return {path.relative_to(root): path.read_bytes() for path in files}
+
+
+def differences(committed: dict[Path, bytes], fresh: dict[Path, bytes]) -> list[str]:
+    """What the committed files lack, have too much, or have otherwise; one line each."""
+    missing = fresh.keys() - committed.keys()
+    stale = committed.keys() - fresh.keys()
+    changed = [path for path in fresh.keys() - missing if fresh[path] != committed[path]]
+    return [
+        *(f"{path} is missing" for path in sorted(missing)),
+        *(f"{path} comes from no proto" for path in sorted(stale)),
+        *(f"{path} is not what the protos give" for path in sorted(changed)),
+    ]
+
+
+def write(committed: dict[Path, bytes], fresh: dict[Path, bytes]) -> None:
+    """Make the repository's files what was generated."""
+    for path in committed.keys() - fresh.keys():
+        (ROOT / path).unlink()
+    for path, content in fresh.items():
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_bytes(content)
+
+
+def main() -> int:
+    """Write, check or release; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
+    mode.add_argument("--release", action="store_true", help=f"replace {RELEASED}")
+    chosen = parser.parse_args()
+    if chosen.release:
+        target = str(ROOT / RELEASED)
+        buf("build", "--path", CONTRACT, "--exclude-source-info", "--output", target)
+        return 0
+    if not CODEGEN.exists():
+        print(f"{CODEGEN.relative_to(ROOT)} is missing: run `make codegen`", file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder))
+        committed, fresh = generated(ROOT), generated(Path(folder))
+    changes = differences(committed, fresh)
+    for change in changes:
+        print(change if chosen.check else f"{change}: written anew")
+    if not chosen.check:
+        write(committed, fresh)
+        return 0
+    if changes:
+        print("Run `make generate`, and commit what it writes.", file=sys.stderr)
+    return 1 if changes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
