@@ -15,10 +15,11 @@ BIN     := .venv/bin
 PYTEST         ?=
 PYTEST_WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 
-# Environments are named by what went into them: the lock, these settings, the place of the checkout.
-# An unchanged one costs nothing, a changed one is made anew.
+# What is ready is named by what went into it and where: unchanged it costs nothing, changed or moved
+# it is made anew.
 key            = $(shell (pwd; cat $(1)) | cksum | tr -c '0-9\n' '-')
-SETUP_READY   := .venv/.ready-$(call key,requirements.txt pyproject.toml clients/python/pyproject.toml)
+LOCK_READY    := .venv/.locked-$(call key,requirements.txt)
+SETUP_READY   := .venv/.ready-$(call key,pyproject.toml clients/python/pyproject.toml)
 CODEGEN_READY := .tools/codegen/.ready-$(call key,requirements-codegen.txt)
 GRPCURL_READY := .tools/bin/.grpcurl-$(GRPCURL)
 
@@ -69,11 +70,14 @@ clean: ## remove what these targets made
 codegen: $(CODEGEN_READY)
 grpcurl: $(GRPCURL_READY)
 
-$(SETUP_READY):
+$(LOCK_READY):
 	$(call environment,.venv,requirements.txt)
+	@touch $@
+
+$(SETUP_READY): $(LOCK_READY)
 	@echo "setup: installing hookline and hookline-service from this checkout"
 	@$(call logged,.venv,.venv/bin/python -m pip install $(PIP) --no-deps --no-build-isolation -e clients/python -e .)
-	@touch $@
+	@rm -f .venv/.ready-* && touch $@
 	@echo "setup: ready"
 
 $(CODEGEN_READY):
