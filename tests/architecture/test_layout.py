@@ -38,6 +38,7 @@ ROOMS = {
     "webhook",
 }
 TEST_FOLDERS = ROOMS | {"architecture", "bench", "client", "e2e", "faults", "protos", "scenarios"}
+CLIENT = pathlib.PurePosixPath("clients/python/hookline")
 # Names under which anything could live, and so soon does.
 NAMELESS = {
     "base",
@@ -100,3 +101,11 @@ def test_every_make_target_that_the_docs_name_exists() -> None:
     }
     assert {target for _, target in named} >= {"lock"}
     assert {(path, target) for path, target in named if target not in targets} == set()
+
+
+def test_every_folder_of_code_that_ships_is_a_package() -> None:
+    shipped = {
+        path for path in files() if path.parts[0] == "service" or path.is_relative_to(CLIENT)
+    }
+    folders = {path.parent for path in shipped if path.suffix == ".py"}
+    assert [str(folder) for folder in folders if folder / "__init__.py" not in shipped] == []

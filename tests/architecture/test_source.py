@@ -3,42 +3,44 @@
 import ast
 import pathlib
 
-import pytest
-
 from tests.architecture.repository import files, python_files, text, tree
 
 LINES_A_FILE = 400
 LINES_A_FUNCTION = 70
-COMMENT = {".py": "#", ".sh": "#", ".sql": "--", ".proto": "//", ".yaml": "#", ".toml": "#"}
-
-python_file = pytest.mark.parametrize("path", python_files(), ids=str)
+COMMENT = {".sql": "--", ".proto": "//"}
 
 
-@python_file
-def test_a_file_opens_with_a_docstring(path: pathlib.PurePosixPath) -> None:
-    assert ast.get_docstring(tree(path)), f"{path} says nothing of what it owns"
+def functions(path: pathlib.PurePosixPath) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function of a file, methods and inner ones included."""
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(tree(path)) if isinstance(node, definitions)]
 
 
-@python_file
-def test_a_file_is_short_enough_to_read(path: pathlib.PurePosixPath) -> None:
-    assert len(text(path).splitlines()) <= LINES_A_FILE
+def test_a_file_opens_by_saying_what_it_owns() -> None:
+    assert [str(path) for path in python_files() if not ast.get_docstring(tree(path))] == []
 
 
-@python_file
-def test_functions_fit_a_screen(path: pathlib.PurePosixPath) -> None:
-    lengths = {
+def test_statements_and_contracts_open_with_a_comment() -> None:
+    silent = [
+        str(path)
+        for path in files()
+        if path.suffix in COMMENT and not text(path).startswith(COMMENT[path.suffix])
+    ]
+    assert silent == []
+
+
+def test_a_file_is_short_enough_to_read() -> None:
+    lines = {str(path): len(text(path).splitlines()) for path in python_files()}
+    assert {path: n for path, n in lines.items() if n > LINES_A_FILE} == {}
+
+
+def test_functions_fit_a_screen() -> None:
+    lines = {
         f"{path}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for path in python_files()
+        for node in functions(path)
     }
-    assert {name: n for name, n in lengths.items() if n > LINES_A_FUNCTION} == {}
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in files() if path.suffix in {".sql", ".proto"}], ids=str
-)
-def test_statements_and_contracts_open_with_a_comment(path: pathlib.PurePosixPath) -> None:
-    assert text(path).startswith(COMMENT[path.suffix])
+    assert {name: n for name, n in lines.items() if n > LINES_A_FUNCTION} == {}
 
 
 def sleeps(module: ast.Module) -> list[int]:
@@ -52,11 +54,16 @@ def sleeps(module: ast.Module) -> list[int]:
     ]
 
 
-@python_file
-def test_tests_wait_for_a_named_thing_and_never_sleep(path: pathlib.PurePosixPath) -> None:
-    is_paced_load = path.is_relative_to("tests/bench")
-    if path.is_relative_to("tests") and not is_paced_load:
-        assert sleeps(tree(path)) == []
+def test_tests_wait_for_a_named_thing_and_never_sleep() -> None:
+    waiting = [path for path in python_files() if path.parts[0] == "tests"]
+    paced_load = pathlib.PurePosixPath("tests/bench")
+    slept = {
+        f"{path}:{line}"
+        for path in waiting
+        if not path.is_relative_to(paced_load)
+        for line in sleeps(tree(path))
+    }
+    assert slept == set()
 
 
 def test_a_sleep_would_be_seen() -> None:
