@@ -1,0 +1,38 @@
+"""The contract and the engine name the same states, outcomes and reasons."""
+
+from enum import StrEnum
+
+import pytest
+
+from service.domain.attempt import AttemptOutcome
+from service.domain.delivery import DeliveryState, DeliveryStateReason
+from service.domain.errors import Reason
+from service.domain.event import EventTypeState
+from service.domain.subscription import (
+    PayloadFormat,
+    SignatureScheme,
+    SubscriptionState,
+    SubscriptionStateReason,
+)
+from tests.protos import contract
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        AttemptOutcome,
+        DeliveryState,
+        DeliveryStateReason,
+        EventTypeState,
+        PayloadFormat,
+        SignatureScheme,
+        SubscriptionState,
+        SubscriptionStateReason,
+        pytest.param(Reason, id="ErrorReason"),
+    ],
+)
+def test_the_same_values(engine: type[StrEnum]) -> None:
+    enum = contract.enums()["ErrorReason" if engine is Reason else engine.__name__]
+    prefix = enum.value[0].name.removesuffix("UNSPECIFIED")
+    said = {value.name.removeprefix(prefix) for value in enum.value} - {"UNSPECIFIED"}
+    assert {member.value for member in engine} == said
