@@ -6,6 +6,7 @@ what can be told without them.
 
 import importlib
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,15 @@ def test_the_example_contracts_declare_event_types_with_examples(tmp_path: Path)
         kind = message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
         example = json_format.Parse(option.example_json, kind(), descriptor_pool=pool)
         assert json_format.MessageToDict(example) == json.loads(option.example_json)
+
+
+def test_the_check_tells_what_differs() -> None:
+    differences = runpy.run_path(str(ROOT / "protos/generate.py"))["differences"]
+    same, changed, stale, missing = (Path(name) for name in ("same", "changed", "stale", "new"))
+    committed = {same: b"1", changed: b"2", stale: b"3"}
+    assert differences(committed, committed) == []
+    assert differences(committed, {same: b"1", changed: b"x", missing: b"4"}) == [
+        "new is missing",
+        "stale comes from no proto",
+        "changed is not what the protos give",
+    ]
