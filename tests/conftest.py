@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 import uvloop
 
+pytest_plugins = ["tests.postgres"]
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 # A loaded machine is no failure: the timeout of the whole test is the bound, not one of an example.
