@@ -1,0 +1,217 @@
+"""The client: one channel, a deadline on every call, typed errors, publishing that can be repeated.
+
+Theory of operation. Publishing is at least once as long as somebody repeats what went unanswered,
+and exactly one fan-out as long as each event keeps its key meanwhile. So `publish` gives every
+event without an `idempotency_key` one, and repeats the call with the same keys until it is answered
+or its deadline has passed. Nothing else is repeated: the other calls are the generated stubs, typed
+by the contract, with a default deadline and typed errors put around them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+import grpc
+
+from hookline.errors import (
+    AbortedError,
+    DeadlineExceededError,
+    HooklineError,
+    ResourceExhaustedError,
+    UnavailableError,
+    error_of,
+)
+from hookline.v1.access_service_pb2_grpc import AccessServiceStub
+from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
+from hookline.v1.event_pb2 import Event
+from hookline.v1.event_service_pb2 import PublishEventsRequest, PublishResult
+from hookline.v1.event_service_pb2_grpc import EventServiceStub
+from hookline.v1.event_type_service_pb2_grpc import EventTypeServiceStub
+from hookline.v1.operations_service_pb2_grpc import OperationsServiceStub
+from hookline.v1.subscription_service_pb2_grpc import SubscriptionServiceStub
+from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
+
+DEFAULT_TARGET: Final = "127.0.0.1:50051"
+DEFAULT_TIMEOUT_S: Final = 10.0
+"""The deadline of a call that names none, and of one try of `publish`, in seconds."""
+DEFAULT_PUBLISH_TIMEOUT_S: Final = 30.0
+"""How long `publish` goes on repeating, in seconds."""
+
+_MIN_BACKOFF_S = 0.1
+_MAX_BACKOFF_S = 5.0
+_CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    # A service that was restarted is found again within a second, not after grpc's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class HooklineClient:
+    """A connection to Hookline; `async with HooklineClient(target) as client: …`.
+
+    `tenants`, `event_types`, `events`, `subscriptions`, `deliveries`, `operations` and `access` are
+    the contract's services, one typed coroutine an RPC. A call without a `timeout` gets the default
+    one. Unary calls raise `hookline.errors.HooklineError`; streams raise grpc's own errors, which
+    `hookline.errors.error_of` makes typed, and have no deadline unless they are given one.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        token: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        plaintext: bool | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        publish_timeout_s: float = DEFAULT_PUBLISH_TIMEOUT_S,
+    ) -> None:
+        """Connects when first called.
+
+        `target` is `HOST:PORT` or any target of gRPC. The connection is TLS with `credentials` (by
+        default the system's roots), or plaintext; by default it is plaintext to this machine only.
+        `token` (`hk_…`) goes with every call. ValueError: a token would go in plaintext to another
+        machine, or credentials are given for a plaintext connection.
+        """
+        is_local = _is_loopback(target)
+        if plaintext is None:
+            plaintext = is_local and credentials is None
+        if plaintext and credentials is not None:
+            raise ValueError("credentials are of no use on a plaintext connection")
+        if plaintext and token is not None and not is_local:
+            raise ValueError("the token would be sent in plaintext to another machine: use TLS")
+        interceptors: list[grpc.aio.ClientInterceptor] = [_Deadlines(timeout_s, token)]
+        if plaintext:
+            channel = grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS, interceptors=interceptors)
+        else:
+            channel = grpc.aio.secure_channel(
+                target,
+                credentials or grpc.ssl_channel_credentials(),
+                _CHANNEL_OPTIONS,
+                interceptors=interceptors,
+            )
+        self.channel = channel
+        """For stubs of other services, such as health."""
+        self.tenants = TenantServiceStub(channel)
+        self.event_types = EventTypeServiceStub(channel)
+        self.events = EventServiceStub(channel)
+        self.subscriptions = SubscriptionServiceStub(channel)
+        self.deliveries = DeliveryServiceStub(channel)
+        self.operations = OperationsServiceStub(channel)
+        self.access = AccessServiceStub(channel)
+        self._timeout_s = timeout_s
+        self._publish_timeout_s = publish_timeout_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection; calls that are on the way are cancelled."""
+        await self.channel.close()
+
+    async def publish(
+        self, tenant: str, events: Iterable[Event], *, timeout_s: float | None = None
+    ) -> Sequence[PublishResult]:
+        """Publish events of one tenant, all or none; answers in their order once all are stored.
+
+        `tenant` is `tenants/ID`, or the id alone. The events are not changed. Repeats the call
+        until it is answered, for at most `timeout_s` seconds; then raises what ended the last try
+        (`UnavailableError`, `DeadlineExceededError`, …). Whoever repeats a `publish` that failed
+        gives the events keys himself.
+        """
+        name = tenant if "/" in tenant else f"tenants/{tenant}"
+        request = PublishEventsRequest(tenant=name, events=events)
+        for event in request.events:
+            event.idempotency_key = event.idempotency_key or secrets.token_urlsafe(16)
+        ends_at = time.monotonic() + (self._publish_timeout_s if timeout_s is None else timeout_s)
+        backoff_s = _MIN_BACKOFF_S
+        while True:
+            left_s = ends_at - time.monotonic()
+            try:
+                answer = await self.events.PublishEvents(
+                    request, timeout=max(0.0, min(left_s, self._timeout_s))
+                )
+            except HooklineError as error:
+                wait_s = _wait_before_repeating(error, backoff_s)
+                if wait_s is None or time.monotonic() + wait_s >= ends_at:
+                    raise
+            else:
+                return answer.results
+            await asyncio.sleep(wait_s)
+            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+
+def _wait_before_repeating(error: HooklineError, backoff_s: float) -> float | None:
+    """Seconds until a keyed publish may be tried again, or None where that cannot help."""
+    if error.retry_forbidden:
+        return None
+    if isinstance(error, ResourceExhaustedError):
+        return error.retry_after_s  # a quota comes with no such advice, and does not pass by itself
+    if isinstance(error, AbortedError | DeadlineExceededError | UnavailableError):
+        jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads, hides nothing
+        return jittered_s if error.retry_after_s is None else error.retry_after_s
+    return None
+
+
+def _is_loopback(target: str) -> bool:
+    """Whether a target can be nowhere but on this machine."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = target.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Deadlines(grpc.aio.UnaryUnaryClientInterceptor):
+    """Around each unary call: a deadline where it has none, the token, and typed errors."""
+
+    def __init__(self, timeout_s: float, token: str | None) -> None:
+        self._timeout_s = timeout_s
+        self._authorization = None if token is None else f"Bearer {token}"
+
+    async def intercept_unary_unary(
+        self,
+        continuation: Callable[
+            [grpc.aio.ClientCallDetails, Request],
+            Awaitable[grpc.aio.UnaryUnaryCall[Request, Response]],
+        ],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request: Request,
+    ) -> Response:
+        asked = client_call_details
+        metadata = grpc.aio.Metadata(*(asked.metadata or ()))
+        if self._authorization is not None:
+            metadata.add("authorization", self._authorization)
+        details = grpc.aio.ClientCallDetails(
+            method=asked.method,
+            timeout=self._timeout_s if asked.timeout is None else asked.timeout,
+            metadata=metadata,
+            credentials=asked.credentials,
+            wait_for_ready=asked.wait_for_ready,
+        )
+        call = await continuation(details, request)
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error) from error

@@ -1,0 +1,190 @@
+"""What a call can end with: one exception for each gRPC status, carrying what a program may act on.
+
+The service answers every refusal with `google.rpc.Status` details. They are read here once, so
+that a caller branches on `error.reason` (`hookline.v1.ErrorReason` without its prefix) and never on
+text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import (  # type: ignore[import-untyped]  # its stubs would overwrite grpc's
+    error_details_pb2,
+    status_pb2,
+)
+
+DETAILS_KEY: Final = "grpc-status-details-bin"
+PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One invalid field of a request."""
+
+    field: str
+    """The path within the request, `events[3].type`."""
+    description: str
+    reason: str
+    """The kind of fault, as `HooklineError.reason`; empty where the service did not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """What `google.rpc.Status` said."""
+
+    message: str = ""
+    reason: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    violations: tuple[FieldViolation, ...] = ()
+    retry_after_s: float | None = None
+
+
+class HooklineError(Exception):
+    """A call that did not end with OK. Its cause is the `grpc.aio.AioRpcError`."""
+
+    code: grpc.StatusCode
+    message: str
+    """For people; it may change between versions."""
+    reason: str
+    """For programs: `TENANT_NOT_FOUND`; empty where the answer is not from Hookline's own code, as
+    when nothing listens."""
+    metadata: dict[str, str]
+    """Particulars of the reason."""
+    violations: tuple[FieldViolation, ...]
+    """Every invalid field, where `code` is INVALID_ARGUMENT."""
+    retry_after_s: float | None
+    """How long to wait before repeating the call, in seconds, where the service said so."""
+    retry_forbidden: bool
+    """Whether the service asked not to be called again with this."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        details = _details_of(error)
+        self.code = error.code()
+        self.message = details.message or error.details() or self.code.name
+        self.reason = details.reason
+        self.metadata = details.metadata
+        self.violations = details.violations
+        pushback_ms = _pushback_ms(error)
+        self.retry_forbidden = pushback_ms is not None and pushback_ms < 0
+        self.retry_after_s = (
+            pushback_ms / 1000
+            if pushback_ms is not None and pushback_ms >= 0
+            else details.retry_after_s
+        )
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        head = f"{self.code.name}{f' ({self.reason})' if self.reason else ''}: {self.message}"
+        lines = [f"  {fault.field}: {fault.description}" for fault in self.violations]
+        return "\n".join([head, *lines])
+
+
+class InvalidArgumentError(HooklineError):
+    """The request is wrong whatever the state of the world; `violations` names each field."""
+
+
+class NotFoundError(HooklineError):
+    """There is no such thing, or none that the caller may see."""
+
+
+class AlreadyExistsError(HooklineError):
+    """The name, or the idempotency key, is taken by something else."""
+
+
+class FailedPreconditionError(HooklineError):
+    """The thing is in a state that does not allow the call."""
+
+
+class AbortedError(HooklineError):
+    """Somebody changed the thing meanwhile: read it again, decide again."""
+
+
+class ResourceExhaustedError(HooklineError):
+    """A limit was reached before anything was stored; see `retry_after_s`."""
+
+
+class UnauthenticatedError(HooklineError):
+    """The caller is not known."""
+
+
+class PermissionDeniedError(HooklineError):
+    """The caller is known, and may not do this."""
+
+
+class UnimplementedError(HooklineError):
+    """Part of the contract that this version of the service does not build."""
+
+
+class UnavailableError(HooklineError):
+    """Service or database cannot be reached now: nothing is stored, or repeating is safe."""
+
+
+class DeadlineExceededError(HooklineError):
+    """No answer came in time; what was asked may have been done."""
+
+
+_BY_CODE: Final[dict[grpc.StatusCode, type[HooklineError]]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExistsError,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
+    grpc.StatusCode.ABORTED: AbortedError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
+    grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+}
+
+
+def error_of(error: grpc.aio.AioRpcError) -> HooklineError:
+    """The typed error of a failed call; of a status without a class of its own, `HooklineError`."""
+    return _BY_CODE.get(error.code(), HooklineError)(error)
+
+
+def _trailer(error: grpc.aio.AioRpcError, key: str) -> str | bytes | None:
+    return next((value for name, value in error.trailing_metadata() or () if name == key), None)
+
+
+def _pushback_ms(error: grpc.aio.AioRpcError) -> int | None:
+    """What the service asks of a retry (gRFC A6): a delay, or, below 0, that there be none."""
+    value = _trailer(error, PUSHBACK_KEY)
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        return -1  # A6: a value that is none forbids the retry
+
+
+def _details_of(error: grpc.aio.AioRpcError) -> _Details:
+    """The details as the service sent them; none where they are missing or cannot be read."""
+    encoded = _trailer(error, DETAILS_KEY)
+    if not isinstance(encoded, bytes):
+        return _Details()
+    try:
+        status = status_pb2.Status.FromString(encoded)
+        info = _unpacked(status, error_details_pb2.ErrorInfo())
+        request = _unpacked(status, error_details_pb2.BadRequest())
+        retry = _unpacked(status, error_details_pb2.RetryInfo())
+    except DecodeError:
+        return _Details()
+    return _Details(
+        message=status.message,
+        reason=info.reason if info else "",
+        metadata=dict(info.metadata) if info else {},
+        violations=tuple(
+            FieldViolation(fault.field, fault.description, fault.reason)
+            for fault in (request.field_violations if request else ())
+        ),
+        retry_after_s=retry.retry_delay.ToTimedelta().total_seconds() if retry else None,
+    )
+
+
+def _unpacked(status: Any, message: Any) -> Any:  # noqa: ANN401 - google.rpc is untyped
+    return next((message for detail in status.details if detail.Unpack(message)), None)

@@ -1,0 +1,322 @@
+"""`HooklineClient` against a real gRPC server that answers as each test says."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+import pytest
+import trustme
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from hookline import HooklineClient
+from hookline.errors import (
+    AlreadyExistsError,
+    DeadlineExceededError,
+    HooklineError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+    UnimplementedError,
+)
+from hookline.v1.event_pb2 import Event
+from hookline.v1.event_service_pb2 import PublishEventsRequest, PublishEventsResponse, PublishResult
+from hookline.v1.event_service_pb2_grpc import (
+    EventServiceServicer,
+    add_EventServiceServicer_to_server,
+)
+from hookline.v1.tenant_service_pb2 import GetTenantRequest
+
+Context = grpc.aio.ServicerContext[PublishEventsRequest, Awaitable[PublishEventsResponse]]
+Answer = Callable[[Context], Awaitable[None]]
+
+
+class Events(EventServiceServicer):
+    """Plays a script, one entry a call, then accepts; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.script: list[Answer] = []
+        self.requests: list[PublishEventsRequest] = []
+        self.metadata: list[dict[str, str | bytes]] = []
+        self.times: list[float] = []
+        self.time_left_s: list[float] = []
+
+    async def PublishEvents(
+        self, request: PublishEventsRequest, context: Context
+    ) -> PublishEventsResponse:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata() or ()))
+        self.times.append(time.monotonic())
+        self.time_left_s.append(context.time_remaining())
+        if self.script:
+            await self.script.pop(0)(context)
+        names = [f"{request.tenant}/events/evt_{n}" for n in range(len(request.events))]
+        return PublishEventsResponse(results=[PublishResult(name=name) for name in names])
+
+
+def refuse(
+    code: grpc.StatusCode, *details: Message, pushback: str | None = None, text: str = "no"
+) -> Answer:
+    """An answer with a status, the way that the service sends them."""
+
+    async def answer(context: Context) -> None:
+        status = status_pb2.Status(code=code.value[0], message=text)
+        for detail in details:
+            packed = Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        trailers: list[tuple[str, str | bytes]] = [
+            ("grpc-status-details-bin", status.SerializeToString())
+        ]
+        if pushback is not None:
+            trailers.append(("grpc-retry-pushback-ms", pushback))
+        await context.abort(code, text, tuple(trailers))
+
+    return answer
+
+
+async def hang(context: Context) -> None:
+    """No answer, until the caller's deadline has passed."""
+    del context
+    await grpc.aio.insecure_channel("127.0.0.1:1").channel_ready()
+
+
+def info(reason: str, **metadata: str) -> Message:
+    message: Message = error_details_pb2.ErrorInfo(
+        reason=reason, domain="hookline", metadata=metadata
+    )
+    return message
+
+
+class Service:
+    """A real server on a port of its own."""
+
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
+        self.events = Events()  # type: ignore[abstract]  # one of its methods is enough here
+        self.server = grpc.aio.server()
+        add_EventServiceServicer_to_server(self.events, self.server)
+        self.port = (
+            self.server.add_insecure_port(f"127.0.0.1:{port}")
+            if credentials is None
+            else self.server.add_secure_port(f"127.0.0.1:{port}", credentials)
+        )
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[Service]:
+    running = Service()
+    await running.server.start()
+    yield running
+    await running.server.stop(0)
+
+
+@pytest.fixture
+async def client(service: Service) -> AsyncIterator[HooklineClient]:
+    async with HooklineClient(service.target) as connected:
+        yield connected
+
+
+async def test_publish_answers_in_order_and_keys_what_has_no_key(
+    service: Service, client: HooklineClient
+) -> None:
+    events = [Event(type="a.b"), Event(type="a.c", idempotency_key="mine"), Event(type="a.d")]
+    results = await client.publish("acme", events)
+    assert [result.name for result in results] == [f"tenants/acme/events/evt_{n}" for n in range(3)]
+    sent = service.events.requests[0]
+    assert [event.type for event in sent.events] == ["a.b", "a.c", "a.d"]
+    assert sent.events[1].idempotency_key == "mine"
+    keys = {event.idempotency_key for event in sent.events}
+    assert len(keys) == 3
+    assert all(keys)
+    assert [event.idempotency_key for event in events] == ["", "mine", ""]
+
+
+async def test_a_tenant_s_full_name_serves_too(service: Service, client: HooklineClient) -> None:
+    await client.publish("tenants/acme", [Event(type="a.b")])
+    assert service.events.requests[0].tenant == "tenants/acme"
+
+
+async def test_unavailable_is_repeated_with_the_same_keys_after_the_pushback(
+    service: Service, client: HooklineClient
+) -> None:
+    service.events.script = [
+        refuse(grpc.StatusCode.UNAVAILABLE, pushback="300"),
+        refuse(grpc.StatusCode.UNAVAILABLE),
+    ]
+    await client.publish("acme", [Event(type="a.b"), Event(type="a.c")])
+    first, second, third = service.events.requests
+    assert first == second == third
+    assert service.events.times[1] - service.events.times[0] >= 0.3
+
+
+async def test_overload_is_repeated_when_the_service_says(
+    service: Service, client: HooklineClient
+) -> None:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(200)
+    service.events.script = [refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, info("OVERLOADED"), retry)]
+    await client.publish("acme", [Event(type="a.b")])
+    assert service.events.times[1] - service.events.times[0] >= 0.2
+
+
+@pytest.mark.parametrize(
+    "answer, kind",
+    [
+        (refuse(grpc.StatusCode.UNAVAILABLE, pushback="-1"), UnavailableError),
+        (refuse(grpc.StatusCode.UNAVAILABLE, pushback="soon"), UnavailableError),
+        (refuse(grpc.StatusCode.RESOURCE_EXHAUSTED), ResourceExhaustedError),
+        (refuse(grpc.StatusCode.INVALID_ARGUMENT), InvalidArgumentError),
+        (refuse(grpc.StatusCode.DATA_LOSS), HooklineError),
+    ],
+    ids=["forbidden", "garbled", "quota", "invalid", "other"],
+)
+async def test_what_repeating_cannot_help_is_raised_at_once(
+    service: Service, client: HooklineClient, answer: Answer, kind: type[HooklineError]
+) -> None:
+    service.events.script = [answer]
+    with pytest.raises(HooklineError) as caught:
+        await client.publish("acme", [Event(type="a.b")])
+    assert type(caught.value) is kind
+    assert len(service.events.requests) == 1
+
+
+async def test_a_try_that_hangs_is_repeated_within_the_deadline(service: Service) -> None:
+    service.events.script = [hang]
+    async with HooklineClient(service.target, timeout_s=0.3) as client:
+        await client.publish("acme", [Event(type="a.b")], timeout_s=20)
+    assert service.events.requests[0] == service.events.requests[1]
+
+
+async def test_publish_gives_up_at_its_deadline(service: Service, client: HooklineClient) -> None:
+    service.events.script = [refuse(grpc.StatusCode.UNAVAILABLE, pushback="100")] * 100
+    began = time.monotonic()
+    with pytest.raises(UnavailableError):
+        await client.publish("acme", [Event(type="a.b")], timeout_s=0.5)
+    assert time.monotonic() - began < 0.6
+    assert 2 <= len(service.events.requests) <= 6
+
+
+async def test_publish_finds_a_service_that_comes_back(service: Service) -> None:
+    await service.server.stop(0)
+    async with HooklineClient(service.target) as client:
+        with pytest.raises(UnavailableError) as caught:
+            await client.publish("acme", [Event(type="a.b")], timeout_s=0.2)
+        assert caught.value.reason == ""
+        async with asyncio.TaskGroup() as tasks:
+            published = tasks.create_task(client.publish("acme", [Event(type="a.b")]))
+            again = Service(port=service.port)
+            await again.server.start()
+        assert len(published.result()) == 1
+    await again.server.stop(0)
+
+
+async def test_every_call_has_a_deadline(service: Service) -> None:
+    async with HooklineClient(service.target, timeout_s=7.0) as client:
+        await client.events.PublishEvents(PublishEventsRequest())
+        await client.events.PublishEvents(PublishEventsRequest(), timeout=3.0)
+    default_s, own_s = service.events.time_left_s
+    assert 6 < default_s < 7.5
+    assert 2 < own_s < 3.5
+
+
+async def test_a_call_without_an_answer_ends_at_the_deadline(service: Service) -> None:
+    service.events.script = [hang]
+    async with HooklineClient(service.target, timeout_s=0.2) as client:
+        with pytest.raises(DeadlineExceededError):
+            await client.events.PublishEvents(PublishEventsRequest())
+
+
+async def test_an_error_carries_what_the_service_said(
+    service: Service, client: HooklineClient
+) -> None:
+    faults = error_details_pb2.BadRequest()
+    faults.field_violations.add(field="events[0].type", description="is empty", reason="X")
+    faults.field_violations.add(field="tenant", description="is none")
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(1500)
+    service.events.script = [
+        refuse(
+            grpc.StatusCode.ALREADY_EXISTS,
+            info("IDEMPOTENCY_KEY_REUSED", index="3", name="tenants/acme/events/evt_1"),
+            faults,
+            retry,
+            text="the key is taken",
+        )
+    ]
+    with pytest.raises(AlreadyExistsError) as caught:
+        await client.events.PublishEvents(PublishEventsRequest())
+    error = caught.value
+    assert error.code is grpc.StatusCode.ALREADY_EXISTS
+    assert error.reason == "IDEMPOTENCY_KEY_REUSED"
+    assert error.message == "the key is taken"
+    assert error.metadata == {"index": "3", "name": "tenants/acme/events/evt_1"}
+    assert [(fault.field, fault.reason) for fault in error.violations] == [
+        ("events[0].type", "X"),
+        ("tenant", ""),
+    ]
+    assert error.retry_after_s == 1.5
+    assert str(error).splitlines() == [
+        "ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED): the key is taken",
+        "  events[0].type: is empty",
+        "  tenant: is none",
+    ]
+    assert isinstance(error.__cause__, grpc.aio.AioRpcError)
+
+
+async def test_details_that_cannot_be_read_are_no_second_error(
+    service: Service, client: HooklineClient
+) -> None:
+    async def answer(context: Context) -> None:
+        garbled = (("grpc-status-details-bin", b"\xff\xff\xff"),)
+        await context.abort(grpc.StatusCode.NOT_FOUND, "gone", garbled)
+
+    service.events.script = [answer]
+    with pytest.raises(NotFoundError, match="gone") as caught:
+        await client.events.PublishEvents(PublishEventsRequest())
+    assert caught.value.reason == ""
+
+
+async def test_a_service_without_the_method_is_told_by_its_type(client: HooklineClient) -> None:
+    with pytest.raises(UnimplementedError):
+        await client.tenants.GetTenant(GetTenantRequest(name="tenants/acme"))
+
+
+async def test_the_token_goes_with_every_call(service: Service) -> None:
+    async with HooklineClient(service.target, token="hk_1_secret") as client:
+        await client.events.PublishEvents(PublishEventsRequest(), metadata=(("x-mine", "1"),))
+    assert service.events.metadata[0]["authorization"] == "Bearer hk_1_secret"
+    assert service.events.metadata[0]["x-mine"] == "1"
+
+
+@pytest.mark.parametrize("target", ["hookline.example:443", "10.0.0.7:50051", "dns:///localhost:1"])
+def test_a_token_is_never_sent_in_plaintext_to_another_machine(target: str) -> None:
+    with pytest.raises(ValueError, match="plaintext"):
+        HooklineClient(target, token="hk_1_secret", plaintext=True)
+
+
+def test_credentials_for_a_plaintext_connection_are_a_mistake() -> None:
+    with pytest.raises(ValueError, match="plaintext"):
+        HooklineClient(plaintext=True, credentials=grpc.ssl_channel_credentials())
+
+
+async def test_a_connection_is_tls_where_credentials_are_given() -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    pair = (certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes())
+    secure = Service(grpc.ssl_server_credentials([pair]))
+    await secure.server.start()
+    trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    async with HooklineClient(secure.target, credentials=trusted, token="hk_1_secret") as client:
+        await client.publish("acme", [Event(type="a.b")])
+    async with HooklineClient(secure.target, plaintext=False) as stranger:
+        with pytest.raises(UnavailableError):
+            await stranger.publish("acme", [Event(type="a.b")], timeout_s=0.5)
+    await secure.server.stop(0)
+    assert len(secure.events.requests) == 1
