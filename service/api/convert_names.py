@@ -1,0 +1,104 @@
+"""Resource names in requests: from text to ids, with what is wrong added to the violations.
+
+Each function answers something harmless where the name is wrong, so that a request's other fields
+are looked at too; the caller raises `invalid(violations)` before it uses any of it.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from service.domain.errors import Reason, Violation
+from service.domain.ids import parse_type_id
+from service.domain.names import WILDCARD, check_event_type, check_id, parse_name
+
+NO_ID = UUID(int=0)
+
+
+def tenant_id_in(
+    name: str, violations: list[Violation], *, field: str = "tenant", across: bool = False
+) -> str:
+    """The id in `tenants/ID`. `across`: `tenants/-` is welcome, as in reads."""
+    ids = _ids_in(name, field, "tenants/ID", ("tenants",), violations)
+    return _tenant_id(ids[0], field, violations, across=across) if ids else ""
+
+
+def tenant_and_id_in(
+    name: str,
+    collection: str,
+    violations: list[Violation],
+    *,
+    field: str = "name",
+    across: bool = False,
+) -> tuple[str, str]:
+    """Both ids in such as `tenants/ID/subscriptions/ID`."""
+    shape = f"tenants/ID/{collection}/ID"
+    ids = _ids_in(name, field, shape, ("tenants", collection), violations)
+    if not ids:
+        return "", ""
+    tenant_id = _tenant_id(ids[0], field, violations, across=across)
+    problem = check_id(ids[1])
+    if problem:
+        violations.append(Violation(field, f"its last part {problem}"))
+    return tenant_id, ids[1]
+
+
+def tenant_and_uuid_in(
+    name: str,
+    collection: str,
+    prefix: str,
+    violations: list[Violation],
+    *,
+    field: str = "name",
+    across: bool = False,
+) -> tuple[str, UUID]:
+    """The tenant's id and the UUID in such as `tenants/ID/events/evt_…`."""
+    shape = f"tenants/ID/{collection}/{prefix}_…"
+    ids = _ids_in(name, field, shape, ("tenants", collection), violations)
+    if not ids:
+        return "", NO_ID
+    tenant_id = _tenant_id(ids[0], field, violations, across=across)
+    uuid = parse_type_id(prefix, ids[1])
+    if uuid is None:
+        violations.append(
+            Violation(field, f"its last part must be '{prefix}_' and 26 letters of an id")
+        )
+    return tenant_id, uuid or NO_ID
+
+
+def event_type_in(name: str, violations: list[Violation], *, field: str = "name") -> str:
+    """The id in `eventTypes/ID`."""
+    ids = _ids_in(name, field, "eventTypes/ID", ("eventTypes",), violations)
+    if not ids:
+        return ""
+    problem = check_event_type(ids[0])
+    if problem:
+        violations.append(Violation(field, f"its last part {problem}"))
+    return ids[0]
+
+
+def _ids_in(
+    name: str,
+    field: str,
+    shape: str,
+    collections: tuple[str, ...],
+    violations: list[Violation],
+) -> tuple[str, ...] | None:
+    if not name:
+        violations.append(Violation(field, f"is required: {shape}", Reason.FIELD_REQUIRED))
+        return None
+    ids = parse_name(name, *collections)
+    if ids is None:
+        violations.append(Violation(field, f"must be {shape}"))
+    return ids
+
+
+def _tenant_id(text: str, field: str, violations: list[Violation], *, across: bool) -> str:
+    if text == WILDCARD:
+        if not across:
+            violations.append(Violation(field, "must name one tenant; only reads take tenants/-"))
+        return text
+    problem = check_id(text)
+    if problem:
+        violations.append(Violation(field, f"its tenant id {problem}"))
+    return text
