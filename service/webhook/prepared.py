@@ -1,0 +1,87 @@
+"""A target made ready to be sent to: all that does not change from one request to the next.
+
+Prepared once per revision of a subscription, so that a request costs a signature and a few bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+
+from service.domain.subscription import HttpTarget
+from service.domain.target import TargetUrl, check_headers, parse_target_url
+from service.webhook.origin import Origin
+from service.webhook.signature import Signer
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One URL of a target."""
+
+    url: str
+    http_url: httpx.URL
+    origin: Origin
+    request_target: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    """The headers of every request to it, `host` first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTarget:
+    """Where a subscription's requests go, and by whom they are signed."""
+
+    endpoints: tuple[Endpoint, ...]
+    """The target's URL, then its failover URLs."""
+    timeout_s: float
+    signer: Signer
+
+
+def prepare_target(
+    target: HttpTarget,
+    signer: Signer,
+    *,
+    user_agent: str,
+    secret_headers: Mapping[str, str] | None = None,
+) -> PreparedTarget:
+    """Make a target ready; `user_agent` is `hookline/<version>`.
+
+    Raises ValueError where a URL or a header is outside the grammar of `domain/target.py`: such a
+    target should never have been accepted, and a line break in it would forge a request.
+    """
+    violations = check_headers(target.headers, secret_headers or {})
+    if violations:
+        raise ValueError(f"{violations[0].field} {violations[0].description}")
+    common = (
+        (b"user-agent", user_agent.encode("ascii")),
+        (b"accept", b"*/*"),
+        (b"accept-encoding", b"identity"),
+        *(
+            (name.encode("ascii"), value.encode("ascii"))
+            for headers in (target.headers, secret_headers or {})
+            for name, value in headers.items()
+        ),
+    )
+    urls = (target.url, *target.failover_urls)
+    return PreparedTarget(
+        endpoints=tuple(_endpoint_of(url, common) for url in urls),
+        timeout_s=target.timeout_s,
+        signer=signer,
+    )
+
+
+def _endpoint_of(url: str, common: tuple[tuple[bytes, bytes], ...]) -> Endpoint:
+    parsed = parse_target_url(url)
+    return Endpoint(
+        url=url,
+        http_url=httpx.URL(url),
+        origin=Origin(parsed.scheme, parsed.host, parsed.port),
+        request_target=parsed.request_target.encode("ascii"),
+        headers=((b"host", _host_header(parsed)), *common),
+    )
+
+
+def _host_header(parsed: TargetUrl) -> bytes:
+    host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
+    return (host if parsed.is_default_port else f"{host}:{parsed.port}").encode("ascii")

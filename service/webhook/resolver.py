@@ -1,0 +1,176 @@
+"""From a host's name to its addresses: cached for seconds, shared by concurrent askers, bounded.
+
+A cache cannot be rebound: the addresses that egress checks are the very values that are connected
+to, so an answer that changes between two lookups changes nothing between a check and its
+connection.
+
+Whose fault is a name that does not resolve? "No such name" is the target's. "Try again" may be its
+dead name servers or our dead resolver, and the two must not be confused: a target's fault spends
+attempts, our own never does. So another name that resolved before, the witness, is looked up anew:
+if it still resolves, our resolver works, and the fault is the name's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from service.domain.attempt import AttemptOutcome
+from service.webhook.failure import AttemptFailure
+
+Lookup = Callable[[str], Awaitable[Sequence[str]]]
+"""Addresses of a name, best first, without ports or brackets; raises `socket.gaierror`."""
+
+_NOT_OURS = frozenset(
+    {
+        getattr(socket, name)
+        for name in ("EAI_NONAME", "EAI_NODATA", "EAI_FAIL", "EAI_ADDRFAMILY")
+        if hasattr(socket, name)
+    }
+)
+_WITNESSES_TRIED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """What a lookup came to, and until when it holds on the loop's clock."""
+
+    addresses: tuple[str, ...]
+    expires_at: float
+    failure: AttemptFailure | None = None
+
+
+class SystemLookup:
+    """`getaddrinfo`, at most `threads` lookups at once.
+
+    The threads are its own: the loop's few serve everybody, and one slow name would hold them all.
+    """
+
+    def __init__(self, threads: int = 16) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="resolve")
+
+    async def __call__(self, host: str) -> Sequence[str]:
+        """The host's addresses, in the system's order of preference."""
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(
+            self._executor, lambda: socket.getaddrinfo(host.encode(), None, type=socket.SOCK_STREAM)
+        )
+        return [str(address[0]) for *_, address in found]
+
+    def close(self) -> None:
+        """Start no lookup any more; those that run end by themselves."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class Resolver:
+    """Names to addresses, through an injected lookup."""
+
+    def __init__(
+        self,
+        lookup: Lookup,
+        *,
+        ttl_s: float = 10.0,
+        failure_ttl_s: float = 2.0,
+        names_max: int = 4_096,
+        pending_max: int = 1_024,
+    ) -> None:
+        """Addresses are kept for `ttl_s` seconds, failures for `failure_ttl_s`, `names_max` in all.
+
+        `pending_max` bounds the lookups that are running or waiting for a thread.
+        """
+        self._lookup = lookup
+        self._ttl_s = ttl_s
+        self._failure_ttl_s = failure_ttl_s
+        self._names_max = names_max
+        self._pending_max = pending_max
+        self._known: OrderedDict[str, _Resolved] = OrderedDict()
+        self._pending: dict[str, asyncio.Task[_Resolved]] = {}
+
+    async def resolve(self, host: str) -> tuple[str, ...]:
+        """All addresses of a name, at least one; raises `AttemptFailure`.
+
+        A caller that gives up does not stop the lookup: its answer serves the next one.
+        """
+        known = self._known.get(host)
+        if known is None or known.expires_at <= asyncio.get_running_loop().time():
+            task = self._pending.get(host)
+            if task is None:
+                task = self._start(host)
+            known = await asyncio.shield(task)
+        if known.failure is not None:
+            # A new exception each time: one that is raised twice would grow its traceback.
+            raise AttemptFailure(known.failure.kind, known.failure.message)
+        return known.addresses
+
+    async def aclose(self) -> None:
+        """Give up the lookups that are running."""
+        tasks = tuple(self._pending.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, host: str) -> asyncio.Task[_Resolved]:
+        if len(self._pending) >= self._pending_max:
+            raise AttemptFailure(
+                AttemptOutcome.OWN_FAULT, "too many names are waiting for the resolver"
+            )
+        task = asyncio.get_running_loop().create_task(self._resolve(host))
+        self._pending[host] = task
+        task.add_done_callback(lambda _: self._pending.pop(host, None))
+        return task
+
+    async def _resolve(self, host: str) -> _Resolved:
+        loop = asyncio.get_running_loop()
+        try:
+            addresses = tuple(dict.fromkeys(await self._lookup(host)))
+        except (OSError, UnicodeError) as error:
+            failure = await self._failure_of(host, error)
+            resolved = _Resolved((), loop.time() + self._failure_ttl_s, failure)
+        else:
+            resolved = _Resolved(addresses, loop.time() + self._ttl_s)
+            if not addresses:
+                failure = AttemptFailure(
+                    AttemptOutcome.CONNECTION_FAILED, "the host's name has no address"
+                )
+                resolved = _Resolved((), loop.time() + self._failure_ttl_s, failure)
+        self._known[host] = resolved
+        self._known.move_to_end(host)
+        if len(self._known) > self._names_max:
+            self._known.popitem(last=False)
+        return resolved
+
+    async def _failure_of(self, host: str, error: OSError | UnicodeError) -> AttemptFailure:
+        if isinstance(error, UnicodeError):
+            return AttemptFailure(AttemptOutcome.CONNECTION_FAILED, "the host is no valid name")
+        if isinstance(error, socket.gaierror) and error.errno in _NOT_OURS:
+            return AttemptFailure(
+                AttemptOutcome.CONNECTION_FAILED, "the host's name does not resolve"
+            )
+        if (
+            isinstance(error, socket.gaierror)
+            and error.errno == socket.EAI_AGAIN
+            and await self._resolver_works(host)
+        ):
+            return AttemptFailure(
+                AttemptOutcome.CONNECTION_FAILED,
+                "the host's name servers do not answer, while other names resolve",
+            )
+        return AttemptFailure(AttemptOutcome.OWN_FAULT, "the resolver does not answer")
+
+    async def _resolver_works(self, failed_host: str) -> bool:
+        """Whether another name, which resolved before, resolves now."""
+        recent = itertools.islice(reversed(self._known), _WITNESSES_TRIED)
+        witness = next(
+            (host for host in recent if host != failed_host and self._known[host].addresses), None
+        )
+        if witness is None:
+            return False
+        try:
+            return bool(await self._lookup(witness))
+        except (OSError, UnicodeError):
+            return False

@@ -1,0 +1,269 @@
+"""The delivery pool: httpx's transport interface over our own connections.
+
+Theory. A request takes a warm connection of its origin, or opens one; its bytes are written, and
+one future comes to the answer. Everything is bounded: connections, idle ones, bytes and headers of
+an answer, and time, by one deadline from the name's resolution to the answer's last byte. It
+follows no redirect, reads no proxy from the environment, keeps no cookie, decodes no body.
+
+A request's `extensions`, all optional:
+    timeout_s          the deadline, in seconds from now (15) connect_timeout_s  the part of it that
+    a new connection may take (all of it) may_send           called just before the request's first
+    byte; False: nothing is sent, OWN_FAULT origin             the `Origin` of the URL, where the
+    caller keeps it target             the request target, exactly as it is to be sent (httpx's own
+    convention)
+
+Written for POST: a request of another method is sent all the same, but HEAD and CONNECT, whose
+answers have bodies by other rules, are not understood. The request's headers are sent as they are,
+so `host` and `content-length` are the caller's to give. An answer's body is its first
+`kept_body_bytes` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import httpx
+
+from service.domain.attempt import AttemptOutcome
+from service.domain.subscription import DEFAULT_TIMEOUT_S
+from service.webhook.answer import (
+    DEFAULT_KEPT_BODY_BYTES,
+    DEFAULT_LIMIT_BYTES,
+    AnswerReader,
+)
+from service.webhook.connection import Answer, Connection, StaleConnectionError
+from service.webhook.deadlines import Deadlines
+from service.webhook.dialer import Dialer, make_tls_context
+from service.webhook.egress import EgressPolicy
+from service.webhook.failure import AttemptFailure
+from service.webhook.origin import Origin, origin_of
+from service.webhook.pool import IdlePool
+from service.webhook.resolver import Lookup, Resolver, SystemLookup
+
+if TYPE_CHECKING:
+    from typing import Self
+
+_NO_BODY = httpx.ByteStream(b"")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransportLimits:
+    """The bounds of a transport."""
+
+    connections_max: int = 4_096
+    """Open and opening connections; beyond it a request is our own fault."""
+    idle_per_origin_max: int = 512
+    idle_max: int = 1_024
+    idle_timeout_s: float = 30.0
+    answer_bytes_max: int = DEFAULT_LIMIT_BYTES
+    """Head, interim answers and body; then the connection is closed."""
+    kept_body_bytes: int = DEFAULT_KEPT_BODY_BYTES
+    addresses_max: int = 16
+    """Addresses of a name that are tried in one attempt."""
+    tick_s: float = 0.1
+    """How late a deadline may be noticed, halved."""
+
+
+class WebhookTransport(httpx.AsyncBaseTransport):
+    """Sends requests over pooled connections. Belongs to the event loop of its first request.
+
+    Raises `AttemptFailure` for whatever the network or the target does.
+    """
+
+    def __init__(
+        self,
+        *,
+        egress: EgressPolicy,
+        lookup: Lookup | None = None,
+        tls_context: ssl.SSLContext | None = None,
+        limits: TransportLimits | None = None,
+    ) -> None:
+        """`lookup` is the system's by default, `tls_context` what `make_tls_context` makes."""
+        self._limits = limits or TransportLimits()
+        self._system_lookup = SystemLookup() if lookup is None else None
+        self._resolver = Resolver(lookup or self._system_lookup or SystemLookup())
+        self._dialer = Dialer(
+            resolver=self._resolver,
+            egress=egress,
+            tls_context=tls_context or make_tls_context(),
+            addresses_max=self._limits.addresses_max,
+        )
+        self._pool = IdlePool(
+            per_origin_max=self._limits.idle_per_origin_max,
+            total_max=self._limits.idle_max,
+            idle_timeout_s=self._limits.idle_timeout_s,
+        )
+        self._connections: set[Connection] = set()
+        self._dialing_count = 0
+        self._is_closed = False
+        self._drained: asyncio.Future[None] | None = None
+        self._bound_loop: asyncio.AbstractEventLoop | None = None
+        self._bound_deadlines: Deadlines | None = None
+
+    @property
+    def connection_count(self) -> int:
+        """Connections that are open or being opened."""
+        return len(self._connections) + self._dialing_count
+
+    @property
+    def idle_count(self) -> int:
+        """Connections that are open and wait for a request."""
+        return len(self._pool)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, and return its final answer; raises `AttemptFailure`."""
+        loop = self._bound_loop or self._bind()
+        extensions = request.extensions
+        began = loop.time()
+        deadline = began + extensions.get("timeout_s", DEFAULT_TIMEOUT_S)
+        origin = extensions.get("origin") or origin_of(request.url)
+        may_send: Callable[[], bool] | None = extensions.get("may_send")
+        head, body = _head_of(request), await _body_of(request)
+        connection = self._pool.take(origin)
+        while True:
+            if connection is None:
+                dial_by = min(deadline, began + extensions.get("connect_timeout_s", deadline))
+                connection = await self._open(origin, dial_by)
+            if may_send is not None and not may_send():
+                self.released(connection)
+                raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the right to send was lost")
+            waiter = connection.start(head, body, deadline)
+            try:
+                answer = await waiter
+            except StaleConnectionError:
+                connection = None
+            except asyncio.CancelledError:
+                connection.abandon(waiter)
+                raise
+            else:
+                return _response_of(answer, connection)
+
+    async def aclose(self) -> None:
+        """Close every connection; exchanges that are under way end as OWN_FAULT."""
+        self._is_closed = True
+        await self._resolver.aclose()
+        if self._system_lookup is not None:
+            self._system_lookup.close()
+        if self._bound_loop is None:
+            return
+        self._deadlines.stop()
+        for connection in tuple(self._connections):
+            connection.stop()
+        if self._connections:
+            self._drained = self._bound_loop.create_future()
+            await self._drained
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    # What follows makes the transport a `ConnectionOwner`.
+
+    def connected(self, connection: Connection) -> None:
+        """The connection stands."""
+        self._connections.add(connection)
+
+    def released(self, connection: Connection) -> None:
+        """The connection can carry another exchange."""
+        if self._is_closed:
+            connection.abort()
+            return
+        surplus = self._pool.put(connection, self._loop.time())
+        if surplus is not None:
+            surplus.abort()
+        else:
+            self._deadlines.wake()
+
+    def closing(self, connection: Connection) -> None:
+        """The connection must not be used again."""
+        self._pool.discard(connection)
+
+    def closed(self, connection: Connection) -> None:
+        """The connection is gone."""
+        self._connections.discard(connection)
+        if self._drained is not None and not self._connections and not self._drained.done():
+            self._drained.set_result(None)
+
+    def watch(self, connection: Connection, deadline: float) -> None:
+        """Expire the connection's exchange at its deadline."""
+        self._deadlines.add(connection, deadline)
+
+    def unwatch(self, connection: Connection) -> None:
+        """The connection's exchange is over."""
+        self._deadlines.discard(connection)
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self._bound_loop or self._bind()
+
+    @property
+    def _deadlines(self) -> Deadlines:
+        if self._bound_deadlines is None:
+            raise RuntimeError("the transport has not sent anything yet")
+        return self._bound_deadlines
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        self._bound_loop = loop
+        self._bound_deadlines = Deadlines(
+            loop, tick_s=self._limits.tick_s, on_tick=self._close_expired
+        )
+        return loop
+
+    def _close_expired(self, now: float) -> bool:
+        for connection in self._pool.expired(now):
+            connection.abort()
+        return len(self._pool) > 0
+
+    async def _open(self, origin: Origin, deadline: float) -> Connection:
+        if self._is_closed:
+            raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the service is stopping")
+        if self.connection_count >= self._limits.connections_max:
+            idle = self._pool.oldest()
+            if idle is None:
+                raise AttemptFailure(AttemptOutcome.OWN_FAULT, "too many connections are open")
+            idle.abort()
+        self._dialing_count += 1
+        try:
+            return await self._dialer.dial(origin, deadline, self._make_connection)
+        except AttemptFailure as failure:
+            if failure.kind is AttemptOutcome.OWN_FAULT:
+                # Idle connections hold the descriptors, memory and ports that others need now.
+                self._shed_idle()
+            raise
+        finally:
+            self._dialing_count -= 1
+
+    def _shed_idle(self) -> None:
+        while (idle := self._pool.oldest()) is not None:
+            idle.abort()
+
+    def _make_connection(self, origin: Origin, address: str) -> Connection:
+        reader = AnswerReader(self._limits.answer_bytes_max, self._limits.kept_body_bytes)
+        return Connection(origin, address, self, reader, self._loop)
+
+
+def _head_of(request: httpx.Request) -> bytes:
+    target: bytes = request.extensions.get("target") or request.url.raw_path
+    lines = [b"%b: %b\r\n" % header for header in request.headers.raw]
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (request.method.encode(), target, b"".join(lines))
+
+
+async def _body_of(request: httpx.Request) -> bytes:
+    stream = request.stream
+    if isinstance(stream, httpx.ByteStream):
+        return b"".join(stream)
+    return await request.aread()
+
+
+def _response_of(answer: Answer, connection: Connection) -> httpx.Response:
+    status, headers, body = answer
+    return httpx.Response(
+        status,
+        headers=headers,
+        stream=httpx.ByteStream(body) if body else _NO_BODY,
+        extensions={"remote_address": connection.remote_address},
+    )
