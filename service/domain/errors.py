@@ -91,6 +91,10 @@ class Violation:
     field: str
     description: str
     reason: Reason = Reason.FIELD_INVALID
+    limit: str = ""
+    """The setting that was exceeded, where `reason` is LIMIT_EXCEEDED and the limit is a setting."""
+    maximum: int = 0
+    """What that setting allows."""
 
 
 class HooklineError(Exception):
@@ -164,9 +168,29 @@ class UnimplementedError(HooklineError):
 
 
 def invalid(violations: Sequence[Violation]) -> InvalidArgumentError:
-    """The error for a request's invalid fields, all of them at once."""
+    """The error for a request's invalid fields, all of them at once.
+
+    Its reason is theirs where they agree, and FIELD_INVALID otherwise; its metadata names the first
+    setting that was exceeded, `limit`, and what that allows, `maximum`.
+    """
     first = violations[0]
     more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+    agree = all(violation.reason == first.reason for violation in violations)
+    exceeded = next((violation for violation in violations if violation.limit), None)
     return InvalidArgumentError(
-        f"{first.field}: {first.description}{more}", first.reason, violations=violations
+        f"{first.field}: {first.description}{more}",
+        first.reason if agree else Reason.FIELD_INVALID,
+        violations=violations,
+        metadata={"limit": exceeded.limit, "maximum": str(exceeded.maximum)} if exceeded else None,
+    )
+
+
+def over_limit(field: str, size: int, unit: str, limit: str, maximum: int) -> Violation:
+    """The violation of a limit that is a setting: `limit` is its name, `maximum` its value."""
+    return Violation(
+        field,
+        f"has {size:,} {unit}; {limit} allows {maximum:,}",
+        Reason.LIMIT_EXCEEDED,
+        limit,
+        maximum,
     )
