@@ -13,11 +13,19 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypedDict
 
 # `postgres` is made for this; `nobody` is everywhere, but other services may run as it too, and a
 # process of the same account can read the cluster's files.
 SYSTEM_ACCOUNTS = ("postgres", "_postgres", "nobody")
+
+
+class Identity(TypedDict, total=False):
+    """Arguments of subprocess; without them a program runs as we do."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
 
 
 class EmbeddedPostgresError(Exception):
@@ -61,13 +69,10 @@ class Account:
         self, arguments: Sequence[str | Path], *, timeout_s: float
     ) -> "subprocess.CompletedProcess[str]":
         """Run a program as this account to its end. EmbeddedPostgresError: it cannot, or hangs."""
-        user, group, extra_groups = self.identity
         try:
             return subprocess.run(
                 arguments,
-                user=user,
-                group=group,
-                extra_groups=extra_groups,
+                **self.identity,
                 check=False,
                 cwd="/",
                 env=clean_environment(),
@@ -91,11 +96,11 @@ class Account:
             ) from error
 
     @property
-    def identity(self) -> tuple[int | None, int | None, list[int] | None]:
-        """What subprocess takes as user, group and extra_groups, so as to run as this account."""
+    def identity(self) -> "Identity":
+        """What a subprocess takes in order to run as this account."""
         if self.uid == os.geteuid():
-            return None, None, None
-        return self.uid, self.gid, []
+            return {}
+        return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
     def reaches(self, directory: Path) -> bool:
         """Whether this account may enter the directory: asked of the kernel, not of mode bits."""

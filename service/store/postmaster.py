@@ -61,14 +61,11 @@ class Postmaster:
         for lock in (home.cluster / _PID_FILE, home.socket_dir / _SOCKET_LOCK):
             _remove_stale(lock, home.cluster)
         program = home.programs.folder / "postgres"
-        user, group, extra_groups = home.account.identity
         try:
             with home.replacing(_START_LOG) as log:
                 process = subprocess.Popen(
                     [program, "-D", home.cluster],
-                    user=user,
-                    group=group,
-                    extra_groups=extra_groups,
+                    **home.account.identity,
                     cwd="/",
                     env=clean_environment(),
                     stdin=subprocess.DEVNULL,
