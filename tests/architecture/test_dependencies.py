@@ -30,19 +30,25 @@ DEV = requirements(PROJECT["dependency-groups"]["dev"])
 CODEGEN = requirements(PROJECT["dependency-groups"]["codegen"])
 
 
+# A namespace that several distributions share.
+GOOGLE = {"google.protobuf": ["protobuf"], "google.rpc": ["googleapis-common-protos"]}
+
+
 def locked(lock: str) -> dict[str, str]:
     """The versions that a lock pins, by package."""
     return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE))
 
 
 def imported(path: pathlib.PurePosixPath) -> set[str]:
-    """The top-level names that a file imports, from wherever in it."""
-    names: set[str] = set()
+    """The top-level names that a file imports, from wherever in it; two levels of `google`."""
+    modules: set[str] = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
+            modules.add(node.module)
+    levels = {module: 2 if module.startswith("google.") else 1 for module in modules}
+    names = {".".join(module.split(".")[:n]) for module, n in levels.items()}
     return names - sys.stdlib_module_names
 
 
@@ -85,7 +91,7 @@ def test_the_client_s_stubs_were_made_by_the_oldest_toolchain_that_it_supports()
 def test_what_is_imported_is_declared(
     root: str, own: set[str], declared: dict[str, Requirement]
 ) -> None:
-    distributions = importlib.metadata.packages_distributions()
+    distributions = {**importlib.metadata.packages_distributions(), **GOOGLE}
     undeclared = {
         f"{path}: {name}"
         for path in python_files()
