@@ -1,0 +1,196 @@
+"""How one variable is read: its parser, and what is said where it is wrong.
+
+A parser returns the value, or raises ValueError with what is allowed, as the end of a sentence that
+begins with the variable's name. Values that are secret never stand in a message. Must not know
+which settings there are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+from service.store.secrets import MasterKeyError, parse_master_keys
+from service.webhook.egress import Network, parse_networks
+
+T = TypeVar("T")
+D = TypeVar("D")
+E = TypeVar("E", bound=StrEnum)
+
+PREFIX: Final = "HOOKLINE_"
+_NOT_OURS: Final = frozenset({"HOOKLINE_SERVER", "HOOKLINE_TOKEN", "HOOKLINE_TEST_DATABASE"})
+"""Read by the command line's client and by the tests; no settings of the service."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddress:
+    """Where gRPC is served."""
+
+    host: str
+    port: int
+    """0: any that is free."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class Reader:
+    """Reads variables, and keeps what is wrong with them instead of raising."""
+
+    def __init__(self, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> None:
+        self._environ = environ
+        self._flags = flags
+        self._names: set[str] = set()
+        self.problems: list[str] = []
+
+    def __call__(
+        self, name: str, parse: Callable[[str], T], default: D, *, secret: bool = False
+    ) -> T | D:
+        """The value of HOOKLINE_`name`; the default where it is unset, empty or wrong."""
+        self._names.add(PREFIX + name)
+        flag = self._flags.get(name)
+        text = (self._environ.get(PREFIX + name, "") if flag is None else flag).strip()
+        if not text and flag is None:
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            called = PREFIX + name if flag is None else f"--{name.lower().replace('_', '-')}"
+            shown = "" if secret else f' is "{text}"'
+            self.problems.append(f"{called}{shown}: {error}")
+            return default
+
+    def unknown(self) -> list[str]:
+        """A problem for each HOOKLINE_ variable that nobody read."""
+        found = {name for name in self._environ if name.startswith(PREFIX)}
+        known = sorted(name.removeprefix(PREFIX) for name in self._names)
+        problems = []
+        for name in sorted(found - self._names - _NOT_OURS):
+            nearest = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1, 0.6)
+            hint = f": did you mean {PREFIX}{nearest[0]}?" if nearest else ""
+            problems.append(f"{name} is not a setting of Hookline{hint}")
+        return problems
+
+
+# A parser returns the value, or raises ValueError with what is allowed.
+
+
+def switch(text: str) -> bool:
+    """`on` or `off`, in any casing."""
+    if text.lower() not in {"on", "off"}:
+        raise ValueError("must be on or off")
+    return text.lower() == "on"
+
+
+def integer(low: int, high: int, unit: str = "") -> Callable[[str], int]:
+    """A whole number within bounds, both inclusive."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or not low <= int(text) <= high:
+            of = f" of {unit}" if unit else ""
+            raise ValueError(f"must be a whole number{of} from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def number(low: float, high: float, unit: str) -> Callable[[str], float]:
+    """A number within bounds, both inclusive."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise ValueError(f"must be a number of {unit} from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def one_of(kind: type[E]) -> Callable[[str], E]:
+    """One of an enum's values, in any casing."""
+
+    def parse(text: str) -> E:
+        try:
+            return kind(text.lower())
+        except ValueError:
+            raise ValueError(f"must be one of {', '.join(kind)}") from None
+
+    return parse
+
+
+def parse_address(text: str) -> ListenAddress:
+    """HOST:PORT; an IPv6 address in brackets."""
+    host, _, port = text.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if is_bracketed else host
+    is_host = bool(host) and (is_bracketed or ":" not in host) and not set(host) & set("/[]@ ")
+    if not (is_host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051")
+    return ListenAddress(host, int(port))
+
+
+def parse_database_url(text: str) -> str:
+    """A libpq URL; asyncpg judges the rest of it."""
+    if urlsplit(text).scheme not in {"postgres", "postgresql"}:
+        raise ValueError("must be a URL such as postgresql://user:password@host:5432/database")
+    return text
+
+
+def parse_path(text: str) -> Path:
+    """A directory, which need not be there yet."""
+    if not text or "\0" in text:
+        raise ValueError("must be a directory")
+    return Path(text)
+
+
+def parse_workers(text: str) -> int:
+    """How many processes."""
+    if integer(1, 256)(text) > 1:
+        raise ValueError("several worker processes are not built yet; must be 1")
+    return 1
+
+
+def parse_allowed_networks(text: str) -> tuple[Network, ...]:
+    """Networks in CIDR notation, joined by commas."""
+    try:
+        return parse_networks(part.strip() for part in text.split(","))
+    except ValueError:
+        raise ValueError("must be networks such as 10.1.0.0/16,fd00::/8") from None
+
+
+def parse_keys(text: str) -> tuple[bytes, ...]:
+    """Master keys, joined by commas."""
+    try:
+        return parse_master_keys(text)
+    except MasterKeyError as error:
+        raise ValueError(str(error)) from None
+
+
+def unbuilt(what: str) -> Callable[[str], NoReturn]:
+    """Nothing: whatever is set is refused, and told why."""
+
+    def parse(_text: str) -> NoReturn:
+        raise ValueError(f"{what} is not built yet; must be unset")
+
+    return parse

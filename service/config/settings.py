@@ -1,0 +1,234 @@
+"""The settings: HOOKLINE_* read once, checked against one another, then frozen.
+
+Everything that is wrong is told at once, with the variable's name and what is allowed: whoever
+starts a service should not have to start it five times. A variable that is not known is refused,
+since a misspelt setting is one that silently does not hold. Values that are secret (the database's
+URL holds a password) never stand in a message, nor in a Settings' repr.
+
+Owns what each setting is called, its default and bounds. Must not know who uses it, nor the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from service.config.reading import (
+    ListenAddress,
+    Reader,
+    integer,
+    number,
+    one_of,
+    parse_address,
+    parse_allowed_networks,
+    parse_database_url,
+    parse_keys,
+    parse_path,
+    parse_workers,
+    switch,
+    unbuilt,
+)
+from service.domain.limits import Limits
+from service.domain.subscription import MAX_TIMEOUT_S
+from service.telemetry import LogFormat, LogLevel
+from service.webhook.egress import Network, parse_networks
+
+_LOOPBACK: Final = parse_networks(["127.0.0.0/8", "::1/128"])
+_KIB, _MIB = 1024, 1024 * 1024
+
+
+class Role(StrEnum):
+    """What the process is started for; it decides what is required and what is the default."""
+
+    DEV = "dev"
+    SERVE = "serve"
+    MIGRATE = "migrate"
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used; `problems` has a sentence for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that can be set. Each field's comment names its variable; see docs/operating.md."""
+
+    role: Role
+    listen: ListenAddress
+    """HOOKLINE_LISTEN"""
+    database_url: str | None = field(repr=False)
+    """HOOKLINE_DATABASE_URL; None: an embedded Postgres in `data_dir`"""
+    data_dir: Path
+    """HOOKLINE_DATA_DIR"""
+    workers: int
+    """HOOKLINE_WORKERS"""
+    lease_s: float
+    """HOOKLINE_LEASE_S: others take over a dead node's work after it"""
+    egress_allow: tuple[Network, ...]
+    """HOOKLINE_EGRESS_ALLOW: networks that deliveries may reach although they are not public"""
+    is_https_only: bool
+    """HOOKLINE_HTTPS_ONLY: refuse `http://` targets"""
+    master_keys: tuple[bytes, ...] = field(repr=False)
+    """HOOKLINE_MASTER_KEY; empty: one that is kept in `data_dir`"""
+    is_auth_on: bool
+    """HOOKLINE_AUTH"""
+    retention_days: int
+    """HOOKLINE_RETENTION_DAYS: events and finished deliveries"""
+    pending_retention_days: int
+    """HOOKLINE_PENDING_RETENTION_DAYS: pending deliveries, those of paused subscriptions too"""
+    disable_after_days: float
+    """HOOKLINE_DISABLE_AFTER_DAYS: of failures without one success"""
+    is_strict_about_event_types: bool
+    """HOOKLINE_STRICT_EVENT_TYPES: refuse events of unregistered types"""
+    statement_timeout_s: float
+    """HOOKLINE_STATEMENT_TIMEOUT_S: what a statement may take before its connection is given up"""
+    pool_size: int
+    """HOOKLINE_POOL_SIZE: connections for API calls; the data path has a few of its own"""
+    max_in_flight: int
+    """HOOKLINE_MAX_IN_FLIGHT: deliveries sent and not yet recorded, of one node"""
+    stop_grace_s: float
+    """HOOKLINE_STOP_GRACE_S: what a clean stop may wait for calls and deliveries under way"""
+    log_format: LogFormat
+    """HOOKLINE_LOG_FORMAT"""
+    log_level: LogLevel
+    """HOOKLINE_LOG_LEVEL"""
+    limits: Limits
+
+    @classmethod
+    def from_environ(
+        cls, environ: Mapping[str, str], role: Role, flags: Mapping[str, str | None] | None = None
+    ) -> Settings:
+        """Read HOOKLINE_*; raises `SettingsError` with everything that is wrong.
+
+        `flags` are variables that the command line gave (`{"LISTEN": "127.0.0.1:0"}`), which count
+        more than the environment's; None for those that it did not give.
+        """
+        read = Reader(environ, flags or {})
+        is_dev = role is Role.DEV
+        # Variables that are read in no other way than to refuse them.
+        for name in ("TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"):
+            read(name, unbuilt("TLS"), None)
+        is_plaintext_allowed = read("ALLOW_PLAINTEXT", switch, default=False)
+        settings = cls(
+            role=role,
+            listen=read("LISTEN", parse_address, ListenAddress("127.0.0.1", 50051)),
+            database_url=read("DATABASE_URL", parse_database_url, None, secret=True),
+            data_dir=read("DATA_DIR", parse_path, Path(".hookline")),
+            workers=read("WORKERS", parse_workers, 1),
+            lease_s=read("LEASE_S", number(4, 300, "seconds"), 10.0),
+            egress_allow=(
+                *read("EGRESS_ALLOW", parse_allowed_networks, ()),
+                *(_LOOPBACK if is_dev else ()),
+            ),
+            is_https_only=read("HTTPS_ONLY", switch, default=False),
+            master_keys=read("MASTER_KEY", parse_keys, (), secret=True),
+            is_auth_on=read("AUTH", switch, default=not is_dev),
+            retention_days=read("RETENTION_DAYS", integer(5, 3_650, "days"), 30),
+            pending_retention_days=read("PENDING_RETENTION_DAYS", integer(1, 3_650, "days"), 30),
+            disable_after_days=read("DISABLE_AFTER_DAYS", number(0.01, 365, "days"), 5.0),
+            is_strict_about_event_types=read("STRICT_EVENT_TYPES", switch, default=False),
+            statement_timeout_s=read("STATEMENT_TIMEOUT_S", number(1, 300, "seconds"), 10.0),
+            pool_size=read("POOL_SIZE", integer(2, 100), 8),
+            max_in_flight=read("MAX_IN_FLIGHT", integer(1, 20_000), 2_000),
+            stop_grace_s=read("STOP_GRACE_S", number(0, 600, "seconds"), MAX_TIMEOUT_S + 5),
+            log_format=read(
+                "LOG_FORMAT", one_of(LogFormat), LogFormat.CONSOLE if is_dev else LogFormat.JSON
+            ),
+            log_level=read(
+                "LOG_LEVEL", one_of(LogLevel), LogLevel.WARNING if is_dev else LogLevel.INFO
+            ),
+            limits=_read_limits(read),
+        )
+        problems = [*read.problems, *read.unknown()]
+        # What contradicts what is told only of values that could be read.
+        problems = problems or settings._contradictions(is_plaintext_allowed=is_plaintext_allowed)
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+    def _contradictions(self, *, is_plaintext_allowed: bool) -> list[str]:
+        """Where settings that are right by themselves do not go together."""
+        limits, problems = self.limits, []
+        if self.role is not Role.DEV and self.database_url is None:
+            problems.append("HOOKLINE_DATABASE_URL is not set: `serve` and `migrate` need one")
+        if self.role is Role.MIGRATE:
+            return problems
+        if self.role is Role.SERVE and not self.master_keys:
+            problems.append(
+                "HOOKLINE_MASTER_KEY is not set: `serve` needs one, to seal signing secrets with;"
+                " `openssl rand -base64 32` makes one. Keep it: without it they are lost"
+            )
+        if self.is_auth_on:
+            problems.append(
+                "HOOKLINE_AUTH is on, and authentication is not built yet: set HOOKLINE_AUTH=off,"
+                " which is accepted on loopback only"
+            )
+        elif not self.listen.is_loopback:
+            problems.append(
+                f"HOOKLINE_AUTH is off, and HOOKLINE_LISTEN is {self.listen}: without"
+                " authentication only a loopback address may be served, such as 127.0.0.1:50051"
+            )
+        if not self.listen.is_loopback and not is_plaintext_allowed:
+            problems.append(
+                f"HOOKLINE_LISTEN is {self.listen}, which other machines reach, in plaintext: serve"
+                " a loopback address, or set HOOKLINE_ALLOW_PLAINTEXT=on"
+            )
+        problems += [
+            f"HOOKLINE_{low_name} is {low:g}, above HOOKLINE_{high_name}, which is {high:g}: {why}"
+            for low_name, low, high_name, high, why in (
+                ("MAX_DATA_BYTES", limits.max_data_bytes, "MAX_BATCH_BYTES",
+                 limits.max_batch_bytes, "one event must fit into a batch"),
+                ("MAX_BATCH_BYTES", limits.max_batch_bytes, "MAX_QUEUED_PUBLISH_BYTES",
+                 limits.max_queued_publish_bytes, "one batch must fit into the queue"),
+                ("MAX_BATCH_EVENTS", limits.max_batch_events, "MAX_QUEUED_PUBLISH_EVENTS",
+                 limits.max_queued_publish_events, "one batch must fit into the queue"),
+            )
+            if low > high
+        ]  # fmt: skip
+        return problems
+
+
+def _read_limits(read: Reader) -> Limits:
+    default = Limits()
+    return Limits(
+        max_data_bytes=read(
+            "MAX_DATA_BYTES", integer(1, 4 * _MIB, "bytes"), default.max_data_bytes
+        ),
+        max_batch_events=read("MAX_BATCH_EVENTS", integer(1, 10_000), default.max_batch_events),
+        max_batch_bytes=read(
+            "MAX_BATCH_BYTES", integer(_KIB, 16 * _MIB, "bytes"), default.max_batch_bytes
+        ),
+        max_attribute_bytes=read(
+            "MAX_ATTRIBUTE_BYTES", integer(1, 64 * _KIB, "bytes"), default.max_attribute_bytes
+        ),
+        max_json_depth=read("MAX_JSON_DEPTH", integer(1, 512), default.max_json_depth),
+        max_page_bytes=read(
+            "MAX_PAGE_BYTES", integer(_KIB, 3 * _MIB, "bytes"), default.max_page_bytes
+        ),
+        max_patterns=read("MAX_PATTERNS", integer(1, 1_000), default.max_patterns),
+        max_subscriptions_per_tenant=read(
+            "MAX_SUBSCRIPTIONS_PER_TENANT",
+            integer(1, 10_000_000),
+            default.max_subscriptions_per_tenant,
+        ),
+        max_schema_bytes=read(
+            "MAX_SCHEMA_BYTES", integer(_KIB, _MIB, "bytes"), default.max_schema_bytes
+        ),
+        max_queued_publish_bytes=read(
+            "MAX_QUEUED_PUBLISH_BYTES",
+            integer(_MIB, 4096 * _MIB, "bytes"),
+            default.max_queued_publish_bytes,
+        ),
+        max_queued_publish_events=read(
+            "MAX_QUEUED_PUBLISH_EVENTS",
+            integer(1, 10_000_000),
+            default.max_queued_publish_events,
+        ),
+    )

@@ -1,0 +1,85 @@
+"""Logs: one event a line, with its particulars as fields.
+
+Events are named like `buckets_taken`, their particulars are fields, so that a program can count and
+a person can search. Logs go to standard error: standard output belongs to what a command answers.
+Everything of the process goes one way, also what libraries say through the standard library. Must
+not know any other room.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import orjson
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor
+
+
+class LogFormat(StrEnum):
+    """What a line looks like."""
+
+    JSON = "json"
+    """For collectors: one object a line."""
+    CONSOLE = "console"
+    """For people; in colour where standard error is a terminal."""
+
+
+class LogLevel(StrEnum):
+    """The least that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
+    """Set up the process's logs; call once, before anything is logged."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(log_format),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+def _renderers(log_format: LogFormat) -> list[Processor]:
+    if log_format is LogFormat.CONSOLE:
+        return [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time"),
+        ]
+    return [structlog.processors.format_exc_info, _json_line]
+
+
+def _json_line(_logger: object, _method: str, event: EventDict) -> str:
+    """One line of JSON; a field that JSON does not know is shown as its text."""
+    return orjson.dumps(event, default=str).decode()

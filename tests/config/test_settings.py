@@ -1,0 +1,199 @@
+"""Settings: defaults, bounds, contradictions, and how all that is wrong is told at once."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from service.config import ListenAddress, Role, Settings, SettingsError
+from service.domain.limits import Limits
+from service.telemetry import LogFormat
+
+KEY = base64.b64encode(bytes(range(32))).decode()
+OTHER_KEY = base64.b64encode(bytes(range(1, 33))).decode()
+DATABASE_URL = "postgresql://hookline:hunter2@db.internal/hookline"
+SERVE = {
+    "HOOKLINE_DATABASE_URL": DATABASE_URL,
+    "HOOKLINE_MASTER_KEY": KEY,
+    "HOOKLINE_AUTH": "off",
+}
+
+
+def problems(environ: dict[str, str], role: Role = Role.DEV, **flags: str | None) -> list[str]:
+    """What is said of these settings, which must be refused."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environ(environ, role, flags)
+    return list(caught.value.problems)
+
+
+def test_dev_needs_nothing() -> None:
+    settings = Settings.from_environ({"PATH": "/bin"}, Role.DEV)
+    assert settings.listen == ListenAddress("127.0.0.1", 50051)
+    assert settings.database_url is None
+    assert settings.data_dir == Path(".hookline")
+    assert not settings.is_auth_on
+    assert settings.limits == Limits()
+    assert [str(network) for network in settings.egress_allow] == ["127.0.0.0/8", "::1/128"]
+
+
+def test_serve_needs_a_database_and_a_key_and_allows_no_loopback_target() -> None:
+    settings = Settings.from_environ(SERVE, Role.SERVE)
+    assert settings.database_url == DATABASE_URL
+    assert settings.master_keys == (bytes(range(32)),)
+    assert settings.egress_allow == ()
+    assert settings.log_format is LogFormat.JSON
+    told = problems({"HOOKLINE_AUTH": "off"}, Role.SERVE)
+    assert [line.split()[0] for line in told] == ["HOOKLINE_DATABASE_URL", "HOOKLINE_MASTER_KEY"]
+
+
+def test_migrate_needs_a_database_and_nothing_else() -> None:
+    url = {"HOOKLINE_DATABASE_URL": DATABASE_URL}
+    assert Settings.from_environ(url, Role.MIGRATE).database_url == DATABASE_URL
+    assert len(problems({}, Role.MIGRATE)) == 1
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    told = problems(
+        {
+            "HOOKLINE_LEASE_S": "soon",
+            "HOOKLINE_POOL_SIZE": "1",
+            "HOOKLINE_LISTN": "127.0.0.1:1",
+            "HOOKLINE_EGRESS_ALLOW": "10.0.0.1/8",
+        },
+        AUTH="perhaps",
+    )
+    assert told == [
+        'HOOKLINE_LEASE_S is "soon": must be a number of seconds from 4 to 300',
+        'HOOKLINE_EGRESS_ALLOW is "10.0.0.1/8": must be networks such as 10.1.0.0/16,fd00::/8',
+        '--auth is "perhaps": must be on or off',
+        'HOOKLINE_POOL_SIZE is "1": must be a whole number from 2 to 100',
+        "HOOKLINE_LISTN is not a setting of Hookline: did you mean HOOKLINE_LISTEN?",
+    ]
+
+
+def test_an_unknown_name_that_is_near_to_none_is_refused_without_a_guess() -> None:
+    assert problems({"HOOKLINE_QQQ": ""}) == ["HOOKLINE_QQQ is not a setting of Hookline"]
+
+
+@pytest.mark.parametrize("name", ["HOOKLINE_SERVER", "HOOKLINE_TOKEN", "HOOKLINE_TEST_DATABASE"])
+def test_what_the_client_and_the_tests_read_is_no_mistake(name: str) -> None:
+    Settings.from_environ({name: "anything"}, Role.DEV)
+
+
+def test_an_empty_variable_is_an_unset_one_and_an_empty_flag_is_a_mistake() -> None:
+    settings = Settings.from_environ({"HOOKLINE_LISTEN": "", "HOOKLINE_DATA_DIR": " "}, Role.DEV)
+    assert settings.listen.port == 50051
+    assert problems({}, DATA_DIR="") == ['--data-dir is "": must be a directory']
+
+
+def test_a_flag_counts_more_than_the_environment() -> None:
+    flags = {"LISTEN": "[::1]:7", "DATA_DIR": None}
+    environ = {"HOOKLINE_LISTEN": "127.0.0.1:8", "HOOKLINE_DATA_DIR": "elsewhere"}
+    settings = Settings.from_environ(environ, Role.DEV, flags)
+    assert str(settings.listen) == "[::1]:7"
+    assert settings.data_dir == Path("elsewhere")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["50051", ":50051", "host:", "host:port", "host:65536", "::1:50051", "[::1]", "a/b:1", "h:-1"],
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    assert len(problems({"HOOKLINE_LISTEN": text})) == 1
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("AUTH", "of"),
+        ("DATABASE_URL", "mysql://db"),
+        ("DATA_DIR", "a\0b"),
+        ("DISABLE_AFTER_DAYS", "0"),
+        ("EGRESS_ALLOW", "internal"),
+        ("EGRESS_ALLOW", "10.0.0.0/8,"),
+        ("HTTPS_ONLY", "1"),
+        ("LEASE_S", "nan"),
+        ("LEASE_S", "inf"),
+        ("LOG_FORMAT", "xml"),
+        ("LOG_LEVEL", "loud"),
+        ("MASTER_KEY", KEY[:-4]),
+        ("MASTER_KEY", f"{KEY},{KEY}"),
+        ("MAX_BATCH_EVENTS", "1e3"),
+        ("MAX_IN_FLIGHT", "0"),
+        ("MAX_IN_FLIGHT", "\u0661\u0660"),
+        ("RETENTION_DAYS", "4"),
+        ("TLS_CERT", "cert.pem"),
+        ("TLS_CLIENT_CA", "ca.pem"),
+        ("TLS_KEY", "key.pem"),
+        ("WORKERS", "0"),
+        ("WORKERS", "2"),
+    ],
+)
+def test_a_wrong_value_is_named(name: str, text: str) -> None:
+    (told,) = problems({f"HOOKLINE_{name}": text})
+    assert told.startswith(f"HOOKLINE_{name}")
+    assert "must be" in told or "master key" in told
+
+
+@pytest.mark.parametrize(
+    "changes, told_of",
+    [
+        ({"HOOKLINE_AUTH": ""}, ["HOOKLINE_AUTH is on"]),
+        ({"HOOKLINE_LISTEN": "0.0.0.0:1"}, ["HOOKLINE_AUTH is off", "in plaintext"]),
+        (
+            {"HOOKLINE_LISTEN": "hookline.internal:1", "HOOKLINE_ALLOW_PLAINTEXT": "on"},
+            ["HOOKLINE_AUTH is off"],
+        ),
+        (
+            {"HOOKLINE_MAX_DATA_BYTES": "2048", "HOOKLINE_MAX_BATCH_BYTES": "1024"},
+            ["HOOKLINE_MAX_DATA_BYTES is 2048, above HOOKLINE_MAX_BATCH_BYTES"],
+        ),
+        (
+            {"HOOKLINE_MAX_BATCH_EVENTS": "9", "HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS": "8"},
+            ["HOOKLINE_MAX_BATCH_EVENTS is 9, above"],
+        ),
+    ],
+    ids=["auth", "anywhere", "allowed", "bytes", "events"],
+)
+def test_settings_check_one_another(changes: dict[str, str], told_of: list[str]) -> None:
+    told = problems(SERVE | changes, Role.SERVE)
+    assert len(told) == len(told_of)
+    assert all(part in line for part, line in zip(told_of, told, strict=True))
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0", "127.8.8.8:1", "localhost:1"])
+def test_loopback_is_served_without_authentication(listen: str) -> None:
+    environ = SERVE | {"HOOKLINE_LISTEN": listen}
+    assert str(Settings.from_environ(environ, Role.SERVE).listen) == listen
+
+
+def test_several_keys_are_read_and_networks_too() -> None:
+    changes = {
+        "HOOKLINE_MASTER_KEY": f"{OTHER_KEY}, {KEY}",
+        "HOOKLINE_EGRESS_ALLOW": "10.1.0.0/16, fd00::/8",
+    }
+    settings = Settings.from_environ(SERVE | changes, Role.SERVE)
+    assert settings.master_keys == (bytes(range(1, 33)), bytes(range(32)))
+    assert [str(network) for network in settings.egress_allow] == ["10.1.0.0/16", "fd00::/8"]
+
+
+def test_secrets_are_never_shown() -> None:
+    shown = repr(Settings.from_environ(SERVE, Role.SERVE))
+    told = problems(
+        {"HOOKLINE_DATABASE_URL": "mysql://u:hunter2@db", "HOOKLINE_MASTER_KEY": KEY[1:]}
+    )
+    for text in (shown, *told):
+        assert "hunter2" not in text
+        assert KEY[1:] not in text
+
+
+def test_every_limit_is_a_setting() -> None:
+    environ = {
+        f"HOOKLINE_{name.upper()}": str(getattr(Limits(), name) - 1)
+        for name in Limits.__dataclass_fields__
+        if name not in {"max_page_size", "default_page_size", "max_labels"}
+    }
+    limits = Settings.from_environ(environ, Role.DEV).limits
+    assert {f"HOOKLINE_{n.upper()}": str(getattr(limits, n)) for n in limits.__slots__}.items() >= (
+        environ.items()
+    )
