@@ -104,7 +104,7 @@ class AnswerReader:
                 raise BadAnswerError(self._refusal) from None
             if self.head_complete:
                 return True
-            raise BadAnswerError(f"the answer is no HTTP/1.1: {error}".lower()) from None
+            raise BadAnswerError(f"the answer is no HTTP/1.1: {error}") from None
         if self.is_complete:
             return True
         if self._room > 0:

@@ -143,6 +143,8 @@ class Connection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The deadline of the exchange has passed."""
+        if self._waiter is None:
+            return
         if self._reader.head_complete:
             message = (
                 f"the body of the {self._reader.status} answer did not end before the deadline"

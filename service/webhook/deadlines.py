@@ -1,8 +1,12 @@
 """The deadlines of all exchanges of a transport, kept by one timer instead of one for each request.
 
 Theory. Time is cut into ticks; a connection waits in the slot of the first tick after its deadline,
-so it expires never early and at most two ticks late. Adding and removing are a dict and a set
-operation. The timer runs only while there is something to wait for.
+so it expires never early and, on an idle loop, at most two ticks late. Adding and removing are a
+dict and a set operation. The timer runs only while there is something to wait for.
+
+A tick that comes late tells that the loop was held up (or the process frozen), and answers may lie
+unread in the sockets. It expires nothing; the next one does, late or not, after they have been
+read: a stall of ours must not look like a silent target.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ class Deadlines:
         self._on_tick = on_tick
         self._slots: dict[int, set[Connection]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._expected_at = 0.0
+        self._spared_last = False
 
     def add(self, connection: Connection, deadline: float) -> None:
         """Expire the connection once the loop's clock has passed `deadline`."""
@@ -49,6 +55,7 @@ class Deadlines:
     def wake(self) -> None:
         """Start the timer, if it does not run."""
         if self._timer is None:
+            self._expected_at = self._loop.time() + self._tick_s
             self._timer = self._loop.call_later(self._tick_s, self._tick)
 
     def stop(self) -> None:
@@ -59,10 +66,13 @@ class Deadlines:
 
     def _tick(self) -> None:
         now = self._loop.time()
-        current = int(now / self._tick_s)
+        is_late = now > self._expected_at + self._tick_s
+        self._spared_last = is_late and not self._spared_last
         self._timer = None
-        for number in [number for number in self._slots if number <= current]:
-            for connection in tuple(self._slots.pop(number)):
-                connection.expire()
+        if not self._spared_last:
+            current = int(now / self._tick_s)
+            for number in [number for number in self._slots if number <= current]:
+                for connection in tuple(self._slots.pop(number)):
+                    connection.expire()
         if self._on_tick(now) or self._slots:
-            self._timer = self._loop.call_later(self._tick_s, self._tick)
+            self.wake()

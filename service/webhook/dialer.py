@@ -10,6 +10,7 @@ certificate.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pathlib import Path
 from service.domain.attempt import AttemptOutcome
 from service.webhook.connection import Connection
 from service.webhook.egress import EgressPolicy
-from service.webhook.failure import DESCRIPTOR_ERRNOS, AttemptFailure, failure_of_os_error
+from service.webhook.failure import AttemptFailure, failure_of_os_error
 from service.webhook.origin import Origin
 from service.webhook.resolver import Resolver
 
@@ -119,13 +120,10 @@ class Dialer:
                 ssl=self._tls_context if is_tls else None,
                 server_hostname=origin.host if is_tls else None,
             )
-        except ssl.SSLError as error:
-            raise failure_of_os_error(error, remote_address=address) from None
         except TimeoutError:
             raise
         except (OSError, ValueError) as error:
-            failure = _handshake_failure(error, address)
-            raise failure from None
+            raise _handshake_failure(error, address) from None
         return connection
 
     async def _connect_socket(self, address: str, port: int) -> socket.socket:
@@ -145,10 +143,9 @@ class Dialer:
             raise
         except OSError as error:
             sock.close()
-            failure = failure_of_os_error(error, remote_address=address)
-            if family == socket.AF_INET6 and failure.kind is AttemptOutcome.OWN_FAULT:
-                failure = _no_ipv6(failure, error)
-            raise failure from None
+            if family == socket.AF_INET6 and error.errno == errno.EADDRNOTAVAIL:
+                raise _no_ipv6(address) from None
+            raise failure_of_os_error(error, remote_address=address) from None
         except BaseException:
             sock.close()
             raise
@@ -163,7 +160,7 @@ def _handshake_failure(error: OSError | ValueError, address: str) -> AttemptFail
     """The failure of a handshake that ended without TLS saying why: reset, closed, an odd name."""
     if isinstance(error, OSError):
         failure = failure_of_os_error(error, remote_address=address)
-        if failure.kind is AttemptOutcome.OWN_FAULT:
+        if failure.kind is not AttemptOutcome.CONNECTION_FAILED:
             return failure
     return AttemptFailure(
         AttemptOutcome.TLS_FAILED,
@@ -172,20 +169,18 @@ def _handshake_failure(error: OSError | ValueError, address: str) -> AttemptFail
     )
 
 
-def _no_ipv6(failure: AttemptFailure, error: OSError) -> AttemptFailure:
+def _no_ipv6(address: str) -> AttemptFailure:
     """A machine without IPv6 says EADDRNOTAVAIL for good: that is no passing fault of ours."""
-    if error.errno in DESCRIPTOR_ERRNOS:
-        return failure
     return AttemptFailure(
         AttemptOutcome.CONNECTION_FAILED,
         "this machine has no IPv6 to reach the address with",
-        remote_address=failure.remote_address,
+        remote_address=address,
     )
 
 
 def _verdict(failures: list[AttemptFailure]) -> AttemptFailure:
-    """What several addresses come to: the last failure that is the target's, if there is any."""
-    for failure in reversed(failures):
+    """What several addresses come to: the failure of the best one, save for faults of our own."""
+    for failure in failures:
         if failure.kind is not AttemptOutcome.OWN_FAULT:
             return failure
-    return failures[-1]
+    return failures[0]

@@ -19,8 +19,6 @@ OWN_ERRNOS = frozenset(
 )
 """What this machine lacks, never the target's doing: descriptors, memory, a network, a port."""
 
-DESCRIPTOR_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE})
-
 _SENTENCES = {
     errno.ECONNREFUSED: "the connection was refused",
     errno.ECONNRESET: "the connection was reset",
@@ -39,7 +37,8 @@ class AttemptFailure(httpx.TransportError):
     """A request that got no answer, and why.
 
     `kind` is never ACCEPTED or REFUSED. `was_sent` tells whether any byte of the request may have
-    reached a server. `remote_address` is the address connected to, if any was.
+    reached a server. `remote_address` is the address connected to, if any was. `is_shortage` says
+    that this machine lacks what idle connections hold: descriptors, memory, ports.
     """
 
     def __init__(
@@ -49,26 +48,29 @@ class AttemptFailure(httpx.TransportError):
         *,
         remote_address: str | None = None,
         was_sent: bool = False,
+        is_shortage: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.remote_address = remote_address
         self.was_sent = was_sent
+        self.is_shortage = is_shortage
 
 
 def failure_of_os_error(error: OSError, *, remote_address: str | None = None) -> AttemptFailure:
     """What an error of the operating system, or of TLS, comes to before anything was sent."""
     if isinstance(error, ssl.SSLError):
-        kind, message = AttemptOutcome.TLS_FAILED, tls_sentence(error)
-    else:
-        kind = (
-            AttemptOutcome.OWN_FAULT
-            if error.errno in OWN_ERRNOS
-            else AttemptOutcome.CONNECTION_FAILED
+        return AttemptFailure(
+            AttemptOutcome.TLS_FAILED, tls_sentence(error), remote_address=remote_address
         )
-        message = connection_sentence(error)
-    return AttemptFailure(kind, message, remote_address=remote_address)
+    is_own = error.errno in OWN_ERRNOS
+    return AttemptFailure(
+        AttemptOutcome.OWN_FAULT if is_own else AttemptOutcome.CONNECTION_FAILED,
+        connection_sentence(error),
+        remote_address=remote_address,
+        is_shortage=is_own,
+    )
 
 
 def connection_sentence(error: OSError) -> str:

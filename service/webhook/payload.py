@@ -20,6 +20,14 @@ from service.domain.ids import format_type_id
 from service.domain.subscription import PayloadFormat
 
 EVENT_ID_PREFIX = "evt"
+CORE_MEMBERS = frozenset(
+    {
+        "specversion", "id", "source", "type", "time", "datacontenttype", "subject", "dataschema",
+        "data", "data_base64",
+    }
+)  # fmt: skip
+"""CloudEvents' own names, which no attribute of an event may take (refused at publish)."""
+
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
 
@@ -69,8 +77,10 @@ def _cloudevents(event: Event) -> bytes:
         members["subject"] = event.subject
     if event.data_schema:
         members["dataschema"] = event.data_schema
-    # Core names are refused at publish; should one slip through, the event's own members win.
-    head = json.dumps({**event.attributes, **members}, separators=(",", ":"))[:-1]
+    extensions = {
+        name: value for name, value in event.attributes.items() if name not in CORE_MEMBERS
+    }
+    head = json.dumps({**members, **extensions}, separators=(",", ":"))[:-1]
     member = "data" if event.is_json else "data_base64"
     return f'{head},"{member}":'.encode() + _json_data(event) + b"}"
 

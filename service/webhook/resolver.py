@@ -101,11 +101,20 @@ class Resolver:
             task = self._pending.get(host)
             if task is None:
                 task = self._start(host)
-            known = await asyncio.shield(task)
+            known = await self._wait(task)
         if known.failure is not None:
             # A new exception each time: one that is raised twice would grow its traceback.
             raise AttemptFailure(known.failure.kind, known.failure.message)
         return known.addresses
+
+    async def _wait(self, task: asyncio.Task[_Resolved]) -> _Resolved:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            waiting = asyncio.current_task()
+            if task.cancelled() and not (waiting and waiting.cancelling()):
+                raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the service is stopping") from None
+            raise
 
     async def aclose(self) -> None:
         """Give up the lookups that are running."""

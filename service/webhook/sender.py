@@ -119,7 +119,6 @@ class WebhookSender:
                 http_status=status,
                 remote_address=remote_address,
             )
-        retry_after = response.headers.get("retry-after")
         return Outcome(
             AttemptOutcome.REFUSED,
             self._latency_us(began),
@@ -128,12 +127,14 @@ class WebhookSender:
             error=f"the target answered {status}",
             excerpt=await _excerpt_of(response),
             remote_address=remote_address,
-            retry_after_s=parse_retry_after(
-                retry_after.encode("latin-1", "replace"), self._unix_s()
-            )
-            if retry_after
-            else None,
+            retry_after_s=self._retry_after_s(response),
         )
+
+    def _retry_after_s(self, response: httpx.Response) -> float | None:
+        for name, value in response.headers.raw:
+            if name.lower() == b"retry-after":
+                return parse_retry_after(value, self._unix_s())
+        return None
 
     def _failed(self, failure: AttemptFailure, endpoint: Endpoint, began: float) -> Outcome:
         return Outcome(

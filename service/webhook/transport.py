@@ -84,8 +84,10 @@ class WebhookTransport(httpx.AsyncBaseTransport):
     ) -> None:
         """`lookup` is the system's by default, `tls_context` what `make_tls_context` makes."""
         self._limits = limits or TransportLimits()
-        self._system_lookup = SystemLookup() if lookup is None else None
-        self._resolver = Resolver(lookup or self._system_lookup or SystemLookup())
+        self._system_lookup: SystemLookup | None = None
+        if lookup is None:
+            lookup = self._system_lookup = SystemLookup()
+        self._resolver = Resolver(lookup)
         self._dialer = Dialer(
             resolver=self._resolver,
             egress=egress,
@@ -122,12 +124,15 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         deadline = began + extensions.get("timeout_s", DEFAULT_TIMEOUT_S)
         origin = extensions.get("origin") or origin_of(request.url)
         may_send: Callable[[], bool] | None = extensions.get("may_send")
-        head, body = _head_of(request), await _body_of(request)
+        head = _head_of(request)
+        stream = request.stream
+        body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else await request.aread()
         connection = self._pool.take(origin)
         while True:
             if connection is None:
-                dial_by = min(deadline, began + extensions.get("connect_timeout_s", deadline))
-                connection = await self._open(origin, dial_by)
+                connect_timeout_s: float | None = extensions.get("connect_timeout_s")
+                connect_by = deadline if connect_timeout_s is None else began + connect_timeout_s
+                connection = await self._open(origin, min(connect_by, deadline))
             if may_send is not None and not may_send():
                 self.released(connection)
                 raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the right to send was lost")
@@ -219,8 +224,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         return len(self._pool) > 0
 
     async def _open(self, origin: Origin, deadline: float) -> Connection:
-        if self._is_closed:
-            raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the service is stopping")
+        self._check_open()
         if self.connection_count >= self._limits.connections_max:
             idle = self._pool.oldest()
             if idle is None:
@@ -228,18 +232,30 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             idle.abort()
         self._dialing_count += 1
         try:
-            return await self._dialer.dial(origin, deadline, self._make_connection)
+            connection = await self._dialer.dial(origin, deadline, self._make_connection)
         except AttemptFailure as failure:
-            if failure.kind is AttemptOutcome.OWN_FAULT:
-                # Idle connections hold the descriptors, memory and ports that others need now.
+            if failure.is_shortage:
                 self._shed_idle()
             raise
         finally:
             self._dialing_count -= 1
+        try:
+            self._check_open()
+        except AttemptFailure:
+            connection.abort()
+            raise
+        return connection
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the service is stopping")
 
     def _shed_idle(self) -> None:
-        while (idle := self._pool.oldest()) is not None:
-            idle.abort()
+        """Give back half of what idle connections hold, the oldest first: others need it now."""
+        for _ in range((len(self._pool) + 1) // 2):
+            idle = self._pool.oldest()
+            if idle is not None:
+                idle.abort()
 
     def _make_connection(self, origin: Origin, address: str) -> Connection:
         reader = AnswerReader(self._limits.answer_bytes_max, self._limits.kept_body_bytes)
@@ -250,13 +266,6 @@ def _head_of(request: httpx.Request) -> bytes:
     target: bytes = request.extensions.get("target") or request.url.raw_path
     lines = [b"%b: %b\r\n" % header for header in request.headers.raw]
     return b"%b %b HTTP/1.1\r\n%b\r\n" % (request.method.encode(), target, b"".join(lines))
-
-
-async def _body_of(request: httpx.Request) -> bytes:
-    stream = request.stream
-    if isinstance(stream, httpx.ByteStream):
-        return b"".join(stream)
-    return await request.aread()
 
 
 def _response_of(answer: Answer, connection: Connection) -> httpx.Response:
