@@ -1,0 +1,159 @@
+"""The gRPC server: which services there are, how it listens, when it says that it serves.
+
+It starts unready: health answers NOT_SERVING until `set_serving(True)`. The order of a stop is the
+composition root's (health, lanes, calls, records, leases); the steps that are gRPC's are here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from hookline.v1 import (
+    access_service_pb2,
+    access_service_pb2_grpc,
+    delivery_service_pb2,
+    delivery_service_pb2_grpc,
+    event_service_pb2,
+    event_service_pb2_grpc,
+    event_type_service_pb2,
+    event_type_service_pb2_grpc,
+    operations_service_pb2,
+    operations_service_pb2_grpc,
+    subscription_service_pb2,
+    subscription_service_pb2_grpc,
+    tenant_service_pb2,
+    tenant_service_pb2_grpc,
+)
+from service.api import reflection
+from service.api.interceptors import MAX_CALLS_DEFAULT, CallGuard, CallObserver
+from service.domain.limits import Limits
+
+CONTRACT_SERVICES: tuple[str, ...] = tuple(
+    service.full_name
+    for module in (
+        access_service_pb2,
+        delivery_service_pb2,
+        event_service_pb2,
+        event_type_service_pb2,
+        operations_service_pb2,
+        subscription_service_pb2,
+        tenant_service_pb2,
+    )
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_STATES = health_pb2.HealthCheckResponse
+
+KEEPALIVE_MS = 60_000
+KEEPALIVE_TIMEOUT_MS = 20_000
+CLIENT_PING_INTERVAL_MIN_MS = 10_000
+STREAMS_PER_CONNECTION_MAX = 1_000
+
+
+class CannotListenError(Exception):
+    """The address is taken, or is none of this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servicers:
+    """One servicer for each service of the contract."""
+
+    tenants: tenant_service_pb2_grpc.TenantServiceServicer
+    event_types: event_type_service_pb2_grpc.EventTypeServiceServicer
+    events: event_service_pb2_grpc.EventServiceServicer
+    subscriptions: subscription_service_pb2_grpc.SubscriptionServiceServicer
+    deliveries: delivery_service_pb2_grpc.DeliveryServiceServicer
+    access: access_service_pb2_grpc.AccessServiceServicer
+    operations: operations_service_pb2_grpc.OperationsServiceServicer
+
+
+class ApiServer:
+    """All services of the contract, health and reflection on one address.
+
+    Made, started and stopped in one event loop.
+    """
+
+    def __init__(
+        self,
+        servicers: Servicers,
+        *,
+        address: str,
+        limits: Limits,
+        credentials: grpc.ServerCredentials | None = None,
+        share_port: bool = False,
+        max_calls: int = MAX_CALLS_DEFAULT,
+        observer: CallObserver | None = None,
+    ) -> None:
+        """`share_port`: several processes of this service listen on the same port together."""
+        self._address = address
+        self._credentials = credentials
+        self._server = grpc.aio.server(
+            interceptors=[CallGuard(observer, max_calls=max_calls)],
+            options=_options(limits, share_port=share_port),
+        )
+        self._health = health.aio.HealthServicer()
+        _register(servicers, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*CONTRACT_SERVICES, _HEALTH, *reflection.SERVICES)
+        servicer = reflection.ReflectionServicer(reflection.contract(), names)
+        self._server.add_generic_rpc_handlers(servicer.handlers())
+
+    async def start(self) -> int:
+        """Listen, unready; returns the port. Raises `CannotListenError`."""
+        await self.set_serving(False)
+        try:
+            if self._credentials is None:
+                port = self._server.add_insecure_port(self._address)
+            else:
+                port = self._server.add_secure_port(self._address, self._credentials)
+        except RuntimeError as error:
+            raise CannotListenError(
+                f"cannot listen on {self._address}: it is taken, or no address of this machine"
+            ) from error
+        await self._server.start()
+        return port
+
+    async def set_serving(self, serving: bool) -> None:  # noqa: FBT001 (it reads as what it does)
+        """What health answers from now on, for the whole and for each service of the contract."""
+        status = _STATES.SERVING if serving else _STATES.NOT_SERVING
+        for service in ("", *CONTRACT_SERVICES):
+            await self._health.set(service, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls; end the running ones after `grace_s` seconds."""
+        await self._server.stop(grace_s)
+
+
+def _options(limits: Limits, *, share_port: bool) -> list[tuple[str, int]]:
+    return [
+        # On by default, and a second server would silently get half of the calls.
+        ("grpc.so_reuseport", int(share_port)),
+        # gRPC's core refuses without details what is larger; our own limits lie well below.
+        ("grpc.max_receive_message_length", 2 * limits.max_batch_bytes + 64 * 1024),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
+        # A client that vanished without a word is noticed, and a watch through a proxy kept alive.
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_INTERVAL_MIN_MS),
+    ]
+
+
+def _register(servicers: Servicers, server: grpc.aio.Server) -> None:
+    tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(servicers.tenants, server)
+    event_type_service_pb2_grpc.add_EventTypeServiceServicer_to_server(
+        servicers.event_types, server
+    )
+    event_service_pb2_grpc.add_EventServiceServicer_to_server(servicers.events, server)
+    subscription_service_pb2_grpc.add_SubscriptionServiceServicer_to_server(
+        servicers.subscriptions, server
+    )
+    delivery_service_pb2_grpc.add_DeliveryServiceServicer_to_server(servicers.deliveries, server)
+    access_service_pb2_grpc.add_AccessServiceServicer_to_server(servicers.access, server)
+    operations_service_pb2_grpc.add_OperationsServiceServicer_to_server(
+        servicers.operations, server
+    )
