@@ -21,6 +21,7 @@ _NANOS_MAX = 999_999_999
 _DURATION_SECONDS_MAX = 315_576_000_000
 
 _Value = TypeVar("_Value", bound=StrEnum)
+_Number = TypeVar("_Number", bound=int)
 
 
 def timestamp_of(moment: datetime) -> Timestamp:
@@ -75,14 +76,14 @@ def seconds_in(message: Duration, field: str, violations: list[Violation]) -> fl
     return seconds + nanos / 1e9
 
 
-def enum_of(enum: _EnumTypeWrapper[int], prefix: str, value: StrEnum | None) -> int:
-    """The number of a domain value, `DELIVERY_STATE_` + `PENDING`; 0 (unspecified) for None."""
-    return 0 if value is None else enum.Value(f"{prefix}{value.value}")
+def enum_of(enum: _EnumTypeWrapper[_Number], prefix: str, value: StrEnum | None) -> _Number:
+    """The number of a domain value, `DELIVERY_STATE_` + `PENDING`; unspecified for None."""
+    return enum.Value(f"{prefix}{'UNSPECIFIED' if value is None else value.value}")
 
 
 def enum_in(
-    number: int,
-    enum: _EnumTypeWrapper[int],
+    number: _Number,
+    enum: _EnumTypeWrapper[_Number],
     prefix: str,
     values: type[_Value],
     field: str,
@@ -92,9 +93,16 @@ def enum_in(
 
     proto3 enums are open: a number that the contract does not name arrives as it was sent.
     """
-    if number == 0:
-        return None
-    if number not in enum.values():
-        violations.append(Violation(field, f"{number} is no value of its enum"))
+    if number == 0 or not check_enum(number, enum, field, violations):
         return None
     return values(enum.Name(number).removeprefix(prefix))
+
+
+def check_enum(
+    number: _Number, enum: _EnumTypeWrapper[_Number], field: str, violations: list[Violation]
+) -> bool:
+    """Whether the contract names the number; adds a violation where it does not."""
+    if number in enum.values():
+        return True
+    violations.append(Violation(field, f"{number} is no value of its enum"))
+    return False

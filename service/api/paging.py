@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol, TypeVar
+from uuid import UUID
 
 from service.domain.errors import Reason, Violation
 from service.domain.limits import Limits
+
+NEWEST = UUID(int=(1 << 128) - 1)
+"""Where a list of ids that goes from the newest on begins."""
 
 _TAG_BYTES = 12
 _TOKEN_LENGTH_MAX = 1_024

@@ -1,0 +1,145 @@
+"""EventService: events come in and are found again. Convert, call, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+from uuid import UUID
+
+from grpc.aio import ServicerContext
+
+from hookline.v1 import event_pb2, event_service_pb2
+from service.api.convert import check_enum
+from service.api.convert_event import EventReader, message_of
+from service.api.convert_names import tenant_and_uuid_in, tenant_id_in
+from service.api.errors import not_implemented
+from service.api.paging import NEWEST, Pages
+from service.api.unbuilt import UnbuiltEventRpcs
+from service.domain.errors import Reason, Violation, invalid, over_limit
+from service.domain.event import NewEvent
+from service.domain.ids import format_type_id
+from service.domain.limits import Limits
+from service.domain.names import tenant_name
+from service.store.events import EventStore
+
+_Context = ServicerContext[Any, Any]
+
+
+class Published(Protocol):
+    """What became of one event."""
+
+    @property
+    def event_id(self) -> UUID:
+        """Its id; of a deduplicated event, the first one's."""
+
+    @property
+    def deduplicated(self) -> bool:
+        """Whether an equal event with its key was there already."""
+
+    @property
+    def delivery_count(self) -> int:
+        """How many subscriptions matched."""
+
+
+class Publisher(Protocol):
+    """Stores events and their deliveries, all or none."""
+
+    async def publish(self, tenant_id: str, events: Sequence[NewEvent]) -> Sequence[Published]:
+        """Return once they are committed: one result for each, in order."""
+
+
+class EventServicer(UnbuiltEventRpcs):
+    """The calls of EventService."""
+
+    def __init__(
+        self, *, publisher: Publisher, events: EventStore, pages: Pages, limits: Limits
+    ) -> None:
+        self._publisher = publisher
+        self._events = events
+        self._pages = pages
+        self._limits = limits
+        self._reader = EventReader(limits)
+
+    async def PublishEvents(
+        self, request: event_service_pb2.PublishEventsRequest, context: _Context
+    ) -> event_service_pb2.PublishEventsResponse:
+        """Refuse the whole batch for anything wrong with it; answer once it is committed."""
+        del context
+        violations: list[Violation] = []
+        tenant_id = tenant_id_in(request.tenant, violations)
+        self._check_batch(request, violations)
+        if violations:
+            raise invalid(violations)
+        events = self._reader.read(request.events, violations)
+        if violations:
+            raise invalid(violations)
+        results = await self._publisher.publish(tenant_id, events)
+        prefix = f"{tenant_name(tenant_id)}/events/"
+        response = event_service_pb2.PublishEventsResponse()
+        for result in results:
+            response.results.add(
+                name=prefix + format_type_id("evt", result.event_id),
+                deduplicated=result.deduplicated,
+                delivery_count=result.delivery_count,
+            )
+        return response
+
+    async def GetEvent(
+        self, request: event_service_pb2.GetEventRequest, context: _Context
+    ) -> event_service_pb2.GetEventResponse:
+        """One event with its data."""
+        del context
+        violations: list[Violation] = []
+        tenant_id, event_id = tenant_and_uuid_in(
+            request.name, "events", "evt", violations, across=True
+        )
+        if violations:
+            raise invalid(violations)
+        event = await self._events.get(tenant_id, event_id)
+        return event_service_pb2.GetEventResponse(event=message_of(event, with_data=True))
+
+    async def ListEvents(
+        self, request: event_service_pb2.ListEventsRequest, context: _Context
+    ) -> event_service_pb2.ListEventsResponse:
+        """A page of a tenant's events, newest first."""
+        del context
+        violations: list[Violation] = []
+        tenant_id = tenant_id_in(request.tenant, violations, across=True)
+        check_enum(request.view, event_pb2.EventView, "view", violations)
+        with_data = request.view == event_pb2.EVENT_VIEW_FULL
+        binding = ("ListEvents", tenant_id, "FULL" if with_data else "BASIC")
+        page = self._pages.read(request.page_size, request.page_token, binding, violations)
+        if violations:
+            raise invalid(violations)
+        if request.filter:
+            raise not_implemented("filter", field="filter")
+        found = await self._events.list(
+            tenant_id,
+            before=UUID(bytes=page.cursor) if page.cursor else NEWEST,
+            limit=page.size,
+            with_data=with_data,
+            max_bytes=self._limits.max_page_bytes,
+        )
+        messages = [message_of(event, with_data=with_data) for event in found.events]
+        kept = self._pages.cut(messages)
+        response = event_service_pb2.ListEventsResponse(events=kept)
+        if found.has_more or len(kept) < len(messages):
+            last = found.events[len(kept) - 1]
+            response.next_page_token = self._pages.token(last.event_id.bytes, binding)
+        return response
+
+    def _check_batch(
+        self, request: event_service_pb2.PublishEventsRequest, violations: list[Violation]
+    ) -> None:
+        """Bound the work before it is begun."""
+        count = len(request.events)
+        if not count:
+            violations.append(Violation("events", "is required", Reason.FIELD_REQUIRED))
+        limit = self._limits.max_batch_events
+        if count > limit:
+            setting = "HOOKLINE_MAX_BATCH_EVENTS"
+            violations.append(over_limit("events", count, "events", setting, limit))
+        size, limit = request.ByteSize(), self._limits.max_batch_bytes
+        if size > limit:
+            setting = "HOOKLINE_MAX_BATCH_BYTES"
+            violations.append(over_limit("events", size, "bytes", setting, limit))

@@ -1,0 +1,90 @@
+"""Events as tenants and operators read them; writing them is publishing.py's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.domain.errors import NotFoundError, Reason
+from service.domain.event import Event
+from service.domain.ids import format_type_id, unix_ms_of
+from service.domain.instants import from_unix_ms
+from service.domain.names import WILDCARD, tenant_name
+from service.store.statements import Statements
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    import asyncpg
+
+    from service.store.database import Database
+
+SQL = Statements("events")
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Some events, newest first, and whether there are older ones."""
+
+    events: list[Event]
+    has_more: bool
+
+
+class EventStore:
+    """Reads events. A tenant id of `-` means: of all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, tenant_id: str, event_id: UUID) -> Event:
+        """One event with its data; raises `NotFoundError` (EVENT_NOT_FOUND)."""
+        row = await self._database.fetchrow(SQL.get, tenant_id, event_id)
+        if row is None:
+            name = f"{tenant_name(tenant_id)}/events/{format_type_id('evt', event_id)}"
+            raise NotFoundError(f"there is no {name}", Reason.EVENT_NOT_FOUND)
+        return event_of(row)
+
+    async def list(
+        self, tenant_id: str, *, before: UUID, limit: int, with_data: bool, max_bytes: int
+    ) -> EventPage:
+        """Events with ids below `before`, newest first; their data are empty without `with_data`.
+
+        Ends after `limit` events, or before their data pass `max_bytes`. Raises `NotFoundError`
+        (TENANT_NOT_FOUND).
+        """
+        rows = await self._database.fetch(
+            SQL.list, tenant_id, before, limit + 1, with_data, max_bytes
+        )
+        if not rows:
+            await self.check_tenant(tenant_id)
+        page = [event_of(row) for row in rows[:limit]]
+        return EventPage(page, has_more=bool(rows) and rows[0]["found"] > len(page))
+
+    async def check_tenant(self, tenant_id: str) -> None:
+        """Raises `NotFoundError` (TENANT_NOT_FOUND) where there is no such tenant."""
+        if tenant_id == WILDCARD or await self._database.fetchrow(SQL.tenant, tenant_id):
+            return
+        raise NotFoundError(f"there is no {tenant_name(tenant_id)}", Reason.TENANT_NOT_FOUND)
+
+
+def event_of(row: asyncpg.Record) -> Event:
+    """The event in a row of `events` with its tenant's id."""
+    return Event(
+        event_id=row["event_id"],
+        tenant_uid=row["tenant_uid"],
+        tenant_id=row["tenant_id"],
+        type=row["type"],
+        data=row["data"],
+        is_json=row["is_json"],
+        content_type=row["content_type"],
+        source=row["source"],
+        subject=row["subject"] or "",
+        occur_time=row["occur_time"],
+        external_id=row["external_id"] or "",
+        data_schema=row["data_schema"] or "",
+        idempotency_key=row["idempotency_key"] or "",
+        ordering_key=row["ordering_key"] or "",
+        attributes=row["attributes"] or {},
+        event_type_revision=row["event_type_revision"],
+        create_time=from_unix_ms(unix_ms_of(row["event_id"])),
+    )
