@@ -151,6 +151,8 @@ class WebhookSender:
 
 async def _excerpt_of(response: httpx.Response) -> bytes:
     """The first bytes of an answer's body, as they came: no decoding."""
+    if isinstance(response.stream, httpx.ByteStream):
+        return b"".join(response.stream)[:EXCERPT_BYTES]
     excerpt = b""
     try:
         async for chunk in response.aiter_raw():

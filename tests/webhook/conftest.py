@@ -1,0 +1,163 @@
+"""What the tests of this room share: a transport that may reach loopback, and a way to make an attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+
+from service.domain.attempt import Outcome
+from service.domain.subscription import HttpTarget, SignatureScheme
+from service.webhook.dialer import make_tls_context
+from service.webhook.egress import EgressPolicy, parse_networks
+from service.webhook.payload import Payload
+from service.webhook.prepared import prepare_target
+from service.webhook.sender import WebhookSender
+from service.webhook.signature import Signer, SigningSecret, generate_secret
+from service.webhook.transport import TransportLimits, WebhookTransport
+
+LOOPBACK = EgressPolicy(parse_networks(["127.0.0.0/8"]))
+SECRET = generate_secret(SignatureScheme.HMAC_SHA256)
+WEBHOOK_ID = "evt_01jdc6cqsyfz8snxvzxvqf9h5b"
+TIMESTAMP_S = 1_764_000_000
+BODY = b'{"type":"order.created","timestamp":"2026-11-24T03:00:00Z","data":{"id":1}}'
+PATIENCE_S = 20.0
+"""How long a test waits for what must happen; a loaded machine is no failure."""
+SHORT_S = 0.2
+"""A deadline for attempts that can end in no other way."""
+
+
+def always() -> bool:
+    """The lease is ours."""
+    return True
+
+
+@dataclass
+class Post:
+    """Makes attempts through one transport."""
+
+    transport: WebhookTransport
+    sender: WebhookSender
+
+    async def __call__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = PATIENCE_S,
+        body: bytes = BODY,
+        failover_urls: Sequence[str] = (),
+        headers: Mapping[str, str] | None = None,
+        may_send: Callable[[], bool] = always,
+        secrets: Sequence[SigningSecret] = (SECRET,),
+        extra_headers: Sequence[tuple[bytes, bytes]] | None = None,
+    ) -> Outcome:
+        target = HttpTarget(
+            url=url,
+            failover_urls=tuple(failover_urls),
+            headers=headers or {},
+            timeout_s=timeout_s,
+        )
+        prepared = prepare_target(target, Signer(secrets), user_agent="hookline/1.2.3")
+        async with asyncio.timeout(2 * PATIENCE_S):
+            return await self.sender.send(
+                prepared,
+                WEBHOOK_ID,
+                TIMESTAMP_S,
+                Payload(body, b"application/json"),
+                may_send,
+                extra_headers,
+            )
+
+
+MakePost = Callable[..., Post]
+
+
+@pytest.fixture
+async def make_post() -> AsyncIterator[MakePost]:
+    """Transports by their options, each closed at the end."""
+    async with AsyncExitStack() as stack:
+
+        def make(
+            *,
+            egress: EgressPolicy = LOOPBACK,
+            names: Mapping[str, Sequence[str]] | None = None,
+            tls_context: ssl.SSLContext | None = None,
+            unix_s: float = 0.0,
+            **limits: float,
+        ) -> Post:
+            async def lookup(host: str) -> Sequence[str]:
+                return (names or {})[host]
+
+            transport = WebhookTransport(
+                egress=egress,
+                lookup=lookup,
+                tls_context=tls_context,
+                limits=TransportLimits(**{"tick_s": 0.02, **limits}),  # type: ignore[arg-type]
+            )
+            stack.push_async_callback(transport.aclose)
+            return Post(transport, WebhookSender(transport, unix_s=lambda: unix_s))
+
+        yield make
+
+
+@pytest.fixture
+def post(make_post: MakePost) -> Post:
+    """Attempts that may reach loopback addresses."""
+    return make_post()
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """The certificate authority that the tests' transports trust."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def authority_file(
+    authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The authority's certificate as an operator would name it."""
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    yield path
+
+
+@pytest.fixture
+def trusting(authority_file: Path) -> ssl.SSLContext:
+    """TLS as the service makes it, with the tests' authority beside the system's."""
+    return make_tls_context(authority_file)
+
+
+def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    """A server's side of TLS with this certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that refuses: bound, so that nobody else listens there, and not listening."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port of 127.0.0.1 where connecting never ends: its backlog is full, so SYNs are dropped."""
+    with socket.socket() as server, ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
