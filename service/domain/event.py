@@ -87,3 +87,33 @@ class Event:
     """The revision of its type when it was accepted; 0 for an unregistered type."""
     create_time: datetime
     """Database time at acceptance; the instant its id begins with."""
+
+
+def accepted(  # noqa: PLR0913 - an event is what was sent and what acceptance adds
+    new: NewEvent,
+    event_id: UUID,
+    tenant_uid: UUID,
+    tenant_id: str,
+    event_type_revision: int,
+    create_time: datetime,
+) -> Event:
+    """The event that a publisher's event becomes."""
+    return Event(
+        event_id=event_id,
+        tenant_uid=tenant_uid,
+        tenant_id=tenant_id,
+        type=new.type,
+        data=new.data,
+        is_json=new.is_json,
+        content_type=new.content_type,
+        source=new.source or f"/tenants/{tenant_id}",
+        subject=new.subject,
+        occur_time=new.occur_time,
+        external_id=new.external_id,
+        data_schema=new.data_schema,
+        idempotency_key=new.idempotency_key,
+        ordering_key=new.ordering_key,
+        attributes=new.attributes,
+        event_type_revision=event_type_revision,
+        create_time=create_time,
+    )

@@ -109,6 +109,16 @@ def subscription_name(tenant_id: str, subscription_id: str) -> str:
     return f"tenants/{tenant_id}/subscriptions/{subscription_id}"
 
 
+def event_name(tenant_id: str, event_id: str) -> str:
+    """`tenants/acme/events/evt_…`."""
+    return f"tenants/{tenant_id}/events/{event_id}"
+
+
+def delivery_name(tenant_id: str, delivery_id: str) -> str:
+    """`tenants/acme/deliveries/dlv_…`."""
+    return f"tenants/{tenant_id}/deliveries/{delivery_id}"
+
+
 def event_type_name(event_type: str) -> str:
     """`eventTypes/order.created`."""
     return f"eventTypes/{event_type}"

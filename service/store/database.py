@@ -33,6 +33,16 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
 
 CONNECT_TIMEOUT_S = 5.0
+
+# The data path's statements walk from arrays into indexes, whatever the statistics say: the hot table
+# is empty at one moment and holds millions at the next, and a plan made for the one must do for both.
+_PATH_SETTINGS = {
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
 MIN_SERVER_VERSION = 15
 
 
@@ -162,6 +172,17 @@ class Session:
             self._forget_if_broken(error)
             _translate(error, self._backend)
 
+    @asynccontextmanager
+    async def connection(self, timeout_s: float) -> AsyncIterator[Connection]:
+        """The bare connection, for what must not run in a transaction; under a deadline of its own."""
+        connection = await self._connected()
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield connection
+        except BaseException as error:
+            self._forget_if_broken(error)
+            _translate(error, self._backend)
+
     def _forget_if_broken(self, error: BaseException) -> None:
         connection = self._connection
         if connection is not None and not isinstance(error, asyncpg.PostgresError):
@@ -183,7 +204,7 @@ async def _connect(url: str, name: str) -> asyncpg.Connection[asyncpg.Record]:
     connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
         url,
         timeout=CONNECT_TIMEOUT_S,
-        server_settings={"application_name": f"hookline {name}", "jit": "off"},
+        server_settings={"application_name": f"hookline {name}", **_PATH_SETTINGS},
     )
     await _prepare_connection(connection)
     return connection
@@ -286,7 +307,9 @@ class Database:
         assert row is not None
         problems: list[str] = []
         if row["version"] < MIN_SERVER_VERSION:
-            problems.append(f"it is Postgres {row['version']}; {MIN_SERVER_VERSION} or newer is needed")
+            problems.append(
+                f"it is Postgres {row['version']}; {MIN_SERVER_VERSION} or newer is needed"
+            )
         if row["read_only"]:
             problems.append("it is read-only")
         problems += [f"its {name} is off, so a crash could lose events" for name in row["unsafe"]]
@@ -299,4 +322,3 @@ class UnsafeServerError(Exception):
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("the database is refused: " + "; ".join(problems))
-

@@ -66,7 +66,9 @@ async def migrate(url: str, *, post: bool = False) -> list[Migration]:
             for row in await connection.fetch("SELECT number, half FROM schema_migrations")
         }
         for migration in all_migrations():
-            if (migration.number, migration.half) in done or (migration.half == "post" and not post):
+            if (migration.number, migration.half) in done or (
+                migration.half == "post" and not post
+            ):
                 continue
             async with connection.transaction():
                 await connection.execute(migration.sql)

@@ -25,6 +25,11 @@ _LIST = """
 SELECT c.relname AS name, i.inhdetachpending AS detaching FROM pg_inherits i
 JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::regclass ORDER BY c.relname"""
 
+# Attached, or detached by a drop that was cut short.
+_LEFT = """
+SELECT c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = current_schema() AND c.relkind = 'r' AND c.relname ~ ('^' || $1 || '[0-9]{8}$')"""
+
 
 def first_id_of_day(day: date) -> UUID:
     """The lower bound of a day's ids (UTC)."""
@@ -75,7 +80,28 @@ def _create_sql(parent: str, name: str, day: date) -> str:
     """
 
 
-async def partition_days(connection: Connection) -> list[date]:
-    """The days that have an events partition, oldest first."""
-    rows: list[asyncpg.Record] = await connection.fetch(_LIST, "events")
-    return [day_of(row["name"]) for row in rows]
+async def old_days(connection: Connection, before: date) -> list[date]:
+    """The days before `before` of which any partition is left, oldest first."""
+    days = {
+        day_of(row["name"])
+        for parent in PARENTS
+        for row in await connection.fetch(_LEFT, f"{parent}_")
+    }
+    return sorted(day for day in days if day < before)
+
+
+async def drop_day(connection: Connection, day: date) -> None:
+    """Detach and drop a day's partitions, wherever an earlier try was cut short.
+
+    Raises where another session holds a partition for longer than the lock timeout; it is tried again.
+    """
+    await connection.execute("SET lock_timeout = '5s'")
+    for parent in reversed(PARENTS):
+        name = partition_name(parent, day)
+        attached = {
+            row["name"]: row["detaching"] for row in await connection.fetch(_LIST, parent)
+        }
+        if name in attached:
+            how = "FINALIZE" if attached[name] else "CONCURRENTLY"
+            await connection.execute(f"ALTER TABLE {parent} DETACH PARTITION {name} {how}")
+        await connection.execute(f"DROP TABLE IF EXISTS {name}")

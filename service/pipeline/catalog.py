@@ -1,0 +1,145 @@
+"""The event types in memory: whether events of a type are accepted, and whether their data is right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import jsonschema_rs
+import orjson
+import structlog
+
+from service.domain.errors import FailedPreconditionError, Reason, Violation, invalid
+from service.domain.event import EventTypeState
+from service.domain.names import event_type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from service.domain.event import EventType, NewEvent
+
+_log = structlog.get_logger(__name__)
+_MAX_PROBLEMS = 5
+
+
+class EventTypeSource(Protocol):
+    """Where event types come from: `store/event_types.py`."""
+
+    async def all(self) -> list[EventType]:
+        """Every event type, archived ones too."""
+        ...
+
+
+class _Entry:
+    __slots__ = ("revision", "state", "validator")
+
+    def __init__(self, event_type: EventType) -> None:
+        self.state = event_type.state
+        self.revision = event_type.revision
+        self.validator: jsonschema_rs.Validator | None = None
+        if event_type.json_schema:
+            self.validator = compile_schema(event_type.json_schema)
+
+
+def compile_schema(json_schema: str) -> jsonschema_rs.Validator:
+    """A validator that fetches nothing; raises `ValueError` for what is no JSON Schema."""
+    try:
+        return jsonschema_rs.validator_for(
+            orjson.loads(json_schema), retriever=_refuse_to_fetch, validate_formats=False
+        )
+    except (orjson.JSONDecodeError, jsonschema_rs.ValidationError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _refuse_to_fetch(uri: str) -> NoReturn:
+    raise ValueError(f"schemas may not refer to other documents: {uri}")
+
+
+class EventTypeCatalog:
+    """What publishing must know of event types; reloaded when the change log says so."""
+
+    def __init__(self, source: EventTypeSource, *, is_strict: bool = False) -> None:
+        self._source = source
+        self._is_strict = is_strict
+        self._entries: dict[str, _Entry] = {}
+
+    async def reload(self) -> None:
+        """Read all event types; what has not changed keeps its validator."""
+        entries: dict[str, _Entry] = {}
+        for event_type in await self._source.all():
+            before = self._entries.get(event_type.name)
+            if before is not None and before.revision == event_type.revision:
+                before.state = event_type.state
+                entries[event_type.name] = before
+                continue
+            try:
+                entries[event_type.name] = _Entry(event_type)
+            except ValueError:
+                _log.exception("event_type_unusable", event_type=event_type.name)
+        self._entries = entries
+
+    async def check(self, events: Sequence[NewEvent]) -> list[int]:
+        """The revision of each event's type (0: unregistered).
+
+        Raises `FailedPreconditionError` for an archived type or, where types are strict, an unknown
+        one, and `InvalidArgumentError` naming every event whose data its schema refuses.
+        """
+        entries = self._entries
+        if self._is_strict and any(event.type not in entries for event in events):
+            await self.reload()
+            entries = self._entries
+        revisions: list[int] = []
+        violations: list[Violation] = []
+        for position, event in enumerate(events):
+            entry = entries.get(event.type)
+            if entry is None:
+                if self._is_strict:
+                    raise _refused(
+                        position, event.type, "is not registered", Reason.EVENT_TYPE_UNKNOWN
+                    )
+                revisions.append(0)
+                continue
+            if entry.state is EventTypeState.ARCHIVED:
+                raise _refused(position, event.type, "is archived", Reason.EVENT_TYPE_ARCHIVED)
+            if entry.validator is not None:
+                violations += _violations(position, event, entry.validator)
+            revisions.append(entry.revision)
+        if violations:
+            raise invalid(violations)
+        return revisions
+
+
+def _refused(position: int, event_type: str, what: str, reason: Reason) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        f"events[{position}].type: the event type {event_type!r} {what}",
+        reason,
+        metadata={"event_type": event_type_name(event_type), "index": str(position)},
+    )
+
+
+def _violations(
+    position: int, event: NewEvent, validator: jsonschema_rs.Validator
+) -> list[Violation]:
+    if not event.is_json:
+        return [
+            Violation(
+                f"events[{position}].binary_data",
+                "must be json_data: the event type has a JSON Schema",
+                Reason.PAYLOAD_SCHEMA_MISMATCH,
+            )
+        ]
+    data = orjson.loads(event.data)
+    if validator.is_valid(data):
+        return []
+    problems: list[Violation] = []
+    for error in validator.iter_errors(data):
+        path = "".join(f"[{step!r}]" for step in error.instance_path)
+        problems.append(
+            Violation(
+                f"events[{position}].json_data",
+                f"{path or 'the value'}: {error.message}"[:300],
+                Reason.PAYLOAD_SCHEMA_MISMATCH,
+            )
+        )
+        if len(problems) == _MAX_PROBLEMS:
+            break
+    return problems

@@ -1,0 +1,103 @@
+"""What others decided: pauses, deletions, cancels, operator's retries, new event types.
+
+Owners read the change log every second, and at once when a call on this node wrote to it. A change is
+an instruction to look again, never a command, so reading one twice does no harm. The cursor is the
+oldest transaction that may still commit (`pg_snapshot_xmin`): a change whose number is small but
+whose commit is late is not missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from service.domain.errors import UnavailableError
+from service.store.database import ContentionError, OutcomeUnknownError
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from service.pipeline.catalog import EventTypeCatalog
+    from service.pipeline.lanes import Lanes
+    from service.pipeline.targets import LaneConfigs
+    from service.store.lanes import Change, LaneStore
+
+_log = structlog.get_logger(__name__)
+
+INTERVAL_S = 1.0
+
+
+class Changes:
+    """Reads the change log and carries it into memory."""
+
+    def __init__(
+        self, store: LaneStore, lanes: Lanes, configs: LaneConfigs, catalog: EventTypeCatalog
+    ) -> None:
+        self._store = store
+        self._lanes = lanes
+        self._configs = configs
+        self._catalog = catalog
+        self._cursor = ""
+        self._seen: set[int] = set()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take the cursor, read what it stands for, then follow the log."""
+        self._cursor = await self._store.change_cursor()
+        await self._catalog.reload()
+        self._task = asyncio.create_task(self._run(), name="changes")
+
+    async def stop(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._store.close()
+
+    def poke(self) -> None:
+        """Read the log now: a call on this node has just written to it."""
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(INTERVAL_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self.read()
+            except (UnavailableError, OutcomeUnknownError, ContentionError) as error:
+                _log.warning("changes_unread", error=str(error))
+            except Exception:
+                _log.exception("changes_broken")
+
+    async def read(self) -> None:
+        """Carry what is new into memory."""
+        changes, cursor = await self._store.changes(self._cursor)
+        fresh = [change for change in changes if change.change_id not in self._seen]
+        await self._carry_out(fresh)
+        self._cursor = cursor
+        self._seen = {change.change_id for change in changes}
+
+    async def _carry_out(self, changes: list[Change]) -> None:
+        subscriptions: set[UUID] = set()
+        for change in changes:
+            uid = change.subscription_uid
+            if uid is None:
+                continue
+            lane = self._lanes.get(uid)
+            if lane is None:
+                continue
+            if change.kind == "DELIVERY" and change.delivery_id is not None:
+                self._lanes.forget(lane, change.delivery_id)
+            else:
+                subscriptions.add(uid)
+        if subscriptions:
+            await self._configs.reconfigure(list(subscriptions))
+        if any(change.kind == "EVENT_TYPE" for change in changes):
+            await self._catalog.reload()

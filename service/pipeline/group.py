@@ -1,0 +1,378 @@
+"""A group of calls that share one commit: their rows, their keys, and who is answered what."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+
+from service.domain.errors import AlreadyExistsError, Reason
+from service.domain.event import accepted
+from service.domain.ids import delivery_id_of, format_type_id, make_uuid7
+from service.domain.instants import from_unix_ms
+from service.domain.names import event_name
+from service.pipeline.lane import Message
+from service.store.publishing import PublishRows
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator, Mapping
+    from random import Random
+    from uuid import UUID
+
+    from service.domain.event import NewEvent
+    from service.pipeline.clock import DatabaseTime
+    from service.pipeline.lane import Lane
+    from service.pipeline.lanes import Lanes
+    from service.pipeline.matching import TenantIndex
+    from service.store.publishing import DeliveryRow, EventRow, Key, KeyRow, TakenKey
+
+EVENT_ID = "evt"
+
+
+class Published(NamedTuple):
+    """What became of one event of a call."""
+
+    event_id: UUID
+    deduplicated: bool
+    delivery_count: int
+
+
+class PublishCall:
+    """One PublishEvents: its events, and whom to tell."""
+
+    __slots__ = ("data_bytes", "done", "events", "index", "revisions")
+
+    def __init__(
+        self,
+        index: TenantIndex,
+        events: list[NewEvent],
+        revisions: list[int],
+        data_bytes: int,
+        done: asyncio.Future[list[Published]],
+    ) -> None:
+        self.index = index
+        self.events = events
+        self.revisions = revisions
+        self.data_bytes = data_bytes
+        self.done = done
+
+    def fan_out(self) -> int:
+        """How many deliveries its events make under its index."""
+        match = self.index.match
+        return sum([len(match(event.type)) for event in self.events])
+
+    def succeed(self, results: list[Published]) -> None:
+        """Answer OK."""
+        if not self.done.done():
+            self.done.set_result(results)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error."""
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()  # whoever gave up waiting is not to be missed
+
+
+class Placed(NamedTuple):
+    """One event of a call with its rows."""
+
+    event_id: UUID
+    row: EventRow
+    deliveries: list[DeliveryRow]
+    key: KeyRow | None
+
+
+class Group:
+    """Calls that commit together."""
+
+    def __init__(self, now_ms: int, random: Random) -> None:
+        self.now_ms = now_ms
+        self._random = random
+        self.calls: list[PublishCall] = []
+        self.followers: list[PublishCall] = []
+        """Calls that use a key of this group: their turn comes when its fate is known."""
+        self.rows = PublishRows()
+        self.event_count = 0
+        self.data_bytes = 0
+        self.announced: list[tuple[Lane, UUID]] = []
+        self._placed: list[list[Placed | int]] = []
+        """Per call and event: its rows, or the position of the equal event of the same call."""
+        self._leaders: dict[Key, tuple[int, int]] = {}
+        """Which call's which event holds a key."""
+        self._answers: dict[int, list[Published] | AlreadyExistsError] = {}
+        self._settled_tenants: set[UUID] | None = None
+
+    def add(self, call: PublishCall) -> None:
+        """Take a call in; one that uses a key of the group becomes its follower."""
+        uid = call.index.uid
+        keys = [(uid, event.idempotency_key) for event in call.events if event.idempotency_key]
+        if any(key in self._leaders for key in keys):
+            self.followers.append(call)
+            return
+        try:
+            self._placed.append(self._place(call))
+        except AlreadyExistsError as error:
+            call.fail(error)
+            return
+        for position, event in enumerate(call.events):
+            if event.idempotency_key:
+                key = (uid, event.idempotency_key)
+                self._leaders.setdefault(key, (len(self.calls), position))
+        self.calls.append(call)
+        self.event_count += len(call.events)
+        self.data_bytes += call.data_bytes
+
+    def _place(self, call: PublishCall) -> list[Placed | int]:
+        """Rows for a call's events. Raises `AlreadyExistsError` for one key of two events."""
+        rows = self.rows
+        firsts: dict[str, tuple[int, bytes]] = {}
+        placed: list[Placed | int] = []
+        count = len(rows.events)
+        for position, event in enumerate(call.events):
+            fingerprint = b""
+            if event.idempotency_key:
+                fingerprint = fingerprint_of(event)
+                first = firsts.setdefault(event.idempotency_key, (position, fingerprint))
+                if first[0] != position:
+                    if first[1] != fingerprint:
+                        raise _reused(position, None)
+                    placed.append(first[0])
+                    continue
+            count += 1
+            placed.append(self._rows_of(call, position, fingerprint, count))
+        for item in placed:
+            if not isinstance(item, int):
+                rows.events.append(item.row)
+                rows.deliveries += item.deliveries
+                if item.key is not None:
+                    rows.keys.append(item.key)
+        rows.epochs[call.index.uid] = call.index.epoch
+        return placed
+
+    def _rows_of(self, call: PublishCall, position: int, fingerprint: bytes, place: int) -> Placed:
+        tenant_uid = call.index.uid
+        event = call.events[position]
+        event_id = make_uuid7(self.now_ms, self._random.getrandbits(74))
+        deliveries = [
+            (
+                tenant_uid,
+                route.bucket,
+                route.first_delay_s,
+                place,
+                delivery_id_of(event_id, number, route.bucket),
+                route.subscription_uid,
+                event_id,
+            )
+            for number, route in enumerate(call.index.match(event.type))
+        ]
+        key = None
+        if fingerprint:
+            key = (tenant_uid, event.idempotency_key, event_id, fingerprint, len(deliveries))
+        row = _event_row(tenant_uid, event_id, event, call.revisions[position])
+        return Placed(event_id, row, deliveries, key)
+
+    def settle(
+        self, passed: set[UUID], taken: Mapping[Key, TakenKey]
+    ) -> tuple[PublishRows, list[KeyRow]]:
+        """Decide, in the transaction, who is refused or deduplicated (rule 7 of the data path).
+
+        The rows of refused and deduplicated events are left out; keys that were claimed for calls
+        that are now refused are returned to be deleted.
+        """
+        kept, dropped = PublishRows(epochs=self.rows.epochs), list[KeyRow]()
+        self._settled_tenants = passed
+        self._answers = {
+            number: _settle_call(call, self._placed[number], taken)
+            for number, call in enumerate(self.calls)
+            if call.index.uid in passed
+        }
+        for number, answer in self._answers.items():
+            if isinstance(answer, AlreadyExistsError):
+                items = (item for item in self._placed[number] if not isinstance(item, int))
+                dropped += [item.key for item in items if item.key is not None]
+        for _, _, item in self.stored(passed):
+            kept.events.append(item.row)
+            place = len(kept.events)
+            kept.deliveries += [(*row[:3], place, *row[4:]) for row in item.deliveries]
+        return kept, dropped
+
+    def stored(self, passed: set[UUID]) -> Iterator[tuple[PublishCall, int, Placed]]:
+        """The events that this group writes: their call, their position in it, their rows."""
+        for number, call in enumerate(self.calls):
+            answer = self._answers.get(number)
+            if call.index.uid not in passed or isinstance(answer, AlreadyExistsError):
+                continue
+            for position, item in enumerate(self._placed[number]):
+                if isinstance(item, int) or (answer and answer[position].deduplicated):
+                    continue
+                yield call, position, item
+
+    def witnesses(self) -> dict[UUID, UUID]:
+        """Per tenant one event that is stored exactly if the tenant's events are."""
+        passed = self._settled_tenants
+        everyone = set(self.rows.epochs) if passed is None else passed
+        found: dict[UUID, UUID] = {}
+        for call, _, item in self.stored(everyone):
+            found.setdefault(call.index.uid, item.event_id)
+        return found
+
+    def passed_by(self, found: set[UUID]) -> set[UUID]:
+        """The tenants that passed, from those whose witnesses were found."""
+        return found if self._settled_tenants is None else self._settled_tenants
+
+    def answer(self, passed: set[UUID]) -> list[PublishCall]:
+        """Tell the calls whose tenants passed; the others, to be matched again."""
+        again: list[PublishCall] = []
+        for number, call in enumerate(self.calls):
+            if call.index.uid not in passed:
+                again.append(call)
+                continue
+            answer = self._answers.get(number)
+            if answer is None:
+                answer = self._answers[number] = _settle_call(call, self._placed[number], {})
+            if isinstance(answer, AlreadyExistsError):
+                call.fail(answer)
+            else:
+                call.succeed(answer)
+        return again
+
+    def answer_followers(self) -> list[PublishCall]:
+        """Tell the followers all of whose keys were stored here; the others, to queue again."""
+        return [call for call in self.followers if not self._answer_follower(call)]
+
+    def _answer_follower(self, call: PublishCall) -> bool:
+        results: list[Published] = []
+        for position, event in enumerate(call.events):
+            leader = self._leaders.get((call.index.uid, event.idempotency_key))
+            answer = self._answers.get(leader[0]) if leader else None
+            if leader is None or answer is None or isinstance(answer, AlreadyExistsError):
+                return False
+            first = answer[leader[1]]
+            if fingerprint_of(self.calls[leader[0]].events[leader[1]]) != fingerprint_of(event):
+                call.fail(_reused(position, _name_of(call, first.event_id)))
+                return True
+            results.append(first._replace(deduplicated=True))
+        call.succeed(results)
+        return True
+
+
+def _settle_call(
+    call: PublishCall, placed: list[Placed | int], taken: Mapping[Key, TakenKey]
+) -> list[Published] | AlreadyExistsError:
+    results: list[Published] = []
+    for position, item in enumerate(placed):
+        if isinstance(item, int):
+            results.append(results[item]._replace(deduplicated=True))
+            continue
+        key = item.key
+        first = taken.get((key[0], key[1])) if key is not None and taken else None
+        if key is None or first is None:
+            results.append(Published(item.event_id, False, len(item.deliveries)))  # noqa: FBT003
+        elif first.fingerprint == key[3]:
+            results.append(Published(first.event_id, True, first.delivery_count))  # noqa: FBT003
+        else:
+            return _reused(position, _name_of(call, first.event_id))
+    return results
+
+
+def _name_of(call: PublishCall, event_id: UUID) -> str:
+    return event_name(call.index.tenant_id, format_type_id(EVENT_ID, event_id))
+
+
+def _reused(position: int, name: str | None) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"events[{position}].idempotency_key: the key already stands for another event",
+        Reason.IDEMPOTENCY_KEY_REUSED,
+        metadata={"index": str(position)} | ({"name": name} if name else {}),
+    )
+
+
+def fingerprint_of(event: NewEvent) -> bytes:
+    """16 bytes of everything that makes two events of a key equal: all but `occur_time`."""
+    head = orjson.dumps(
+        [
+            event.type, event.source, event.subject, event.ordering_key, event.content_type,
+            event.external_id, event.data_schema, event.is_json, dict(event.attributes),
+        ],
+        option=orjson.OPT_SORT_KEYS,
+    )  # fmt: skip
+    digest = blake2b(head, digest_size=16)
+    digest.update(event.data)
+    return digest.digest()
+
+
+def _event_row(tenant_uid: UUID, event_id: UUID, event: NewEvent, revision: int) -> EventRow:
+    return (
+        tenant_uid,
+        event_id,
+        event.occur_time,
+        revision,
+        event.is_json,
+        event.type,
+        event.source,
+        event.content_type,
+        event.subject or None,
+        event.external_id or None,
+        event.data_schema or None,
+        event.idempotency_key or None,
+        event.ordering_key or None,
+        event.attributes or None,
+        event.data,
+    )
+
+
+class GroupBuilder:
+    """What groups need of the node: time, randomness, and the lanes to hand over to."""
+
+    def __init__(self, time: DatabaseTime, random: Random, lanes: Lanes) -> None:
+        self._time = time
+        self._random = random
+        self._lanes = lanes
+
+    def new_group(self) -> Group:
+        """An empty group, of this moment by the database's clock."""
+        return Group(self._time.unix_ms(), self._random)
+
+    def announce(self, group: Group) -> None:
+        """Tell the lanes which ids the commit may write, so that no refill reads them meanwhile."""
+        announce = self._lanes.announce
+        for row in group.rows.deliveries:
+            lane = announce(row[5], row[4])
+            if lane is not None:
+                group.announced.append((lane, row[4]))
+
+    def withdraw(self, group: Group, *, may_have_written: bool = False) -> None:
+        """The commit is over, and nothing is handed over."""
+        for lane, delivery_id in group.announced:
+            lane.announced.discard(delivery_id)
+        group.announced.clear()
+        if may_have_written:
+            for row in group.rows.deliveries:
+                self._lanes.touch(row[5], row[1])
+
+    def hand_over(self, group: Group, passed: set[UUID]) -> None:
+        """What was committed goes straight into the lanes that this node owns."""
+        self.withdraw(group)
+        lanes = self._lanes
+        for call, position, placed in group.stored(passed):
+            message: Message | None = None
+            for row in placed.deliveries:
+                if row[2] > 0:
+                    continue  # due later: the sweep finds it in time
+                lane = lanes.get(row[5])
+                if lane is None:
+                    lanes.touch(row[5], row[1])
+                    continue
+                if message is None:
+                    message = _message_of(call, position, placed.event_id, group.now_ms)
+                lanes.hand_over(lane, row[4], message)
+
+
+def _message_of(call: PublishCall, position: int, event_id: UUID, now_ms: int) -> Message:
+    event, index = call.events[position], call.index
+    stored = accepted(
+        event, event_id, index.uid, index.tenant_id, call.revisions[position], from_unix_ms(now_ms)
+    )
+    return Message(stored, format_type_id(EVENT_ID, event_id))

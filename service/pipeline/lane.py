@@ -1,0 +1,201 @@
+"""One lane: the queue of one subscription, how good a cache of the hot table it is, and its target's health.
+
+Knows nothing of other lanes; their turns and their shares are `lanes.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from service.domain.attempt import AttemptOutcome
+from service.domain.delivery import THROTTLES, Budget
+from service.domain.subscription import SubscriptionState
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from service.domain.attempt import Outcome
+    from service.domain.event import Event
+    from service.domain.retry import RetrySchedule
+    from service.domain.subscription import PayloadFormat
+    from service.webhook.payload import Payload
+    from service.webhook.prepared import PreparedTarget
+
+CIRCUIT_FAILURES = 10
+"""Failures in a row that open a lane's circuit."""
+CIRCUIT_BACKOFF_S = 5.0
+CIRCUIT_BACKOFF_MAX_S = 300.0
+
+
+class LaneState(StrEnum):
+    """How good a cache of the hot table a lane is."""
+
+    COMPLETE = "COMPLETE"
+    DIRTY = "DIRTY"
+    REFILLING = "REFILLING"
+
+
+class Message:
+    """One event as it is sent: its id on the wire, and its body in each format, built once."""
+
+    __slots__ = ("event", "payloads", "webhook_id")
+
+    def __init__(self, event: Event, webhook_id: str) -> None:
+        self.event = event
+        self.webhook_id = webhook_id
+        self.payloads: dict[PayloadFormat, Payload] = {}
+
+
+class Job:
+    """A pending delivery in memory."""
+
+    __slots__ = (
+        "attempt_count",
+        "attempts_base",
+        "attempts_until",
+        "delivery_id",
+        "lane",
+        "message",
+        "version",
+    )
+
+    def __init__(self, lane: Lane, delivery_id: UUID, message: Message) -> None:
+        self.lane = lane
+        self.delivery_id = delivery_id
+        self.message = message
+        self.version = 0
+        self.attempt_count = 0
+        self.attempts_base: int | None = None
+        self.attempts_until: int | None = None
+
+    def budget(self, schedule: RetrySchedule) -> Budget:
+        """What it has spent and may spend; an operator's retry gave it a budget of its own."""
+        return Budget(
+            self.attempt_count,
+            schedule.max_attempts if self.attempts_until is None else self.attempts_until,
+            self.attempts_base or 0,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneConfig:
+    """What a lane must know of its subscription."""
+
+    name: str
+    """The subscription's resource name, for people."""
+    tenant_uid: UUID
+    state: SubscriptionState
+    schedule: RetrySchedule
+    max_in_flight: int
+    max_per_second: float | None
+    payload_format: PayloadFormat
+    url: str
+    target: PreparedTarget
+    failing_since_us: int | None
+    """Database time in Unix microseconds."""
+
+
+class Lane:
+    """The queue of one subscription, and what it knows of its target."""
+
+    __slots__ = (
+        "announced",
+        "bucket",
+        "circuit_backoff_s",
+        "config",
+        "dirty_since_read",
+        "failures",
+        "failing_since_us",
+        "has_turn",
+        "in_flight",
+        "is_deleted",
+        "known",
+        "queue",
+        "rests_until_s",
+        "state",
+        "subscription_uid",
+        "timed",
+        "window",
+    )
+
+    def __init__(self, subscription_uid: UUID, bucket: int) -> None:
+        self.subscription_uid = subscription_uid
+        self.bucket = bucket
+        self.config: LaneConfig | None = None
+        self.state = LaneState.DIRTY
+        self.dirty_since_read = False
+        self.queue: deque[Job] = deque()
+        self.known: dict[UUID, Job] = {}
+        """Every job in memory: queued, in flight, not yet recorded, waiting for its time."""
+        self.announced: set[UUID] = set()
+        self.timed = 0
+        self.in_flight = 0
+        self.window = 1.0
+        self.failures = 0
+        self.failing_since_us: int | None = None
+        self.circuit_backoff_s = 0.0
+        """Above zero: the circuit is open, or half open once `rests_until_s` has come."""
+        self.rests_until_s = 0.0
+        self.has_turn = False
+        self.is_deleted = False
+        """Its subscription is a tombstone: what is still pending is to be cancelled."""
+
+    @property
+    def tenant_uid(self) -> UUID:
+        """Whose it is; known once it is configured."""
+        if self.config is None:
+            raise LookupError("the lane is not configured")
+        return self.config.tenant_uid
+
+    def holds(self, delivery_id: UUID) -> bool:
+        """Whether memory has this delivery, or is about to be handed it."""
+        return delivery_id in self.known or delivery_id in self.announced
+
+    @property
+    def is_circuit_open(self) -> bool:
+        """Whether the target has failed so often that only probes go out."""
+        return self.circuit_backoff_s > 0
+
+    def mark_dirty(self) -> None:
+        """Something is due that memory may not hold."""
+        self.dirty_since_read = True
+        if self.state is LaneState.COMPLETE:
+            self.state = LaneState.DIRTY
+
+    def sends(self) -> bool:
+        """Whether its subscription lets anything out at all."""
+        config = self.config
+        return (
+            config is not None and config.state is SubscriptionState.ACTIVE and not self.is_deleted
+        )
+
+    def width(self) -> int:
+        """Requests that may be on the wire at once, now."""
+        return 1 if self.is_circuit_open else max(1, int(self.window))
+
+    def learn(self, outcome: Outcome) -> None:
+        """What an answer says of how many requests the target takes at once."""
+        if outcome.kind is AttemptOutcome.ACCEPTED:
+            if self.config is not None and self.window < self.config.max_in_flight:
+                self.window += 1 / self.window
+        elif outcome.http_status in THROTTLES:
+            self.window = max(1.0, self.window / 2)
+
+    def open_circuit(self, now_s: float) -> bool:
+        """Rest, twice as long as the last time; False where it rests already."""
+        if self.is_circuit_open and self.rests_until_s > now_s:
+            return False  # late answers of requests that were on the wire when it opened
+        doubled_s = self.circuit_backoff_s * 2 or CIRCUIT_BACKOFF_S
+        self.circuit_backoff_s = min(doubled_s, CIRCUIT_BACKOFF_MAX_S)
+        self.rests_until_s = now_s + self.circuit_backoff_s
+        self.window = 1.0
+        return True
+
+    def close_circuit(self) -> None:
+        """The target answers again; the window widens from one request, step by step."""
+        self.failures = 0
+        self.circuit_backoff_s = 0.0
+        self.rests_until_s = 0.0

@@ -1,0 +1,180 @@
+"""What fills the lanes from the hot table: the sweep that is the truth, and refills.
+
+Every second each owned bucket is asked for the earliest due row of each of its lanes; one that is not
+in memory makes its lane DIRTY. Hand-offs and notifications only hasten that. A DIRTY lane that can
+send is read, many lanes in one statement; one that is paused, disabled, limited or open-circuited is
+not read at all, so a dead target with a million pending costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import structlog
+
+from service.domain.errors import UnavailableError
+from service.domain.ids import format_type_id
+from service.pipeline.group import EVENT_ID
+from service.pipeline.lane import Message
+from service.store.database import ContentionError, OutcomeUnknownError
+from service.store.lanes import RefillWish
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from service.pipeline.lane import Lane
+    from service.pipeline.lanes import Lanes
+    from service.pipeline.ownership import Ownership
+    from service.pipeline.targets import LaneConfigs
+    from service.store.lanes import LaneStore, PendingRow
+
+_log = structlog.get_logger(__name__)
+
+SWEEP_INTERVAL_S = 1.0
+LANES_PER_READ = 64
+ROWS_PER_READ = 2_000
+CANCEL_BATCH = 500
+MAX_IDLE_LANES = 20_000
+
+
+class Refiller:
+    """Keeps memory a true cache of what is due."""
+
+    def __init__(
+        self, store: LaneStore, lanes: Lanes, ownership: Ownership, configs: LaneConfigs
+    ) -> None:
+        self._store = store
+        self._lanes = lanes
+        self._ownership = ownership
+        self._configs = configs
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._sweep_at_s = 0.0
+        lanes.on_wanted = self._wake.set
+
+    def start(self) -> None:
+        """Begin to sweep and to refill."""
+        self._task = asyncio.create_task(self._run(), name="refiller")
+
+    async def stop(self) -> None:
+        """End; what memory lacks, Postgres has."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._store.close()
+
+    def sweep_soon(self) -> None:
+        """Sweep at the next turn, without waiting for the second to pass."""
+        self._sweep_at_s = 0.0
+        self._wake.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                self._wake.clear()
+                if loop.time() >= self._sweep_at_s:
+                    self._sweep_at_s = loop.time() + SWEEP_INTERVAL_S
+                    await self.sweep()
+                await self.refill()
+            except (UnavailableError, OutcomeUnknownError, ContentionError) as error:
+                _log.warning("refill_failed", error=str(error))
+                self._wake.clear()
+            except Exception:
+                _log.exception("refill_broken")
+                self._wake.clear()
+            try:
+                async with asyncio.timeout(max(0.0, self._sweep_at_s - loop.time())):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def sweep(self) -> None:
+        """Make every lane DIRTY whose earliest due row is not in memory."""
+        for head in await self._store.heads(self._ownership.buckets):
+            lane = self._lanes.get(head.subscription_uid)
+            if lane is None or not lane.holds(head.delivery_id):
+                self._lanes.touch(head.subscription_uid, head.bucket)
+        self._lanes.evict_idle(MAX_IDLE_LANES)
+
+    async def refill(self) -> None:
+        """Read for all lanes that want it, until none does or none has room."""
+        lanes = self._lanes.take_wanted()
+        for begin in range(0, len(lanes), LANES_PER_READ):
+            await self._refill_some(lanes[begin : begin + LANES_PER_READ])
+
+    async def _refill_some(self, lanes: Sequence[Lane]) -> None:
+        unknown = [lane for lane in lanes if lane.config is None and not lane.is_deleted]
+        await self._configs.configure(unknown)
+        for lane in lanes:
+            if lane.is_deleted:
+                await self._cancel_deleted(lane)
+        readable = [
+            lane
+            for lane in lanes
+            if lane.config is not None and not lane.is_deleted and self._lanes.wants_refill(lane)
+        ]
+        if readable:
+            await self._read(readable)
+
+    async def _cancel_deleted(self, lane: Lane) -> None:
+        """Cancel what is left of a tombstone; what commits later, the sweep finds again."""
+        self._lanes.begin_refill(lane)
+        try:
+            while await self._store.cancel_deleted(
+                lane.bucket, lane.subscription_uid, CANCEL_BATCH
+            ):
+                pass
+        finally:
+            self._lanes.end_refill(lane, found_all=True)
+
+    async def _read(self, lanes: Sequence[Lane]) -> None:
+        most = max(1, ROWS_PER_READ // len(lanes))
+        wishes: list[RefillWish] = []
+        in_memory: list[UUID] = []
+        for lane in lanes:
+            wanted = max(1, min(most, self._lanes.room(lane)))
+            wishes.append(RefillWish(lane.bucket, lane.subscription_uid, lane.tenant_uid, wanted))
+            in_memory += lane.known
+            in_memory += lane.announced
+            self._lanes.begin_refill(lane)
+        complete: set[UUID] = set()
+        try:
+            complete = await self._take_in(wishes, in_memory)
+        finally:
+            for lane in lanes:
+                self._lanes.end_refill(lane, found_all=lane.subscription_uid in complete)
+
+    async def _take_in(self, wishes: Sequence[RefillWish], in_memory: list[UUID]) -> set[UUID]:
+        """Read what is due; the lanes of which memory now holds all of it."""
+        rows = await self._store.refill(wishes, in_memory)
+        found = Counter(row.subscription_uid for row in rows)
+        kept = _within(self._lanes.bytes_free(), rows)
+        left_out = {row.subscription_uid for row in rows[len(kept) :]}
+        tenant_of = {wish.subscription_uid: wish.tenant_uid for wish in wishes}
+        keys = {(tenant_of[row.subscription_uid], row.event_id) for row in kept}
+        events = await self._store.events(list(keys)) if keys else {}
+        messages = {
+            event_id: Message(event, format_type_id(EVENT_ID, event_id))
+            for event_id, event in events.items()
+        }
+        for row in kept:
+            self._lanes.accept(row, messages[row.event_id])
+        return {
+            wish.subscription_uid
+            for wish in wishes
+            if found[wish.subscription_uid] < wish.wanted and wish.subscription_uid not in left_out
+        }
+
+
+def _within(bytes_free: int, rows: Sequence[PendingRow]) -> Sequence[PendingRow]:
+    """The first rows whose data fits; one at least, or a large event would never be sent."""
+    total = 0
+    for position, row in enumerate(rows):
+        total += row.data_bytes
+        if total > bytes_free and position > 0:
+            return rows[:position]
+    return rows

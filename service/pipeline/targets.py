@@ -1,0 +1,120 @@
+"""What lanes must know of their subscriptions: read, secrets opened, targets made ready."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from service.domain.names import subscription_name
+from service.domain.subscription import schedule_of
+from service.pipeline.lane import LaneConfig
+from service.store.routes import load_routes
+from service.webhook.prepared import prepare_target
+from service.webhook.signature import Signer, parse_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from service.domain.subscription import Subscription
+    from service.pipeline.clock import Clock, DatabaseTime
+    from service.pipeline.lane import Lane
+    from service.pipeline.lanes import Lanes
+    from service.pipeline.timers import Timers
+    from service.store.routes import LiveSecret, Reader, RouteRow
+    from service.store.secrets import SecretBox
+    from service.webhook.prepared import PreparedTarget
+
+_log = structlog.get_logger(__name__)
+
+
+class LaneConfigs:
+    """Configures lanes from their subscriptions' rows."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        box: SecretBox,
+        lanes: Lanes,
+        timers: Timers,
+        clock: Clock,
+        time: DatabaseTime,
+        *,
+        user_agent: str,
+    ) -> None:
+        self._reader = reader
+        self._box = box
+        self._lanes = lanes
+        self._timers = timers
+        self._clock = clock
+        self._time = time
+        self._user_agent = user_agent
+
+    async def configure(self, lanes: Sequence[Lane]) -> None:
+        """Read the lanes' subscriptions anew and tell the lanes."""
+        by_uid = {lane.subscription_uid: lane for lane in lanes}
+        for route in await load_routes(self._reader, self._box, list(by_uid)):
+            lane = by_uid[route.subscription.uid]
+            if route.is_deleted:
+                self._lanes.deleted(lane)
+            elif route.secret_fault:
+                # Ours, not the target's: the lane stays as it is, its deliveries wait in Postgres.
+                _log.error(
+                    "signing_secret_sealed", subscription=_name_of(route), error=route.secret_fault
+                )
+            else:
+                self._lanes.configure(lane, self._config_of(route))
+                self._watch_expiry(lane.subscription_uid, route.secrets)
+
+    async def reconfigure(self, uids: Sequence[UUID]) -> None:
+        """The same for subscriptions that changed, where memory has a lane of theirs."""
+        lanes = [lane for uid in uids if (lane := self._lanes.get(uid)) is not None]
+        if lanes:
+            await self.configure(lanes)
+
+    async def prepare(self, subscription_uid: UUID) -> tuple[RouteRow, PreparedTarget] | None:
+        """A subscription's row and target, outside any lane; None where it is gone or unusable."""
+        for route in await load_routes(self._reader, self._box, [subscription_uid]):
+            if not route.is_deleted and not route.secret_fault:
+                return route, self._target_of(route.subscription, route.secrets)
+        return None
+
+    def _config_of(self, route: RouteRow) -> LaneConfig:
+        subscription = route.subscription
+        return LaneConfig(
+            name=_name_of(route),
+            tenant_uid=route.tenant_uid,
+            state=subscription.state,
+            schedule=schedule_of(subscription.retry_policy),
+            max_in_flight=subscription.limits.max_in_flight,
+            max_per_second=subscription.limits.max_per_second,
+            payload_format=subscription.payload_format,
+            url=subscription.target.url,
+            target=self._target_of(subscription, route.secrets),
+            failing_since_us=_unix_us(route.failing_since),
+        )
+
+    def _target_of(
+        self, subscription: Subscription, secrets: Sequence[LiveSecret]
+    ) -> PreparedTarget:
+        signer = Signer([parse_secret(secret.text) for secret in secrets])
+        return prepare_target(subscription.target, signer, user_agent=self._user_agent)
+
+    def _watch_expiry(self, uid: UUID, secrets: Sequence[LiveSecret]) -> None:
+        """A rotation's old secret signs no more once its overlap is over."""
+        for secret in secrets:
+            if secret.expire_time is not None:
+                left_s = secret.expire_time.timestamp() - self._time.unix_s()
+                self._timers.add(
+                    self._clock.boottime_s() + max(0.0, left_s), lambda: self._lanes.outdate(uid)
+                )
+
+
+def _name_of(route: RouteRow) -> str:
+    return subscription_name(route.subscription.tenant_id, route.subscription.subscription_id)
+
+
+def _unix_us(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp() * 1_000_000)

@@ -1,0 +1,98 @@
+"""A trial: one event to one subscription, now, with the answer as the result.
+
+Apart from the lanes on purpose: it works while the subscription is paused or disabled, waits for
+nobody, and turns nothing: neither circuit nor window nor state learn from it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service.domain.attempt import Attempt, AttemptOutcome
+from service.domain.delivery import DeliveryState, Trigger, advance
+from service.domain.errors import NotFoundError, Reason, UnavailableError
+from service.domain.event import accepted
+from service.domain.ids import delivery_id_of, format_type_id, make_uuid7
+from service.domain.instants import from_unix_ms, from_unix_us
+from service.domain.names import subscription_name
+from service.pipeline.group import EVENT_ID
+from service.webhook.payload import build_payload
+
+if TYPE_CHECKING:
+    from random import Random
+    from uuid import UUID
+
+    from service.domain.event import Event, NewEvent
+    from service.domain.subscription import Subscription
+    from service.pipeline.catalog import EventTypeCatalog
+    from service.pipeline.clock import DatabaseTime
+    from service.pipeline.targets import LaneConfigs
+    from service.store.operations import OperationStore
+    from service.store.routes import RouteRow
+    from service.webhook.sender import WebhookSender
+
+
+class Trial:
+    """Sends test events."""
+
+    def __init__(
+        self,
+        store: OperationStore,
+        configs: LaneConfigs,
+        catalog: EventTypeCatalog,
+        sender: WebhookSender,
+        time: DatabaseTime,
+        random: Random,
+    ) -> None:
+        self._store = store
+        self._configs = configs
+        self._catalog = catalog
+        self._sender = sender
+        self._time = time
+        self._random = random
+
+    async def send(self, subscription: Subscription, event: NewEvent) -> tuple[UUID, Attempt]:
+        """Send an event to a subscription alone and keep what came of it; delivery id and attempt.
+
+        Raises what publishing raises for the event's type and data, and `UnavailableError` where the
+        fault was ours and nothing was sent.
+        """
+        (revision,) = await self._catalog.check([event])
+        prepared = await self._configs.prepare(subscription.uid)
+        name = subscription_name(subscription.tenant_id, subscription.subscription_id)
+        if prepared is None:
+            raise NotFoundError(
+                f"there is no subscription {name}",
+                Reason.SUBSCRIPTION_NOT_FOUND,
+                metadata={"subscription": name},
+            )
+        route, target = prepared
+        stored = self._event_of(route, event, revision)
+        start_us = self._time.unix_us()
+        outcome = await self._sender.send(
+            target,
+            format_type_id(EVENT_ID, stored.event_id),
+            start_us // 1_000_000,
+            build_payload(stored, subscription.payload_format),
+            lambda: True,
+        )
+        if outcome.kind is AttemptOutcome.OWN_FAULT:
+            raise UnavailableError(
+                f"nothing was sent to {name}: {outcome.error}", Reason.INTERNAL, retry_after_s=1.0
+            )
+        is_accepted = outcome.kind is AttemptOutcome.ACCEPTED
+        trigger = Trigger.ACCEPTED if is_accepted else Trigger.FAILED_LAST
+        state = advance(DeliveryState.PENDING, trigger)
+        delivery_id = delivery_id_of(stored.event_id, 0, route.bucket)
+        await self._store.store_trial(
+            stored, delivery_id, subscription.uid, outcome, from_unix_us(start_us), state
+        )
+        return delivery_id, Attempt(1, start_us, outcome)
+
+    def _event_of(self, route: RouteRow, event: NewEvent, revision: int) -> Event:
+        now_ms = self._time.unix_ms()
+        event_id = make_uuid7(now_ms, self._random.getrandbits(74))
+        tenant_id = route.subscription.tenant_id
+        return accepted(
+            event, event_id, route.tenant_uid, tenant_id, revision, from_unix_ms(now_ms)
+        )

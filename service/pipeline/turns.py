@@ -1,0 +1,48 @@
+"""Who is next: lanes take turns within their tenant, and tenants between them.
+
+A tenant stands in the round exactly while one of its lanes does, and a lane at most once; so a tenant
+with a thousand busy lanes has one turn in the round, as has a tenant with one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from service.pipeline.lane import Lane
+
+
+class Turns:
+    """The round of lanes that may send."""
+
+    def __init__(self) -> None:
+        self._round: deque[UUID] = deque()
+        self._lanes: dict[UUID, deque[Lane]] = {}
+
+    def join(self, lane: Lane, tenant_uid: UUID) -> None:
+        """Stand behind the tenant's other lanes; no effect where the lane stands already."""
+        if lane.has_turn:
+            return
+        lane.has_turn = True
+        lanes = self._lanes.get(tenant_uid)
+        if lanes is None:
+            lanes = self._lanes[tenant_uid] = deque()
+            self._round.append(tenant_uid)
+        lanes.append(lane)
+
+    def next(self) -> Lane | None:
+        """The lane whose turn it is; it leaves the round, and joins again where it has more."""
+        if not self._round:
+            return None
+        tenant_uid = self._round.popleft()
+        lanes = self._lanes[tenant_uid]
+        lane = lanes.popleft()
+        lane.has_turn = False
+        if lanes:
+            self._round.append(tenant_uid)
+        else:
+            del self._lanes[tenant_uid]
+        return lane

@@ -1,0 +1,123 @@
+"""What operators do to one delivery: retry, cancel; and what a trial leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.domain.delivery import DeliveryState
+from service.domain.ids import bucket_of_delivery
+from service.domain.subscription import RetryPolicy
+from service.store.statements import Statements
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from service.domain.attempt import Outcome
+    from service.domain.event import Event
+    from service.store.database import Database
+
+SQL = Statements("operations")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDelivery:
+    """A delivery and what an operator's move depends on."""
+
+    delivery_id: UUID
+    event_id: UUID
+    tenant_uid: UUID
+    bucket: int
+    state: DeliveryState
+    is_due: bool
+    is_subscription_deleted: bool
+    retry_policy: RetryPolicy
+
+
+class OperationStore:
+    """One delivery at a time, on the calls' pool."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def find(self, tenant_id: str, delivery_id: UUID) -> FoundDelivery | None:
+        """A tenant's delivery, pending or finished; None where it has none of this id."""
+        row = await self._database.fetchrow(
+            SQL.find, tenant_id, bucket_of_delivery(delivery_id), delivery_id
+        )
+        if row is None:
+            return None
+        return FoundDelivery(
+            delivery_id=row["delivery_id"],
+            event_id=row["event_id"],
+            tenant_uid=row["tenant_uid"],
+            bucket=row["bucket"],
+            state=DeliveryState(row["state"]),
+            is_due=row["is_due"],
+            is_subscription_deleted=row["is_deleted"],
+            retry_policy=RetryPolicy(
+                max_attempts=row["max_attempts"],
+                min_backoff_s=row["min_backoff_s"],
+                max_backoff_s=row["max_backoff_s"],
+                schedule_s=tuple(row["schedule_s"]),
+            ),
+        )
+
+    async def retry_pending(self, found: FoundDelivery) -> bool:
+        """Make a waiting delivery due now; False where it is pending no longer."""
+        rows = await self._database.fetch(SQL.retry_pending, found.bucket, found.delivery_id)
+        return bool(rows)
+
+    async def retry_finished(self, found: FoundDelivery, max_attempts: int) -> bool:
+        """Move a finished delivery back; False where somebody else was faster."""
+        rows = await self._database.fetch(
+            SQL.retry_finished, found.tenant_uid, found.delivery_id, found.bucket, max_attempts
+        )
+        return bool(rows)
+
+    async def cancel(self, found: FoundDelivery) -> bool:
+        """End a pending delivery; False where it is pending no longer."""
+        rows = await self._database.fetch(
+            SQL.cancel, found.tenant_uid, found.bucket, found.delivery_id
+        )
+        return bool(rows)
+
+    async def store_trial(
+        self,
+        event: Event,
+        delivery_id: UUID,
+        subscription_uid: UUID,
+        outcome: Outcome,
+        start_time: datetime,
+        state: DeliveryState,
+    ) -> None:
+        """Keep what a trial did, so that it can be looked up as any other delivery."""
+        await self._database.fetch(
+            SQL.store_trial,
+            event.tenant_uid,
+            event.event_id,
+            event.occur_time,
+            event.event_type_revision,
+            event.is_json,
+            event.type,
+            event.source,
+            event.content_type,
+            event.subject or None,
+            event.external_id or None,
+            event.data_schema or None,
+            event.ordering_key or None,
+            event.attributes or None,
+            event.data,
+            delivery_id,
+            subscription_uid,
+            state,
+            outcome.http_status,
+            outcome.latency_us,
+            start_time,
+            outcome.kind,
+            outcome.url,
+            outcome.remote_address,
+            outcome.error.encode(),
+            outcome.excerpt,
+        )

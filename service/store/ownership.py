@@ -1,0 +1,96 @@
+"""Nodes, their leases, and who owns which bucket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.store.statements import Statements
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from service.store.database import Session
+
+SQL = Statements("ownership")
+
+
+@dataclass(frozen=True, slots=True)
+class BucketLease:
+    """One bucket as the survey saw it."""
+
+    bucket: int
+    node_id: UUID | None
+    epoch: int
+    is_overdue: bool
+    """Its owner's lease has run out."""
+    is_vacant: bool
+    """It has no owner, or one whose row is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All buckets at one moment."""
+
+    leases: list[BucketLease]
+    live_nodes: int
+
+
+class OwnershipStore:
+    """Liveness and leases, on a connection of its own."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def register(self, node_id: UUID, lease_s: float, hostname: str, version: str) -> None:
+        """Write the node's row; it lives for `lease_s` seconds from the database's clock."""
+        await self._session.fetch(SQL.register, node_id, lease_s, hostname, version)
+
+    async def bury_all(self) -> None:
+        """Declare every node dead; for a node that is known to be the only one."""
+        await self._session.fetch(SQL.bury_all)
+
+    async def renew(self, node_id: UUID, lease_s: float) -> float | None:
+        """Renew the lease; the database's clock in Unix seconds, or None where the row is gone."""
+        rows = await self._session.fetch(SQL.renew, node_id, lease_s)
+        return float(rows[0]["database_s"]) if rows else None
+
+    async def survey(self) -> Survey:
+        """All buckets and how many nodes live."""
+        rows = await self._session.fetch(SQL.survey)
+        leases = [
+            BucketLease(
+                row["bucket"], row["node_id"], row["epoch"], bool(row["overdue"]), row["vacant"]
+            )
+            for row in rows
+        ]
+        return Survey(leases, rows[0]["live_nodes"] if rows else 0)
+
+    async def take(
+        self, node_id: UUID, overdue: Sequence[UUID], wanted: Sequence[BucketLease]
+    ) -> list[int]:
+        """Bury the overdue and take the wanted buckets, in one transaction; those that were got."""
+        async with self._session.transaction() as connection:
+            for dead in sorted(overdue):
+                await connection.fetch(SQL.bury, dead)
+            rows = await connection.fetch(
+                SQL.take,
+                node_id,
+                [lease.bucket for lease in wanted],
+                [lease.epoch for lease in wanted],
+            )
+        return [row["bucket"] for row in rows]
+
+    async def give(self, node_id: UUID, buckets: Sequence[int]) -> list[int]:
+        """Give buckets up; those that were ours."""
+        rows = await self._session.fetch(SQL.give, node_id, list(buckets))
+        return [row["bucket"] for row in rows]
+
+    async def leave(self, node_id: UUID) -> None:
+        """Delete the node's row: its buckets are vacant at once."""
+        await self._session.fetch(SQL.leave, node_id)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._session.close()

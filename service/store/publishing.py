@@ -1,0 +1,147 @@
+"""What publishing writes: one statement a group, and the slow road of groups whose keys collide.
+
+Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publish.py`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from service.store.database import OutcomeUnknownError, RejectedError, Session
+from service.store.statements import Statements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from uuid import UUID
+
+SQL = Statements("publishing")
+
+_REFUSED_ITSELF = "HK001"
+_EVENT_COLUMNS = 15
+_DELIVERY_COLUMNS = 7
+_KEY_COLUMNS = 5
+_BACKEND_POLL_S = 0.05
+
+EventRow = tuple[object, ...]
+DeliveryRow = tuple["UUID", int, float, int, "UUID", "UUID", "UUID"]
+KeyRow = tuple["UUID", str, "UUID", bytes, int]
+Key = tuple["UUID", str]
+
+
+@dataclass(slots=True)
+class PublishRows:
+    """The rows of one group, laid out for UNNEST.
+
+    `events`: (tenant_uid, event_id, occur_time, event_type_revision, is_json, type, source,
+    content_type, subject, external_id, data_schema, idempotency_key, ordering_key, attributes,
+    data).
+    `deliveries`: (tenant_uid, bucket, delay_s, event's place from 1, delivery_id, subscription_uid,
+    event_id). `keys`: (tenant_uid, key, event_id, fingerprint, delivery_count).
+    """
+
+    epochs: dict[UUID, int] = field(default_factory=dict)
+    events: list[EventRow] = field(default_factory=list)
+    deliveries: list[DeliveryRow] = field(default_factory=list)
+    keys: list[KeyRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class TakenKey:
+    """What an idempotency key already stands for."""
+
+    event_id: UUID
+    fingerprint: bytes
+    delivery_count: int
+
+
+def _columns(rows: Sequence[tuple[object, ...]], width: int) -> Sequence[Sequence[object]]:
+    return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+class PublishStore:
+    """Writes groups, on a connection of its own."""
+
+    def __init__(self, session: Session, key_window_s: float) -> None:
+        self._session = session
+        self._key_window_s = key_window_s
+
+    async def write(self, rows: PublishRows) -> set[UUID] | None:
+        """Store a group in one statement; the tenants that passed.
+
+        None: a key was taken or, beside keys, an epoch had moved on; nothing was stored, and
+        `write_stepwise` finds out which.
+        """
+        try:
+            passed = await self._session.fetch(SQL.publish, *self._arguments(rows))
+        except RejectedError as error:
+            if error.sqlstate == _REFUSED_ITSELF:
+                return None
+            raise
+        return {row[0] for row in passed}
+
+    async def write_stepwise(
+        self,
+        rows: PublishRows,
+        settle: Callable[[set[UUID], Mapping[Key, TakenKey]], tuple[PublishRows, list[KeyRow]]],
+    ) -> set[UUID]:
+        """Store a group whose keys may be taken, in one transaction; the tenants that passed.
+
+        `settle(passed, taken)` decides who is refused or deduplicated; it returns the rows to write
+        and the key rows of refused calls, which are deleted before any event is written.
+        """
+        async with self._session.transaction() as connection:
+            locked = await connection.fetch(
+                SQL.lock_tenants, list(rows.epochs), list(rows.epochs.values())
+            )
+            passed = {row[0] for row in locked}
+            wanted = [key for key in rows.keys if key[0] in passed]
+            columns = _columns(wanted, _KEY_COLUMNS)
+            claimed = {
+                (row[0], row[1])
+                for row in await connection.fetch(SQL.claim_keys, self._key_window_s, *columns)
+            }
+            lost = [key for key in wanted if (key[0], key[1]) not in claimed]
+            found = await connection.fetch(SQL.read_keys, *_columns(lost, _KEY_COLUMNS)[:2])
+            taken = {(row[0], row[1]): TakenKey(row[2], row[3], row[4]) for row in found}
+            kept, dropped = settle(passed, taken)
+            if dropped:
+                await connection.execute(SQL.drop_keys, *_columns(dropped, _KEY_COLUMNS)[:3])
+            if kept.events:
+                kept.keys = []  # claimed above
+                await connection.fetch(SQL.publish, *self._arguments(kept))
+        return passed
+
+    def _arguments(self, rows: PublishRows) -> list[object]:
+        return [
+            list(rows.epochs),
+            list(rows.epochs.values()),
+            *_columns(rows.events, _EVENT_COLUMNS),
+            *_columns(rows.deliveries, _DELIVERY_COLUMNS),
+            self._key_window_s,
+            *_columns(rows.keys, _KEY_COLUMNS),
+        ]
+
+    async def find_stored(
+        self, lost: OutcomeUnknownError, witnesses: Mapping[UUID, UUID]
+    ) -> set[UUID]:
+        """The tenants whose events a statement stored although its answer was lost.
+
+        `witnesses` has one event per tenant. Ends the statement's backend first, for it may still be
+        about to commit.
+        """
+        if lost.backend is not None:
+            pid, start_time = lost.backend.pid, lost.backend.start_time
+            while await self._session.fetch(SQL.terminate_backend, pid, start_time):
+                await asyncio.sleep(_BACKEND_POLL_S)  # noqa: ASYNC110 - it is another process's end
+        rows = await self._session.fetch(SQL.find_events, list(witnesses), list(witnesses.values()))
+        return {row["tenant_uid"] for row in rows}
+
+    async def sweep_keys(self, limit: int) -> int:
+        """Delete up to `limit` keys whose window is over; how many."""
+        return len(await self._session.fetch(SQL.sweep_keys, limit))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._session.close()

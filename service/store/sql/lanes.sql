@@ -1,0 +1,62 @@
+-- Lanes: what memory reads of the hot table. Rules 14 to 18 of the data path.
+
+-- name: heads
+-- The earliest pending row of every lane of the given buckets, one index descent a lane. The sweep is the truth.
+SELECT h.bucket, h.subscription_uid, h.delivery_id
+FROM unnest($1::smallint[]) AS w (bucket) CROSS JOIN LATERAL (
+    WITH RECURSIVE head AS (
+        (SELECT p.bucket, p.subscription_uid, p.due_at, p.delivery_id FROM pending_deliveries p
+         WHERE p.bucket = w.bucket
+         ORDER BY p.bucket, p.subscription_uid, p.due_at, p.delivery_id LIMIT 1)
+        UNION ALL
+        SELECT n.* FROM head CROSS JOIN LATERAL (
+            SELECT p.bucket, p.subscription_uid, p.due_at, p.delivery_id FROM pending_deliveries p
+            WHERE p.bucket = w.bucket AND p.subscription_uid > head.subscription_uid
+            ORDER BY p.bucket, p.subscription_uid, p.due_at, p.delivery_id LIMIT 1) n
+    ) SELECT * FROM head) h
+WHERE h.due_at <= hookline_now()
+
+-- name: refill
+-- What is due in some lanes and not in memory, each lane from its earliest on; never by a cursor.
+SELECT l.subscription_uid, p.*, octet_length(e.data) AS data_bytes
+FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::integer[]) AS l (bucket, subscription_uid, tenant_uid, wanted)
+CROSS JOIN LATERAL (
+    SELECT q.delivery_id, q.event_id, q.version, q.attempt_count, q.attempts_base, q.attempts_until
+    FROM pending_deliveries q
+    WHERE q.bucket = l.bucket AND q.subscription_uid = l.subscription_uid AND q.due_at <= hookline_now()
+      AND q.delivery_id <> ALL ($5::uuid[])
+    ORDER BY q.due_at, q.delivery_id LIMIT l.wanted) p
+JOIN events e ON e.tenant_uid = l.tenant_uid AND e.event_id = p.event_id
+
+-- name: events
+SELECT e.tenant_uid, e.event_id, t.tenant_id, e.occur_time, e.event_type_revision, e.is_json, e.type, e.source,
+       e.content_type, e.subject, e.external_id, e.data_schema, e.idempotency_key, e.ordering_key, e.attributes, e.data
+FROM unnest($1::uuid[], $2::uuid[]) AS w (tenant_uid, event_id)
+JOIN events e ON e.tenant_uid = w.tenant_uid AND e.event_id = w.event_id
+JOIN tenants t ON t.tenant_uid = e.tenant_uid
+
+-- name: change_cursor
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text
+
+-- name: changes
+-- Overlaps are read again: a change is an instruction to look, so it may be carried out twice.
+SELECT c.change_id, c.kind, c.bucket, c.subscription_uid, c.delivery_id, s.next_cursor
+FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS next_cursor) s
+LEFT JOIN change_log c ON c.xid >= $1::text::xid8
+ORDER BY c.change_id
+
+-- name: cancel_deleted
+-- What is still pending of a deleted subscription, a batch at a time, by the owner of its bucket.
+WITH cancelled AS (
+    DELETE FROM pending_deliveries p
+    USING (SELECT q.bucket, q.delivery_id FROM pending_deliveries q
+           WHERE q.bucket = $1 AND q.subscription_uid = $2 ORDER BY q.bucket, q.delivery_id LIMIT $3) w
+    WHERE p.bucket = w.bucket AND p.delivery_id = w.delivery_id
+    RETURNING p.*
+)
+INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count,
+                        attempts_base, attempts_until, state, state_reason)
+SELECT s.tenant_uid, c.delivery_id, c.subscription_uid, c.event_id, hookline_now(), c.version + 1, c.attempt_count,
+       c.attempts_base, c.attempts_until, 'CANCELLED', 'SUBSCRIPTION_DELETED'
+FROM cancelled c JOIN subscriptions s USING (subscription_uid)
+RETURNING delivery_id

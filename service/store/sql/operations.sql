@@ -1,0 +1,69 @@
+-- What operators do to one delivery, and what a trial leaves behind. Each move is guarded by the state it was decided on.
+
+-- name: find
+-- One delivery wherever it stands: the hot table and history in one statement, so that it is never caught in between.
+SELECT p.delivery_id, 'PENDING' AS state, p.due_at <= hookline_now() AS is_due, p.attempt_count, p.event_id,
+       s.subscription_uid, s.bucket, s.tenant_uid, s.deleted_at IS NOT NULL AS is_deleted,
+       s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s
+FROM pending_deliveries p JOIN subscriptions s USING (subscription_uid) JOIN tenants t USING (tenant_uid)
+WHERE p.bucket = $2 AND p.delivery_id = $3 AND t.tenant_id = $1 AND t.deleted_at IS NULL
+UNION ALL
+SELECT d.delivery_id, d.state, false, d.attempt_count, d.event_id,
+       s.subscription_uid, s.bucket, s.tenant_uid, s.deleted_at IS NOT NULL,
+       s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s
+FROM tenants t JOIN deliveries d USING (tenant_uid) JOIN subscriptions s USING (subscription_uid)
+WHERE d.delivery_id = $3 AND t.tenant_id = $1 AND t.deleted_at IS NULL
+
+-- name: retry_pending
+WITH moved AS (
+    UPDATE pending_deliveries SET due_at = hookline_now(), version = version + 1
+    WHERE bucket = $1 AND delivery_id = $2
+    RETURNING bucket, subscription_uid, delivery_id
+)
+INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id) SELECT 'DELIVERY', moved.* FROM moved
+RETURNING delivery_id
+
+-- name: retry_finished
+-- Back from history: attempt numbers go on, the budget starts anew.
+WITH taken AS (
+    DELETE FROM deliveries
+    WHERE tenant_uid = $1 AND delivery_id = $2 AND state IN ('EXHAUSTED', 'CANCELLED', 'EXPIRED')
+    RETURNING *
+), moved AS (
+    INSERT INTO pending_deliveries (bucket, attempt_count, version, due_at, ordinal, delivery_id, subscription_uid, event_id,
+                                    attempts_base, attempts_until)
+    SELECT $3, d.attempt_count, d.version + 1, hookline_now(), e.ordinal, d.delivery_id, d.subscription_uid, d.event_id,
+           d.attempt_count, d.attempt_count + $4
+    FROM taken d JOIN events e ON e.tenant_uid = d.tenant_uid AND e.event_id = d.event_id
+    RETURNING bucket, subscription_uid, delivery_id
+)
+INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id) SELECT 'DELIVERY', moved.* FROM moved
+RETURNING delivery_id
+
+-- name: cancel
+WITH taken AS (
+    DELETE FROM pending_deliveries WHERE bucket = $2 AND delivery_id = $3 RETURNING *
+), moved AS (
+    INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count,
+                            attempts_base, attempts_until, state, state_reason)
+    SELECT $1, delivery_id, subscription_uid, event_id, hookline_now(), version + 1, attempt_count, attempts_base,
+           attempts_until, 'CANCELLED', 'OPERATOR'
+    FROM taken
+)
+INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id)
+SELECT 'DELIVERY', bucket, subscription_uid, delivery_id FROM taken
+RETURNING delivery_id
+
+-- name: store_trial
+-- A trial's event, its delivery and its one attempt, after the fact: nothing was promised for them before.
+WITH stored AS (
+    INSERT INTO events (tenant_uid, event_id, ordinal, occur_time, event_type_revision, is_json, type, source, content_type,
+                        subject, external_id, data_schema, ordering_key, attributes, data)
+    VALUES ($1, $2, nextval('publish_ordinal') * 65536, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+), finished AS (
+    INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count, state)
+    VALUES ($1, $15, $16, $2, hookline_now(), 0, 1, $17)
+)
+INSERT INTO attempts (delivery_id, number, http_status, latency_us, start_time, outcome, url, remote_address, error,
+                      response_excerpt)
+VALUES ($15, 1, $18, $19, $20, $21, $22, $23, $24, $25)

@@ -1,0 +1,39 @@
+-- Ownership: nodes and their buckets. Rules 11 to 13 of the data path.
+
+-- name: register
+INSERT INTO nodes (node_id, lease_until, hostname, version)
+VALUES ($1, clock_timestamp() + make_interval(secs => $2), $3, $4)
+
+-- name: renew
+-- No row: this node was declared dead; it drops everything and registers anew under a new id.
+UPDATE nodes SET lease_until = clock_timestamp() + make_interval(secs => $2) WHERE node_id = $1
+RETURNING extract(epoch FROM clock_timestamp())::float8 AS database_s
+
+-- name: survey
+-- Who owns what, and who is overdue.
+SELECT b.bucket, b.node_id, b.epoch, n.lease_until <= clock_timestamp() AS overdue, n.node_id IS NULL AS vacant,
+       (SELECT count(*) FROM nodes WHERE lease_until > clock_timestamp()) AS live_nodes
+FROM bucket_leases b LEFT JOIN nodes n USING (node_id)
+
+-- name: bury
+-- Fails to delete a node that renewed meanwhile; waits for a record batch that holds its row.
+DELETE FROM nodes WHERE node_id = $1 AND lease_until < clock_timestamp() RETURNING node_id
+
+-- name: bury_all
+DELETE FROM nodes
+
+-- name: take
+-- Buckets whose owner is gone, if nobody was faster.
+UPDATE bucket_leases b SET node_id = $1, epoch = b.epoch + 1
+FROM (SELECT * FROM unnest($2::smallint[], $3::bigint[]) AS w (bucket, epoch) ORDER BY bucket) w
+WHERE b.bucket = w.bucket AND b.epoch = w.epoch
+  AND NOT EXISTS (SELECT FROM nodes n WHERE n.node_id = b.node_id)
+RETURNING b.bucket
+
+-- name: give
+-- A clean hand-over: nothing of these buckets is in flight any more.
+UPDATE bucket_leases SET node_id = NULL, epoch = epoch + 1 WHERE node_id = $1 AND bucket = ANY ($2::smallint[])
+RETURNING bucket
+
+-- name: leave
+DELETE FROM nodes WHERE node_id = $1
