@@ -7,6 +7,8 @@ version N-1; `NNNN_title.post.sql` runs once no node of N-1 is left (`hookline m
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import Literal
@@ -18,6 +20,7 @@ from service.store.partitions import create_partitions
 Half = Literal["pre", "post"]
 
 _FILE = re.compile(r"(\d{4})_(\w+)\.(pre|post)\.sql")
+_CONNECT_TIMEOUT_S = 10.0
 _LOCK_KEY = 0x686F6F6B  # "hook"
 _BOOKKEEPING = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -27,6 +30,10 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
     apply_time timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (number, half)
 )"""
+
+
+class MigrationError(Exception):
+    """The database cannot be reached, or refuses what a migration needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +58,25 @@ def all_migrations() -> list[Migration]:
     return sorted(found, key=lambda migration: (migration.number, migration.half == "post"))
 
 
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    try:
+        connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        raise MigrationError(f"the schema cannot be brought up to date: {error}") from error
+
+
 async def migrate(url: str, *, post: bool = False) -> list[Migration]:
     """Bring the schema up to this version and create the partitions; returns what was applied.
 
-    Safe to run from several processes at once: they take turns.
+    Safe to run from several processes at once: they take turns. Raises `MigrationError`.
     """
-    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(url, timeout=10)
     applied: list[Migration] = []
-    try:
+    async with _connected(url) as connection:
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK_KEY)
         await connection.execute(_BOOKKEEPING)
         done = {
@@ -80,20 +98,15 @@ async def migrate(url: str, *, post: bool = False) -> list[Migration]:
                 )
             applied.append(migration)
         await create_partitions(connection)
-    finally:
-        await connection.close()
     return applied
 
 
 async def pending_migrations(url: str) -> list[Migration]:
     """The `pre` halves that this version needs and the database lacks."""
-    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(url, timeout=10)
-    try:
+    async with _connected(url) as connection:
         if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
             done = set()
         else:
             rows = await connection.fetch("SELECT number, half FROM schema_migrations")
             done = {(row["number"], row["half"]) for row in rows}
-    finally:
-        await connection.close()
     return [m for m in all_migrations() if m.half == "pre" and (m.number, m.half) not in done]
