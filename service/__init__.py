@@ -8,3 +8,8 @@ state machine of a delivery. `telemetry` names what is measured. `app` alone con
 `config`; `supervisor` runs several of them behind one port; `cli` is the door. Imports go only
 downward: cli > supervisor > app > config | api > pipeline > store | webhook > telemetry > domain.
 """
+
+from typing import Final
+
+VERSION: Final = "0.1.0"
+"""Of the service: what nodes register, `user-agent` says and `hookline --version` prints."""

@@ -95,6 +95,43 @@ class Webhook:
         return json.loads(self.body)
 
 
+class Verifier:
+    """Checks requests with secrets that are read once; for receivers that get many."""
+
+    def __init__(
+        self, secrets: str | Iterable[str], *, tolerance_s: float = DEFAULT_TOLERANCE_S
+    ) -> None:
+        """`secrets`: one or several of `whsec_…` and `whpk_…`. SecretError: not usable."""
+        given = [secrets] if isinstance(secrets, str) else secrets
+        self._checks = [_check_of(secret) for secret in given]
+        if not self._checks:
+            raise SecretError("there is no secret to verify with")
+        self._tolerance_s = tolerance_s
+
+    def verify(self, headers: Headers, body: bytes | str, *, now: float | None = None) -> Webhook:
+        """Check a request; returns it, or raises a `WebhookVerificationError`. See `verify`."""
+        message_id, timestamp, signatures = _read_headers(headers)
+        age_s = (time.time() if now is None else now) - int(timestamp)
+        if abs(age_s) > self._tolerance_s:
+            where = "old" if age_s > 0 else "in the future"
+            raise TimestampError(
+                f"the request is {abs(age_s):.0f} s {where}, and only"
+                f" {self._tolerance_s:.0f} s are tolerated"
+            )
+        content = body.encode() if isinstance(body, str) else bytes(body)
+        signed = f"{message_id}.{timestamp}.".encode("ascii") + content
+        # Every pair is tried, so that the time taken does not tell which of them fitted.
+        fits = [
+            check(signed, signature)
+            for scheme, check in self._checks
+            for version, signature in signatures
+            if scheme == version
+        ]
+        if not any(fits):
+            raise SignatureMismatchError("no signature of the request fits a secret")
+        return Webhook(message_id, datetime.fromtimestamp(int(timestamp), UTC), content)
+
+
 def verify(
     headers: Headers,
     body: bytes | str,
@@ -109,28 +146,7 @@ def verify(
     `secrets` one or several of `whsec_…` and `whpk_…` (SecretError: not usable). `now` is Unix time
     in seconds, by default the clock's.
     """
-    checks = [_check_of(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
-    if not checks:
-        raise SecretError("there is no secret to verify with")
-    message_id, timestamp, signatures = _read_headers(headers)
-    age_s = (time.time() if now is None else now) - int(timestamp)
-    if abs(age_s) > tolerance_s:
-        where = "old" if age_s > 0 else "in the future"
-        raise TimestampError(
-            f"the request is {abs(age_s):.0f} s {where}; {tolerance_s:.0f} s are tolerated"
-        )
-    content = body.encode() if isinstance(body, str) else bytes(body)
-    signed = f"{message_id}.{timestamp}.".encode("ascii") + content
-    # Every pair is tried, so that the time taken does not tell which of them fitted.
-    fits = [
-        check(signed, signature)
-        for scheme, check in checks
-        for version, signature in signatures
-        if scheme == version
-    ]
-    if not any(fits):
-        raise SignatureMismatchError("no signature of the request fits a secret")
-    return Webhook(message_id, datetime.fromtimestamp(int(timestamp), UTC), content)
+    return Verifier(secrets, tolerance_s=tolerance_s).verify(headers, body, now=now)
 
 
 def _read_headers(headers: Headers) -> tuple[str, str, list[tuple[str, bytes]]]:
