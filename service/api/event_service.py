@@ -1,4 +1,4 @@
-"""EventService: events come in and are found again. Convert, call, convert."""
+"""EventService: events come in, and are found again."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class EventServicer(UnbuiltEventRpcs):
             raise invalid(violations)
         if request.filter:
             raise not_implemented("filter", field="filter")
-        found = await self._events.list(
+        found = await self._events.page(
             tenant_id,
             before=UUID(bytes=page.cursor) if page.cursor else NEWEST,
             limit=page.size,

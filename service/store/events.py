@@ -44,7 +44,7 @@ class EventStore:
             raise NotFoundError(f"there is no {name}", Reason.EVENT_NOT_FOUND)
         return event_of(row)
 
-    async def list(
+    async def page(
         self, tenant_id: str, *, before: UUID, limit: int, with_data: bool, max_bytes: int
     ) -> EventPage:
         """Events with ids below `before`, newest first; their data are empty without `with_data`.

@@ -1,0 +1,127 @@
+"""OperationsService: the service's own state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from uuid import UUID
+
+from grpc.aio import ServicerContext
+
+from hookline.v1 import operations_service_pb2, operations_service_pb2_grpc
+from service.api.convert import timestamp_of, timestamp_of_ms
+from service.store.status import Node, StatusStore
+
+_Context = ServicerContext[Any, Any]
+
+TOP_LANES_MAX = 20
+
+
+class LaneCounts(Protocol):
+    """How many lanes the node has, and how many of them cannot send freely."""
+
+    @property
+    def total(self) -> int:
+        """All."""
+
+    @property
+    def open(self) -> int:
+        """With an open circuit."""
+
+    @property
+    def limited(self) -> int:
+        """Waiting for their rate or window."""
+
+    @property
+    def held(self) -> int:
+        """Paused or disabled."""
+
+
+class LaneView(Protocol):
+    """One lane."""
+
+    @property
+    def subscription(self) -> str:
+        """Its subscription's name."""
+
+    @property
+    def state(self) -> str:
+        """READY, OPEN, LIMITED or HELD."""
+
+    @property
+    def queued(self) -> int:
+        """Waiting in memory."""
+
+    @property
+    def in_flight(self) -> int:
+        """Sent and not yet recorded."""
+
+    @property
+    def consecutive_failures(self) -> int:
+        """Failed attempts in a row."""
+
+
+class Lanes(Protocol):
+    """The lanes of this node."""
+
+    def counts(self) -> LaneCounts:
+        """How they stand."""
+
+    def top(self, count: int) -> Sequence[LaneView]:
+        """Those with the most in memory, most first."""
+
+
+class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
+    """The calls of OperationsService."""
+
+    def __init__(
+        self, *, status: StatusStore, lanes: Lanes, version: str, node_id: Callable[[], UUID]
+    ) -> None:
+        """`node_id` is asked each time: a node that was declared dead registers under another."""
+        self._status = status
+        self._lanes = lanes
+        self._version = version
+        self._node_id = node_id
+
+    async def GetStatus(
+        self, request: operations_service_pb2.GetStatusRequest, context: _Context
+    ) -> operations_service_pb2.GetStatusResponse:
+        """What runs, how much waits, where it is stuck."""
+        del request, context
+        nodes, backlog = await self._status.nodes(), await self._status.backlog()
+        counts, oldest_ms = self._lanes.counts(), backlog.oldest_unix_ms
+        return operations_service_pb2.GetStatusResponse(
+            version=self._version,
+            node_id=str(self._node_id()),
+            nodes=[_node_message(node) for node in nodes],
+            pending_count=backlog.count,
+            oldest_pending_time=None if oldest_ms is None else timestamp_of_ms(oldest_ms),
+            lanes=operations_service_pb2.LaneCounts(
+                total_count=counts.total,
+                open_count=counts.open,
+                limited_count=counts.limited,
+                held_count=counts.held,
+            ),
+            top_lanes=[_lane_message(lane) for lane in self._lanes.top(TOP_LANES_MAX)],
+        )
+
+
+def _node_message(node: Node) -> operations_service_pb2.Node:
+    return operations_service_pb2.Node(
+        node_id=str(node.node_id),
+        hostname=node.hostname,
+        version=node.version,
+        start_time=timestamp_of(node.start_time),
+        lease_expire_time=timestamp_of(node.lease_until),
+        bucket_count=node.bucket_count,
+    )
+
+
+def _lane_message(lane: LaneView) -> operations_service_pb2.Lane:
+    return operations_service_pb2.Lane(
+        subscription=lane.subscription,
+        state=operations_service_pb2.LaneState.Value(f"LANE_STATE_{lane.state}"),
+        queued_count=lane.queued,
+        in_flight_count=lane.in_flight,
+        consecutive_failure_count=lane.consecutive_failures,
+    )

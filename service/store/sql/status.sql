@@ -1,0 +1,21 @@
+-- What operators see at a glance. Cheap enough to be asked every second, however much is pending.
+
+-- name: nodes
+SELECT n.node_id, n.hostname, n.version, n.start_time, n.lease_until,
+       (SELECT count(*) FROM bucket_leases b WHERE b.node_id = n.node_id) AS bucket_count
+FROM nodes n ORDER BY n.start_time, n.node_id
+
+-- name: pending
+-- Counted up to `$1`; beyond, the planner's density (rows a page when the table was last analysed) times the pages of now.
+-- The oldest: ids begin with their time, and each bucket's first is one descent of the index.
+SELECT counted.exact, counted.exact < $1 AS is_exact, estimate.rows AS estimate, oldest.delivery_id AS oldest_id
+FROM (SELECT count(*) AS exact FROM (SELECT FROM pending_deliveries LIMIT $1) p) counted,
+     (SELECT CASE WHEN reltuples > 0 AND relpages > 0
+                  THEN (reltuples / relpages * pg_relation_size(oid) / current_setting('block_size')::integer)::bigint
+                  ELSE 0 END AS rows
+      FROM pg_class WHERE oid = 'pending_deliveries'::regclass) estimate,
+     (SELECT (SELECT p.delivery_id
+              FROM generate_series(0, 255) AS b (bucket) CROSS JOIN LATERAL (
+                  SELECT q.delivery_id FROM pending_deliveries q
+                  WHERE q.bucket = b.bucket ORDER BY q.delivery_id LIMIT 1) p
+              ORDER BY p.delivery_id LIMIT 1) AS delivery_id) oldest

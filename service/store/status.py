@@ -1,0 +1,61 @@
+"""What the whole deployment is doing, as any node can read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from service.domain.ids import unix_ms_of
+from service.store.statements import Statements
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from service.store.database import Database
+
+SQL = Statements("status")
+
+PENDING_COUNTED_MAX = 100_000
+"""Up to so many pending deliveries are counted, in some milliseconds; more are estimated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A registered process."""
+
+    node_id: UUID
+    hostname: str
+    version: str
+    start_time: datetime
+    lease_until: datetime
+    bucket_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is pending."""
+
+    count: int
+    """Exact below `PENDING_COUNTED_MAX`, never less than that where estimated."""
+    oldest_unix_ms: int | None
+    """When the oldest of it was created; None where nothing is pending."""
+
+
+class StatusStore:
+    """Reads the deployment's state."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def nodes(self) -> list[Node]:
+        """Every registered node, in the order of their start."""
+        return [Node(**row) for row in await self._database.fetch(SQL.nodes)]
+
+    async def backlog(self) -> Backlog:
+        """How much is pending, and since when."""
+        row = await self._database.fetchrow(SQL.pending, PENDING_COUNTED_MAX)
+        assert row is not None  # noqa: S101 (aggregates always answer)
+        oldest: UUID | None = row["oldest_id"]
+        count = row["exact"] if row["is_exact"] else max(row["exact"], row["estimate"])
+        return Backlog(count, None if oldest is None else unix_ms_of(oldest))
