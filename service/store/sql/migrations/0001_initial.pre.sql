@@ -22,6 +22,9 @@ CREATE TABLE tenants (
     -- Raised by every change of the tenant's subscriptions, in that change's transaction. A publish locks the row FOR SHARE
     -- and writes only if the epoch is still the one it matched under.
     epoch        bigint NOT NULL DEFAULT 1,
+    -- Live ones. Kept with the epoch, so that a quota costs nothing: counting would make the hundred-thousandth creation a
+    -- hundred thousand times as dear as the first.
+    subscription_count integer NOT NULL DEFAULT 0 CHECK (subscription_count >= 0),
     create_time  timestamptz NOT NULL DEFAULT now(),
     deleted_at   timestamptz
 ) WITH (fillfactor = 50);
@@ -40,6 +43,7 @@ CREATE TABLE event_types (
     update_time   timestamptz NOT NULL DEFAULT now(),
     CHECK (json_schema = '' OR proto_message = '')
 );
+CREATE INDEX event_types_by_time ON event_types (create_time, name);
 
 CREATE TABLE subscriptions (
     subscription_uid uuid PRIMARY KEY,
@@ -74,6 +78,8 @@ CREATE TABLE subscriptions (
 );
 CREATE UNIQUE INDEX subscriptions_by_id ON subscriptions (tenant_uid, subscription_id) WHERE deleted_at IS NULL;
 CREATE INDEX subscriptions_by_change ON subscriptions (tenant_uid, changed_epoch);
+-- Lists are newest first: uids begin with the time of their creation.
+CREATE INDEX subscriptions_by_time ON subscriptions (tenant_uid, subscription_uid) WHERE deleted_at IS NULL;
 
 -- Secrets are sealed (store/secrets.py): version, key id and nonce stand in front of the ciphertext.
 CREATE TABLE signing_keys (
@@ -155,6 +161,10 @@ CREATE TABLE deliveries (
     PRIMARY KEY (tenant_uid, delivery_id)
 ) PARTITION BY RANGE (delivery_id);
 CREATE INDEX deliveries_by_subscription ON deliveries (subscription_uid, delivery_id);
+-- The dead letters among millions of successes; costs a success nothing.
+CREATE INDEX deliveries_unsuccessful ON deliveries (tenant_uid, delivery_id) WHERE state <> 'SUCCEEDED';
+CREATE INDEX deliveries_unsuccessful_by_subscription ON deliveries (subscription_uid, delivery_id)
+    WHERE state <> 'SUCCEEDED';
 
 CREATE TABLE attempts (
     delivery_id      uuid NOT NULL,
