@@ -12,19 +12,19 @@ from service.api.convert import (
 )
 from service.domain.attempt import Attempt
 from service.domain.ids import format_type_id, unix_ms_of
-from service.domain.names import subscription_name, tenant_name
+from service.domain.names import delivery_name, event_name, subscription_name
 from service.store.deliveries import Delivery
 
 
 def delivery_message(delivery: Delivery) -> delivery_pb2.Delivery:
     """A delivery, its last attempt included."""
-    tenant = tenant_name(delivery.tenant_id)
+    tenant_id = delivery.tenant_id
     due, finished = delivery.next_attempt_time, delivery.finish_time
     return delivery_pb2.Delivery(
-        name=f"{tenant}/deliveries/{format_type_id('dlv', delivery.delivery_id)}",
-        event=f"{tenant}/events/{format_type_id('evt', delivery.event_id)}",
+        name=delivery_name(tenant_id, format_type_id("dlv", delivery.delivery_id)),
+        event=event_name(tenant_id, format_type_id("evt", delivery.event_id)),
         event_type=delivery.event_type,
-        subscription=subscription_name(delivery.tenant_id, delivery.subscription_id),
+        subscription=subscription_name(tenant_id, delivery.subscription_id),
         state=enum_of(delivery_pb2.DeliveryState, "DELIVERY_STATE_", delivery.state),
         state_reason=enum_of(
             delivery_pb2.DeliveryStateReason, "DELIVERY_STATE_REASON_", delivery.state_reason

@@ -35,6 +35,7 @@ from service.domain.names import (
     check_content_type,
     check_event_type,
     check_key,
+    event_name,
     tenant_name,
 )
 
@@ -263,7 +264,7 @@ def _is_deeper(json_text: bytes, limit: int) -> bool:
 def message_of(event: Event, *, with_data: bool) -> event_pb2.Event:
     """A stored event as the contract shows it."""
     message = event_pb2.Event(
-        name=f"{tenant_name(event.tenant_id)}/events/{format_type_id('evt', event.event_id)}",
+        name=event_name(event.tenant_id, format_type_id("evt", event.event_id)),
         type=event.type,
         source=event.source or f"/{tenant_name(event.tenant_id)}",
         subject=event.subject,

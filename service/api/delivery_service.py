@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from grpc.aio import ServicerContext
@@ -17,20 +17,11 @@ from service.api.unbuilt import UnbuiltDeliveryRpcs
 from service.domain.delivery import DeliveryState
 from service.domain.errors import Violation, invalid
 from service.domain.names import WILDCARD
+from service.pipeline.replay import Operator
 from service.store.deliveries import DeliveryStore, Selection
 
 _Context = ServicerContext[Any, Any]
 _NUMBER_BYTES = 4
-
-
-class Operator(Protocol):
-    """What an operator may do to a delivery; raises where its state does not allow it."""
-
-    async def retry(self, tenant_id: str, delivery_id: UUID) -> None:
-        """Make it due now."""
-
-    async def cancel(self, tenant_id: str, delivery_id: UUID) -> None:
-        """End it."""
 
 
 class DeliveryServicer(UnbuiltDeliveryRpcs):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from grpc.aio import ServicerContext
@@ -16,36 +15,13 @@ from service.api.errors import not_implemented
 from service.api.paging import NEWEST, Pages
 from service.api.unbuilt import UnbuiltEventRpcs
 from service.domain.errors import Reason, Violation, invalid, over_limit
-from service.domain.event import NewEvent
 from service.domain.ids import format_type_id
 from service.domain.limits import Limits
-from service.domain.names import tenant_name
+from service.domain.names import event_name
+from service.pipeline.publish import Publisher
 from service.store.events import EventStore
 
 _Context = ServicerContext[Any, Any]
-
-
-class Published(Protocol):
-    """What became of one event."""
-
-    @property
-    def event_id(self) -> UUID:
-        """Its id; of a deduplicated event, the first one's."""
-
-    @property
-    def deduplicated(self) -> bool:
-        """Whether an equal event with its key was there already."""
-
-    @property
-    def delivery_count(self) -> int:
-        """How many subscriptions matched."""
-
-
-class Publisher(Protocol):
-    """Stores events and their deliveries, all or none."""
-
-    async def publish(self, tenant_id: str, events: Sequence[NewEvent]) -> Sequence[Published]:
-        """Return once they are committed: one result for each, in order."""
 
 
 class EventServicer(UnbuiltEventRpcs):
@@ -74,7 +50,7 @@ class EventServicer(UnbuiltEventRpcs):
         if violations:
             raise invalid(violations)
         results = await self._publisher.publish(tenant_id, events)
-        prefix = f"{tenant_name(tenant_id)}/events/"
+        prefix = event_name(tenant_id, "")
         response = event_service_pb2.PublishEventsResponse()
         for result in results:
             response.results.add(

@@ -2,73 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 from grpc.aio import ServicerContext
 
 from hookline.v1 import operations_service_pb2, operations_service_pb2_grpc
 from service.api.convert import timestamp_of, timestamp_of_ms
+from service.pipeline.lanes import Lanes, LaneView
 from service.store.status import Node, StatusStore
 
 _Context = ServicerContext[Any, Any]
 
 TOP_LANES_MAX = 20
-
-
-class LaneCounts(Protocol):
-    """How many lanes the node has, and how many of them cannot send freely."""
-
-    @property
-    def total(self) -> int:
-        """All."""
-
-    @property
-    def open(self) -> int:
-        """With an open circuit."""
-
-    @property
-    def limited(self) -> int:
-        """Waiting for their rate or window."""
-
-    @property
-    def held(self) -> int:
-        """Paused or disabled."""
-
-
-class LaneView(Protocol):
-    """One lane."""
-
-    @property
-    def subscription(self) -> str:
-        """Its subscription's name."""
-
-    @property
-    def state(self) -> str:
-        """READY, OPEN, LIMITED or HELD."""
-
-    @property
-    def queued(self) -> int:
-        """Waiting in memory."""
-
-    @property
-    def in_flight(self) -> int:
-        """Sent and not yet recorded."""
-
-    @property
-    def consecutive_failures(self) -> int:
-        """Failed attempts in a row."""
-
-
-class Lanes(Protocol):
-    """The lanes of this node."""
-
-    def counts(self) -> LaneCounts:
-        """How they stand."""
-
-    def top(self, count: int) -> Sequence[LaneView]:
-        """Those with the most in memory, most first."""
 
 
 class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):

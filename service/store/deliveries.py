@@ -15,7 +15,13 @@ from service.domain.attempt import Attempt, AttemptOutcome, Outcome
 from service.domain.delivery import DeliveryState, DeliveryStateReason
 from service.domain.errors import NotFoundError, Reason
 from service.domain.ids import bucket_of_delivery, delivery_range_of, format_type_id
-from service.domain.names import WILDCARD, subscription_name, tenant_name
+from service.domain.names import (
+    WILDCARD,
+    delivery_name,
+    event_name,
+    subscription_name,
+    tenant_name,
+)
 from service.domain.subscription import SubscriptionState
 from service.store.statements import Statements
 
@@ -131,7 +137,7 @@ class DeliveryStore:
             SQL.get, tenant_id, delivery_id, bucket_of_delivery(delivery_id)
         )
         if row is None:
-            name = f"{tenant_name(tenant_id)}/deliveries/{format_type_id('dlv', delivery_id)}"
+            name = delivery_name(tenant_id, format_type_id("dlv", delivery_id))
             raise NotFoundError(f"there is no {name}", Reason.DELIVERY_NOT_FOUND)
         return row
 
@@ -140,7 +146,7 @@ class DeliveryStore:
     ) -> list[asyncpg.Record]:
         owner = await self._database.fetchrow(SQL.event_owner, selection.tenant_id, event_id)
         if owner is None:
-            name = f"{tenant_name(selection.tenant_id)}/events/{format_type_id('evt', event_id)}"
+            name = event_name(selection.tenant_id, format_type_id("evt", event_id))
             raise NotFoundError(f"there is no {name}", Reason.EVENT_NOT_FOUND)
         uids = await self._uids_of(selection) if selection.subscription else None
         first, last = delivery_range_of(event_id)

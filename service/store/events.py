@@ -9,7 +9,7 @@ from service.domain.errors import NotFoundError, Reason
 from service.domain.event import Event
 from service.domain.ids import format_type_id, unix_ms_of
 from service.domain.instants import from_unix_ms
-from service.domain.names import WILDCARD, tenant_name
+from service.domain.names import WILDCARD, event_name, tenant_name
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class EventStore:
         """One event with its data; raises `NotFoundError` (EVENT_NOT_FOUND)."""
         row = await self._database.fetchrow(SQL.get, tenant_id, event_id)
         if row is None:
-            name = f"{tenant_name(tenant_id)}/events/{format_type_id('evt', event_id)}"
+            name = event_name(tenant_id, format_type_id("evt", event_id))
             raise NotFoundError(f"there is no {name}", Reason.EVENT_NOT_FOUND)
         return event_of(row)
 
