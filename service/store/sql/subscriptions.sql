@@ -1,0 +1,170 @@
+-- Subscriptions and their signing keys. Every change is one statement: it locks the tenant first and the subscription after
+-- it (whoever changes both, in this order), gives the subscription the tenant's next epoch, and tells the change log. A
+-- change that finds another version than the one it was decided on does nothing.
+
+-- name: find_tenant
+SELECT tenant_uid, state, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS unix_ms
+FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
+
+-- name: create
+WITH bumped AS (
+    UPDATE tenants SET epoch = epoch + 1, subscription_count = subscription_count + 1
+    WHERE tenant_uid = $1 AND deleted_at IS NULL AND state = 'ACTIVE' AND subscription_count < $2
+    RETURNING tenant_uid, epoch
+), created AS (
+    INSERT INTO subscriptions (
+        tenant_uid, changed_epoch, subscription_uid, bucket, subscription_id, create_time, update_time,
+        display_name, event_types, url, failover_urls, headers, timeout_ms, signature_scheme,
+        max_attempts, min_backoff_s, max_backoff_s, schedule_s, max_per_second, max_in_flight, payload_format, labels
+    )
+    SELECT tenant_uid, epoch, $3, $4, $5, hookline_now(), hookline_now(),
+           $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20
+    FROM bumped
+    RETURNING subscription_uid, bucket
+), keyed AS (
+    INSERT INTO signing_keys (subscription_uid, version, scheme, sealed_secret, public_key, create_time)
+    SELECT subscription_uid, 1, $12, $21, $22, hookline_now() FROM created
+), logged AS (
+    INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM created
+)
+SELECT subscription_uid FROM created
+
+-- name: find
+-- By name, newest first; '-' looks in every tenant, where several may have the id.
+SELECT s.subscription_uid FROM subscriptions s JOIN tenants t USING (tenant_uid)
+WHERE s.subscription_id = $2 AND (t.tenant_id = $1 OR $1 = '-') AND s.deleted_at IS NULL AND t.deleted_at IS NULL
+ORDER BY s.subscription_uid DESC LIMIT 2
+
+-- name: list_of_tenant
+SELECT subscription_uid FROM subscriptions
+WHERE tenant_uid = $1 AND subscription_uid < $2 AND deleted_at IS NULL
+ORDER BY subscription_uid DESC LIMIT $3
+
+-- name: list_of_all
+SELECT subscription_uid FROM subscriptions
+WHERE subscription_uid < $1 AND deleted_at IS NULL
+ORDER BY subscription_uid DESC LIMIT $2
+
+-- name: read
+-- Everything of the given subscriptions, tombstones too, each with its live signing keys, newest first.
+SELECT s.*, t.tenant_id, hookline_now() AS read_time, k.*
+FROM subscriptions s
+JOIN tenants t USING (tenant_uid)
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(k.version ORDER BY k.version DESC), '{}') AS key_versions,
+           coalesce(array_agg(k.scheme ORDER BY k.version DESC), '{}') AS key_schemes,
+           coalesce(array_agg(k.sealed_secret ORDER BY k.version DESC), '{}') AS key_secrets,
+           coalesce(array_agg(k.public_key ORDER BY k.version DESC), '{}') AS key_public_keys,
+           coalesce(array_agg(k.create_time ORDER BY k.version DESC), '{}') AS key_create_times,
+           coalesce(array_agg(k.expire_time ORDER BY k.version DESC), '{}') AS key_expire_times
+    FROM signing_keys k
+    WHERE k.subscription_uid = s.subscription_uid AND (k.expire_time IS NULL OR k.expire_time > hookline_now())
+) k
+WHERE s.subscription_uid = ANY ($1::uuid[])
+
+-- name: update
+WITH locked AS MATERIALIZED (
+    SELECT t.tenant_uid, t.epoch
+    FROM subscriptions s JOIN tenants t USING (tenant_uid)
+    WHERE s.subscription_uid = $1
+    FOR NO KEY UPDATE OF t
+), changed AS (
+    UPDATE subscriptions s SET
+        display_name = $3, event_types = $4, url = $5, failover_urls = $6, headers = $7, timeout_ms = $8,
+        max_attempts = $9, min_backoff_s = $10, max_backoff_s = $11, schedule_s = $12,
+        max_per_second = $13, max_in_flight = $14, payload_format = $15, labels = $16,
+        state = $17, state_reason = $18, state_message = $19,
+        failing_since = CASE WHEN $20 THEN NULL ELSE s.failing_since END,
+        version = s.version + 1, changed_epoch = locked.epoch + 1, update_time = hookline_now()
+    FROM locked
+    WHERE s.subscription_uid = $1 AND s.version = $2 AND s.deleted_at IS NULL
+    RETURNING s.tenant_uid, s.subscription_uid, s.bucket
+), bumped AS (
+    UPDATE tenants t SET epoch = t.epoch + 1 FROM changed WHERE t.tenant_uid = changed.tenant_uid
+), logged AS (
+    INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM changed
+)
+SELECT subscription_uid FROM changed
+
+-- name: rotate
+-- The current key ($3) signs on for the overlap ($4, seconds); what was older ends now, so that at most two are live.
+WITH locked AS MATERIALIZED (
+    SELECT t.tenant_uid, t.epoch
+    FROM subscriptions s JOIN tenants t USING (tenant_uid)
+    WHERE s.subscription_uid = $1
+    FOR NO KEY UPDATE OF t
+), changed AS (
+    UPDATE subscriptions s SET
+        version = s.version + 1, changed_epoch = locked.epoch + 1, update_time = hookline_now()
+    FROM locked
+    WHERE s.subscription_uid = $1 AND s.version = $2 AND s.deleted_at IS NULL
+    RETURNING s.tenant_uid, s.subscription_uid, s.bucket
+), bumped AS (
+    UPDATE tenants t SET epoch = t.epoch + 1 FROM changed WHERE t.tenant_uid = changed.tenant_uid
+), ended AS (
+    DELETE FROM signing_keys k USING changed WHERE k.subscription_uid = changed.subscription_uid AND k.version < $3
+), previous AS (
+    UPDATE signing_keys k SET expire_time = hookline_now() + make_interval(secs => $4)
+    FROM changed WHERE k.subscription_uid = changed.subscription_uid AND k.version = $3
+    RETURNING k.expire_time
+), keyed AS (
+    INSERT INTO signing_keys (subscription_uid, version, scheme, sealed_secret, public_key, create_time)
+    SELECT subscription_uid, $3 + 1, $5, $6, $7, hookline_now() FROM changed
+), logged AS (
+    INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM changed
+)
+SELECT expire_time FROM previous
+
+-- name: delete
+-- A tombstone and the next epoch, nothing more: the owner of the bucket cancels what is pending. Its secrets end with it.
+WITH locked AS MATERIALIZED (
+    SELECT t.tenant_uid, t.epoch
+    FROM subscriptions s JOIN tenants t USING (tenant_uid)
+    WHERE s.subscription_uid = $1
+    FOR NO KEY UPDATE OF t
+), changed AS (
+    UPDATE subscriptions s SET
+        deleted_at = hookline_now(), version = s.version + 1, changed_epoch = locked.epoch + 1, update_time = hookline_now()
+    FROM locked
+    WHERE s.subscription_uid = $1 AND s.version = $2 AND s.deleted_at IS NULL
+    RETURNING s.tenant_uid, s.subscription_uid, s.bucket
+), bumped AS (
+    UPDATE tenants t SET epoch = t.epoch + 1, subscription_count = t.subscription_count - 1
+    FROM changed WHERE t.tenant_uid = changed.tenant_uid
+), ended AS (
+    DELETE FROM signing_keys k USING changed WHERE k.subscription_uid = changed.subscription_uid
+), logged AS (
+    INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM changed
+)
+SELECT subscription_uid FROM changed
+
+-- name: discard
+-- One batch of a lane's pending deliveries of events older than $3, in the order of the lane's index, from ($4, $5) on.
+WITH doomed AS MATERIALIZED (
+    SELECT bucket, delivery_id, due_at FROM pending_deliveries
+    WHERE bucket = $1 AND subscription_uid = $2 AND event_id < $3 AND (due_at, delivery_id) > ($4::timestamptz, $5::uuid)
+    ORDER BY due_at, delivery_id LIMIT $6
+    FOR UPDATE
+), gone AS (
+    DELETE FROM pending_deliveries p USING doomed d
+    WHERE p.bucket = d.bucket AND p.delivery_id = d.delivery_id
+    RETURNING p.*
+), kept AS (
+    INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count,
+                            attempts_base, attempts_until, state, state_reason)
+    SELECT $7, delivery_id, subscription_uid, event_id, hookline_now(), version + 1, attempt_count,
+           attempts_base, attempts_until, 'CANCELLED', 'OPERATOR'
+    FROM gone
+)
+SELECT due_at, delivery_id FROM doomed ORDER BY due_at, delivery_id
+
+-- name: load_index
+-- A tenant's epoch and what changed since the one that is known ($2 of tenant uid $3), in one snapshot. One row without a
+-- subscription where nothing did. A load from nothing leaves out tombstones.
+SELECT t.tenant_uid, t.epoch, s.subscription_uid, s.bucket, s.event_types, s.deleted_at IS NOT NULL AS deleted,
+       s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, s.payload_format
+FROM tenants t
+CROSS JOIN LATERAL (SELECT CASE WHEN t.tenant_uid = $3::uuid THEN $2::bigint ELSE 0 END AS epoch) have
+LEFT JOIN subscriptions s
+    ON s.tenant_uid = t.tenant_uid AND s.changed_epoch > have.epoch AND (s.deleted_at IS NULL OR have.epoch > 0)
+WHERE t.tenant_id = $1 AND t.deleted_at IS NULL
