@@ -29,4 +29,6 @@ def origin_of(url: httpx.URL) -> Origin:
     """The origin of a URL; raises `httpx.UnsupportedProtocol` where it is not http or https."""
     if url.scheme not in DEFAULT_PORTS:
         raise httpx.UnsupportedProtocol(f"cannot send to a URL of the scheme {url.scheme!r}")
-    return Origin(url.scheme, url.host, url.port or DEFAULT_PORTS[url.scheme])
+    # `url.host` would decode xn-- names, and raise where they decode to nothing.
+    host = url.raw_host.decode("ascii")
+    return Origin(url.scheme, host, url.port or DEFAULT_PORTS[url.scheme])

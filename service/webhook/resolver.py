@@ -68,11 +68,11 @@ class SystemLookup:
 
 
 class Resolver:
-    """Names to addresses, through an injected lookup."""
+    """Names to addresses, through the system's lookup or another."""
 
     def __init__(
         self,
-        lookup: Lookup,
+        lookup: Lookup | None = None,
         *,
         ttl_s: float = 10.0,
         failure_ttl_s: float = 2.0,
@@ -83,6 +83,9 @@ class Resolver:
 
         `pending_max` bounds the lookups that are running or waiting for a thread.
         """
+        self._system_lookup: SystemLookup | None = None
+        if lookup is None:
+            lookup = self._system_lookup = SystemLookup()
         self._lookup = lookup
         self._ttl_s = ttl_s
         self._failure_ttl_s = failure_ttl_s
@@ -117,11 +120,13 @@ class Resolver:
             raise
 
     async def aclose(self) -> None:
-        """Give up the lookups that are running."""
+        """Give up the lookups that are running, and start none any more."""
         tasks = tuple(self._pending.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._system_lookup is not None:
+            self._system_lookup.close()
 
     def _start(self, host: str) -> asyncio.Task[_Resolved]:
         if len(self._pending) >= self._pending_max:

@@ -42,7 +42,7 @@ from service.webhook.egress import EgressPolicy
 from service.webhook.failure import AttemptFailure
 from service.webhook.origin import Origin, origin_of
 from service.webhook.pool import IdlePool
-from service.webhook.resolver import Lookup, Resolver, SystemLookup
+from service.webhook.resolver import Resolver
 
 if TYPE_CHECKING:
     from typing import Self
@@ -78,16 +78,16 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         self,
         *,
         egress: EgressPolicy,
-        lookup: Lookup | None = None,
+        resolver: Resolver | None = None,
         tls_context: ssl.SSLContext | None = None,
         limits: TransportLimits | None = None,
     ) -> None:
-        """`lookup` is the system's by default, `tls_context` what `make_tls_context` makes."""
+        """`resolver` asks the system by default, `tls_context` is what `make_tls_context` makes.
+
+        The transport closes its resolver.
+        """
         self._limits = limits or TransportLimits()
-        self._system_lookup: SystemLookup | None = None
-        if lookup is None:
-            lookup = self._system_lookup = SystemLookup()
-        self._resolver = Resolver(lookup)
+        self._resolver = resolver or Resolver()
         self._dialer = Dialer(
             resolver=self._resolver,
             egress=egress,
@@ -151,8 +151,6 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         """Close every connection; exchanges that are under way end as OWN_FAULT."""
         self._is_closed = True
         await self._resolver.aclose()
-        if self._system_lookup is not None:
-            self._system_lookup.close()
         if self._bound_loop is None:
             return
         self._deadlines.stop()

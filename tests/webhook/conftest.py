@@ -1,4 +1,4 @@
-"""What the tests of this room share: a transport that may reach loopback, and a way to make an attempt."""
+"""What the tests of this room share: transports that may reach loopback, and making attempts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from service.webhook.dialer import make_tls_context
 from service.webhook.egress import EgressPolicy, parse_networks
 from service.webhook.payload import Payload
 from service.webhook.prepared import prepare_target
+from service.webhook.resolver import Resolver
 from service.webhook.sender import WebhookSender
 from service.webhook.signature import Signer, SigningSecret, generate_secret
 from service.webhook.transport import TransportLimits, WebhookTransport
@@ -88,16 +89,19 @@ async def make_post() -> AsyncIterator[MakePost]:
             *,
             egress: EgressPolicy = LOOPBACK,
             names: Mapping[str, Sequence[str]] | None = None,
+            resolver: Resolver | None = None,
             tls_context: ssl.SSLContext | None = None,
             unix_s: float = 0.0,
             **limits: float,
         ) -> Post:
             async def lookup(host: str) -> Sequence[str]:
+                if host not in (names or {}):
+                    raise socket.gaierror(socket.EAI_NONAME, "no such name")
                 return (names or {})[host]
 
             transport = WebhookTransport(
                 egress=egress,
-                lookup=lookup,
+                resolver=resolver or Resolver(lookup),
                 tls_context=tls_context,
                 limits=TransportLimits(**{"tick_s": 0.02, **limits}),  # type: ignore[arg-type]
             )
@@ -120,13 +124,11 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture(scope="session")
-def authority_file(
-    authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
+def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The authority's certificate as an operator would name it."""
     path = tmp_path_factory.mktemp("authority") / "ca.pem"
     authority.cert_pem.write_to_path(str(path))
-    yield path
+    return path
 
 
 @pytest.fixture
@@ -144,7 +146,7 @@ def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that refuses: bound, so that nobody else listens there, and not listening."""
+    """A port of 127.0.0.1 that refuses: bound, so that nobody else takes it, but not listening."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]

@@ -1,7 +1,7 @@
 """A receiver whose every byte is scripted: real sockets, any behaviour.
 
-A script is a coroutine over one connection's streams. What it reads with `read_request` is recorded;
-`connection_count` counts every connection, whether or not a request came over it.
+A script is a coroutine over one connection's streams. What it reads with `read_request` is
+recorded; `connection_count` counts every connection, whether or not a request came over it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Whatever a receiver does, an attempt has a clear outcome, within its deadline and its byte limits.
+"""Whatever a receiver does, an attempt has a clear outcome, within its deadline and its limits.
 
-Each row is a receiver's behaviour. None of them may hold an attempt beyond its deadline: a hang fails
-the test by its timeout. Afterwards no connection is left that could carry a broken exchange on.
+Each row is a receiver's behaviour. None of them may hold an attempt beyond its deadline: a hang
+fails the test by its timeout. Afterwards no connection is left that could carry a broken exchange
+on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import re
 from collections.abc import Callable
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from service.domain.attempt import AttemptOutcome
 from service.webhook.answer import DEFAULT_LIMIT_BYTES
@@ -238,7 +241,7 @@ async def test_a_silent_connect_meets_the_deadline(post: Post, silent_port: int)
 
 
 async def test_no_more_than_the_limit_is_read_of_an_answer(post: Post) -> None:
-    """What a receiver got rid of beyond the limit lies in the sockets' buffers, not in our memory."""
+    """What a receiver sent beyond the limit lies in the sockets' buffers, not in our memory."""
     sent = 0
 
     async def script(connected: Connected) -> None:
@@ -253,3 +256,16 @@ async def test_no_more_than_the_limit_is_read_of_an_answer(post: Post) -> None:
         outcome = await post(receiver.url())
     assert len(outcome.excerpt) == 1_024
     assert sent >= DEFAULT_LIMIT_BYTES - 2_048
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(
+    head=st.sampled_from([b"", b"HTTP/1.1 ", HEAD, CHUNKED, answer("500 No", b"busy")]),
+    garbage=st.binary(max_size=200),
+)
+async def test_any_bytes_at_all_come_to_an_outcome(post: Post, head: bytes, garbage: bytes) -> None:
+    async with Receiver(then_close(head + garbage)) as receiver:
+        outcome = await post(receiver.url())
+        assert outcome.kind in {ACCEPTED, REFUSED, PROTOCOL_ERROR, CONNECTION_FAILED}
+        assert bool(outcome.error) == (outcome.kind is not ACCEPTED)
+        await until(lambda: post.transport.connection_count == 0, "nothing is left")

@@ -270,7 +270,7 @@ class TestAnyTransport:
     async def test_its_errors_are_outcomes(
         self, error: httpx.TransportError, kind: AttemptOutcome
     ) -> None:
-        def fail(request: httpx.Request) -> httpx.Response:
+        def fail(_: httpx.Request) -> httpx.Response:
             raise error
 
         assert (await self.attempt(fail)).kind is kind
@@ -280,7 +280,7 @@ class TestAnyTransport:
             assert json.loads(request.content) == json.loads(BODY)
             return httpx.Response(202)
 
-        def refuse(request: httpx.Request) -> httpx.Response:
+        def refuse(_: httpx.Request) -> httpx.Response:
             return httpx.Response(429, headers={"retry-after": "3"}, content=b"slow down")
 
         accepted, refused = await self.attempt(accept), await self.attempt(refuse)
@@ -309,7 +309,7 @@ class TestAnyTransport:
     ids=["userinfo", "failover", "line break", "reserved"],
 )
 def test_a_target_outside_the_grammar_is_never_prepared(target: HttpTarget) -> None:
-    with pytest.raises(ValueError, match="must|has a value|is reserved"):
+    with pytest.raises(ValueError, match=r"must|has a value|is reserved"):
         prepare_target(target, Signer([SECRET]), user_agent="hookline/1")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -93,98 +92,6 @@ class TestKeepAlive:
             answered.set()
             assert (outcome.kind, outcome.http_status) == (AttemptOutcome.REFUSED, 413)
             await receiver.peer_closed.wait()
-
-
-class TestStaleConnections:
-    """A target that closes idle connections costs its deliveries no attempt."""
-
-    async def test_closed_while_idle(self, post: Post) -> None:
-        async def script(connected: Connected) -> None:
-            await connected.read_request()
-            await connected.write(OK)
-
-        async with Receiver(script) as receiver:
-            for _ in range(3):
-                assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
-                await until(lambda: post.transport.connection_count == 0, "the close is noticed")
-            assert receiver.connection_count == 3
-
-    @pytest.mark.parametrize(
-        "parting",
-        [b"", answer("408 Request Timeout", b"", "connection: close")],
-        ids=["in silence", "with a 408"],
-    )
-    @pytest.mark.parametrize("resets", [False, True], ids=["closes", "resets"])
-    async def test_closed_as_the_request_crosses(
-        self, post: Post, parting: bytes, resets: bool
-    ) -> None:
-        async with Receiver(closing_on_second_request(parting, resets=resets)) as receiver:
-            assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
-            assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
-            assert receiver.connection_count == 2
-            sent = Counter(request.headers["webhook-id"] for request in receiver.requests)
-            assert list(sent.values()) == [3]
-
-    async def test_the_repeated_request_needs_the_right_to_send_too(self, post: Post) -> None:
-        rights = iter([True, True, False])
-        async with Receiver(closing_on_second_request(b"", resets=False)) as receiver:
-            await post(receiver.url(), may_send=lambda: next(rights))
-            outcome = await post(receiver.url(), may_send=lambda: next(rights))
-            assert outcome.kind is AttemptOutcome.OWN_FAULT
-            assert len(receiver.requests) == 2
-
-    async def test_a_request_is_repeated_once_at_most(self, post: Post) -> None:
-        async def script(connected: Connected) -> None:
-            await connected.read_request()
-            if connected.number == 1:
-                await connected.write(OK)
-                await connected.read_request()
-
-        async with Receiver(script) as receiver:
-            await post(receiver.url())
-            outcome = await post(receiver.url())
-            assert outcome.kind is AttemptOutcome.CONNECTION_FAILED
-            assert len(receiver.requests) == 3
-
-    async def test_a_new_connection_is_never_stale(self, post: Post) -> None:
-        async def script(connected: Connected) -> None:
-            await connected.read_request()
-
-        async with Receiver(script) as receiver:
-            outcome = await post(receiver.url())
-            assert outcome.kind is AttemptOutcome.CONNECTION_FAILED
-            assert len(receiver.requests) == 1
-
-    async def test_a_connection_that_answers_in_part_is_not_stale(self, post: Post) -> None:
-        async with Receiver(closing_on_second_request(b"HTTP/1.1", resets=False)) as receiver:
-            await post(receiver.url())
-            outcome = await post(receiver.url())
-            assert outcome.kind is AttemptOutcome.CONNECTION_FAILED
-            assert len(receiver.requests) == 2
-
-    async def test_a_408_on_a_new_connection_is_an_answer(self, post: Post) -> None:
-        parting = answer("408 Request Timeout", b"", "connection: close")
-        async with Receiver(answering(parting)) as receiver:
-            outcome = await post(receiver.url())
-            assert (outcome.kind, outcome.http_status) == (AttemptOutcome.REFUSED, 408)
-            assert len(receiver.requests) == 1
-
-
-def closing_on_second_request(parting: bytes, *, resets: bool) -> Script:
-    """The first connection answers one request, and closes upon the second; others go on."""
-
-    async def script(connected: Connected) -> None:
-        if connected.number > 1:
-            await answering(OK)(connected)
-        await connected.read_request()
-        await connected.write(OK)
-        await connected.read_request()
-        if parting:
-            await connected.write(parting)
-        if resets and not parting:
-            connected.reset()
-
-    return script
 
 
 class TestOrigins:
@@ -302,7 +209,7 @@ class TestBounds:
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """This process can open nothing beyond what it has open."""
+    """The process can open nothing beyond what it has open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)

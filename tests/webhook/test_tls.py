@@ -1,0 +1,184 @@
+"""TLS: always verified, by the name; whatever is wrong with it is one clear outcome."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import trustme
+
+from service.domain.attempt import AttemptOutcome
+from service.webhook.dialer import make_tls_context
+from tests.waiting import until
+from tests.webhook.conftest import SHORT_S, MakePost, Post, server_tls
+from tests.webhook.receiver import OK, Connected, Receiver, answering
+
+
+async def test_a_trusted_certificate_is_accepted(
+    make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=trusting)
+    tls = server_tls(authority.issue_cert("good.test"))
+    seen: list[str | None] = []
+    tls.sni_callback = lambda _, name, __: seen.append(name)
+    async with Receiver(answering(OK), tls=tls) as receiver:
+        for _ in range(3):
+            outcome = await post(receiver.url(host="good.test"))
+            assert outcome.kind is AttemptOutcome.ACCEPTED
+        assert receiver.connection_count == 1
+    assert seen == ["good.test"]
+
+
+async def test_an_address_is_verified_as_an_address(
+    make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    post = make_post(tls_context=trusting)
+    async with Receiver(
+        answering(OK), tls=server_tls(authority.issue_cert("127.0.0.1"))
+    ) as receiver:
+        assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
+
+
+async def test_only_http_1_1_is_negotiated(
+    make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    async def script(connected: Connected) -> None:
+        negotiated.append(connected.writer.get_extra_info("ssl_object").selected_alpn_protocol())
+        await answering(OK)(connected)
+
+    negotiated: list[str | None] = []
+    tls = server_tls(authority.issue_cert("127.0.0.1"))
+    tls.set_alpn_protocols(["h2", "http/1.1"])
+    async with Receiver(script, tls=tls) as receiver:
+        await make_post(tls_context=trusting)(receiver.url())
+    assert negotiated == ["http/1.1"]
+
+
+@pytest.mark.parametrize(
+    "names, error",
+    [
+        (["wrong.test"], "Hostname mismatch"),
+        (["*.good.test"], "Hostname mismatch"),
+        (["127.0.0.1"], "Hostname mismatch"),
+    ],
+    ids=["another name", "a wildcard below", "the address"],
+)
+async def test_a_certificate_for_another_name(
+    make_post: MakePost,
+    authority: trustme.CA,
+    trusting: ssl.SSLContext,
+    names: list[str],
+    error: str,
+) -> None:
+    post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=trusting)
+    await expect_failure(post, authority.issue_cert(*names), error)
+
+
+async def test_an_expired_certificate(
+    make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=trusting)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    certificate = authority.issue_cert("good.test", not_after=yesterday)
+    await expect_failure(post, certificate, "certificate has expired")
+
+
+async def test_a_certificate_of_nobody_we_trust(
+    make_post: MakePost, trusting: ssl.SSLContext
+) -> None:
+    post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=trusting)
+    stranger = trustme.CA().issue_cert("good.test")
+    await expect_failure(post, stranger, "did not verify")
+
+
+async def test_the_system_s_authorities_do_not_know_ours(
+    make_post: MakePost, authority: trustme.CA
+) -> None:
+    post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=make_tls_context())
+    await expect_failure(post, authority.issue_cert("good.test"), "did not verify")
+
+
+async def expect_failure(post: Post, certificate: trustme.LeafCert, error: str) -> None:
+    """The attempt fails in TLS, and not a byte of the request is readable by anybody."""
+    async with Receiver(answering(OK), tls=server_tls(certificate)) as receiver:
+        outcome = await post(receiver.url(host="good.test"))
+        assert outcome.kind is AttemptOutcome.TLS_FAILED
+        assert error in outcome.error
+        assert outcome.remote_address == "127.0.0.1"
+        assert receiver.requests == []
+        await until(lambda: post.transport.connection_count == 0, "nothing is left")
+
+
+async def test_a_server_that_speaks_no_tls(make_post: MakePost, trusting: ssl.SSLContext) -> None:
+    async def script(connected: Connected) -> None:
+        await connected.reader.read(1)
+        await connected.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with Receiver(script) as receiver:
+        url = receiver.url().replace("http:", "https:")
+        outcome = await make_post(tls_context=trusting)(url)
+    assert outcome.kind is AttemptOutcome.TLS_FAILED
+
+
+@pytest.mark.parametrize("resets", [True, False], ids=["resets", "closes"])
+async def test_a_server_that_leaves_the_handshake(
+    make_post: MakePost, trusting: ssl.SSLContext, *, resets: bool
+) -> None:
+    async def script(connected: Connected) -> None:
+        await connected.reader.read(1)
+        if resets:
+            connected.reset()
+
+    async with Receiver(script) as receiver:
+        url = receiver.url().replace("http:", "https:")
+        outcome = await make_post(tls_context=trusting)(url)
+    assert outcome.kind is AttemptOutcome.TLS_FAILED
+    assert "closed during the TLS handshake" in outcome.error
+
+
+async def test_a_server_that_never_ends_the_handshake(
+    make_post: MakePost, trusting: ssl.SSLContext
+) -> None:
+    async def script(connected: Connected) -> None:
+        await connected.wait_closed_by_peer()
+
+    post = make_post(tls_context=trusting)
+    async with Receiver(script) as receiver:
+        url = receiver.url().replace("http:", "https:")
+        outcome = await post(url, timeout_s=SHORT_S)
+        assert outcome.kind is AttemptOutcome.TIMEOUT
+        await receiver.peer_closed.wait()
+    assert post.transport.connection_count == 0
+
+
+async def test_a_stale_connection_costs_no_attempt(
+    make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    async def script(connected: Connected) -> None:
+        await connected.read_request()
+        await connected.write(OK)
+        if connected.number == 1:
+            await connected.read_request()
+
+    post = make_post(tls_context=trusting)
+    tls = server_tls(authority.issue_cert("127.0.0.1"))
+    async with Receiver(script, tls=tls) as receiver:
+        outcomes = [await post(receiver.url()) for _ in range(2)]
+        assert [outcome.kind for outcome in outcomes] == [AttemptOutcome.ACCEPTED] * 2
+        assert len(receiver.requests) == 3
+
+
+async def test_names_behind_one_address_have_connections_of_their_own(
+    make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    """Else one tenant's request would go over a connection verified for another's name."""
+    post = make_post(
+        names={"good.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]}, tls_context=trusting
+    )
+    tls = server_tls(authority.issue_cert("good.test"))
+    async with Receiver(answering(OK), tls=tls) as receiver:
+        good = await post(receiver.url(host="good.test"))
+        other = await post(receiver.url(host="other.test"))
+    assert good.kind is AttemptOutcome.ACCEPTED
+    assert other.kind is AttemptOutcome.TLS_FAILED
