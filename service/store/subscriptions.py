@@ -166,7 +166,7 @@ class Subscriptions:
     async def list_page(
         self, tenant_id: str, *, before: UUID = NEWEST, limit: int
     ) -> list[Subscription]:
-        """Up to `limit` live ones older than the uid `before`, newest first; `-`: of all tenants."""
+        """Up to `limit` live ones older than `before`, newest first; `-`: of all tenants."""
         if tenant_id == WILDCARD:
             uids = await self._database.fetch(SQL.list_of_all, before, limit)
         else:

@@ -1,0 +1,36 @@
+-- Event types. Every change is one statement that also tells the change log, for every node.
+
+-- name: create
+-- Nothing where the name is taken, be it archived.
+WITH created AS (
+    INSERT INTO event_types (name, description, json_schema, example_json, create_time, update_time)
+    VALUES ($1, $2, $3, $4, hookline_now(), hookline_now())
+    ON CONFLICT (name) DO NOTHING
+    RETURNING *
+), logged AS (
+    INSERT INTO change_log (kind) SELECT 'EVENT_TYPE' FROM created
+)
+SELECT * FROM created
+
+-- name: get
+SELECT * FROM event_types WHERE name = $1
+
+-- name: list
+SELECT * FROM event_types WHERE (create_time, name) < ($1::timestamptz, $2::text)
+ORDER BY create_time DESC, name DESC LIMIT $3
+
+-- name: all
+SELECT * FROM event_types
+
+-- name: update
+-- Over the version that was decided on. Another schema is another revision.
+WITH changed AS (
+    UPDATE event_types SET
+        description = $3, json_schema = $4, example_json = $5, state = $6,
+        revision = revision + (json_schema <> $4)::integer, version = version + 1, update_time = hookline_now()
+    WHERE name = $1 AND version = $2
+    RETURNING *
+), logged AS (
+    INSERT INTO change_log (kind) SELECT 'EVENT_TYPE' FROM changed
+)
+SELECT * FROM changed

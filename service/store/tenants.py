@@ -1,0 +1,129 @@
+"""Tenants: created, read, changed, deleted when nothing of theirs is left.
+
+A deletion is a tombstone: history goes on naming the uid, and a recreated name is a new uid.
+"""
+
+from __future__ import annotations
+
+import secrets as randomness
+from typing import TYPE_CHECKING, NoReturn
+from uuid import UUID
+
+from service.domain.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    NotFoundError,
+    Reason,
+)
+from service.domain.ids import make_uuid7
+from service.domain.names import tenant_name
+from service.domain.tenant import DEFAULT_TENANT_ID, Tenant, TenantState
+from service.store.statements import Statements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import asyncpg
+
+    from service.store.database import Database
+
+SQL = Statements("tenants")
+
+NEWEST = UUID(int=(1 << 128) - 1)
+"""Where a list begins: behind every uid."""
+
+
+class Tenants:
+    """All tenants of the deployment."""
+
+    def __init__(
+        self, database: Database, random_bits: Callable[[int], int] = randomness.randbits
+    ) -> None:
+        self._database = database
+        self._random_bits = random_bits
+
+    async def ensure_default(self) -> None:
+        """Make the tenant that always exists, if it does not yet."""
+        await self._insert(DEFAULT_TENANT_ID, "", {})
+
+    async def create(self, tenant_id: str, display_name: str, labels: Mapping[str, str]) -> Tenant:
+        """A new tenant; raises `AlreadyExistsError` where the id is taken."""
+        row = await self._insert(tenant_id, display_name, labels)
+        if row is None:
+            raise AlreadyExistsError(
+                f"{tenant_name(tenant_id)} is there already", Reason.TENANT_ALREADY_EXISTS
+            )
+        return _tenant_of(row)
+
+    async def _insert(
+        self, tenant_id: str, display_name: str, labels: Mapping[str, str]
+    ) -> asyncpg.Record | None:
+        (time,) = await self._database.fetch(SQL.database_time)
+        uid = make_uuid7(time["unix_ms"], self._random_bits(74))
+        return await self._database.fetchrow(SQL.create, uid, tenant_id, display_name, dict(labels))
+
+    async def get(self, tenant_id: str) -> Tenant:
+        """One live tenant; raises `NotFoundError`."""
+        row = await self._database.fetchrow(SQL.get, tenant_id)
+        if row is None:
+            _raise_not_found(tenant_id)
+        return _tenant_of(row)
+
+    async def list_page(self, *, before: UUID = NEWEST, limit: int) -> list[Tenant]:
+        """Up to `limit` live tenants older than the uid `before`, newest first."""
+        return [_tenant_of(row) for row in await self._database.fetch(SQL.list, before, limit)]
+
+    async def update(
+        self,
+        tenant_id: str,
+        *,
+        display_name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Tenant:
+        """Change what is not None; raises `NotFoundError`."""
+        new_labels = None if labels is None else dict(labels)
+        row = await self._database.fetchrow(SQL.update, tenant_id, display_name, new_labels)
+        if row is None:
+            _raise_not_found(tenant_id)
+        return _tenant_of(row)
+
+    async def delete(self, tenant_id: str) -> None:
+        """End an empty tenant: a tombstone, and an epoch that no publish has matched under.
+
+        `FailedPreconditionError`: it always exists, or it has subscriptions or pending deliveries;
+        those of a subscription just deleted are pending until its owner has cancelled them.
+        """
+        name = tenant_name(tenant_id)
+        if tenant_id == DEFAULT_TENANT_ID:
+            raise FailedPreconditionError(f"{name} always exists", Reason.TENANT_PROTECTED)
+        async with self._database.transaction() as connection:
+            tenant = await connection.fetchrow(SQL.lock, tenant_id)
+            if tenant is None:
+                _raise_not_found(tenant_id)
+            if tenant["subscription_count"]:
+                raise FailedPreconditionError(
+                    f"{name} has {tenant['subscription_count']} subscriptions: delete them first",
+                    Reason.TENANT_NOT_EMPTY,
+                )
+            if await connection.fetchval(SQL.has_pending, tenant["tenant_uid"]):
+                raise FailedPreconditionError(
+                    f"{name} has pending deliveries of deleted subscriptions, which are being"
+                    " cancelled: repeat in a moment",
+                    Reason.TENANT_NOT_EMPTY,
+                )
+            await connection.execute(SQL.delete, tenant["tenant_uid"])
+
+
+def _tenant_of(row: asyncpg.Record) -> Tenant:
+    return Tenant(
+        tenant_id=row["tenant_id"],
+        uid=row["tenant_uid"],
+        display_name=row["display_name"],
+        labels=row["labels"],
+        state=TenantState(row["state"]),
+        create_time=row["create_time"],
+    )
+
+
+def _raise_not_found(tenant_id: str) -> NoReturn:
+    raise NotFoundError(f"there is no {tenant_name(tenant_id)}", Reason.TENANT_NOT_FOUND)
