@@ -25,7 +25,7 @@ D = TypeVar("D")
 E = TypeVar("E", bound=StrEnum)
 
 PREFIX: Final = "HOOKLINE_"
-_NOT_OURS: Final = frozenset({"HOOKLINE_SERVER", "HOOKLINE_TOKEN", "HOOKLINE_TEST_DATABASE"})
+NOT_OURS: Final = frozenset({"HOOKLINE_SERVER", "HOOKLINE_TOKEN", "HOOKLINE_TEST_DATABASE"})
 """Read by the command line's client and by the tests; no settings of the service."""
 
 
@@ -58,14 +58,15 @@ class Reader:
     def __init__(self, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> None:
         self._environ = environ
         self._flags = flags
-        self._names: set[str] = set()
+        self.names: set[str] = set()
+        """Of all variables that were asked for."""
         self.problems: list[str] = []
 
     def __call__(
         self, name: str, parse: Callable[[str], T], default: D, *, secret: bool = False
     ) -> T | D:
         """The value of HOOKLINE_`name`; the default where it is unset, empty or wrong."""
-        self._names.add(PREFIX + name)
+        self.names.add(PREFIX + name)
         flag = self._flags.get(name)
         text = (self._environ.get(PREFIX + name, "") if flag is None else flag).strip()
         if not text and flag is None:
@@ -81,9 +82,9 @@ class Reader:
     def unknown(self) -> list[str]:
         """A problem for each HOOKLINE_ variable that nobody read."""
         found = {name for name in self._environ if name.startswith(PREFIX)}
-        known = sorted(name.removeprefix(PREFIX) for name in self._names)
+        known = sorted(name.removeprefix(PREFIX) for name in self.names)
         problems = []
-        for name in sorted(found - self._names - _NOT_OURS):
+        for name in sorted(found - self.names - NOT_OURS):
             nearest = difflib.get_close_matches(name.removeprefix(PREFIX), known, 1, 0.6)
             hint = f": did you mean {PREFIX}{nearest[0]}?" if nearest else ""
             problems.append(f"{name} is not a setting of Hookline{hint}")

@@ -79,6 +79,8 @@ class Settings:
     """HOOKLINE_MASTER_KEY; empty: one that is kept in `data_dir`"""
     is_auth_on: bool
     """HOOKLINE_AUTH"""
+    is_plaintext_allowed: bool
+    """HOOKLINE_ALLOW_PLAINTEXT: also where other machines can read along"""
     retention_days: int
     """HOOKLINE_RETENTION_DAYS: events and finished deliveries"""
     pending_retention_days: int
@@ -93,6 +95,12 @@ class Settings:
     """HOOKLINE_POOL_SIZE: connections for API calls; the data path has a few of its own"""
     max_in_flight: int
     """HOOKLINE_MAX_IN_FLIGHT: deliveries sent and not yet recorded, of one node"""
+    max_calls: int
+    """HOOKLINE_MAX_CALLS: calls that run at once, of one node"""
+    max_queued_deliveries: int
+    """HOOKLINE_MAX_QUEUED_DELIVERIES: in memory, of one node; others wait in Postgres"""
+    max_queued_delivery_bytes: int
+    """HOOKLINE_MAX_QUEUED_DELIVERY_BYTES: the data of these"""
     stop_grace_s: float
     """HOOKLINE_STOP_GRACE_S: what a clean stop may wait for calls and deliveries under way"""
     log_format: LogFormat
@@ -111,12 +119,27 @@ class Settings:
         more than the environment's; None for those that it did not give.
         """
         read = Reader(environ, flags or {})
+        settings = cls._read(read, role)
+        # What contradicts what is told only of values that could be read.
+        problems = [*read.problems, *read.unknown()] or settings.contradictions()
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+    @classmethod
+    def variables(cls) -> frozenset[str]:
+        """The names of all variables."""
+        read = Reader({}, {})
+        cls._read(read, Role.DEV)
+        return frozenset(read.names)
+
+    @classmethod
+    def _read(cls, read: Reader, role: Role) -> Settings:
         is_dev = role is Role.DEV
         # Variables that are read in no other way than to refuse them.
         for name in ("TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"):
             read(name, unbuilt("TLS"), None)
-        is_plaintext_allowed = read("ALLOW_PLAINTEXT", switch, default=False)
-        settings = cls(
+        return cls(
             role=role,
             listen=read("LISTEN", parse_address, ListenAddress("127.0.0.1", 50051)),
             database_url=read("DATABASE_URL", parse_database_url, None, secret=True),
@@ -130,6 +153,7 @@ class Settings:
             is_https_only=read("HTTPS_ONLY", switch, default=False),
             master_keys=read("MASTER_KEY", parse_keys, (), secret=True),
             is_auth_on=read("AUTH", switch, default=not is_dev),
+            is_plaintext_allowed=read("ALLOW_PLAINTEXT", switch, default=False),
             retention_days=read("RETENTION_DAYS", integer(5, 3_650, "days"), 30),
             pending_retention_days=read("PENDING_RETENTION_DAYS", integer(1, 3_650, "days"), 30),
             disable_after_days=read("DISABLE_AFTER_DAYS", number(0.01, 365, "days"), 5.0),
@@ -137,6 +161,11 @@ class Settings:
             statement_timeout_s=read("STATEMENT_TIMEOUT_S", number(1, 300, "seconds"), 10.0),
             pool_size=read("POOL_SIZE", integer(2, 100), 8),
             max_in_flight=read("MAX_IN_FLIGHT", integer(1, 20_000), 2_000),
+            max_calls=read("MAX_CALLS", integer(1, 100_000), 4_096),
+            max_queued_deliveries=read("MAX_QUEUED_DELIVERIES", integer(100, 10_000_000), 50_000),
+            max_queued_delivery_bytes=read(
+                "MAX_QUEUED_DELIVERY_BYTES", integer(_MIB, 4096 * _MIB, "bytes"), 64 * _MIB
+            ),
             stop_grace_s=read("STOP_GRACE_S", number(0, 600, "seconds"), MAX_TIMEOUT_S + 5),
             log_format=read(
                 "LOG_FORMAT", one_of(LogFormat), LogFormat.CONSOLE if is_dev else LogFormat.JSON
@@ -146,14 +175,8 @@ class Settings:
             ),
             limits=_read_limits(read),
         )
-        problems = [*read.problems, *read.unknown()]
-        # What contradicts what is told only of values that could be read.
-        problems = problems or settings._contradictions(is_plaintext_allowed=is_plaintext_allowed)
-        if problems:
-            raise SettingsError(problems)
-        return settings
 
-    def _contradictions(self, *, is_plaintext_allowed: bool) -> list[str]:
+    def contradictions(self) -> list[str]:
         """Where settings that are right by themselves do not go together."""
         limits, problems = self.limits, []
         if self.role is not Role.DEV and self.database_url is None:
@@ -175,7 +198,7 @@ class Settings:
                 f"HOOKLINE_AUTH is off, and HOOKLINE_LISTEN is {self.listen}: without"
                 " authentication only a loopback address may be served, such as 127.0.0.1:50051"
             )
-        if not self.listen.is_loopback and not is_plaintext_allowed:
+        if not self.listen.is_loopback and not self.is_plaintext_allowed:
             problems.append(
                 f"HOOKLINE_LISTEN is {self.listen}, which other machines reach, in plaintext: serve"
                 " a loopback address, or set HOOKLINE_ALLOW_PLAINTEXT=on"

@@ -1,13 +1,16 @@
 """Settings: defaults, bounds, contradictions, and how all that is wrong is told at once."""
 
 import base64
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from service.config import ListenAddress, Role, Settings, SettingsError
+from service.config.reading import NOT_OURS
 from service.domain.limits import Limits
 from service.telemetry import LogFormat
+from tests.architecture.repository import files, text
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 OTHER_KEY = base64.b64encode(bytes(range(1, 33))).decode()
@@ -182,9 +185,9 @@ def test_secrets_are_never_shown() -> None:
     told = problems(
         {"HOOKLINE_DATABASE_URL": "mysql://u:hunter2@db", "HOOKLINE_MASTER_KEY": KEY[1:]}
     )
-    for text in (shown, *told):
-        assert "hunter2" not in text
-        assert KEY[1:] not in text
+    for line in (shown, *told):
+        assert "hunter2" not in line
+        assert KEY[1:] not in line
 
 
 def test_every_limit_is_a_setting() -> None:
@@ -197,3 +200,17 @@ def test_every_limit_is_a_setting() -> None:
     assert {f"HOOKLINE_{n.upper()}": str(getattr(limits, n)) for n in limits.__slots__}.items() >= (
         environ.items()
     )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in files()
+        if (path.suffix in {".py", ".proto", ".md", ".sql"} and path.parts[0] != "tests")
+    ],
+    ids=str,
+)
+def test_a_variable_that_is_named_anywhere_exists(path: PurePosixPath) -> None:
+    named = set(re.findall(r"HOOKLINE_[A-Z][A-Z_]*[A-Z]", text(path)))
+    assert named <= Settings.variables() | NOT_OURS
