@@ -89,7 +89,7 @@ class Event:
     """Database time at acceptance; the instant its id begins with."""
 
 
-def accepted(  # noqa: PLR0913 - an event is what was sent and what acceptance adds
+def accepted(
     new: NewEvent,
     event_id: UUID,
     tenant_uid: UUID,

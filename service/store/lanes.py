@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from service.domain.event import Event
 from service.domain.ids import unix_ms_of
-from service.store.statements import Statements
 from service.domain.instants import from_unix_ms
+from service.store.statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -14,7 +14,6 @@ from uuid import UUID
 from service.domain.ids import first_uuid_of
 
 if TYPE_CHECKING:
-    import asyncpg
 
     from service.store.database import Connection
 
@@ -98,9 +97,7 @@ async def drop_day(connection: Connection, day: date) -> None:
     await connection.execute("SET lock_timeout = '5s'")
     for parent in reversed(PARENTS):
         name = partition_name(parent, day)
-        attached = {
-            row["name"]: row["detaching"] for row in await connection.fetch(_LIST, parent)
-        }
+        attached = {row["name"]: row["detaching"] for row in await connection.fetch(_LIST, parent)}
         if name in attached:
             how = "FINALIZE" if attached[name] else "CONCURRENTLY"
             await connection.execute(f"ALTER TABLE {parent} DETACH PARTITION {name} {how}")

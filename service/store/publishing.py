@@ -134,7 +134,7 @@ class PublishStore:
         if lost.backend is not None:
             pid, start_time = lost.backend.pid, lost.backend.start_time
             while await self._session.fetch(SQL.terminate_backend, pid, start_time):
-                await asyncio.sleep(_BACKEND_POLL_S)  # noqa: ASYNC110 - it is another process's end
+                await asyncio.sleep(_BACKEND_POLL_S)
         rows = await self._session.fetch(SQL.find_events, list(witnesses), list(witnesses.values()))
         return {row["tenant_uid"] for row in rows}
 

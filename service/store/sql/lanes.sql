@@ -17,8 +17,9 @@ FROM unnest($1::smallint[]) AS w (bucket) CROSS JOIN LATERAL (
 WHERE h.due_at <= hookline_now()
 
 -- name: refill
--- What is due in some lanes and not in memory, each lane from its earliest on; never by a cursor.
-SELECT l.subscription_uid, p.*, octet_length(e.data) AS data_bytes
+-- What is due in some lanes and not in memory, each lane from its earliest on; never by a cursor. OFFSET 0 keeps the planner
+-- from walking a tenant's events before its pending rows.
+SELECT l.subscription_uid, p.*, e.data_bytes
 FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::integer[]) AS l (bucket, subscription_uid, tenant_uid, wanted)
 CROSS JOIN LATERAL (
     SELECT q.delivery_id, q.event_id, q.version, q.attempt_count, q.attempts_base, q.attempts_until
@@ -26,13 +27,17 @@ CROSS JOIN LATERAL (
     WHERE q.bucket = l.bucket AND q.subscription_uid = l.subscription_uid AND q.due_at <= hookline_now()
       AND q.delivery_id <> ALL ($5::uuid[])
     ORDER BY q.due_at, q.delivery_id LIMIT l.wanted) p
-JOIN events e ON e.tenant_uid = l.tenant_uid AND e.event_id = p.event_id
+CROSS JOIN LATERAL (
+    SELECT octet_length(e.data) AS data_bytes FROM events e
+    WHERE e.tenant_uid = l.tenant_uid AND e.event_id = p.event_id OFFSET 0) e
 
 -- name: events
-SELECT e.tenant_uid, e.event_id, t.tenant_id, e.occur_time, e.event_type_revision, e.is_json, e.type, e.source,
-       e.content_type, e.subject, e.external_id, e.data_schema, e.idempotency_key, e.ordering_key, e.attributes, e.data
+SELECT t.tenant_id, e.*
 FROM unnest($1::uuid[], $2::uuid[]) AS w (tenant_uid, event_id)
-JOIN events e ON e.tenant_uid = w.tenant_uid AND e.event_id = w.event_id
+CROSS JOIN LATERAL (
+    SELECT e.tenant_uid, e.event_id, e.occur_time, e.event_type_revision, e.is_json, e.type, e.source, e.content_type,
+           e.subject, e.external_id, e.data_schema, e.idempotency_key, e.ordering_key, e.attributes, e.data
+    FROM events e WHERE e.tenant_uid = w.tenant_uid AND e.event_id = w.event_id OFFSET 0) e
 JOIN tenants t ON t.tenant_uid = e.tenant_uid
 
 -- name: change_cursor

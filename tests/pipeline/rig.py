@@ -1,0 +1,377 @@
+"""A node of the data path in the test's own process: every part real, the clock turnable.
+
+Real Postgres, real lanes, real HTTP over loopback to a receiver that answers as it is told. Only the
+clock is ours: `turn` moves the database's due times and the node's durations together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Self
+
+from service.domain.event import NewEvent
+from service.domain.ids import bucket_of, make_uuid7
+from service.domain.limits import Limits
+from service.pipeline.catalog import EventTypeCatalog
+from service.pipeline.changes import Changes
+from service.pipeline.clock import DatabaseTime, SystemClock
+from service.pipeline.deliver import Deliverer
+from service.pipeline.group import GroupBuilder
+from service.pipeline.lanes import Lanes
+from service.pipeline.matching import Matcher
+from service.pipeline.ownership import Ownership
+from service.pipeline.publish import Publisher
+from service.pipeline.record import Recorder
+from service.pipeline.refill import Refiller
+from service.pipeline.replay import Operator
+from service.pipeline.targets import LaneConfigs
+from service.pipeline.timers import Timers
+from service.pipeline.trial import Trial
+from service.pipeline.upkeep import Upkeep
+from service.store.database import Database
+from service.store.lanes import LaneStore
+from service.store.operations import OperationStore
+from service.store.ownership import OwnershipStore
+from service.store.publishing import PublishStore
+from service.store.recording import RecordStore
+from service.store.secrets import SecretBox, SecretPlace
+from service.store.upkeep import UpkeepStore
+from service.webhook.egress import EgressPolicy
+from service.webhook.sender import WebhookSender
+from service.webhook.transport import WebhookTransport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from uuid import UUID
+
+    import asyncpg
+
+    from service.domain.event import EventType
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+KEY_WINDOW_S = 72 * 3600.0
+
+_TURNABLE_NOW = """
+CREATE TABLE test_clock (ahead interval NOT NULL);
+INSERT INTO test_clock VALUES ('0');
+CREATE OR REPLACE FUNCTION hookline_now() RETURNS timestamptz LANGUAGE sql STABLE AS
+    'SELECT now() + (SELECT ahead FROM test_clock)';
+"""
+
+
+class TurnableClock(SystemClock):
+    """The machine's clocks, and what a test has turned them ahead."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def boottime_s(self) -> float:
+        """Boottime, turned."""
+        return super().boottime_s() + self.ahead_s
+
+    def wall_s(self) -> float:
+        """Unix seconds, turned."""
+        return super().wall_s() + self.ahead_s
+
+
+class Receiver:
+    """A target: answers each request with a status, and remembers what it got.
+
+    `answers` is a status, or is asked with the webhook id; `gate`, where set, holds every answer back
+    until it is opened.
+    """
+
+    def __init__(self) -> None:
+        self.answers: int | Callable[[str], int] = 200
+        self.gate: asyncio.Event | None = None
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.ids: list[str] = []
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.in_flight = 0
+        self.in_flight_most = 0
+        self._server: asyncio.Server | None = None
+        self._arrived = asyncio.Condition()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/hook"
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How often each webhook id came."""
+        return Counter(self.ids)
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+
+    async def wait_for(self, count: int, within_s: float = 15.0) -> None:
+        """Wait until so many requests have come, in all."""
+        async with asyncio.timeout(within_s), self._arrived:
+            await self._arrived.wait_for(lambda: len(self.ids) >= count)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                await self._answer_one(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        headers = dict(_header(line) for line in head.strip().split("\r\n")[1:])
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        self.in_flight += 1
+        self.in_flight_most = max(self.in_flight_most, self.in_flight)
+        webhook_id = headers["webhook-id"]
+        async with self._arrived:
+            self.requests.append((headers, body))
+            self.ids.append(webhook_id)
+            self._arrived.notify_all()
+        if self.gate is not None:
+            await self.gate.wait()
+        status = self.answers if isinstance(self.answers, int) else self.answers(webhook_id)
+        lines = [f"HTTP/1.1 {status} X", f"content-length: {len(self.body)}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + self.body)
+        self.in_flight -= 1
+        await writer.drain()
+
+
+def _header(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip().lower(), value.strip()
+
+
+class _NoEventTypes:
+    def __init__(self) -> None:
+        self.event_types: list[EventType] = []
+
+    async def all(self) -> list[EventType]:
+        """What the test put there."""
+        return self.event_types
+
+
+@dataclass
+class Rig:
+    """All parts of one node, by their names in `service/pipeline`."""
+
+    url: str
+    clock: TurnableClock = field(default_factory=TurnableClock)
+    seed: int = 1
+    is_alone: bool = False
+    lease_s: float = 10.0
+    max_in_flight: int = 2_000
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.random = Random(self.seed)
+        self.database = Database(self.url)
+        self.box = SecretBox([b"k" * 32])
+        self.time = DatabaseTime(self.clock)
+        self.timers = Timers(self.clock)
+        self.lanes = Lanes(self.clock, self.timers, lambda bucket: self.ownership.owns(bucket))
+        session = self.database.session
+        self.ownership = Ownership(
+            OwnershipStore(session("heartbeat")),
+            self.lanes,
+            self.time,
+            self.clock,
+            self.random,
+            version="0.0.0",
+            lease_s=self.lease_s,
+            is_alone=self.is_alone,
+        )
+        self.configs = LaneConfigs(
+            self.database,
+            self.box,
+            self.lanes,
+            self.timers,
+            self.clock,
+            self.time,
+            user_agent="hookline/0.0.0",
+        )
+        self.event_types = _NoEventTypes()
+        self.catalog = EventTypeCatalog(self.event_types)
+        self.changes = Changes(
+            LaneStore(session("changes")), self.lanes, self.configs, self.catalog
+        )
+        self.refiller = Refiller(
+            LaneStore(session("refill")), self.lanes, self.ownership, self.configs
+        )
+        self.recorder = Recorder(
+            RecordStore(session("record")), self.lanes, self.ownership, self.time, self.random
+        )
+        self.transport = WebhookTransport(
+            egress=EgressPolicy((ipaddress.ip_network("127.0.0.0/8"),))
+        )
+        self.sender = WebhookSender(self.transport)
+        self.deliverer = Deliverer(
+            self.lanes,
+            self.sender,
+            self.recorder,
+            self.time,
+            self.ownership.may_send,
+            max_in_flight=self.max_in_flight,
+        )
+        self.matcher = Matcher(self.database)
+        self.builder = GroupBuilder(self.time, self.random, self.lanes)
+        self.publish_store = PublishStore(session("publish"), KEY_WINDOW_S)
+        self.publisher = Publisher(
+            self.publish_store, self.matcher, self.catalog, self.builder, self.limits
+        )
+        operations = OperationStore(self.database)
+        self.operator = Operator(operations, self.changes, self.time)
+        self.trial = Trial(
+            operations, self.configs, self.catalog, self.sender, self.time, self.random
+        )
+        self.upkeep = Upkeep(
+            UpkeepStore(session("upkeep")), PublishStore(session("sweep"), KEY_WINDOW_S)
+        )
+
+    async def start(self) -> None:
+        """Open the database and start every loop but upkeep's, as `app.py` does."""
+        await self.database.open()
+        await self.ownership.start()
+        self.recorder.start()
+        await self.changes.start()
+        self.refiller.start()
+        self.publisher.start()
+
+    async def stop(self) -> None:
+        """Stop as `app.py` does."""
+        self.deliverer.pause()
+        await self.publisher.stop()
+        await self.deliverer.stop()
+        await self.recorder.stop()
+        await self.refiller.stop()
+        await self.changes.stop()
+        await self.upkeep.stop()
+        await self.ownership.stop()
+        self.timers.clear()
+        await self.transport.aclose()
+        await self.database.close()
+
+    # ------------------------------------------------------------------ what tests do with it
+
+    async def make_clock_turnable(self) -> None:
+        """Let `turn` move this database's due times."""
+        async with self.database.transaction() as connection:
+            await connection.execute(_TURNABLE_NOW)
+
+    async def turn(self, ahead_s: float) -> None:
+        """Move due times and this node's durations ahead; what came due is looked for at once.
+
+        The lease is renewed under the new time, as a node's heartbeat would have done meanwhile.
+        """
+        await self.database.fetch(
+            "UPDATE test_clock SET ahead = ahead + make_interval(secs => $1)", ahead_s
+        )
+        self.clock.ahead_s += ahead_s
+        await self.ownership.heartbeat()
+        self.timers.poke()
+        self.refiller.sweep_soon()
+
+    async def tenant(self, tenant_id: str = "acme") -> UUID:
+        """A tenant."""
+        uid = self.new_uid()
+        await self.database.fetch(
+            "INSERT INTO tenants (tenant_uid, tenant_id) VALUES ($1, $2)", uid, tenant_id
+        )
+        return uid
+
+    async def subscription(
+        self, tenant_uid: UUID, url: str, *patterns: str, **columns: object
+    ) -> UUID:
+        """A subscription to the patterns (default: all), with its columns as named."""
+        uid = self.new_uid()
+        values: dict[str, object] = {
+            "subscription_uid": uid,
+            "tenant_uid": tenant_uid,
+            "bucket": bucket_of(uid),
+            "subscription_id": f"s-{uid.hex[-8:]}",
+            "event_types": list(patterns or ("*",)),
+            "url": url,
+            "timeout_ms": 5_000,
+            "max_in_flight": 64,
+        } | columns
+        names = ", ".join(values)
+        holes = ", ".join(f"${n + 2}" for n in range(len(values)))
+        await self.database.fetch(
+            f"""WITH bumped AS (UPDATE tenants SET epoch = epoch + 1 WHERE tenant_uid = $1
+                                RETURNING epoch)
+                INSERT INTO subscriptions (changed_epoch, {names})
+                SELECT epoch, {holes} FROM bumped""",  # noqa: S608 - names of our own columns
+            tenant_uid,
+            *values.values(),
+        )
+        sealed = self.box.seal(SECRET.encode(), SecretPlace(tenant_uid, uid, 1))
+        await self.database.fetch(
+            """INSERT INTO signing_keys (subscription_uid, version, scheme, sealed_secret)
+               VALUES ($1, 1, 'HMAC_SHA256', $2)""",
+            uid,
+            sealed,
+        )
+        return uid
+
+    async def set_state(self, subscription_uid: UUID, state: str) -> None:
+        """Pause, disable or resume a subscription, as the API does: epoch, version, change log."""
+        await self.database.fetch(
+            """WITH s AS (UPDATE subscriptions SET state = $2, version = version + 1,
+                              state_reason = CASE WHEN $2 <> 'ACTIVE' THEN 'OPERATOR' END
+                          WHERE subscription_uid = $1 RETURNING *),
+                    t AS (UPDATE tenants SET epoch = epoch + 1
+                          WHERE tenant_uid IN (SELECT tenant_uid FROM s))
+               INSERT INTO change_log (kind, bucket, subscription_uid)
+               SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM s""",
+            subscription_uid,
+            state,
+        )
+        self.changes.poke()
+
+    def new_uid(self) -> UUID:
+        """An id of this moment."""
+        return make_uuid7(self.time.unix_ms(), self.random.getrandbits(74))
+
+    async def pending(self) -> list[asyncpg.Record]:
+        """The hot table."""
+        return await self.database.fetch("SELECT * FROM pending_deliveries ORDER BY delivery_id")
+
+    async def finished(self) -> list[asyncpg.Record]:
+        """History."""
+        return await self.database.fetch("SELECT * FROM deliveries ORDER BY delivery_id")
+
+    async def attempts(self) -> list[asyncpg.Record]:
+        """All attempts that have a row of their own, in order."""
+        return await self.database.fetch("SELECT * FROM attempts ORDER BY delivery_id, number")
+
+
+def order_created(number: int = 1, **fields: object) -> NewEvent:
+    """An event."""
+    values: dict[str, object] = {"type": "order.created", "data": b'{"id":%d}' % number}
+    return NewEvent(**(values | fields))  # type: ignore[arg-type]  # a test's own fields
+
+
+@asynccontextmanager
+async def running(url: str, **options: object) -> AsyncIterator[Rig]:
+    """A rig that runs while inside."""
+    rig = Rig(url, **options)  # type: ignore[arg-type]  # a test's own options
+    await rig.start()
+    try:
+        yield rig
+    finally:
+        await rig.stop()
