@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 import hypothesis
 import pytest
-import uvloop
+
+from tests.event_loop import StrictLoop
 
 pytest_plugins = ["tests.postgres"]
 
@@ -22,8 +23,8 @@ hypothesis.settings.load_profile("hookline")
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], AbstractEventLoop]]:
-    """Async tests and fixtures run on the loop that production runs on."""
-    return {"uvloop": uvloop.new_event_loop}
+    """Async tests and fixtures run on the loop of production."""
+    return {"uvloop": StrictLoop}
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The Postgres that tests get: durable as in production, migrated, and each test's own."""
 
-import asyncio
-
 import asyncpg
 import pytest
 
@@ -23,7 +21,3 @@ async def test_what_makes_a_commit_durable_is_on(database_url: str, setting: str
         assert await connection.fetchval("SELECT current_setting($1)", setting) == "on"
     finally:
         await connection.close()
-
-
-async def test_the_event_loop_is_that_of_production() -> None:
-    assert type(asyncio.get_running_loop()).__module__.partition(".")[0] == "uvloop"
