@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 TIMER_HORIZON_S = 60.0
 """Retries due within this wait in memory; later ones stay in Postgres alone."""
 TIMERS_PER_LANE = 100
-LANE_QUEUE_MIN, LANE_QUEUE_MAX = 16, 1_000
+LANE_QUEUE_MIN, LANE_QUEUE_MAX = 16, 4_000
 _SHARE = 4
 
 
