@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
-from urllib.parse import urlsplit
 
 from service.store.secrets import MasterKeyError, parse_master_keys
 from service.webhook.egress import Network, parse_networks
@@ -23,6 +23,10 @@ from service.webhook.egress import Network, parse_networks
 T = TypeVar("T")
 D = TypeVar("D")
 E = TypeVar("E", bound=StrEnum)
+
+_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^:,\[\]\s]*)(?::[0-9]{1,5})?"
+_HOSTS = re.compile(rf"{_HOST}(?:,{_HOST})*")
+"""libpq's: none (a socket), one or several."""
 
 PREFIX: Final = "HOOKLINE_"
 NOT_OURS: Final = frozenset({"HOOKLINE_SERVER", "HOOKLINE_TOKEN", "HOOKLINE_TEST_DATABASE"})
@@ -153,7 +157,9 @@ def parse_address(text: str) -> ListenAddress:
 
 def parse_database_url(text: str) -> str:
     """A libpq URL; asyncpg judges the rest of it."""
-    if urlsplit(text).scheme not in {"postgres", "postgresql"}:
+    scheme, _, rest = text.partition("://")
+    hosts = rest.partition("/")[0].partition("?")[0].rpartition("@")[2]
+    if scheme not in {"postgres", "postgresql"} or not _HOSTS.fullmatch(hosts):
         raise ValueError("must be a URL such as postgresql://user:password@host:5432/database")
     return text
 

@@ -110,6 +110,9 @@ def test_what_is_no_address_is_refused(text: str) -> None:
     [
         ("AUTH", "of"),
         ("DATABASE_URL", "mysql://db"),
+        ("DATABASE_URL", "db.internal"),
+        ("DATABASE_URL", "postgresql://u:p@db:port/hookline"),
+        ("DATABASE_URL", "postgres://[::1/hookline"),
         ("DATA_DIR", "a\0b"),
         ("DISABLE_AFTER_DAYS", "0"),
         ("EGRESS_ALLOW", "internal"),
@@ -168,6 +171,19 @@ def test_settings_check_one_another(changes: dict[str, str], told_of: list[str])
 def test_loopback_is_served_without_authentication(listen: str) -> None:
     environ = SERVE | {"HOOKLINE_LISTEN": listen}
     assert str(Settings.from_environ(environ, Role.SERVE).listen) == listen
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://",
+        "postgresql://user@/hookline?host=/run/postgresql",
+        "postgresql://user:pass@[::1]:5432/hookline",
+        "postgresql://user:p%40ss@a.internal:1,b.internal:2/hookline?target_session_attrs=primary",
+    ],
+)
+def test_what_libpq_takes_is_a_database(url: str) -> None:
+    assert Settings.from_environ({"HOOKLINE_DATABASE_URL": url}, Role.DEV).database_url == url
 
 
 def test_several_keys_are_read_and_networks_too() -> None:
