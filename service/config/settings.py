@@ -236,6 +236,7 @@ def _read_limits(read: Reader) -> Limits:
             "MAX_PAGE_BYTES", integer(_KIB, 3 * _MIB, "bytes"), default.max_page_bytes
         ),
         max_patterns=read("MAX_PATTERNS", integer(1, 1_000), default.max_patterns),
+        max_labels=read("MAX_LABELS", integer(0, 1_000), default.max_labels),
         max_subscriptions_per_tenant=read(
             "MAX_SUBSCRIPTIONS_PER_TENANT",
             integer(1, 10_000_000),

@@ -210,7 +210,7 @@ def test_every_limit_is_a_setting() -> None:
     environ = {
         f"HOOKLINE_{name.upper()}": str(getattr(Limits(), name) - 1)
         for name in Limits.__dataclass_fields__
-        if name not in {"max_page_size", "default_page_size", "max_labels"}
+        if name not in {"max_page_size", "default_page_size"}
     }
     limits = Settings.from_environ(environ, Role.DEV).limits
     assert {f"HOOKLINE_{n.upper()}": str(getattr(limits, n)) for n in limits.__slots__}.items() >= (
