@@ -76,6 +76,17 @@ def seconds_in(message: Duration, field: str, violations: list[Violation]) -> fl
     return seconds + nanos / 1e9
 
 
+def seconds_between(
+    message: Duration, least_s: float, most_s: float, field: str, violations: list[Violation]
+) -> float:
+    """The seconds in a Duration; a violation where they lie outside the bounds."""
+    count = len(violations)
+    seconds = seconds_in(message, field, violations)
+    if len(violations) == count and not least_s <= seconds <= most_s:
+        violations.append(Violation(field, f"must lie between {least_s:g}s and {most_s:g}s"))
+    return seconds
+
+
 def enum_of(enum: _EnumTypeWrapper[_Number], prefix: str, value: StrEnum | None) -> _Number:
     """The number of a domain value, `DELIVERY_STATE_` + `PENDING`; unspecified for None."""
     return enum.Value(f"{prefix}{'UNSPECIFIED' if value is None else value.value}")

@@ -159,6 +159,12 @@ class Subscriptions:
                 ) from None
         raise _concurrent(draft.tenant_id, draft.subscription_id)
 
+    async def now(self) -> datetime:
+        """The engine's notion of now: the database's."""
+        (row,) = await self._database.fetch(SQL.now)
+        now: datetime = row["now"]
+        return now
+
     async def get(self, tenant_id: str, subscription_id: str) -> Subscription:
         """One live subscription; of any tenant where `tenant_id` is `-` and the id says which."""
         return subscription_of(await self._find(tenant_id, subscription_id))
@@ -175,9 +181,8 @@ class Subscriptions:
                 SQL.list_of_tenant, tenant["tenant_uid"], before, limit
             )
         rows = await self._database.fetch(SQL.read, [row["subscription_uid"] for row in uids])
-        live = [row for row in rows if row["deleted_at"] is None]
-        live.sort(key=lambda row: row["subscription_uid"], reverse=True)
-        return [subscription_of(row) for row in live]
+        rows.sort(key=lambda row: row["subscription_uid"], reverse=True)
+        return [subscription_of(row) for row in rows]
 
     async def change(
         self,

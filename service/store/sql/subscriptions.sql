@@ -6,6 +6,9 @@
 SELECT tenant_uid, state, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS unix_ms
 FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
 
+-- name: now
+SELECT hookline_now() AS now
+
 -- name: create
 WITH bumped AS (
     UPDATE tenants SET epoch = epoch + 1, subscription_count = subscription_count + 1

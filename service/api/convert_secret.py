@@ -1,0 +1,32 @@
+"""Signing secrets in requests: imported, or made where none is.
+
+No violation carries any part of a secret.
+"""
+
+from __future__ import annotations
+
+from service.domain.errors import Reason, Violation
+from service.domain.subscription import SignatureScheme
+from service.store.subscriptions import NewSecret
+from service.webhook.signature import InvalidSecretError, generate_secret, parse_secret
+
+
+def secret_in(
+    text: str, scheme: SignatureScheme, field: str, violations: list[Violation]
+) -> NewSecret:
+    """The secret to store: the one in the request or, where that is empty, a new one."""
+    secret = generate_secret(scheme)
+    if text:
+        try:
+            secret = parse_secret(text)
+        except InvalidSecretError as error:
+            violations.append(Violation(field, str(error), Reason.SIGNING_SECRET_INVALID))
+    if secret.scheme is not scheme:
+        violations.append(
+            Violation(
+                field,
+                f"must be a secret of the subscription's scheme, {scheme}",
+                Reason.SIGNING_SECRET_INVALID,
+            )
+        )
+    return NewSecret(secret.scheme, secret.text, secret.public_key)
