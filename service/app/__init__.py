@@ -1,0 +1,9 @@
+"""The composition root: the one place where things are constructed, started and stopped.
+
+`engine` puts the data path together, `servicers` the API, `node` the whole. Everything else takes
+what it needs through its constructor and makes nothing.
+"""
+
+from service.app.node import App, StartError, migrate_database
+
+__all__ = ["App", "StartError", "migrate_database"]

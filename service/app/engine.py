@@ -1,0 +1,117 @@
+"""The data path, put together: every part of `pipeline` with its store, its start and its stop."""
+
+from __future__ import annotations
+
+from random import SystemRandom
+from typing import Final
+
+from service import VERSION
+from service.config import Settings
+from service.pipeline.catalog import EventTypeCatalog
+from service.pipeline.changes import Changes
+from service.pipeline.clock import DatabaseTime, SystemClock
+from service.pipeline.deliver import Deliverer
+from service.pipeline.group import GroupBuilder
+from service.pipeline.lanes import Lanes
+from service.pipeline.matching import Matcher
+from service.pipeline.ownership import Ownership
+from service.pipeline.publish import Publisher
+from service.pipeline.record import Recorder
+from service.pipeline.refill import Refiller
+from service.pipeline.replay import Operator
+from service.pipeline.targets import LaneConfigs
+from service.pipeline.timers import Timers
+from service.pipeline.trial import Trial
+from service.pipeline.upkeep import Upkeep
+from service.store.database import Database
+from service.store.event_types import EventTypes
+from service.store.lanes import LaneStore
+from service.store.operations import OperationStore
+from service.store.ownership import OwnershipStore
+from service.store.publishing import PublishStore
+from service.store.recording import RecordStore
+from service.store.secrets import SecretBox
+from service.store.upkeep import UpkeepStore
+from service.webhook.egress import EgressPolicy
+from service.webhook.sender import WebhookSender
+from service.webhook.transport import WebhookTransport
+
+KEY_WINDOW_S: Final = 72 * 3_600.0
+"""How long an idempotency key is remembered; the contract names it."""
+
+
+class Engine:
+    """The parts of one node's data path; `start` in the order of construction, `stop` backwards."""
+
+    def __init__(self, settings: Settings, database: Database, box: SecretBox) -> None:
+        # A drawn number must not tell the next: ids are seen by tenants.
+        clock, random = SystemClock(), SystemRandom()
+        time, self.timers = DatabaseTime(clock), Timers(clock)
+        session = database.session
+        self.lanes = Lanes(
+            clock,
+            self.timers,
+            self._owns,
+            max_queued_jobs=settings.max_queued_deliveries,
+            max_queued_bytes=settings.max_queued_delivery_bytes,
+        )
+        self.ownership = Ownership(
+            OwnershipStore(session("ownership", timeout_s=settings.lease_s / 3)),
+            self.lanes,
+            time,
+            clock,
+            random,
+            version=VERSION,
+            lease_s=settings.lease_s,
+            is_alone=settings.database_url is None,
+        )
+        self.event_types = EventTypes(database)
+        self.catalog = EventTypeCatalog(
+            self.event_types, is_strict=settings.is_strict_about_event_types
+        )
+        configs = LaneConfigs(
+            database, box, self.lanes, self.timers, clock, time, user_agent=f"hookline/{VERSION}"
+        )
+        self.changes = Changes(LaneStore(session("changes")), self.lanes, configs, self.catalog)
+        self.refiller = Refiller(LaneStore(session("refill")), self.lanes, self.ownership, configs)
+        self.publisher = Publisher(
+            PublishStore(session("publish"), KEY_WINDOW_S),
+            Matcher(database),
+            self.catalog,
+            GroupBuilder(time, random, self.lanes),
+            settings.limits,
+        )
+        self.recorder = Recorder(
+            RecordStore(session("record")),
+            self.lanes,
+            self.ownership,
+            time,
+            random,
+            disable_after_s=settings.disable_after_days * 86_400,
+        )
+        self.egress = EgressPolicy(settings.egress_allow)
+        self.transport = WebhookTransport(egress=self.egress)
+        sender = WebhookSender(self.transport, unix_s=time.unix_s)
+        self.deliverer = Deliverer(
+            self.lanes,
+            sender,
+            self.recorder,
+            time,
+            self.ownership.may_send,
+            max_in_flight=settings.max_in_flight,
+        )
+        operations = OperationStore(database)
+        self.operator = Operator(
+            operations, self.changes, time, retention_days=settings.retention_days
+        )
+        self.trial = Trial(operations, configs, self.catalog, sender, time, random)
+        self.upkeep = Upkeep(
+            UpkeepStore(session("upkeep")),
+            PublishStore(session("keys"), KEY_WINDOW_S),
+            retention_days=settings.retention_days,
+            pending_retention_days=settings.pending_retention_days,
+        )
+
+    def _owns(self, bucket: int) -> bool:
+        """Lanes and ownership know one another; lanes come first."""
+        return self.ownership.owns(bucket)

@@ -1,0 +1,206 @@
+"""One node: the database, the data path and the API, started upwards and stopped downwards.
+
+The order of a stop is the promise that nothing waits for a lease to end: health says NOT_SERVING,
+no more deliveries are taken, calls end, what is on the wire ends and is recorded, the buckets are
+given back, and only then do the connections close. Each start below pushes its stop, so a start
+that fails halfway stops what it had started, in the same order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import structlog
+
+from service.api.server import ApiServer, CannotListenError
+from service.app.engine import Engine
+from service.app.servicers import make_servicers
+from service.config import ListenAddress, Role, Settings
+from service.domain.errors import UnavailableError
+from service.store.database import Database, OutcomeUnknownError, UnsafeServerError
+from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from service.store.migrations import Migration, MigrationError, migrate, pending_migrations
+from service.store.secrets import MasterKeyError, SecretBox, load_or_create_master_key
+from service.store.tenants import Tenants
+
+_KEY_FILE = "master.key"
+
+_log = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """The node cannot start; the text tells whoever started it what to do."""
+
+
+class App:
+    """One node of the service."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._hurry = asyncio.Event()
+        self._stop_by_s = 0.0
+
+    async def start(self) -> int:
+        """Start everything; the port that gRPC is served on.
+
+        Raises `StartError`; whatever happens, cancellation too, what had started is stopped.
+        """
+        try:
+            return await self._start()
+        except BaseException as error:
+            await asyncio.shield(self.stop())
+            if isinstance(error, _FORESEEN):
+                raise StartError(_sentence_of(error)) from error
+            raise
+
+    async def _start(self) -> int:
+        settings, push = self._settings, self._stack.push_async_callback
+        await _check_address(settings.listen)
+        database = Database(
+            await self._find_database(),
+            pool_size=settings.pool_size,
+            timeout_s=settings.statement_timeout_s,
+        )
+        push(database.close)
+        await database.open()
+        await database.check_server()
+        await _prepare_schema(settings, database.url)
+        await Tenants(database).ensure_default()
+        master_keys = self._master_keys()
+        box = SecretBox(master_keys)
+        engine = Engine(settings, database, box)
+        push(engine.transport.aclose)
+        self._stack.callback(engine.timers.clear)
+        push(engine.ownership.stop)
+        await engine.ownership.start()
+        push(engine.upkeep.stop)
+        engine.upkeep.start()
+        push(engine.changes.stop)
+        await engine.changes.start()
+        push(self._wait_for, engine.recorder.stop)
+        engine.recorder.start()
+        push(self._wait_for, engine.deliverer.stop)
+        push(engine.refiller.stop)
+        engine.refiller.start()
+        push(self._wait_for, engine.publisher.stop)
+        engine.publisher.start()
+        server = ApiServer(
+            make_servicers(settings, database, engine, box, page_key=master_keys[0]),
+            address=str(settings.listen),
+            limits=settings.limits,
+            max_calls=settings.max_calls,
+        )
+        push(self._stop_serving, server)
+        port = await server.start()
+        self._stack.callback(engine.deliverer.pause)
+        push(server.set_serving, False)  # noqa: FBT003 - health answers NOT_SERVING
+        await server.set_serving(True)
+        _log.info("node_started", node_id=str(engine.ownership.node_id), port=port)
+        return port
+
+    async def stop(self) -> None:
+        """Stop everything, in order; waits for what is under way as long as the settings allow."""
+        self._stop_by_s = asyncio.get_running_loop().time() + self._settings.stop_grace_s
+        await self._stack.aclose()
+
+    def hurry(self) -> None:
+        """Make a stop wait for nothing any more; what was not recorded is delivered once more."""
+        self._hurry.set()
+
+    # ---------------------------------------------------------------------- parts of the start
+
+    async def _find_database(self) -> str:
+        """The URL of the database, which is started where it is ours to start."""
+        if self._settings.database_url is not None:
+            return self._settings.database_url
+        postgres = EmbeddedPostgres(self._settings.data_dir)
+        self._stack.push_async_callback(postgres.stop)
+        return await postgres.start()
+
+    def _master_keys(self) -> tuple[bytes, ...]:
+        if self._settings.master_keys:
+            return self._settings.master_keys
+        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+        return load_or_create_master_key(self._settings.data_dir / _KEY_FILE)
+
+    # ----------------------------------------------------------------------- parts of the stop
+
+    async def _wait_for(self, stop: Callable[[], Awaitable[None]]) -> None:
+        """Stop a part that waits for others: until the grace is over, or somebody is in a hurry."""
+        stopping = asyncio.ensure_future(stop())
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        left_s = max(0.0, self._stop_by_s - asyncio.get_running_loop().time())
+        await asyncio.wait({stopping, hurry}, timeout=left_s, return_when="FIRST_COMPLETED")
+        hurry.cancel()
+        if stopping.done():
+            await stopping
+            return
+        _log.warning("stopped_early", part=getattr(stop, "__qualname__", str(stop)))
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+
+    async def _stop_serving(self, server: ApiServer) -> None:
+        async def stop() -> None:
+            left_s = max(0.0, self._stop_by_s - asyncio.get_running_loop().time())
+            await server.stop(left_s)
+
+        await self._wait_for(stop)
+        await server.stop(0)
+
+
+async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]:
+    """Bring the schema up to date; what was applied. Raises `StartError`."""
+    database = Database(settings.database_url or "", pool_size=1)
+    try:
+        await database.open()
+        await database.check_server()
+        return await migrate(database.url, post=post)
+    except _FORESEEN as error:
+        raise StartError(_sentence_of(error)) from error
+    finally:
+        await database.close()
+
+
+async def _check_address(address: ListenAddress) -> None:
+    """Whether it can be listened on: told now, before a database is started for nothing."""
+    try:
+        server = await asyncio.get_running_loop().create_server(
+            asyncio.Protocol, address.host, address.port, start_serving=False
+        )
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {address}: {error.strerror or error}; name another address with"
+            " --listen or HOOKLINE_LISTEN"
+        ) from error
+    server.close()
+
+
+async def _prepare_schema(settings: Settings, url: str) -> None:
+    """In development the schema follows the version; in production somebody decides on it."""
+    if settings.role is Role.DEV:
+        await migrate(url)
+    elif missing := await pending_migrations(url):
+        raise MigrationError(
+            f"the schema lacks {len(missing)} migrations of this version: run `hookline migrate`"
+        )
+
+
+_FORESEEN = (
+    CannotListenError,
+    EmbeddedPostgresError,
+    MasterKeyError,
+    MigrationError,
+    OutcomeUnknownError,
+    UnavailableError,
+    UnsafeServerError,
+)
+
+
+def _sentence_of(error: BaseException) -> str:
+    """What whoever starts a node is told; unlike a caller, he may know why the database is away."""
+    if isinstance(error, UnavailableError) and error.__cause__ is not None:
+        return f"the database cannot be reached ({error.__cause__})"
+    return str(error)

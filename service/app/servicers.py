@@ -1,0 +1,60 @@
+"""The API, put together: a servicer for each service of the contract, with what it calls."""
+
+from __future__ import annotations
+
+from service import VERSION
+from service.api.convert_subscription import SubscriptionReader
+from service.api.delivery_service import DeliveryServicer
+from service.api.event_service import EventServicer
+from service.api.event_type_service import EventTypeServicer
+from service.api.operations_service import OperationsServicer
+from service.api.paging import Pages
+from service.api.server import Servicers
+from service.api.subscription_service import SubscriptionServicer
+from service.api.tenant_service import TenantServicer
+from service.api.unbuilt import UnbuiltAccessRpcs
+from service.app.engine import Engine
+from service.config import Settings
+from service.store.database import Database
+from service.store.deliveries import DeliveryStore
+from service.store.events import EventStore
+from service.store.secrets import SecretBox
+from service.store.status import StatusStore
+from service.store.subscriptions import Subscriptions
+from service.store.tenants import Tenants
+
+
+def make_servicers(
+    settings: Settings, database: Database, engine: Engine, box: SecretBox, *, page_key: bytes
+) -> Servicers:
+    """All of them. `page_key` signs page tokens: the same on every node of a deployment."""
+    limits, pages = settings.limits, Pages(page_key, settings.limits)
+    deliveries = DeliveryStore(database)
+    return Servicers(
+        tenants=TenantServicer(tenants=Tenants(database), pages=pages, limits=limits),
+        event_types=EventTypeServicer(
+            event_types=engine.event_types, changes=engine.changes, pages=pages, limits=limits
+        ),
+        events=EventServicer(
+            publisher=engine.publisher, events=EventStore(database), pages=pages, limits=limits
+        ),
+        subscriptions=SubscriptionServicer(
+            subscriptions=Subscriptions(database, box),
+            deliveries=deliveries,
+            changes=engine.changes,
+            trial=engine.trial,
+            reader=SubscriptionReader(
+                limits=limits, egress=engine.egress, https_only=settings.is_https_only
+            ),
+            pages=pages,
+            limits=limits,
+        ),
+        deliveries=DeliveryServicer(deliveries=deliveries, operator=engine.operator, pages=pages),
+        operations=OperationsServicer(
+            status=StatusStore(database),
+            lanes=engine.lanes,
+            version=VERSION,
+            node_id=lambda: engine.ownership.node_id,
+        ),
+        access=UnbuiltAccessRpcs(),
+    )

@@ -1,0 +1,68 @@
+"""`hookline dev`: a node for development, and what to type next."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from service import VERSION
+from service.cli import node
+from service.config import ListenAddress, Role, Settings
+
+# Lines that work as they stand: the end-to-end tests run them.
+_NEXT = """\
+Hookline {version} serves gRPC on {address}
+  for development: no authentication, and targets on this machine are allowed
+  the database is {database}; Ctrl-C stops it all
+
+Try, in another terminal:
+
+  grpcurl -plaintext {address} list
+  grpcurl -plaintext {address} describe hookline.v1.Subscription
+
+  hookline listen --port 8080
+
+  grpcurl -plaintext -d '{subscription}' {address} {prefix}.SubscriptionService/CreateSubscription
+  grpcurl -plaintext -d '{events}' {address} {prefix}.EventService/PublishEvents
+  grpcurl -plaintext -d '{{"tenant":"tenants/default"}}' {address} {prefix}.DeliveryService/ListDeliveries
+
+  hookline status --server {address}
+  hookline event evt_... --server {address}
+
+ready"""  # noqa: E501 - lines to be typed
+_SUBSCRIPTION = {
+    "tenant": "tenants/default",
+    "subscription": {"event_types": ["*"], "http": {"url": "http://127.0.0.1:8080/"}},
+}
+_EVENTS = {
+    "tenant": "tenants/default",
+    "events": [{"type": "order.created", "json_data": '{"id":1}'}],
+}
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Serve until stopped."""
+    settings = node.read_settings(Role.DEV, {"LISTEN": asked.listen, "DATA_DIR": asked.data_dir})
+
+    def announce(address: ListenAddress) -> None:
+        text = _NEXT.format(
+            version=VERSION,
+            address=address,
+            database=_database(settings),
+            subscription=_compact(_SUBSCRIPTION),
+            events=_compact(_EVENTS),
+            prefix="hookline.v1",
+        )
+        print(text, flush=True)
+
+    return node.run(settings, announce, stop_with_input=asked.stop_with_input)
+
+
+def _database(settings: Settings) -> str:
+    if settings.database_url is not None:
+        return "the one of HOOKLINE_DATABASE_URL"
+    return f"in {settings.data_dir.absolute()}"
+
+
+def _compact(request: object) -> str:
+    return json.dumps(request, separators=(",", ":"))

@@ -1,0 +1,36 @@
+"""What `dev` and `serve` share: settings, logs, and a node, with failures as sentences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from service.app import StartError
+from service.cli.failure import CommandError
+from service.config import ListenAddress, Role, Settings, SettingsError
+from service.supervisor import run_node
+from service.telemetry import configure_logging
+
+
+def read_settings(role: Role, flags: Mapping[str, str | None]) -> Settings:
+    """The settings of the environment and the command line, and logs by them."""
+    try:
+        settings = Settings.from_environ(os.environ, role, flags)
+    except SettingsError as error:
+        count = len(error.problems)
+        head = "a setting is wrong" if count == 1 else f"{count} settings are wrong"
+        lines = "".join(f"\n  {problem}" for problem in error.problems)
+        raise CommandError(f"{head}:{lines}") from error
+    configure_logging(settings.log_format, settings.log_level)
+    return settings
+
+
+def run(
+    settings: Settings, announce: Callable[[ListenAddress], None], *, stop_with_input: bool = False
+) -> int:
+    """Run a node to its end; the exit code."""
+    try:
+        run_node(settings, announce, stop_with_input=stop_with_input)
+    except StartError as error:
+        raise CommandError(str(error)) from error
+    return 0

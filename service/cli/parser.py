@@ -1,0 +1,137 @@
+"""What can be typed, and what `--help` says. Imports a command's code only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+from collections.abc import Callable
+
+from service import VERSION
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+
+_DEV = """\
+Runs Hookline for development: one process, an embedded Postgres in the data directory (or the one
+of HOOKLINE_DATABASE_URL), no authentication, targets on this machine allowed. Prints what to type
+next, and `ready` on a line of its own once it serves. Ctrl-C or SIGTERM stops it cleanly, its
+Postgres included; a second one does not wait for deliveries that are under way.
+"""
+_SERVE = """\
+Runs Hookline for production, on HOOKLINE_DATABASE_URL, whose schema `hookline migrate` brought up
+to date. Everything is set by HOOKLINE_* (docs/operating.md); what is wrong with them is told at
+once. SIGTERM hands everything over and exits 0.
+"""
+_MIGRATE = """\
+Brings the schema of HOOKLINE_DATABASE_URL up to this version: safe to repeat, and from several
+machines at once. The previous version goes on running meanwhile. Once none of its nodes is left,
+`--post` removes what only they needed.
+"""
+_DEMO = """\
+Starts a service and two small receivers, publishes, and shows each webhook as it arrives, each
+retry and each final state. Needs nothing, leaves nothing behind, ends by itself; exits 1 if
+anything that should have happened did not.
+"""
+_STATUS = "Tells at a glance what runs, how much waits, and where it is stuck."
+_EVENT = """\
+Tells of one event: where each of its deliveries is, why, and what happens next.
+"""
+_LISTEN = """\
+Runs a small receiver that prints every webhook it gets and answers 200, or what `--answer` says.
+With `--secret` it verifies signatures, and answers 401 where none fits.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line. Each command's namespace has `run`."""
+    parser = argparse.ArgumentParser(
+        prog="hookline",
+        description="Hookline, a webhook engine: events in over gRPC, signed webhooks out.",
+        epilog="`hookline COMMAND --help` tells more. To begin: `hookline demo`, `hookline dev`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hookline {VERSION}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str, short: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=short,
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(run=_runner(name))
+        return command
+
+    dev = add("dev", _DEV, "run it on this machine, with a Postgres of its own")
+    _add_node_arguments(dev)
+    dev.add_argument("--data-dir", metavar="DIR", help="HOOKLINE_DATA_DIR; by default ./.hookline")
+    dev.add_argument("--stop-with-input", action="store_true", help=argparse.SUPPRESS)
+    _add_node_arguments(add("serve", _SERVE, "run it for production"))
+    migrate = add("migrate", _MIGRATE, "bring the database's schema up to date")
+    migrate.add_argument("--post", action="store_true", help="also what the last version needed")
+    demo = add("demo", _DEMO, "see it work, in a few seconds")
+    # A flag and not a variable: HOOKLINE_* are the service's, and it refuses what it does not know.
+    demo.add_argument(
+        "--break-receiver",
+        action="store_true",
+        help="let one receiver never recover, and see the demo fail",
+    )
+    _add_server(add("status", _STATUS, "what runs, how much waits, where it is stuck"))
+    event = add("event", _EVENT, "where an event is, why, and what happens next")
+    event.add_argument("name", metavar="EVENT", help="evt_…, or tenants/ID/events/evt_…")
+    _add_server(event)
+    _add_listen_arguments(add("listen", _LISTEN, "a receiver that prints what it gets"))
+    return parser
+
+
+def _runner(command: str) -> Callable[[argparse.Namespace], int]:
+    def run(asked: argparse.Namespace) -> int:
+        code: int = importlib.import_module(f"service.cli.{command}").run(asked)
+        return code
+
+    return run
+
+
+def _add_node_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        help=f"HOOKLINE_LISTEN; by default {DEFAULT_SERVER}; port 0 takes any that is free",
+    )
+
+
+def _add_server(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--server",
+        metavar="HOST:PORT",
+        default=os.environ.get("HOOKLINE_SERVER", DEFAULT_SERVER),
+        help=f"where Hookline serves; by default HOOKLINE_SERVER or {DEFAULT_SERVER}",
+    )
+
+
+def _add_listen_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--port", type=_port, default=8080, help="by default 8080; 0: any")
+    command.add_argument(
+        "--secret", action="append", default=[], metavar="whsec_…", help="may be given twice"
+    )
+    command.add_argument(
+        "--answer",
+        type=_status,
+        action="append",
+        metavar="STATUS",
+        help="what to answer; given several times, in turn, the last one from then on",
+    )
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) < 1 << 16:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port")
+
+
+def _status(text: str) -> int:
+    if text.isascii() and text.isdigit() and 200 <= int(text) <= 599:  # noqa: PLR2004 - final ones
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no status from 200 to 599")

@@ -1,0 +1,18 @@
+"""`hookline serve`: a node for production."""
+
+from __future__ import annotations
+
+import argparse
+
+from service import VERSION
+from service.cli import node
+from service.config import ListenAddress, Role
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Serve until stopped."""
+
+    def announce(address: ListenAddress) -> None:
+        print(f"Hookline {VERSION} serves gRPC on {address}\nready", flush=True)
+
+    return node.run(node.read_settings(Role.SERVE, {"LISTEN": asked.listen}), announce)

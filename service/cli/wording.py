@@ -1,0 +1,61 @@
+"""How times, states and attempts are told to a person: short, plain ASCII, in this machine's zone.
+
+Knows the contract's messages, no connection.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hookline.v1.attempt_pb2 import Attempt, AttemptOutcome
+from hookline.v1.delivery_pb2 import Delivery, DeliveryState
+
+_UNITS_S = (("d", 86_400), ("h", 3_600), ("min", 60))
+
+
+def last_part(name: str) -> str:
+    """The id in a resource's name: `evt_1` of `tenants/acme/events/evt_1`."""
+    return name.rpartition("/")[2]
+
+
+def duration(seconds: float) -> str:
+    """Such as `350 ms`, `4.2 s`, `3 min`, `2.5 h`, `12 d`; of no sign."""
+    seconds = abs(seconds)
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    for unit, length_s in _UNITS_S:
+        if seconds >= length_s:
+            return f"{seconds / length_s:.3g} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def time_of(moment: Timestamp) -> str:
+    """Such as `14:03:05.120`; with the date where it is not today's."""
+    local = moment.ToDatetime(UTC).astimezone()
+    today = datetime.now(UTC).astimezone().date()
+    form = "%H:%M:%S" if local.date() == today else "%Y-%m-%d %H:%M:%S"
+    return f"{local:{form}}.{local.microsecond // 1000:03}"
+
+
+def until(moment: Timestamp) -> str:
+    """Such as `in 4.2 s`, or `3 min ago`."""
+    left_s = (moment.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
+    return f"in {duration(left_s)}" if left_s >= 0 else f"{duration(left_s)} ago"
+
+
+def state_of(delivery: Delivery) -> str:
+    """Such as `SUCCEEDED after 3 attempts`."""
+    state = DeliveryState.Name(delivery.state).removeprefix("DELIVERY_STATE_")
+    count = delivery.attempt_count
+    return f"{state} after {count} {'attempt' if count == 1 else 'attempts'}"
+
+
+def wording_of_attempt(attempt: Attempt) -> str:
+    """Such as `accepted with 200`, `refused with 500`, `timeout: no answer within 15 s`."""
+    outcome = AttemptOutcome.Name(attempt.outcome).removeprefix("ATTEMPT_OUTCOME_")
+    said = outcome.lower().replace("_", " ")
+    if attempt.http_status:
+        return f"{said} with {attempt.http_status}"
+    return f"{said}: {attempt.error}" if attempt.error else said

@@ -1,0 +1,94 @@
+"""The process around a node: its event loop, its signals, its end.
+
+    SIGTERM, SIGINT, SIGHUP    a clean stop: what is under way may end, the node's work is handed on
+    a second one               the same at once: nothing is waited for
+
+A signal that comes while the node is still starting stops the start. Nothing is lost by any of
+this, nor by kill -9: an accepted event is in the database. Several processes behind one port will
+be the business of this room too. Must not know what a node is made of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import structlog
+import uvloop
+
+from service.app import App
+from service.config import ListenAddress, Settings
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_log = structlog.get_logger(__name__)
+
+
+def run_node(
+    settings: Settings, announce: Callable[[ListenAddress], None], *, stop_with_input: bool = False
+) -> None:
+    """Run a node until it is told to stop; `announce` is called once it serves.
+
+    `stop_with_input`: the end of standard input is a signal too, so that a child outlives no
+    parent. Raises `StartError` where it cannot start; it has then stopped what it had started.
+    """
+    uvloop.run(_run(settings, announce, stop_with_input=stop_with_input))
+
+
+async def _run(
+    settings: Settings, announce: Callable[[ListenAddress], None], *, stop_with_input: bool
+) -> None:
+    app = App(settings)
+    asked = _listen_for_signals(app.hurry)
+    if stop_with_input:
+        _watch_input(asked.set)
+    starting = asyncio.create_task(app.start())
+    waiting = asyncio.create_task(asked.wait())
+    await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+    try:
+        port = await starting
+    except asyncio.CancelledError:
+        if asked.is_set():
+            return
+        raise
+    finally:
+        waiting.cancel()
+    try:
+        announce(ListenAddress(settings.listen.host, port))
+        await asked.wait()
+    finally:
+        await app.stop()
+
+
+def _listen_for_signals(hurry: Callable[[], None]) -> asyncio.Event:
+    """The event of the first signal; each further one calls `hurry`."""
+    asked = asyncio.Event()
+
+    def caught(number: int) -> None:
+        _log.info("signal", name=signal.Signals(number).name)
+        if asked.is_set():
+            hurry()
+        asked.set()
+
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        # One that is ignored stays so: it is how `nohup` and a shell's `&` keep a process alive.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, caught, number)
+    return asked
+
+
+def _watch_input(ended: Callable[[], object]) -> None:
+    loop, file = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def readable() -> None:
+        if not os.read(file, 4096):
+            loop.remove_reader(file)
+            ended()
+
+    loop.add_reader(file, readable)

@@ -1,0 +1,92 @@
+"""What can be typed: help, versions, mistakes, and the commands that need a service without one."""
+
+import re
+import subprocess
+
+import pytest
+
+from service import VERSION
+from service.cli import main
+from tests.e2e.processes import HOOKLINE, environment, run_hookline
+
+COMMANDS = ["dev", "serve", "migrate", "demo", "status", "event", "listen"]
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert re.findall(r"^    (\w+)  ", told, re.MULTILINE) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"hookline {VERSION}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dve"],
+        ["dev", "now"],
+        ["dev", "--lis", "127.0.0.1:1"],
+        ["event"],
+        ["listen", "--port", "65536"],
+        ["listen", "--answer", "199"],
+        ["status", "--server"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_typed_wrongly_exits_with_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: hookline" in capsys.readouterr().err
+
+
+def test_help_loads_neither_grpc_nor_a_database_driver() -> None:
+    code = (
+        "import sys\nfrom service.cli import main\n"
+        "try:\n    main(['dev', '--help'])\nexcept SystemExit:\n    pass\n"
+        "loaded = {'grpc', 'asyncpg', 'httpx', 'cryptography'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([HOOKLINE[0], "-P", "-c", code], check=True, env=environment())
+
+
+@pytest.mark.parametrize("command", [["status"], ["event", "evt_1"]], ids=" ".join)
+def test_where_nothing_answers_a_sentence_says_so(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--server", "127.0.0.1:1"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("hookline: nothing answers at 127.0.0.1:1")
+    assert len(told.err.splitlines()) == 1
+
+
+def test_a_token_is_not_sent_in_plaintext_to_another_machine() -> None:
+    refused = run_hookline(
+        "status", "--server", "localhost.:1", variables={"HOOKLINE_TOKEN": "hk_1_x"}
+    )
+    assert refused.returncode in {1, 2}
+    assert "hk_1_x" not in refused.stderr + refused.stdout
+
+
+def test_listen_refuses_a_secret_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["listen", "--secret", "whsec_nonsense"]) == 2
+    assert capsys.readouterr().err.startswith("hookline: --secret: ")

@@ -1,0 +1,73 @@
+"""What times, states and attempts are called."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hookline.v1.attempt_pb2 import (
+    ATTEMPT_OUTCOME_REFUSED,
+    ATTEMPT_OUTCOME_TIMEOUT,
+    ATTEMPT_OUTCOME_TLS_FAILED,
+    Attempt,
+)
+from hookline.v1.delivery_pb2 import DELIVERY_STATE_PENDING, DELIVERY_STATE_SUCCEEDED, Delivery
+from service.cli.wording import duration, last_part, state_of, time_of, until, wording_of_attempt
+
+
+def stamp(moment: datetime) -> Timestamp:
+    value = Timestamp()
+    value.FromDatetime(moment)
+    return value
+
+
+@pytest.mark.parametrize(
+    "seconds, told",
+    [
+        (0, "0 ms"),
+        (0.0004, "0 ms"),
+        (0.25, "250 ms"),
+        (-0.25, "250 ms"),
+        (1, "1.0 s"),
+        (59.94, "59.9 s"),
+        (60, "1 min"),
+        (150, "2.5 min"),
+        (3_600, "1 h"),
+        (86_400 * 12.5, "12.5 d"),
+    ],
+)
+def test_durations(seconds: float, told: str) -> None:
+    assert duration(seconds) == told
+
+
+def test_a_moment_of_today_has_no_date() -> None:
+    now = datetime.now(UTC).astimezone()
+    noon = now.replace(hour=12, minute=0, second=1, microsecond=7_000)
+    assert time_of(stamp(noon)) == "12:00:01.007"
+    long_ago = time_of(stamp(noon - timedelta(days=400)))
+    assert long_ago.startswith(f"{(noon - timedelta(days=400)).date()} ")
+
+
+def test_until_says_on_which_side_of_now() -> None:
+    now = datetime.now(UTC)
+    assert until(stamp(now + timedelta(seconds=90))).startswith("in 1.5")
+    assert until(stamp(now - timedelta(hours=2))) == "2 h ago"
+
+
+def test_states_and_attempts() -> None:
+    assert state_of(Delivery(state=DELIVERY_STATE_SUCCEEDED, attempt_count=1)) == (
+        "SUCCEEDED after 1 attempt"
+    )
+    assert state_of(Delivery(state=DELIVERY_STATE_PENDING, attempt_count=0)) == (
+        "PENDING after 0 attempts"
+    )
+    refused = Attempt(outcome=ATTEMPT_OUTCOME_REFUSED, http_status=503, error="answered 503")
+    assert wording_of_attempt(refused) == "refused with 503"
+    assert wording_of_attempt(Attempt(outcome=ATTEMPT_OUTCOME_TLS_FAILED)) == "tls failed"
+    late = Attempt(outcome=ATTEMPT_OUTCOME_TIMEOUT, error="no answer in time")
+    assert wording_of_attempt(late) == "timeout: no answer in time"
+
+
+def test_the_last_part_of_a_name() -> None:
+    assert last_part("tenants/acme/events/evt_1") == "evt_1"
+    assert last_part("evt_1") == "evt_1"
