@@ -14,6 +14,7 @@ import pytest
 from tests.architecture.repository import ROOT
 
 ROOMS = (
+    "__main__",
     "cli",
     "supervisor",
     "app",
