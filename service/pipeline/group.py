@@ -181,7 +181,8 @@ class Group:
         The rows of refused and deduplicated events are left out; keys that were claimed for calls
         that are now refused are returned to be deleted.
         """
-        kept, dropped = PublishRows(epochs=self.rows.epochs), list[KeyRow]()
+        kept = PublishRows(epochs=self.rows.epochs)
+        dropped: list[KeyRow] = []
         self._settled_tenants = passed
         self._answers = {
             number: _settle_call(call, self._placed[number], taken)

@@ -141,13 +141,9 @@ class Session:
             return connection
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                connection = await _connect(self._url, self._name)
-                start_time = await connection.fetchval(
-                    "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
-                )
+                connection, self._backend = await _connect(self._url, self._name)
         except (*_GONE, asyncpg.PostgresError) as error:
             raise unavailable(error) from error
-        self._backend = Backend(connection.get_server_pid(), start_time)
         self._connection = connection
         return connection
 
@@ -200,14 +196,21 @@ class Session:
             connection.terminate()
 
 
-async def _connect(url: str, name: str) -> asyncpg.Connection[asyncpg.Record]:
+async def _connect(url: str, name: str) -> tuple[asyncpg.Connection[asyncpg.Record], Backend]:
     connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
         url,
         timeout=CONNECT_TIMEOUT_S,
         server_settings={"application_name": f"hookline {name}", **_PATH_SETTINGS},
     )
-    await _prepare_connection(connection)
-    return connection
+    try:
+        await _prepare_connection(connection)
+        start_time = await connection.fetchval(
+            "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        )
+    except BaseException:
+        connection.terminate()  # whoever gave up waiting leaves no connection behind
+        raise
+    return connection, Backend(connection.get_server_pid(), start_time)
 
 
 class Database:
