@@ -177,6 +177,9 @@ class Rig:
     lease_s: float = 10.0
     max_in_flight: int = 2_000
     limits: Limits = field(default_factory=Limits)
+    publish_url: str = ""
+    """Where publishing finds the database, if elsewhere than the rest: through a `Wire`."""
+    publish_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
@@ -230,7 +233,8 @@ class Rig:
         )
         self.matcher = Matcher(self.database)
         self.builder = GroupBuilder(self.time, self.random, self.lanes)
-        self.publish_store = PublishStore(session("publish"), KEY_WINDOW_S)
+        publishing = Database(self.publish_url or self.url, timeout_s=self.publish_timeout_s)
+        self.publish_store = PublishStore(publishing.session("publish"), KEY_WINDOW_S)
         self.publisher = Publisher(
             self.publish_store, self.matcher, self.catalog, self.builder, self.limits
         )

@@ -1,0 +1,63 @@
+"""Somebody else's transaction, held open while a test looks at who waits for it."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from uuid import UUID
+
+    from service.store.database import Database
+
+BUMP = "UPDATE tenants SET epoch = epoch + 1 WHERE tenant_uid = $1 RETURNING epoch"
+LOCK = "SELECT FROM tenants WHERE tenant_uid = $1 FOR UPDATE"
+
+
+@asynccontextmanager
+async def rival(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """A connection in a transaction, which the test ends itself or which is rolled back."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("BEGIN")
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def until_blocked(database: Database, session: str = "publish", count: int = 1) -> None:
+    """Wait until so many of a session's statements wait for somebody's lock."""
+
+    async def is_blocked() -> bool:
+        row = await database.fetchrow(
+            """SELECT count(*) FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name = $1
+                 AND wait_event_type = 'Lock'""",
+            f"hookline {session}",
+        )
+        return row is not None and row[0] == count
+
+    await until(is_blocked, f"{count} statements of {session} wait for a lock")
+
+
+async def copy_subscription(
+    connection: asyncpg.Connection[asyncpg.Record], subscription_uid: UUID, new_uid: UUID
+) -> None:
+    """Create a subscription like another, under the tenant's next epoch, in the transaction."""
+    await connection.execute(
+        """WITH source AS (SELECT * FROM subscriptions WHERE subscription_uid = $1),
+                bumped AS (UPDATE tenants SET epoch = epoch + 1
+                           WHERE tenant_uid IN (SELECT tenant_uid FROM source) RETURNING epoch)
+           INSERT INTO subscriptions (subscription_uid, tenant_uid, bucket, subscription_id,
+                                      event_types, url, timeout_ms, max_in_flight, changed_epoch)
+           SELECT $2, tenant_uid, bucket, 's-' || $2, event_types, url, timeout_ms, max_in_flight,
+                  bumped.epoch
+           FROM source, bumped""",
+        subscription_uid,
+        new_uid,
+    )
