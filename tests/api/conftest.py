@@ -1,0 +1,153 @@
+"""The API over a real channel: a real server on loopback, its servicers on a running node."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import grpc
+import pytest
+
+from hookline.v1 import event_type_service_pb2_grpc, subscription_service_pb2_grpc
+from hookline.v1 import tenant_service_pb2_grpc as tenants_grpc
+from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
+from hookline.v1.event_service_pb2_grpc import EventServiceStub
+from hookline.v1.operations_service_pb2_grpc import OperationsServiceStub
+from service.api.delivery_service import DeliveryServicer
+from service.api.errors import not_implemented
+from service.api.event_service import EventServicer
+from service.api.interceptors import MAX_CALLS_DEFAULT
+from service.api.operations_service import OperationsServicer
+from service.api.paging import Pages
+from service.api.server import ApiServer, Servicers
+from service.api.unbuilt import UnbuiltAccessRpcs
+from service.domain.limits import Limits
+from service.store.deliveries import DeliveryStore
+from service.store.events import EventStore
+from service.store.status import StatusStore
+from tests.pipeline.rig import Rig, running
+from tests.store.rows import Rows, rows_in
+
+VERSION = "1.2.3"
+PAGE_KEY = b"a key of every node"
+
+
+@dataclass
+class Calls:
+    """What the server told its observer, in order."""
+
+    ended: list[tuple[str, grpc.StatusCode]] = field(default_factory=list)
+
+    def call_ended(self, method: str, code: grpc.StatusCode, duration_s: float) -> None:
+        assert duration_s >= 0
+        self.ended.append((method, code))
+
+
+@dataclass
+class Api:
+    """A server and a channel to it."""
+
+    server: ApiServer
+    channel: grpc.aio.Channel
+    calls: Calls
+    port: int
+    rig: Rig
+    rows: Rows
+
+    @property
+    def events(self) -> EventServiceStub:
+        return EventServiceStub(self.channel)
+
+    @property
+    def deliveries(self) -> DeliveryServiceStub:
+        return DeliveryServiceStub(self.channel)
+
+    @property
+    def operations(self) -> OperationsServiceStub:
+        return OperationsServiceStub(self.channel)
+
+
+def refusing(base: Any) -> Any:  # noqa: ANN401 (any generated servicer)
+    """A servicer none of whose methods is there."""
+
+    async def refuse(*_: object) -> NoReturn:
+        raise not_implemented("this method")
+
+    methods = [name for name in vars(base) if not name.startswith("_")]
+    return type(f"Refusing{base.__name__}", (base,), dict.fromkeys(methods, refuse))()
+
+
+def servicers_of(rig: Rig, **replaced: Any) -> Servicers:  # noqa: ANN401 (any servicer)
+    """The servicers of a node; those of other rooms' tests refuse."""
+    pages = Pages(PAGE_KEY, rig.limits)
+    by_field: dict[str, Any] = {
+        "tenants": refusing(tenants_grpc.TenantServiceServicer),
+        "event_types": refusing(event_type_service_pb2_grpc.EventTypeServiceServicer),
+        "subscriptions": refusing(subscription_service_pb2_grpc.SubscriptionServiceServicer),
+        "access": UnbuiltAccessRpcs(),
+        "events": EventServicer(
+            publisher=rig.publisher,
+            events=EventStore(rig.database),
+            pages=pages,
+            limits=rig.limits,
+        ),
+        "deliveries": DeliveryServicer(
+            deliveries=DeliveryStore(rig.database), operator=rig.operator, pages=pages
+        ),
+        "operations": OperationsServicer(
+            status=StatusStore(rig.database),
+            lanes=rig.lanes,
+            version=VERSION,
+            node_id=lambda: rig.ownership.node_id,
+        ),
+    }
+    return Servicers(**(by_field | replaced))
+
+
+@asynccontextmanager
+async def serving(
+    url: str,
+    *,
+    limits: Limits | None = None,
+    max_calls: int = MAX_CALLS_DEFAULT,
+    **replaced: Any,  # noqa: ANN401 (any servicer)
+) -> AsyncIterator[Api]:
+    """A server that serves, on a database of its own, while inside."""
+    async with AsyncExitStack() as stack:
+        rig = await stack.enter_async_context(running(url, limits=limits or Limits()))
+        calls = Calls()
+        server = ApiServer(
+            servicers_of(rig, **replaced),
+            address="127.0.0.1:0",
+            limits=rig.limits,
+            max_calls=max_calls,
+            observer=calls,
+        )
+        port = await server.start()
+        stack.push_async_callback(server.stop, 0)
+        await server.set_serving(True)
+        channel = await stack.enter_async_context(
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}", CLIENT_OPTIONS)
+        )
+        rows = await stack.enter_async_context(rows_in(url))
+        yield Api(server, channel, calls, port, rig, rows)
+
+
+CLIENT_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # What a test sees is the answer of the call it made, never that of a silent repetition.
+    ("grpc.enable_retries", 0),
+    # Each test has servers of its own; a channel must not be another test's.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+@pytest.fixture
+async def api(database_url: str) -> AsyncIterator[Api]:
+    """A server that serves, and a tenant `acme`."""
+    async with serving(database_url) as api:
+        await api.rows.tenant("acme")
+        yield api
