@@ -2,32 +2,36 @@
 
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import pytest
 
-from tests.e2e.processes import HOOKLINE, environment, run_hookline
+from tests.e2e.processes import HOOKLINE, environment, postgres_processes, run_hookline
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
-def scratch() -> pathlib.Path:
-    """Where the demo keeps its data; its own directories there are recognised by their name."""
-    return pathlib.Path(tempfile.gettempdir())
-
-
-def left_behind(scratch: pathlib.Path) -> set[str]:
-    """What demos have there, running or not."""
-    return {path.name for path in scratch.glob("hookline-demo-*")}
+def scratch() -> Iterator[pathlib.Path]:
+    """The directory for temporary files of one demo; it must be empty again afterwards."""
+    with tempfile.TemporaryDirectory(prefix="hookline-e2e-") as directory:
+        path = pathlib.Path(directory)
+        path.chmod(0o711)  # as root, the user of Postgres has to pass through
+        yield path
+        assert list(path.iterdir()) == []
 
 
 def test_all_of_it_happens_and_nothing_is_left(scratch: pathlib.Path) -> None:
-    before, began = left_behind(scratch), time.monotonic()
-    played = run_hookline("demo", timeout_s=90)
+    began = time.monotonic()
+    played = run_hookline("demo", timeout_s=90, variables={"TMPDIR": str(scratch)})
     assert played.returncode == 0, played.stdout + played.stderr
     assert time.monotonic() - began < 60
     told = played.stdout
@@ -40,49 +44,63 @@ def test_all_of_it_happens_and_nothing_is_left(scratch: pathlib.Path) -> None:
     assert len(re.findall(r"SUCCEEDED after 3 attempts, answers: 500, 500, 200", told)) == 1
     for name in ("tenants/acme", "eventTypes/user.registered", "eventTypes/order.created"):
         assert name in told
-    assert left_behind(scratch) <= before
 
 
 def test_a_receiver_that_never_recovers_makes_it_fail_loudly(scratch: pathlib.Path) -> None:
-    before = left_behind(scratch)
-    played = run_hookline("demo", "--break-receiver", timeout_s=90)
+    played = run_hookline(
+        "demo", "--break-receiver", timeout_s=90, variables={"TMPDIR": str(scratch)}
+    )
     assert played.returncode == 1, played.stdout + played.stderr
     assert "EXHAUSTED after 4 attempts" in played.stdout
     assert "FAILED. It was expected that" in played.stdout
     assert "order.created for billing is SUCCEEDED in the end" in played.stdout
-    assert left_behind(scratch) <= before
+
+
+def test_settings_of_the_environment_do_not_reach_it(scratch: pathlib.Path) -> None:
+    variables = {"TMPDIR": str(scratch), "HOOKLINE_DATABASE_URL": "x", "HOOKLINE_NONSENSE": "1"}
+    assert run_hookline("demo", timeout_s=90, variables=variables).returncode == 0
+
+
+class Playing(NamedTuple):
+    """A demo that has begun to publish."""
+
+    process: subprocess.Popen[str]
+    data_dir: pathlib.Path
+    service_pid: int
+
+
+@contextmanager
+def playing(scratch: pathlib.Path) -> Iterator[Playing]:
+    """Start a demo, and go on once it publishes."""
+    with subprocess.Popen(
+        [*HOOKLINE, "demo"],
+        env=environment(TMPDIR=str(scratch)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in iter(process.stdout.readline, "Publish\n"):
+            assert line, "ended before it published"
+        (data_dir,) = scratch.iterdir()
+        assert len(postgres_processes(data_dir)) == 1
+        (lock,) = (path for path in data_dir.iterdir() if "lock" in path.name)
+        yield Playing(process, data_dir, int(lock.read_text()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_nothing(scratch: pathlib.Path, number: signal.Signals) -> None:
-    with subprocess.Popen(
-        [*HOOKLINE, "demo"],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as playing:
-        assert playing.stdout is not None
-        told = iter(playing.stdout.readline, "")
-        line = next(line for line in told if "Publish" in line)
-        assert line
-        (running,) = (path for path in scratch.glob("hookline-demo-*") if is_of(path, playing.pid))
-        playing.send_signal(number)
-        playing.communicate(timeout=60)
-    assert playing.returncode == 128 + number
-    assert not running.exists()
+    with playing(scratch) as demo:
+        demo.process.send_signal(number)
+        demo.process.communicate(timeout=60)
+    assert demo.process.returncode == 128 + number
+    assert postgres_processes(demo.data_dir) == []
 
 
-def is_of(data_dir: pathlib.Path, demo_pid: int) -> bool:
-    """Whether the service that holds a data directory is a child of this demo."""
-    holders = [
-        int(match[0])
-        for path in data_dir.glob("*lock*")
-        if (match := re.match(r"\d+", path.read_text()))
-    ]
-    parents = {
-        int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        for pid in holders
-        if pathlib.Path(f"/proc/{pid}").exists()
-    }
-    return demo_pid in parents
+async def test_killed_it_takes_its_service_along(scratch: pathlib.Path) -> None:
+    with playing(scratch) as demo:
+        demo.process.kill()
+        service = pathlib.Path(f"/proc/{demo.service_pid}")
+        await until(lambda: not service.exists(), "the service ends")
+    assert postgres_processes(demo.data_dir) == []
+    shutil.rmtree(demo.data_dir)

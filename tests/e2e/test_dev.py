@@ -18,6 +18,7 @@ from tests.e2e.processes import (
     run_hookline,
     running_dev,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -34,10 +35,9 @@ def test_a_signal_stops_it_cleanly_with_its_postgres(
     assert dev.lines[-1] == "ready", "a clean stop says nothing"
 
 
-def test_a_signal_during_the_start_stops_it_too(data_dir: pathlib.Path) -> None:
+async def test_a_signal_during_the_start_stops_it_too(data_dir: pathlib.Path) -> None:
     with Dev(data_dir) as starting:
-        while not data_dir.exists() and starting.process.poll() is None:
-            os.sched_yield()
+        await until(data_dir.exists, "the start has begun")
         starting.signal(signal.SIGTERM)
         assert starting.ended() == 0
     assert "ready" not in starting.lines
