@@ -49,6 +49,8 @@ async def _to_end(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # or asyncio would report one that nobody asked for
         raise
 
 

