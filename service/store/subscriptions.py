@@ -26,7 +26,7 @@ from service.domain.errors import (
     Reason,
     ResourceExhaustedError,
 )
-from service.domain.ids import bucket_of, first_uuid_of, make_uuid7
+from service.domain.ids import bucket_of, first_uuid_of
 from service.domain.names import WILDCARD, subscription_name, tenant_name
 from service.domain.subscription import (
     SignatureScheme,
@@ -44,6 +44,7 @@ from service.store.subscription_rows import (
     target_columns_of,
     version_of,
 )
+from service.store.uids import make_uid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +105,7 @@ class Subscriptions:
         it may.
         """
         tenant = await self._tenant(draft.tenant_id)
-        uid = make_uuid7(tenant["unix_ms"], self._random_bits(74))
+        uid = make_uid(tenant["unix_us"], self._random_bits)
         place = SecretPlace(tenant["tenant_uid"], uid, 1)
         arguments = (
             tenant["tenant_uid"],

@@ -15,10 +15,10 @@ from service.domain.errors import (
     NotFoundError,
     Reason,
 )
-from service.domain.ids import make_uuid7
 from service.domain.names import tenant_name
 from service.domain.tenant import DEFAULT_TENANT_ID, Tenant, TenantState
 from service.store.statements import Statements
+from service.store.uids import make_uid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,7 +59,7 @@ class Tenants:
         self, tenant_id: str, display_name: str, labels: Mapping[str, str]
     ) -> asyncpg.Record | None:
         (time,) = await self._database.fetch(SQL.database_time)
-        uid = make_uuid7(time["unix_ms"], self._random_bits(74))
+        uid = make_uid(time["unix_us"], self._random_bits)
         return await self._database.fetchrow(SQL.create, uid, tenant_id, display_name, dict(labels))
 
     async def get(self, tenant_id: str) -> Tenant:

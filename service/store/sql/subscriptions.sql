@@ -3,7 +3,7 @@
 -- change that finds another version than the one it was decided on does nothing.
 
 -- name: find_tenant
-SELECT tenant_uid, state, (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS unix_ms
+SELECT tenant_uid, state, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS unix_us
 FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
 
 -- name: now

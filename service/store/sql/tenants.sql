@@ -1,7 +1,7 @@
 -- Tenants. The epoch and the count of subscriptions are moved by subscriptions.sql.
 
 -- name: database_time
-SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS unix_ms
+SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS unix_us
 
 -- name: create
 -- Nothing where the id is taken.

@@ -1,0 +1,118 @@
+"""Event types as they are stored: revisions, etags, and the change log that every node reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from service.domain.errors import AbortedError, AlreadyExistsError, NotFoundError, Reason
+from service.domain.event import EventType, EventTypeState
+from service.store.event_types import NEWEST
+from tests.store.control_plane import ControlPlane, control_plane
+
+
+@pytest.fixture
+async def plane(database_url: str) -> AsyncIterator[ControlPlane]:
+    async with control_plane(database_url) as plane:
+        yield plane
+
+
+def order(**fields: str) -> EventType:
+    return EventType(name="order.created", **fields)  # type: ignore[arg-type]  # texts only
+
+
+async def changes(plane: ControlPlane) -> int:
+    return len(await plane.changes("EVENT_TYPE"))
+
+
+async def test_an_event_type_is_read_as_it_was_made(plane: ControlPlane) -> None:
+    made = await plane.event_types.create(
+        order(description="An order ☂", json_schema='{"type":"object"}', example_json="{}")
+    )
+    assert made == await plane.event_types.get("order.created")
+    assert (made.revision, made.state) == (1, EventTypeState.ACTIVE)
+    assert (made.json_schema, made.example_json) == ('{"type":"object"}', "{}")
+    assert made.create_time == made.update_time
+    assert await changes(plane) == 1
+    with pytest.raises(NotFoundError) as refused:
+        await plane.event_types.get("order.craeted")
+    assert refused.value.reason == Reason.EVENT_TYPE_NOT_FOUND
+
+
+async def test_a_name_is_taken_once_and_for_good(plane: ControlPlane) -> None:
+    asked = [plane.event_types.create(order()) for _ in range(8)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert sum(isinstance(answer, AlreadyExistsError) for answer in answers) == 7
+    await plane.event_types.archive("order.created")
+    with pytest.raises(AlreadyExistsError) as refused:
+        await plane.event_types.create(order())
+    assert refused.value.reason == Reason.EVENT_TYPE_ALREADY_EXISTS
+    assert await changes(plane) == 2
+
+
+async def test_another_schema_is_another_revision_and_nothing_else_is(plane: ControlPlane) -> None:
+    made = await plane.event_types.create(order(json_schema="true"))
+    told = await plane.event_types.change(
+        "order.created", lambda seen: replace(seen, description="new", example_json="1")
+    )
+    assert (told.revision, told.description) == (1, "new")
+    other = await plane.event_types.change(
+        "order.created", lambda seen: replace(seen, json_schema="{}")
+    )
+    gone = await plane.event_types.change(
+        "order.created", lambda seen: replace(seen, json_schema="")
+    )
+    assert [other.revision, gone.revision] == [2, 3]
+    assert len({made.etag, told.etag, other.etag, gone.etag}) == 4
+    assert await changes(plane) == 4
+
+
+async def test_a_change_to_the_same_is_none(plane: ControlPlane) -> None:
+    made = await plane.event_types.create(order())
+    assert await plane.event_types.change("order.created", lambda seen: seen) == made
+    archived = await plane.event_types.archive("order.created")
+    assert archived.state is EventTypeState.ARCHIVED
+    assert await plane.event_types.archive("order.created") == archived
+    assert await changes(plane) == 2
+
+
+async def test_a_stale_etag_is_told_and_a_current_one_serves(plane: ControlPlane) -> None:
+    made = await plane.event_types.create(order())
+    changed = await plane.event_types.change(
+        "order.created", lambda seen: replace(seen, description="1"), etag=made.etag
+    )
+    with pytest.raises(AbortedError) as refused:
+        await plane.event_types.archive("order.created", etag=made.etag)
+    assert refused.value.reason == Reason.ETAG_MISMATCH
+    await plane.event_types.archive("order.created", etag=changed.etag)
+
+
+async def test_changes_at_once_are_all_kept(plane: ControlPlane) -> None:
+    await plane.event_types.create(order())
+
+    async def add(letter: str) -> None:
+        await plane.event_types.change(
+            "order.created", lambda seen: replace(seen, description=seen.description + letter)
+        )
+
+    await asyncio.gather(*[add(letter) for letter in "abcd"])
+    assert sorted((await plane.event_types.get("order.created")).description) == list("abcd")
+
+
+async def test_pages_go_from_the_newest_on_even_where_times_are_equal(plane: ControlPlane) -> None:
+    for n in range(5):
+        await plane.event_types.create(EventType(name=f"t{n}"))
+    await plane.rows("UPDATE event_types SET create_time = '2026-01-01Z' WHERE name < 't3'")
+    found: list[EventType] = []
+    before = NEWEST
+    while page := await plane.event_types.list_page(before=before, limit=2):
+        found += page
+        assert page[-1].create_time is not None
+        before = (page[-1].create_time, page[-1].name)
+    assert [event_type.name for event_type in found] == ["t4", "t3", "t2", "t1", "t0"]
+    assert {event_type.name for event_type in await plane.event_types.all()} == {
+        f"t{n}" for n in range(5)
+    }

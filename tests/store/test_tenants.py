@@ -1,0 +1,135 @@
+"""Tenants as they are stored: made, changed, listed, and ended only when nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from service.domain.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    HooklineError,
+    NotFoundError,
+    Reason,
+)
+from service.domain.tenant import Tenant, TenantState
+from service.store.tenants import NEWEST
+from tests.store.control_plane import ControlPlane, control_plane
+from tests.store.rows import Place, rows_in
+
+
+@pytest.fixture
+async def plane(database_url: str) -> AsyncIterator[ControlPlane]:
+    async with control_plane(database_url) as plane:
+        yield plane
+
+
+async def test_a_tenant_is_read_as_it_was_made(plane: ControlPlane) -> None:
+    made = await plane.tenants.create("globex", "Globex ☂", {"plan": "gold"})
+    assert made == await plane.tenants.get("globex")
+    assert (made.display_name, made.labels, made.state) == (
+        "Globex ☂",
+        {"plan": "gold"},
+        TenantState.ACTIVE,
+    )
+    now = await plane.value("SELECT clock_timestamp()")
+    assert made.create_time is not None
+    assert abs((now - made.create_time).total_seconds()) < 60
+    assert made.uid.version == 7
+
+
+async def test_an_id_is_taken_once_however_many_ask(plane: ControlPlane) -> None:
+    asked = [plane.tenants.create("globex", str(n), {}) for n in range(8)]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, AlreadyExistsError)]
+    assert len(refused) == 7
+    assert {error.reason for error in refused} == {Reason.TENANT_ALREADY_EXISTS}
+
+
+async def test_the_default_tenant_is_made_once_and_cannot_end(plane: ControlPlane) -> None:
+    await asyncio.gather(*[plane.tenants.ensure_default() for _ in range(4)])
+    first = await plane.tenants.get("default")
+    await plane.tenants.ensure_default()
+    assert await plane.tenants.get("default") == first
+    await refused(plane, "default", Reason.TENANT_PROTECTED)
+
+
+async def test_only_what_is_named_changes(plane: ControlPlane) -> None:
+    before = await plane.tenants.update("acme", display_name="Acme", labels={"a": "1"})
+    assert (await plane.tenants.update("acme", labels={})).display_name == "Acme"
+    after = await plane.tenants.update("acme", display_name="")
+    assert (after.display_name, after.labels) == ("", {})
+    assert (after.uid, after.create_time) == (before.uid, before.create_time)
+    with pytest.raises(NotFoundError):
+        await plane.tenants.update("nobody", display_name="x")
+
+
+async def test_pages_go_from_the_newest_on_and_lose_nobody(plane: ControlPlane) -> None:
+    for n in range(7):
+        await plane.tenants.create(f"t{n}", "", {})
+    await plane.tenants.delete("t3")
+    found: list[Tenant] = []
+    before = NEWEST
+    while page := await plane.tenants.list_page(before=before, limit=3):
+        found += page
+        before = page[-1].uid
+    assert [tenant.tenant_id for tenant in found] == ["t6", "t5", "t4", "t2", "t1", "t0", "acme"]
+
+
+# ------------------------------------------------------------------------------------------- ending
+
+
+async def refused(plane: ControlPlane, tenant_id: str, reason: Reason) -> None:
+    with pytest.raises(HooklineError) as caught:
+        await plane.tenants.delete(tenant_id)
+    assert caught.value.reason == reason
+
+
+async def test_a_tenant_with_subscriptions_or_pending_work_is_kept(
+    plane: ControlPlane, database_url: str
+) -> None:
+    subscription = await plane.create()
+    tenant = await plane.tenants.get("acme")
+    async with rows_in(database_url) as rows:
+        event_id = await rows.event(tenant.uid)
+        await rows.pending(Place(tenant.uid, subscription.uid), event_id)
+    await refused(plane, "acme", Reason.TENANT_NOT_EMPTY)
+    await plane.subscriptions.delete("acme", "orders")
+    await refused(plane, "acme", Reason.TENANT_NOT_EMPTY)
+    await plane.rows("DELETE FROM pending_deliveries")
+    epoch = await plane.epoch()
+    await plane.tenants.delete("acme")
+    statement = "SELECT epoch FROM tenants WHERE tenant_uid = $1 AND deleted_at IS NOT NULL"
+    assert await plane.value(statement, tenant.uid) == epoch + 1
+    await refused(plane, "acme", Reason.TENANT_NOT_FOUND)
+
+
+async def test_a_recreated_tenant_is_another_and_inherits_nothing(plane: ControlPlane) -> None:
+    await plane.tenants.update("acme", display_name="Acme", labels={"a": "1"})
+    before = await plane.tenants.get("acme")
+    await plane.create()
+    await plane.subscriptions.delete("acme", "orders")
+    await plane.tenants.delete("acme")
+    after = await plane.tenants.create("acme", "", {})
+    assert after.uid != before.uid
+    assert (after.display_name, after.labels) == ("", {})
+    assert await plane.subscriptions.list_page("acme", limit=9) == []
+    assert await plane.count() == 0
+    load = await plane.index("acme", 3, before.uid)
+    assert (load.tenant_uid, load.is_whole, load.changed) == (after.uid, True, ())
+
+
+async def test_a_creation_and_an_end_at_once_leave_no_orphan(plane: ControlPlane) -> None:
+    for n in range(10):
+        await plane.tenants.create(f"t{n}", "", {})
+        create, delete = await asyncio.gather(
+            plane.create("orders", f"t{n}"),
+            plane.tenants.delete(f"t{n}"),
+            return_exceptions=True,
+        )
+        assert isinstance(create, NotFoundError) != isinstance(delete, FailedPreconditionError)
+    orphans = """SELECT count(*) FROM subscriptions s JOIN tenants t USING (tenant_uid)
+                 WHERE t.deleted_at IS NOT NULL AND s.deleted_at IS NULL"""
+    assert await plane.value(orphans) == 0
