@@ -37,16 +37,17 @@ class Backlog:
     """What is pending."""
 
     count: int
-    """Exact below `PENDING_COUNTED_MAX`, never less than that where estimated."""
+    """Exact below `counted_max`, never less than that where estimated."""
     oldest_unix_ms: int | None
     """When the oldest of it was created; None where nothing is pending."""
 
 
 class StatusStore:
-    """Reads the deployment's state."""
+    """Reads the deployment's state; counts up to `counted_max` pending deliveries."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, counted_max: int = PENDING_COUNTED_MAX) -> None:
         self._database = database
+        self._counted_max = counted_max
 
     async def nodes(self) -> list[Node]:
         """Every registered node, in the order of their start."""
@@ -54,7 +55,7 @@ class StatusStore:
 
     async def backlog(self) -> Backlog:
         """How much is pending, and since when."""
-        row = await self._database.fetchrow(SQL.pending, PENDING_COUNTED_MAX)
+        row = await self._database.fetchrow(SQL.pending, self._counted_max)
         assert row is not None  # noqa: S101 (aggregates always answer)
         oldest: UUID | None = row["oldest_id"]
         count = row["exact"] if row["is_exact"] else max(row["exact"], row["estimate"])
