@@ -141,7 +141,7 @@ class Budget:
 
 
 OWN_FAULT_DELAY_S = 1.0
-"""How long a delivery rests after a fault of ours; long enough to breathe, short enough to be at once."""
+"""How long a delivery rests after a fault of ours, in seconds."""
 
 
 def decide(outcome: Outcome, budget: Budget, schedule: RetrySchedule, unit: float) -> Move:

@@ -1,7 +1,7 @@
 """What can be refused, and why: the exceptions that cross rooms.
 
-Every error carries a `Reason` (the API's `ErrorReason` without its prefix) and a `Code` (the name of
-a gRPC status). Nothing here knows gRPC; `api/errors.py` is the only translator.
+Every error carries a `Reason` (the API's `ErrorReason` without its prefix) and a `Code` (the name
+of a gRPC status). Nothing here knows gRPC; `api/errors.py` is the only translator.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Reason(StrEnum):
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
     FIELD_IMMUTABLE = "FIELD_IMMUTABLE"
     UPDATE_MASK_INVALID = "UPDATE_MASK_INVALID"
-    PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
+    PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"  # noqa: S105 - a reason's name
     FILTER_INVALID = "FILTER_INVALID"
     TARGET_URL_INVALID = "TARGET_URL_INVALID"
     TARGET_ADDRESS_FORBIDDEN = "TARGET_ADDRESS_FORBIDDEN"
     HEADER_INVALID = "HEADER_INVALID"
-    SIGNING_SECRET_INVALID = "SIGNING_SECRET_INVALID"
+    SIGNING_SECRET_INVALID = "SIGNING_SECRET_INVALID"  # noqa: S105 - a reason's name
     PAYLOAD_INVALID = "PAYLOAD_INVALID"
     PAYLOAD_SCHEMA_MISMATCH = "PAYLOAD_SCHEMA_MISMATCH"
     PAYLOAD_TYPE_UNKNOWN = "PAYLOAD_TYPE_UNKNOWN"
@@ -92,7 +92,7 @@ class Violation:
     description: str
     reason: Reason = Reason.FIELD_INVALID
     limit: str = ""
-    """The setting that was exceeded, where `reason` is LIMIT_EXCEEDED and the limit is a setting."""
+    """The setting that was exceeded, where `reason` is LIMIT_EXCEEDED and there is one."""
     maximum: int = 0
     """What that setting allows."""
 

@@ -1,4 +1,4 @@
-"""An event: something that happened, immutable once accepted; and event types, the named contracts."""
+"""An event: something that happened, immutable once accepted; and event types, its contracts."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def make_uuid7(unix_ms: int, random_74: int) -> UUID:
 
 
 def delivery_id_of(event_id: UUID, index: int, bucket: int) -> UUID:
-    """The id of an event's delivery number `index` (below `MAX_FAN_OUT`) to a bucket's subscription."""
+    """The id of an event's delivery number `index` (below `MAX_FAN_OUT`) into a bucket."""
     return UUID(int=event_id.int & ~_LOW_28 | index << 8 | bucket)
 
 

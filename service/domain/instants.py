@@ -1,4 +1,4 @@
-"""Instants as numbers and as `datetime`: ids carry milliseconds, the data path counts microseconds."""
+"""Instants as numbers and as `datetime`: ids carry milliseconds, attempts microseconds."""
 
 from __future__ import annotations
 

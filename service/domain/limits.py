@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on requests; `config.py` fills them from HOOKLINE_*, the defaults are the contract's."""
+    """Bounds on requests; `config` fills them from HOOKLINE_*, the defaults are the contract's."""
 
     max_data_bytes: int = 256 * 1024
     """One event's data (HOOKLINE_MAX_DATA_BYTES)."""
@@ -15,6 +15,8 @@ class Limits:
     """Events of one PublishEvents (HOOKLINE_MAX_BATCH_EVENTS)."""
     max_batch_bytes: int = 4 * 1024 * 1024
     """All data of one PublishEvents (HOOKLINE_MAX_BATCH_BYTES)."""
+    max_batch_deliveries: int = 250_000
+    """What one PublishEvents may fan out to (HOOKLINE_MAX_BATCH_DELIVERIES)."""
     max_attribute_bytes: int = 1_024
     """One attribute's value (HOOKLINE_MAX_ATTRIBUTE_BYTES)."""
     max_json_depth: int = 128
@@ -31,6 +33,6 @@ class Limits:
     max_schema_bytes: int = 256 * 1024
     """A JSON Schema's text (HOOKLINE_MAX_SCHEMA_BYTES)."""
     max_queued_publish_bytes: int = 64 * 1024 * 1024
-    """Data waiting for a group commit before publishing is refused (HOOKLINE_MAX_QUEUED_PUBLISH_BYTES)."""
+    """Data that may wait for a group commit (HOOKLINE_MAX_QUEUED_PUBLISH_BYTES)."""
     max_queued_publish_events: int = 50_000
-    """Events waiting for a group commit before publishing is refused (HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS)."""
+    """Events that may wait for a group commit (HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS)."""

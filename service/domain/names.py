@@ -23,7 +23,8 @@ _ATTRIBUTE = re.compile(r"[a-z0-9]{1,64}", re.ASCII)
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
 _CONTENT_TYPE = re.compile(
     r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+"
-    r"(?:[ \t]*;[ \t]*[A-Za-z0-9!#$&^_.+-]+=(?:[A-Za-z0-9!#$&^_.+-]+|\"[\x20\x21\x23-\x5b\x5d-\x7e]*\"))*",
+    r"(?:[ \t]*;[ \t]*[A-Za-z0-9!#$&^_.+-]+="
+    r"(?:[A-Za-z0-9!#$&^_.+-]+|\"[\x20\x21\x23-\x5b\x5d-\x7e]*\"))*",
     re.ASCII,
 )
 _MAX_CONTENT_TYPE_LENGTH = 255
@@ -34,7 +35,7 @@ CLOUDEVENTS_CORE = frozenset(
         "datacontenttype", "dataschema", "traceparent",
     }
 )  # fmt: skip
-"""Names that an attribute may not take (CloudEvents 1.0 section 3.1, and what Hookline sends itself)."""
+"""Names that an attribute may not take (CloudEvents 1.0 section 3.1, and what we send)."""
 
 
 def check_id(text: str) -> str | None:

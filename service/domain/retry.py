@@ -9,10 +9,10 @@ from email.utils import parsedate_to_datetime
 DEFAULT_DELAYS_S: tuple[float, ...] = (
     0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400,
 )  # fmt: skip
-"""The delays before attempts 1 to 10, in seconds: 0, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h."""
+"""In seconds: 0, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h before attempts 1 to 10."""
 
 JITTER_FLOOR = 0.8
-"""Each delay is multiplied by a number drawn uniformly from [0.8, 1), so that failures spread out."""
+"""Each delay is multiplied by a uniform draw from [0.8, 1), so that failures spread out."""
 
 MAX_ATTEMPTS = 100
 MAX_DELAY_S = 7 * 86_400.0
@@ -43,7 +43,7 @@ class RetrySchedule:
 
 
 def doubling(max_attempts: int, min_backoff_s: float, max_backoff_s: float) -> RetrySchedule:
-    """A schedule whose delays double from `min_backoff_s` up to `max_backoff_s`; the first is at once."""
+    """Delays that double from `min_backoff_s` to `max_backoff_s`; the first attempt is at once."""
     delays_s = [0.0]
     backoff_s = min_backoff_s
     while len(delays_s) < max_attempts:
@@ -53,7 +53,7 @@ def doubling(max_attempts: int, min_backoff_s: float, max_backoff_s: float) -> R
 
 
 def parse_retry_after(value: bytes, now_unix_s: float) -> float | None:
-    """Seconds that a `Retry-After` header asks for, clamped to 24 hours; None where it says nothing.
+    """Seconds that a `Retry-After` asks for, clamped to 24 hours; None where it says nothing.
 
     RFC 9110 section 10.2.3: ASCII digits, or an HTTP-date (taken against `now_unix_s`).
     """

@@ -1,14 +1,15 @@
-"""Connections to Postgres: the pool for calls, sessions of their own for the data path, and the edge
-where asyncpg's exceptions become ours.
+"""Connections to Postgres, and the edge where asyncpg's exceptions become ours.
+
+A pool serves calls; each loop of the data path has a session of its own.
 
 Theory of operation. A statement ends in one of four ways, and every caller must know which:
 
 - it returned;
 - `UnavailableError`: it never reached a server, nothing was done, repeating is safe;
-- `OutcomeUnknownError`: it was sent and no answer came; it may have committed (STANDARDS: of 192
-  failed inserts, 28 had);
-- `ContentionError` (deadlock, serialisation: run it again) or `RejectedError` (the server read it and
-  refused: class 22, 23 or anything else; nothing was done).
+- `OutcomeUnknownError`: it was sent and no answer came; it may have committed (of 192 inserts that
+  failed so under crashes, 28 had);
+- `ContentionError` (deadlock, serialisation: run it again) or `RejectedError` (the server read it
+  and refused: class 22, 23 or anything else; nothing was done).
 
 Each statement has a deadline. A frozen backend answers neither the statement nor a cancel, so a
 connection that overran is terminated, never released.
@@ -17,7 +18,7 @@ connection that overran is terminated, never released.
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import asyncpg
@@ -26,7 +27,7 @@ import orjson
 from service.domain.errors import Reason, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from asyncpg.pool import PoolConnectionProxy
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 
-# The data path's statements walk from arrays into indexes, whatever the statistics say: the hot table
-# is empty at one moment and holds millions at the next, and a plan made for the one must do for both.
+# The data path's statements walk from arrays into indexes, whatever the statistics say: the hot
+# table is empty at one moment and holds millions at the next, and a plan made for the one must do
+# for both.
 _PATH_SETTINGS = {
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
@@ -150,32 +152,31 @@ class Session:
     async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
         """Run one statement in a transaction of its own; rows as a list."""
         connection = await self._connected()
-        try:
+        with self._translated():
             async with asyncio.timeout(self._timeout_s):
                 return await connection.fetch(statement, *args)
-        except BaseException as error:
-            self._forget_if_broken(error)
-            _translate(error, self._backend)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         """Several statements in one transaction, under one deadline; commits on leaving."""
         connection = await self._connected()
-        try:
+        with self._translated():
             async with asyncio.timeout(self._timeout_s), connection.transaction():
                 yield connection
-        except BaseException as error:
-            self._forget_if_broken(error)
-            _translate(error, self._backend)
 
     @asynccontextmanager
     async def connection(self, timeout_s: float) -> AsyncIterator[Connection]:
-        """The bare connection, for what must not run in a transaction; under a deadline of its own."""
+        """The bare connection, for what must not run in a transaction; with its own deadline."""
         connection = await self._connected()
-        try:
+        with self._translated():
             async with asyncio.timeout(timeout_s):
                 yield connection
-        except BaseException as error:
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 - translated, or raised again as it is
             self._forget_if_broken(error)
             _translate(error, self._backend)
 
@@ -303,11 +304,14 @@ class Database:
         """Refuse a server that could lose what it acknowledged, or that is too old or read-only."""
         row = await self.fetchrow(
             """SELECT current_setting('server_version_num')::int / 10000 AS version,
-                      pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only,
-                      array(SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit')
-                            AND setting = 'off' ORDER BY name) AS unsafe"""
+                      pg_is_in_recovery() OR current_setting('transaction_read_only')::bool
+                          AS read_only,
+                      array(SELECT name FROM pg_settings
+                            WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit')
+                              AND setting = 'off' ORDER BY name) AS unsafe"""
         )
-        assert row is not None
+        if row is None:
+            raise LookupError("a statement without FROM returns a row")
         problems: list[str] = []
         if row["version"] < MIN_SERVER_VERSION:
             problems.append(

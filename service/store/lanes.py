@@ -1,4 +1,4 @@
-"""What memory reads of the hot table: the sweep, refills, changes; and the rows of deleted lanes."""
+"""What memory reads of the hot table: the sweep, refills, changes; the rows of deleted lanes."""
 
 from __future__ import annotations
 

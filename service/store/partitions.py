@@ -14,7 +14,6 @@ from uuid import UUID
 from service.domain.ids import first_uuid_of
 
 if TYPE_CHECKING:
-
     from service.store.database import Connection
 
 PARENTS = ("events", "deliveries", "attempts")
@@ -74,7 +73,8 @@ async def create_partitions(connection: Connection, *, days_ahead: int = DAYS_AH
 def _create_sql(parent: str, name: str, day: date) -> str:
     first, end = first_id_of_day(day), first_id_of_day(day + timedelta(days=1))
     return f"""
-        CREATE TABLE {name} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE);
+        CREATE TABLE {name}
+            (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE);
         ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{first}') TO ('{end}');
     """
 
@@ -92,7 +92,8 @@ async def old_days(connection: Connection, before: date) -> list[date]:
 async def drop_day(connection: Connection, day: date) -> None:
     """Detach and drop a day's partitions, wherever an earlier try was cut short.
 
-    Raises where another session holds a partition for longer than the lock timeout; it is tried again.
+    Raises where another session holds a partition for longer than the lock timeout; it is tried
+    again.
     """
     await connection.execute("SET lock_timeout = '5s'")
     for parent in reversed(PARENTS):

@@ -5,7 +5,6 @@ Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publi
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,6 @@ _REFUSED_ITSELF = "HK001"
 _EVENT_COLUMNS = 15
 _DELIVERY_COLUMNS = 7
 _KEY_COLUMNS = 5
-_BACKEND_POLL_S = 0.05
 
 EventRow = tuple[object, ...]
 DeliveryRow = tuple["UUID", int, float, int, "UUID", "UUID", "UUID"]
@@ -128,13 +126,15 @@ class PublishStore:
     ) -> set[UUID]:
         """The tenants whose events a statement stored although its answer was lost.
 
-        `witnesses` has one event per tenant. Ends the statement's backend first, for it may still be
-        about to commit.
+        `witnesses` has one event per tenant. Ends the statement's backend first, for it may still
+        be about to commit.
         """
         if lost.backend is not None:
             pid, start_time = lost.backend.pid, lost.backend.start_time
-            while await self._session.fetch(SQL.terminate_backend, pid, start_time):
-                await asyncio.sleep(_BACKEND_POLL_S)
+            lives = True
+            while lives:
+                rows = await self._session.fetch(SQL.terminate_backend, pid, start_time)
+                lives = any(not row["is_gone"] for row in rows)
         rows = await self._session.fetch(SQL.find_events, list(witnesses), list(witnesses.values()))
         return {row["tenant_uid"] for row in rows}
 

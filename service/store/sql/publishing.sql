@@ -87,8 +87,9 @@ SELECT w.tenant_uid FROM unnest($1::uuid[], $2::uuid[]) AS w (tenant_uid, event_
 WHERE EXISTS (SELECT FROM events e WHERE e.tenant_uid = w.tenant_uid AND e.event_id = w.event_id)
 
 -- name: terminate_backend
--- Whether the backend of a lost statement still lives; it is told to end. Its start time keeps a recycled pid safe.
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2
+-- Ends the backend of a lost statement and waits until its process is gone, a second at most; its start time keeps a
+-- recycled pid safe.
+SELECT pg_terminate_backend(pid, 1000) AS is_gone FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2
 
 -- name: sweep_keys
 -- The outer WHERE repeats the inner one: a key may have been taken anew between the two.
