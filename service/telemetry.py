@@ -75,7 +75,12 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
 def _renderers(log_format: LogFormat) -> list[Processor]:
     if log_format is LogFormat.CONSOLE:
         return [
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time"),
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                timestamp_key="time",
+                # The default shows local variables, and a secret may be one.
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
         ]
     return [structlog.processors.format_exc_info, _json_line]
 
