@@ -40,7 +40,9 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Behaviour = Callable[[Any, _Context], Any]
 
-_CODES: dict[object, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+_CODES: dict[object, grpc.StatusCode] = {
+    key: code for code in grpc.StatusCode for key in (code, code.value[0])
+}
 _MALFORMED = object()
 _UNSAFE_TO_REPEAT = ("Create", "Publish", "Send", "StartReplay")
 """Methods that may do harm when they are made again although they were done."""
@@ -187,7 +189,7 @@ def _is_cancelled() -> bool:
 
 
 def _code_of(context: _Context) -> grpc.StatusCode:
-    """The code that a servicer ended its call with; grpc.aio keeps it as a number."""
+    """The code that a servicer ended its call with; grpc.aio keeps it as it was given."""
     return _CODES.get(context.code(), grpc.StatusCode.UNKNOWN)
 
 

@@ -45,8 +45,14 @@ class Descriptors:
         return [self._serialized[needed] for needed in self._with_dependencies(name)]
 
     def file_of_symbol(self, symbol: str) -> list[bytes]:
-        """The file that defines a message, enum, service or method; KeyError where none does."""
-        return self.file(self._pool.FindFileContainingSymbol(symbol).name)
+        """The file that defines a message, enum, service, method…; KeyError where none does."""
+        try:
+            return self.file(self._pool.FindFileContainingSymbol(symbol).name)
+        except KeyError:
+            # The pool knows a service by its name, and its methods only through it.
+            service, _, method = symbol.rpartition(".")
+            descriptor = self._pool.FindServiceByName(service)
+            return self.file(descriptor.methods_by_name[method].containing_service.file.name)
 
     def file_of_extension(self, extended: str, number: int) -> list[bytes]:
         """The file that defines an extension of a message; KeyError where none does."""

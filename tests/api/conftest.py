@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import grpc
 import pytest
 
-from hookline.v1 import event_type_service_pb2_grpc, subscription_service_pb2_grpc
+from hookline.v1 import subscription_service_pb2_grpc
 from hookline.v1 import tenant_service_pb2_grpc as tenants_grpc
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
@@ -22,7 +22,7 @@ from service.api.interceptors import MAX_CALLS_DEFAULT
 from service.api.operations_service import OperationsServicer
 from service.api.paging import Pages
 from service.api.server import ApiServer, Servicers
-from service.api.unbuilt import UnbuiltAccessRpcs
+from service.api.unbuilt import UnbuiltAccessRpcs, UnbuiltEventTypeRpcs
 from service.domain.limits import Limits
 from service.store.deliveries import DeliveryStore
 from service.store.events import EventStore
@@ -75,7 +75,9 @@ def refusing(base: Any) -> Any:  # noqa: ANN401 (any generated servicer)
     async def refuse(*_: object) -> NoReturn:
         raise not_implemented("this method")
 
-    methods = [name for name in vars(base) if not name.startswith("_")]
+    generated = base.__mro__[-2]
+    methods = [name for name in vars(generated) if not name.startswith("_")]
+    methods = [name for name in methods if getattr(base, name) is getattr(generated, name)]
     return type(f"Refusing{base.__name__}", (base,), dict.fromkeys(methods, refuse))()
 
 
@@ -84,7 +86,7 @@ def servicers_of(rig: Rig, **replaced: Any) -> Servicers:  # noqa: ANN401 (any s
     pages = Pages(PAGE_KEY, rig.limits)
     by_field: dict[str, Any] = {
         "tenants": refusing(tenants_grpc.TenantServiceServicer),
-        "event_types": refusing(event_type_service_pb2_grpc.EventTypeServiceServicer),
+        "event_types": refusing(UnbuiltEventTypeRpcs),
         "subscriptions": refusing(subscription_service_pb2_grpc.SubscriptionServiceServicer),
         "access": UnbuiltAccessRpcs(),
         "events": EventServicer(

@@ -1,0 +1,156 @@
+"""The server as a whole: what it serves, what it says of its health, what it does not build yet."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from hookline.v1 import (
+    access_service_pb2,
+    delivery_service_pb2,
+    event_service_pb2,
+    event_type_service_pb2,
+    operations_service_pb2,
+    subscription_service_pb2,
+    tenant_service_pb2,
+)
+from service.api import unbuilt
+from service.api.server import CONTRACT_SERVICES, ApiServer, CannotListenError
+from service.domain.limits import Limits
+from tests.api.conftest import Api, servicers_of
+from tests.api.refusals import refusal
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+FILES = (
+    access_service_pb2,
+    delivery_service_pb2,
+    event_service_pb2,
+    event_type_service_pb2,
+    operations_service_pb2,
+    subscription_service_pb2,
+    tenant_service_pb2,
+)
+METHODS = {
+    f"/{service.full_name}/{method.name}": method
+    for file in FILES
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+UNBUILT = {
+    name
+    for base in vars(unbuilt).values()
+    if isinstance(base, type) and base.__module__ == unbuilt.__name__
+    for name in vars(base)
+    if not name.startswith("_")
+}
+
+
+def health_of(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401 (its stubs have no methods)
+    return health_pb2_grpc.HealthStub(channel)
+
+
+async def test_the_contract_has_seven_services() -> None:
+    assert len(CONTRACT_SERVICES) == 7
+    assert {name.split("/")[1] for name in METHODS} == set(CONTRACT_SERVICES)
+
+
+async def test_health_is_told_for_the_whole_and_for_each_service(api: Api) -> None:
+    for status in (SERVING, NOT_SERVING, SERVING):
+        await api.server.set_serving(status == SERVING)
+        for service in ("", *CONTRACT_SERVICES):
+            answer = await health_of(api.channel).Check(
+                health_pb2.HealthCheckRequest(service=service)
+            )
+            assert answer.status == status
+
+
+async def test_health_of_what_is_not_served_is_not_found(api: Api) -> None:
+    answer = await refusal(health_of(api.channel).Check(health_pb2.HealthCheckRequest(service="x")))
+    assert answer.code is grpc.StatusCode.NOT_FOUND
+    assert api.calls.ended == [("grpc.health.v1.Health/Check", grpc.StatusCode.NOT_FOUND)]
+
+
+async def test_a_change_of_health_is_seen_by_who_watches(api: Api) -> None:
+    watch = health_of(api.channel).Watch(health_pb2.HealthCheckRequest(service=""))
+    assert (await watch.read()).status == SERVING
+    await api.server.set_serving(False)
+    assert (await watch.read()).status == NOT_SERVING
+    watch.cancel()
+
+
+async def test_a_server_is_unready_until_it_is_told(api: Api) -> None:
+    server = ApiServer(servicers_of(api.rig), address="127.0.0.1:0", limits=Limits())
+    port = await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        answer = await health_of(channel).Check(health_pb2.HealthCheckRequest())
+        assert answer.status == NOT_SERVING
+    await server.stop(0)
+
+
+async def test_a_taken_port_is_refused_not_shared(api: Api) -> None:
+    server = ApiServer(servicers_of(api.rig), address=f"127.0.0.1:{api.port}", limits=Limits())
+    with pytest.raises(CannotListenError, match=f"127.0.0.1:{api.port}"):
+        await server.start()
+    await server.stop(0)
+
+
+async def test_several_processes_may_share_a_port_if_they_mean_to(api: Api) -> None:
+    servers = [
+        ApiServer(servicers_of(api.rig), address="127.0.0.1:0", limits=Limits(), share_port=True)
+    ]
+    port = await servers[0].start()
+    servers.append(
+        ApiServer(
+            servicers_of(api.rig), address=f"127.0.0.1:{port}", limits=Limits(), share_port=True
+        )
+    )
+    assert await servers[1].start() == port
+    for server in servers:
+        await server.stop(0)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+async def test_every_rpc_of_the_contract_answers(api: Api, method: str) -> None:
+    """With an empty request: OK, or a refusal with its reason; what is not built says so."""
+    descriptor = METHODS[method]
+    empty = GetMessageClass(descriptor.input_type)().SerializeToString()
+    streams: dict[tuple[bool, bool], Any] = {
+        (False, False): api.channel.unary_unary,
+        (False, True): api.channel.unary_stream,
+        (True, True): api.channel.stream_stream,
+    }
+    kind = (descriptor.client_streaming, descriptor.server_streaming)
+    call = streams[kind](method)
+    argument = iter([empty]) if descriptor.client_streaming else empty
+
+    async def finish() -> None:
+        if descriptor.server_streaming:
+            async for _ in call(argument, timeout=20):
+                pass
+        else:
+            await call(argument, timeout=20)
+
+    if descriptor.name in UNBUILT:
+        answer = await refusal(finish())
+        assert (answer.code, answer.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+        assert descriptor.name in answer.message
+        return
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await finish()
+    [(name, code)] = api.calls.ended
+    assert name == method.removeprefix("/")
+    assert code in {
+        grpc.StatusCode.OK,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+
+
+def test_what_is_not_built_is_of_the_contract() -> None:
+    assert not UNBUILT - {descriptor.name for descriptor in METHODS.values()}
