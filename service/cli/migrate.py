@@ -19,7 +19,7 @@ def run(asked: argparse.Namespace) -> int:
     except StartError as error:
         raise CommandError(str(error)) from error
     for migration in applied:
-        print(f"applied {migration}")
+        print(f"applied {migration.number:04} {migration.title} ({migration.half})")
     if not applied:
         print("the schema is up to date")
     return 0

@@ -20,10 +20,10 @@ STOP_TIMEOUT_S = 45.0
 HOOKLINE = (sys.executable, "-P", "-m", "service")
 
 
-def environment(**changes: str) -> dict[str, str]:
+def environment(**variables: str) -> dict[str, str]:
     """Our environment without settings of Hookline's, so that a test decides on them."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HOOKLINE_")}
-    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1", **changes}
+    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1", **variables}
 
 
 def run_hookline(
@@ -41,16 +41,15 @@ def run_hookline(
     )
 
 
-class Dev:
-    """One `hookline dev`, as a person at a terminal has it."""
+class Node:
+    """One `hookline serve` or `hookline dev`, as a person at a terminal has it."""
 
-    def __init__(self, data_dir: pathlib.Path, *arguments: str, **changes: str) -> None:
-        self.data_dir = data_dir
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
         self.lines: list[str] = []
         self._queue: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [*HOOKLINE, "dev", "--data-dir", str(data_dir), "--listen", "127.0.0.1:0", *arguments],
-            env=environment(**changes),
+            [*HOOKLINE, *command, "--listen", "127.0.0.1:0"],
+            env=environment(**variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -122,6 +121,14 @@ class Dev:
         return "\n".join(self.lines)
 
 
+class Dev(Node):
+    """One `hookline dev`."""
+
+    def __init__(self, data_dir: pathlib.Path, *arguments: str, **variables: str) -> None:
+        super().__init__(["dev", "--data-dir", str(data_dir), *arguments], variables)
+        self.data_dir = data_dir
+
+
 def postgres_processes(data_dir: pathlib.Path) -> list[int]:
     """The postmasters that run for a data directory, by where they work, as root and as a user."""
     clusters = {data_dir / "postgres"}
@@ -160,8 +167,8 @@ def data_directory() -> Iterator[pathlib.Path]:
 
 @contextmanager
 def running_dev(
-    data_dir: pathlib.Path, arguments: Sequence[str] = (), **changes: str
+    data_dir: pathlib.Path, arguments: Sequence[str] = (), **variables: str
 ) -> Iterator[Dev]:
     """A `hookline dev` that serves; killed at the end if the test did not stop it."""
-    with Dev(data_dir, *arguments, **changes) as dev:
+    with Dev(data_dir, *arguments, **variables) as dev:
         yield dev.ready()

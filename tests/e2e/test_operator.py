@@ -1,0 +1,160 @@
+"""What an operator types against a running service: status, event, listen."""
+
+import pathlib
+import re
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from hookline import HooklineClient
+from hookline.v1.event_pb2 import Event
+from hookline.v1.subscription_service_pb2 import (
+    CreateSubscriptionRequest,
+    PauseSubscriptionRequest,
+)
+from hookline.v1.tenant_service_pb2 import CreateTenantRequest
+from service import VERSION
+from service.cli.receiver import Receiver
+from service.cli.wording import last_part
+from tests.e2e.processes import HOOKLINE, Dev, environment, run_hookline
+from tests.waiting import until
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+async def client(dev: Dev) -> AsyncIterator[HooklineClient]:
+    async with HooklineClient(dev.target) as connected:
+        yield connected
+
+
+async def subscribe(
+    client: HooklineClient, tenant: str, url: str, schedule_s: Sequence[int] = (0, 600)
+) -> str:
+    """A tenant with one subscription to everything; the subscription's name."""
+    await client.tenants.CreateTenant(CreateTenantRequest(tenant_id=tenant))
+    request = CreateSubscriptionRequest(tenant=f"tenants/{tenant}", subscription_id="all")
+    request.subscription.event_types.append("*")
+    request.subscription.http.url = url
+    request.subscription.retry_policy.schedule.extend(Duration(seconds=s) for s in schedule_s)
+    return (await client.subscriptions.CreateSubscription(request)).subscription.name
+
+
+def told_of(dev: Dev, event: str) -> str:
+    """What `hookline event` says."""
+    told = run_hookline("event", event, "--server", dev.target)
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
+async def test_an_event_that_waits_for_its_retry(dev: Dev, client: HooklineClient) -> None:
+    async with Receiver("test", lambda _arrival: None, answers=[503]) as receiver:
+        subscription = await subscribe(client, "waits", receiver.url)
+        (published,) = await client.publish(
+            "waits", [Event(type="a.b", subject="cart/7", json_data="{}")]
+        )
+        event = last_part(published.name)
+        await until(lambda: "after 1 attempt" in told_of(dev, event), "the attempt is recorded")
+    lines = told_of(dev, event).splitlines()
+    assert lines[0] == published.name
+    assert lines[1].startswith("  a.b, accepted ")
+    assert lines[2] == "  subject cart/7"
+    told = "\n".join(lines[2:])
+    assert f"for {subscription}: PENDING after 1 attempt" in told
+    assert re.search(r"1  [\d:.]+  refused with 503 after \d+ ms, saying", told)
+    assert re.search(r"next: attempt 2 is due at [\d:.]+, in [89]\.?\d* min", told)
+
+
+async def test_an_event_that_is_held(dev: Dev, client: HooklineClient) -> None:
+    subscription = await subscribe(client, "held", "http://127.0.0.1:9/")
+    await client.subscriptions.PauseSubscription(PauseSubscriptionRequest(name=subscription))
+    (published,) = await client.publish("held", [Event(type="a.b", json_data="{}")])
+    told = told_of(dev, published.name)
+    assert "PENDING after 0 attempts" in told
+    assert "it is held until ResumeSubscription, for its subscription is paused" in told
+
+
+async def test_an_event_that_was_given_up(dev: Dev, client: HooklineClient) -> None:
+    await subscribe(client, "dead", "http://127.0.0.1:9/", schedule_s=[0])
+    (published,) = await client.publish("dead", [Event(type="a.b", json_data="{}")])
+    await until(lambda: "EXHAUSTED" in told_of(dev, published.name), "it is given up")
+    told = told_of(dev, published.name)
+    assert "connection failed" in told
+    assert "RetryDelivery begins anew" in told
+
+
+async def test_an_event_that_arrived_and_one_that_nobody_wanted(
+    dev: Dev, client: HooklineClient
+) -> None:
+    async with Receiver("test", lambda _arrival: None) as receiver:
+        await subscribe(client, "arrived", receiver.url)
+        (published,) = await client.publish("arrived", [Event(type="a.b", json_data="{}")])
+        await until(lambda: "SUCCEEDED" in told_of(dev, published.name), "it arrives")
+        assert "next: nothing: the target accepted it" in told_of(dev, published.name)
+    await client.tenants.CreateTenant(CreateTenantRequest(tenant_id="unwanted"))
+    (published,) = await client.publish("unwanted", [Event(type="a.b", json_data="{}")])
+    assert "no subscription matched it" in told_of(dev, published.name)
+
+
+@pytest.mark.parametrize(
+    "name", ["evt_01m85t4f3af31a4kh4hhqf8qqm", "tenants/x/events/y", "nonsense"]
+)
+def test_an_event_that_there_is_not(dev: Dev, name: str) -> None:
+    told = run_hookline("event", name, "--server", dev.target)
+    assert told.returncode == 1
+    assert told.stdout == ""
+    assert re.match(rf"hookline: {dev.target} answered (NOT_FOUND|INVALID_ARGUMENT)", told.stderr)
+    assert "Traceback" not in told.stderr
+
+
+def test_status_tells_what_runs(dev: Dev) -> None:
+    told = run_hookline("status", variables={"HOOKLINE_SERVER": dev.target})
+    assert told.returncode == 0
+    lines = told.stdout.splitlines()
+    assert lines[0] == f"Hookline {VERSION} at {dev.target}"
+    assert re.match(r"pending  \d+", lines[1])
+    assert lines[2] == "nodes    1"
+    assert "256 of 256 buckets" in lines[3]
+    assert lines[3].endswith("(this one)")
+    assert re.match(r"lanes    \d+ on this node: ", lines[4])
+
+
+async def test_listen_shows_and_verifies_what_a_subscription_sends(
+    client: HooklineClient, tmp_path: pathlib.Path
+) -> None:
+    shown = tmp_path / "shown"
+    with shown.open("w") as output:
+        listening = start_listening(output.fileno(), "--secret", SECRET, "--answer", "202")
+        try:
+            await until(lambda: "listening on " in shown.read_text(), "it listens")
+            url = re.search(r"listening on (\S+);", shown.read_text())
+            assert url is not None
+            await client.tenants.CreateTenant(CreateTenantRequest(tenant_id="listened"))
+            request = CreateSubscriptionRequest(tenant="tenants/listened", signing_secret=SECRET)
+            request.subscription.event_types.append("*")
+            request.subscription.http.url = url[1]
+            await client.subscriptions.CreateSubscription(request)
+            (published,) = await client.publish(
+                "listened", [Event(type="a.b", json_data='{"é":1}')]
+            )
+            await until(lambda: '"é": 1' in shown.read_text(), "it shows the webhook")
+            assert f"{last_part(published.name)}  verified  -> 202" in shown.read_text()
+        finally:
+            listening.send_signal(signal.SIGINT)
+    assert listening.wait(20) == 128 + signal.SIGINT
+
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def start_listening(output: int, *arguments: str) -> "subprocess.Popen[bytes]":
+    """`hookline listen` on a port that is free."""
+    return subprocess.Popen(
+        [*HOOKLINE, "listen", "--port", "0", *arguments],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+    )
