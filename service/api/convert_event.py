@@ -81,12 +81,10 @@ class EventReader:
         match message.WhichOneof("data"):
             case "json_data":
                 is_json, data = True, message.json_data.encode()
-                self._check_json(data, content_type, path, violations)
-                content_type = JSON_CONTENT_TYPE
+                self._check_json(data, f"{path}json_data", violations)
             case "binary_data":
                 is_json, data = False, message.binary_data
-                self._check_binary(data, content_type, path, violations)
-                content_type = content_type or BINARY_CONTENT_TYPE
+                self._check_size(data, f"{path}binary_data", violations)
             case "proto_data":
                 raise not_implemented("proto_data", field=f"{path}proto_data")
             case _:
@@ -98,11 +96,13 @@ class EventReader:
                         Reason.FIELD_REQUIRED,
                     )
                 )
+        if content_type and (problem := check_content_type(content_type)):
+            violations.append(Violation(f"{path}content_type", problem))
         event = NewEvent(
             type=event_type,
             data=data,
             is_json=is_json,
-            content_type=content_type,
+            content_type=content_type or (JSON_CONTENT_TYPE if is_json else BINARY_CONTENT_TYPE),
             source=message.source,
             subject=message.subject,
             external_id=message.external_id,
@@ -141,14 +141,7 @@ class EventReader:
         violations.append(over_limit(field, len(data), "bytes", setting, limit))
         return False
 
-    def _check_json(
-        self, data: bytes, content_type: str, path: str, violations: list[Violation]
-    ) -> None:
-        field = f"{path}json_data"
-        if content_type and content_type != JSON_CONTENT_TYPE:
-            violations.append(
-                Violation(f"{path}content_type", f"must be {JSON_CONTENT_TYPE} beside json_data")
-            )
+    def _check_json(self, data: bytes, field: str, violations: list[Violation]) -> None:
         if not self._check_size(data, field, violations):
             return
         try:
@@ -174,14 +167,6 @@ class EventReader:
                     limit,
                 )
             )
-
-    def _check_binary(
-        self, data: bytes, content_type: str, path: str, violations: list[Violation]
-    ) -> None:
-        self._check_size(data, f"{path}binary_data", violations)
-        problem = check_content_type(content_type) if content_type else None
-        if problem:
-            violations.append(Violation(f"{path}content_type", problem))
 
     def _check_attributes(
         self, attributes: dict[str, str], path: str, violations: list[Violation]

@@ -156,7 +156,7 @@ async def test_a_deadline_ends_a_call_that_waits(api: Api, troubled: Troubled) -
 
 async def test_a_deadline_that_has_passed_is_an_answer_too(api: Api) -> None:
     for timeout_s in (1e-6, -1.0):
-        answer = await refusal(stub(api).GetTenant(GetTenantRequest(), timeout=timeout_s))
+        answer = await refusal(stub(api).ListTenants(ListTenantsRequest(), timeout=timeout_s))
         assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED
     await stub(api).GetTenant(GetTenantRequest())
 

@@ -143,8 +143,8 @@ class Delivery(_message.Message):
     """Output only. How many attempts were made and recorded."""
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When the next attempt is due; unset unless PENDING. May lie in the past, while it
-        is held.
+        """Output only. When the next attempt is due; unset unless PENDING, and while its subscription is
+        paused or disabled. In the past where others go first.
         """
 
     @_builtins.property

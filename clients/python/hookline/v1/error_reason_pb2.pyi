@@ -125,7 +125,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_PAYLOAD_INVALID: _ErrorReason.ValueType  # 22
     """INVALID_ARGUMENT. An event's data is not what its kind says.
-    Example: `events[0].json_data` is `{"id":1,}`, or has the same key twice, or NaN.
+    Example: `events[0].json_data` is `{"id":1,}`, or has NaN, or half of a surrogate pair.
     """
     ERROR_REASON_PAYLOAD_SCHEMA_MISMATCH: _ErrorReason.ValueType  # 23
     """INVALID_ARGUMENT. An event's data does not satisfy the schema of its type.
@@ -361,7 +361,7 @@ Example: CreateSubscription with `signing_secret` `whsec_tooshort`.
 """
 ERROR_REASON_PAYLOAD_INVALID: ErrorReason.ValueType  # 22
 """INVALID_ARGUMENT. An event's data is not what its kind says.
-Example: `events[0].json_data` is `{"id":1,}`, or has the same key twice, or NaN.
+Example: `events[0].json_data` is `{"id":1,}`, or has NaN, or half of a surrogate pair.
 """
 ERROR_REASON_PAYLOAD_SCHEMA_MISMATCH: ErrorReason.ValueType  # 23
 """INVALID_ARGUMENT. An event's data does not satisfy the schema of its type.

@@ -127,7 +127,10 @@ class Event(_message.Message):
     `application/json`.
     """
     json_data: _builtins.str
-    """JSON text (RFC 8259, UTF-8, no duplicate keys), kept and delivered byte for byte."""
+    """JSON text (RFC 8259, UTF-8), kept, signed and delivered byte for byte: duplicate keys, and
+    integers of any length within a double's range, arrive as they came. Refused are NaN,
+    Infinity, numbers beyond a double's range, lone surrogates, and nesting deeper than 128.
+    """
     binary_data: _builtins.bytes
     """Any bytes; base64 in STANDARD and CLOUDEVENTS payloads, themselves in RAW ones."""
     event_type_revision: _builtins.int
@@ -136,8 +139,8 @@ class Event(_message.Message):
     """
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
-        """Optional. When it happened, by the publisher's clock. The years 1 to 9999. Default: unset;
-        receivers then see `create_time`.
+        """Optional. When it happened, by the publisher's clock. The years 1 to 9999; kept to the
+        microsecond, what is finer is cut off. Default: unset; receivers then see `create_time`.
         """
 
     @_builtins.property

@@ -79,8 +79,8 @@ class PublishEventsRequest(_message.Message):
     """Required. `tenants/ID`, whose events these are."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
-        """Required. 1 to 1,000 events, 4 MiB in all. Accepted all or none; ordered subscriptions see them
-        in this order.
+        """Required. 1 to 1,000 events; the request has 4 MiB at most. Accepted all or none; ordered
+        subscriptions see them in this order.
         """
 
     def __init__(

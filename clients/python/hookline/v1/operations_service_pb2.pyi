@@ -87,7 +87,9 @@ class GetStatusResponse(_message.Message):
     node_id: _builtins.str
     """The node that answers."""
     pending_count: _builtins.int
-    """How many deliveries are PENDING, held ones included, over all nodes."""
+    """How many deliveries are PENDING, held ones included, over all nodes. Exact below 100,000;
+    beyond, an estimate by the size of the table, and never less than 100,000.
+    """
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
         """Every node that is registered, in the order of their start."""
