@@ -56,6 +56,7 @@ class EventReader:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._paths = [f"events[{index}]." for index in range(limits.max_batch_events)]
         self._known_types: set[str] = set()
 
     def read(
@@ -63,11 +64,13 @@ class EventReader:
     ) -> list[NewEvent]:
         """The events in request order, paths as `events[3].type`; useless if violations came.
 
+        There are no more of them than a batch may have: whoever calls has seen to that.
+
         Raises `UnimplementedError` for `proto_data`.
         """
         return [
-            self.read_one(message, f"events[{index}].", violations)
-            for index, message in enumerate(messages)
+            self.read_one(message, path, violations)
+            for message, path in zip(messages, self._paths[: len(messages)], strict=True)
         ]
 
     def read_one(

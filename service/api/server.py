@@ -47,6 +47,7 @@ CONTRACT_SERVICES: tuple[str, ...] = tuple(
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _STATES = health_pb2.HealthCheckResponse
 
+RECEIVE_HEADROOM_BYTES = 4 * 1024 * 1024
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 CLIENT_PING_INTERVAL_MIN_MS = 10_000
@@ -131,8 +132,9 @@ def _options(limits: Limits, *, share_port: bool) -> list[tuple[str, int]]:
     return [
         # On by default, and a second server would silently get half of the calls.
         ("grpc.so_reuseport", int(share_port)),
-        # gRPC's core refuses without details what is larger; our own limits lie well below.
-        ("grpc.max_receive_message_length", 2 * limits.max_batch_bytes + 64 * 1024),
+        # gRPC's core refuses without details what is larger; our own limits lie well below, those
+        # of single fields too.
+        ("grpc.max_receive_message_length", limits.max_batch_bytes + RECEIVE_HEADROOM_BYTES),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
         # A client that vanished without a word is noticed, and a watch through a proxy kept alive.
