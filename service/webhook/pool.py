@@ -27,6 +27,11 @@ class IdlePool:
     def __len__(self) -> int:
         return len(self._by_age)
 
+    @property
+    def origin_count(self) -> int:
+        """Origins that are remembered: those with connections, idle or not."""
+        return len(self._by_origin)
+
     def take(self, origin: Origin) -> Connection | None:
         """The most recently used idle connection of an origin, which is then the caller's."""
         idle = self._by_origin.get(origin)

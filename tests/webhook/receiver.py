@@ -112,6 +112,11 @@ class Receiver:
         scheme = "https" if self.tls else "http"
         return f"{scheme}://{host or self.host}:{self.port}{path}"
 
+    async def until_left(self) -> None:
+        """Wait for a peer to end its connection; long before a deadline or its age would end it."""
+        async with asyncio.timeout(10):
+            await self.peer_closed.wait()
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(
             self._accept, self.host, self.port, ssl=self.tls, backlog=1_024

@@ -129,6 +129,18 @@ def test_a_body_beyond_the_limit_settles_at_the_limit(head: bytes) -> None:
     assert (reader.status, reader.is_reusable, reader.body) == (200, False, b"z" * KEPT)
 
 
+def test_an_answer_beyond_the_limit_that_comes_in_one_piece_is_cut_all_the_same() -> None:
+    reader = AnswerReader(LIMIT, KEPT)
+    body = b"z" * LIMIT
+    assert reader.feed(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+    assert (reader.status, reader.is_reusable) == (200, False)
+
+
+def test_an_interim_answer_does_not_open_the_door_to_another_version() -> None:
+    with pytest.raises(BadAnswerError, match="another HTTP version"):
+        AnswerReader().feed(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/2.0 200 OK\r\n\r\n")
+
+
 def test_a_head_beyond_the_limit_is_refused() -> None:
     reader = AnswerReader(LIMIT, KEPT)
     assert not reader.feed(b"HTTP/1.1 200 OK\r\nx: ")

@@ -198,12 +198,12 @@ async def test_a_cancelled_attempt_closes_its_connection(post: Post) -> None:
         await connected.wait_closed_by_peer()
 
     async with Receiver(script) as receiver:
-        attempt = asyncio.create_task(post(receiver.url()))
+        attempt = asyncio.create_task(post(receiver.url(), timeout_s=3_600))
         await has_request.wait()
         attempt.cancel()
         with pytest.raises(asyncio.CancelledError):
             await attempt
-        await receiver.peer_closed.wait()
+        await receiver.until_left()
 
 
 class TestFailover:

@@ -148,7 +148,7 @@ async def test_a_server_that_never_ends_the_handshake(
         url = receiver.url().replace("http:", "https:")
         outcome = await post(url, timeout_s=SHORT_S)
         assert outcome.kind is AttemptOutcome.TIMEOUT
-        await receiver.peer_closed.wait()
+        await receiver.until_left()
     assert post.transport.connection_count == 0
 
 

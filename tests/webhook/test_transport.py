@@ -73,7 +73,7 @@ class TestKeepAlive:
         async with Receiver(script) as receiver:
             await post(receiver.url())
             first_was_taken.set()
-            await receiver.peer_closed.wait()
+            await receiver.until_left()
             assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
             assert receiver.connection_count == 2
 
@@ -91,7 +91,7 @@ class TestKeepAlive:
             outcome = await post(receiver.url(), body=b"x" * 30_000_000)
             answered.set()
             assert (outcome.kind, outcome.http_status) == (AttemptOutcome.REFUSED, 413)
-            await receiver.peer_closed.wait()
+            await receiver.until_left()
 
 
 class TestOrigins:
