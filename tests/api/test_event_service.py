@@ -13,11 +13,13 @@ from hookline.v1.event_service_pb2 import (
     GetEventRequest,
     ListEventsRequest,
 )
+from service.domain.event import EventType, EventTypeState
 from service.domain.ids import parse_type_id
 from service.domain.limits import Limits
 from tests.api.conftest import Api, serving
 from tests.api.publishing import order, publish, refused
 from tests.api.refusals import refusal
+from tests.waiting import until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -257,3 +259,65 @@ async def test_lists_that_are_refused(
     assert list(answer.violations) == fields
     if code is grpc.StatusCode.UNIMPLEMENTED:
         assert (answer.reason, answer.metadata) == ("NOT_IMPLEMENTED", {"field": "filter"})
+
+
+# ----------------------------------------------------------------------------- when it cannot be
+
+
+async def test_a_full_queue_is_told_before_anything_is_stored(database_url: str) -> None:
+    async with serving(database_url, limits=Limits(max_queued_publish_events=5)) as api:
+        await api.rows.tenant("acme")
+        answer = await refused(api, *[order()] * 6)
+        assert (answer.code, answer.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert answer.retry_s is not None
+        assert answer.pushback_ms == str(round(answer.retry_s * 1_000))
+        assert answer.quota == ["HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS"]
+        assert await pages_of(api, ListEventsRequest(tenant="tenants/acme")) == [[]]
+        await publish(api, *[order()] * 5)
+
+
+async def test_a_schema_names_the_event_that_breaks_it(api: Api) -> None:
+    schema = '{"type":"object","required":["id"]}'
+    api.rig.event_types.event_types = [
+        EventType(name="order.created", json_schema=schema, revision=4),
+        EventType(name="order.old", state=EventTypeState.ARCHIVED),
+    ]
+    await api.rig.catalog.reload()
+    answer = await refused(api, order(json_data='{"id":1}'), order(json_data="{}"))
+    assert answer.code is INVALID
+    assert answer.violations == {"events[1].json_data": "PAYLOAD_SCHEMA_MISMATCH"}
+    archived = await refused(api, order(type="order.old"))
+    assert archived.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert archived.reason == "EVENT_TYPE_ARCHIVED"
+    result = (await publish(api, order(json_data='{"id":1}'))).results[0]
+    assert (await get(api, result.name)).event_type_revision == 4
+
+
+async def test_a_database_that_is_gone_is_unavailable_and_comes_back(api: Api) -> None:
+    name = (await publish(api, order())).results[0].name
+    await api.rig.database.close()
+    answer = await refusal(get(api, name))
+    assert answer.code is grpc.StatusCode.UNAVAILABLE
+    assert (answer.reason, answer.retry_s) == ("DATABASE_UNAVAILABLE", 1.0)
+    await api.rig.database.open()
+    assert (await get(api, name)).name == name
+
+
+async def test_a_connection_lost_under_a_read_may_be_tried_again(api: Api) -> None:
+    name = (await publish(api, order())).results[0].name
+    await get(api, name)
+    await api.rows.connection.execute(
+        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+           WHERE application_name = 'hookline calls' AND datname = current_database()"""
+    )
+    codes: list[grpc.StatusCode] = []
+
+    async def is_read() -> bool:
+        try:
+            return (await get(api, name)).name == name
+        except grpc.aio.AioRpcError as error:
+            codes.append(error.code())
+            return False
+
+    await until(is_read, "the pool recovers")
+    assert set(codes) <= {grpc.StatusCode.UNAVAILABLE}
