@@ -90,6 +90,19 @@ async def test_a_held_delivery_says_why_and_no_time(
     assert found.last_attempt is None
 
 
+async def test_a_delivery_whose_subscription_is_deleted_is_due_no_more(
+    rows: Rows, deliveries: DeliveryStore
+) -> None:
+    """Until its owner cancels it, which takes a moment."""
+    acme = await rows.tenant("acme")
+    gone = await rows.subscription(acme, "gone", deleted=True)
+    delivery_id = await rows.pending(gone, await rows.event(acme))
+    found = await deliveries.get("acme", delivery_id)
+    assert (found.state, found.subscription_id) == (DeliveryState.PENDING, "gone")
+    assert (found.state_reason, found.next_attempt_time) == (None, None)
+    assert await ids_of(deliveries, Selection(tenant_id="acme")) == [delivery_id]
+
+
 async def test_a_success_at_once_shows_the_attempt_of_its_own_row(
     rows: Rows, deliveries: DeliveryStore
 ) -> None:
