@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,13 +12,11 @@ import pytest
 from service.domain.attempt import AttemptOutcome
 from service.domain.delivery import DeliveryState, DeliveryStateReason
 from service.domain.errors import NotFoundError, Reason
-from service.domain.ids import bucket_of_delivery, delivery_range_of
 from service.store.database import Database
-from service.store.deliveries import SQL, DeliveryStore, Selection
+from service.store.deliveries import DeliveryStore, Selection
 from tests.store.rows import Place, Rows, rows_in
 
 NEWEST = UUID(int=(1 << 128) - 1)
-ALL_STATES = [state.value for state in DeliveryState]
 
 
 @pytest.fixture
@@ -335,68 +331,3 @@ async def test_a_moving_delivery_is_seen_exactly_once(
         moving.cancel()
         await asyncio.wait([moving])
     assert moves > len(ids)
-
-
-async def test_no_read_walks_through_what_it_is_not_asked_for(rows: Rows) -> None:
-    """Among 30,000 deliveries a page costs a few blocks, never what it would take to see all."""
-    acme, other = await rows.tenant("acme"), await rows.tenant("other")
-    busy, quiet = await rows.subscription(acme, "busy"), await rows.subscription(acme, "quiet")
-    noise = await rows.subscription(other, "noise")
-    for place in (busy, noise):
-        await fill_history(rows, place, 8_000)
-        await fill_pending(rows, place, 7_000)
-    event_id = await rows.event(acme)
-    pending = await rows.pending(quiet, event_id)
-    dead = await rows.finished(quiet, await rows.event(acme), state="EXHAUSTED")
-    await rows.connection.execute("ANALYZE")
-    page = (NEWEST, 51)
-    of_event = (acme, event_id, *delivery_range_of(event_id), None)
-    letters = ["EXHAUSTED", "CANCELLED"]
-    reads: list[tuple[int, str, tuple[object, ...]]] = [
-        (20, SQL.get, ("acme", pending, bucket_of_delivery(pending))),
-        (20, SQL.get, ("-", dead, bucket_of_delivery(dead))),
-        (20, SQL.list_of_tenant, (*page, letters, acme)),
-        (20, SQL.list_of_subscriptions, (*page, letters, [busy.uid])),
-        (100, SQL.list_of_subscriptions, (*page, ALL_STATES, [quiet.uid])),
-        (250, SQL.list_of_subscriptions, (*page, ALL_STATES, [busy.uid])),
-        (250, SQL.list_of_tenant, (*page, ALL_STATES, acme)),
-        # Each of the 256 buckets is looked into.
-        (700, SQL.list_of_event, (*page, ALL_STATES, *of_event)),
-        (900, SQL.list_of_all, (*page, ALL_STATES)),
-    ]
-    for most, sql, arguments in reads:
-        assert await blocks_read(rows, sql, arguments) <= most
-
-
-async def fill_history(rows: Rows, place: Place, count: int) -> None:
-    ids = [rows.new_id() for _ in range(count)]
-    await rows.connection.execute(
-        """INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time,
-               version, attempt_count, state, url, http_status, latency_us)
-           SELECT $1, id, $2, id, now(), 1, 1, 'SUCCEEDED', 'https://example.com/', 200, 900
-           FROM unnest($3::uuid[]) AS id""",
-        place.tenant_uid,
-        place.uid,
-        ids,
-    )
-
-
-async def fill_pending(rows: Rows, place: Place, count: int) -> None:
-    ids = [rows.new_id() for _ in range(count)]
-    await rows.connection.execute(
-        """INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid,
-               event_id)
-           SELECT s.bucket, now(), 1, id, s.subscription_uid, id
-           FROM subscriptions s, unnest($2::uuid[]) AS id WHERE s.subscription_uid = $1""",
-        place.uid,
-        ids,
-    )
-
-
-async def blocks_read(rows: Rows, sql: str, arguments: Sequence[object]) -> int:
-    """How many blocks of tables and indexes a statement looks at."""
-    explained = await rows.connection.fetchval(
-        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", *arguments
-    )
-    plan: dict[str, Any] = json.loads(explained)[0]["Plan"]
-    return int(plan["Shared Hit Blocks"]) + int(plan["Shared Read Blocks"])
