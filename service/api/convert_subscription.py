@@ -85,9 +85,12 @@ class SubscriptionReader:
 
         Call `refuse_unbuilt` too: what this version cannot do is not looked at here.
         """
+        target = seen.target
+        if message.WhichOneof("target") != "pull":
+            target = self._target_in(message.http, leaves, seen.target, violations)
         changed = replace(
             seen,
-            target=self._target_in(message.http, leaves, seen.target, violations),
+            target=target,
             limits=limits_in(message.limits, leaves, seen.limits, f"{PATH}limits", violations),
             retry_policy=policy_in(
                 message.retry_policy, leaves, seen.retry_policy, f"{PATH}retry_policy", violations

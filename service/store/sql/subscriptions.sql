@@ -142,7 +142,8 @@ WITH locked AS MATERIALIZED (
 SELECT subscription_uid FROM changed
 
 -- name: discard
--- One batch of a lane's pending deliveries of events older than $3, in the order of the lane's index, from ($4, $5) on.
+-- One batch of a lane's pending deliveries of events older than $3, in the order of the lane's index, from ($4, $5) on. Each
+-- is told to the lane's owner, who may hold it in memory.
 WITH doomed AS MATERIALIZED (
     SELECT bucket, delivery_id, due_at FROM pending_deliveries
     WHERE bucket = $1 AND subscription_uid = $2 AND event_id < $3 AND (due_at, delivery_id) > ($4::timestamptz, $5::uuid)
@@ -158,6 +159,9 @@ WITH doomed AS MATERIALIZED (
     SELECT $7, delivery_id, subscription_uid, event_id, hookline_now(), version + 1, attempt_count,
            attempts_base, attempts_until, 'CANCELLED', 'OPERATOR'
     FROM gone
+), logged AS (
+    INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id)
+    SELECT 'DELIVERY', bucket, subscription_uid, delivery_id FROM gone
 )
 SELECT due_at, delivery_id FROM doomed ORDER BY due_at, delivery_id
 
