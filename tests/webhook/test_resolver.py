@@ -154,10 +154,15 @@ async def test_a_dead_resolver_is_our_own_fault_whatever_resolved_before() -> No
 
 async def test_a_name_is_no_witness_for_itself() -> None:
     names = Names(flaky_test=["192.0.2.1"])
-    resolver = Resolver(names, ttl_s=0.0)
+    resolver = Resolver(names, ttl_s=0.0, failure_ttl_s=0.0)
     await resolver.resolve("flaky.test")
     names.table["flaky.test"] = TRY_AGAIN
     assert (await failure_of(resolver, "flaky.test")).kind is AttemptOutcome.OWN_FAULT
+    names.table |= {"good.test": ["192.0.2.1"], "flaky.test": ["192.0.2.2"]}
+    for host in ("good.test", "flaky.test"):
+        await resolver.resolve(host)
+    names.table["flaky.test"] = TRY_AGAIN
+    assert (await failure_of(resolver, "flaky.test")).kind is AttemptOutcome.CONNECTION_FAILED
 
 
 async def test_a_lookup_that_outlives_the_deadline_is_our_own_fault_and_goes_on(
