@@ -15,6 +15,7 @@ from service.domain.subscription import RetryPolicy, Subscription
 from service.store.routes import IndexRow, load_index, load_routes
 from service.store.secrets import SecretBox, key_id_of
 from service.store.subscriptions import Subscriptions
+from tests.pipeline.rival import BUMP, rival, until_blocked
 from tests.store.control_plane import SECRET, ControlPlane, control_plane, draft, secret
 
 OTHER = "whsec_" + "b" * 32
@@ -122,6 +123,28 @@ async def test_loads_beside_changes_miss_none(plane: ControlPlane) -> None:
     assert known.keys() == {row[0] for row in live}
     assert len(known) == 15
     assert {row.event_types for row in known.values()} == {("after",)}
+
+
+@pytest.mark.parametrize("kind", ["update", "rotate", "delete"])
+async def test_a_change_that_waits_for_another_takes_the_epoch_after_it(
+    plane: ControlPlane, database_url: str, kind: str
+) -> None:
+    """With the epoch that it saw before, a load in between would hide it from the next one."""
+    made = await plane.create()
+    tenant = await plane.tenants.get("acme")
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "update": lambda: plane.subscriptions.pause("acme", "orders"),
+        "rotate": lambda: plane.subscriptions.rotate("acme", "orders", secret(OTHER), overlap_s=0),
+        "delete": lambda: plane.subscriptions.delete("acme", "orders"),
+    }
+    async with rival(database_url) as other:
+        await other.execute(BUMP, tenant.uid)
+        change = asyncio.ensure_future(calls[kind]())
+        await until_blocked(plane.database, "calls")
+        await other.execute("COMMIT")
+        await change
+    statement = "SELECT changed_epoch FROM subscriptions WHERE subscription_uid = $1"
+    assert await plane.value(statement, made.uid) == await plane.epoch() == 4
 
 
 # ------------------------------------------------------------------------------------------- routes

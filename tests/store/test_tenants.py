@@ -16,6 +16,7 @@ from service.domain.errors import (
 )
 from service.domain.tenant import Tenant, TenantState
 from service.store.tenants import NEWEST
+from tests.pipeline.rival import rival, until_blocked
 from tests.store.control_plane import ControlPlane, control_plane
 from tests.store.rows import Place, rows_in
 
@@ -117,8 +118,24 @@ async def test_a_recreated_tenant_is_another_and_inherits_nothing(plane: Control
     assert (after.display_name, after.labels) == ("", {})
     assert await plane.subscriptions.list_page("acme", limit=9) == []
     assert await plane.count() == 0
+    new = await plane.create()
     load = await plane.index("acme", 3, before.uid)
-    assert (load.tenant_uid, load.is_whole, load.changed) == (after.uid, True, ())
+    assert (load.tenant_uid, load.is_whole) == (after.uid, True)
+    assert [row.subscription_uid for row in load.changed] == [new.uid]
+
+
+async def test_an_end_that_waits_for_a_creation_sees_it(
+    plane: ControlPlane, database_url: str
+) -> None:
+    tenant = await plane.tenants.get("acme")
+    async with rival(database_url) as other:
+        await other.execute(
+            "UPDATE tenants SET subscription_count = 1 WHERE tenant_uid = $1", tenant.uid
+        )
+        end = asyncio.ensure_future(refused(plane, "acme", Reason.TENANT_NOT_EMPTY))
+        await until_blocked(plane.database, "calls")
+        await other.execute("COMMIT")
+        await end
 
 
 async def test_a_creation_and_an_end_at_once_leave_no_orphan(plane: ControlPlane) -> None:
