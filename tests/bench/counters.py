@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from multiprocessing import shared_memory
+import mmap
+import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,34 +12,27 @@ if TYPE_CHECKING:
     from typing import Self
 
 _SLOTS = 8
+_NUMBER = struct.Struct("q")
 RECEIVED, DISTINCT, MISMATCHED, PUBLISHED = range(4)
 
 
 class Counters:
-    """Whole numbers in shared memory; each slot has one writer."""
+    """Whole numbers in a mapped file; each slot has one writer."""
 
-    def __init__(self, name: str | None = None) -> None:
-        """Attach to the counters of that name; None makes new ones, all zero."""
-        self._is_owner = name is None
-        if name is None:
-            self._memory = shared_memory.SharedMemory(create=True, size=8 * _SLOTS)
-        else:
-            self._memory = shared_memory.SharedMemory(name)
-        self._view = self._memory.buf.cast("q")
-        if self._is_owner:
-            for slot in range(_SLOTS):
-                self._view[slot] = 0
-
-    @property
-    def name(self) -> str:
-        """By which another process attaches."""
-        return self._memory.name
+    def __init__(self, path: Path) -> None:
+        """Share the counters of that file; a new file's are all zero."""
+        self.path = path
+        path.touch()
+        with path.open("r+b") as file:
+            file.truncate(_NUMBER.size * _SLOTS)
+            self._map = mmap.mmap(file.fileno(), _NUMBER.size * _SLOTS)
 
     def __getitem__(self, slot: int) -> int:
-        return self._view[slot]
+        value: int = _NUMBER.unpack_from(self._map, slot * _NUMBER.size)[0]
+        return value
 
     def __setitem__(self, slot: int, value: int) -> None:
-        self._view[slot] = value
+        _NUMBER.pack_into(self._map, slot * _NUMBER.size, value)
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +43,4 @@ class Counters:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._view.release()
-        self._memory.close()
-        if self._is_owner:
-            self._memory.unlink()
+        self._map.close()

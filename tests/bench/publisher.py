@@ -12,12 +12,17 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import uvloop
 
 from hookline.v1 import event_pb2, event_service_pb2
 from tests.bench.counters import PUBLISHED, RECEIVED, Counters
+
+if TYPE_CHECKING:
+    Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
 _METHOD = "/hookline.v1.EventService/PublishEvents"
 _POLL_S = 0.002
@@ -62,9 +67,7 @@ async def run(load: Load, counters: Counters) -> dict[str, float]:
         return {"events": acknowledged, "seconds": time.monotonic() - start}
 
 
-async def run_closed(
-    load: Load, counters: Counters, call: grpc.aio.UnaryUnaryMultiCallable, end: float
-) -> int:
+async def run_closed(load: Load, counters: Counters, call: Call, end: float) -> int:
     """So many calls in flight, held back only where the receiver falls behind."""
     request = request_of(load)
 
@@ -81,9 +84,7 @@ async def run_closed(
     return counters[PUBLISHED]
 
 
-async def run_paced(
-    load: Load, counters: Counters, call: grpc.aio.UnaryUnaryMultiCallable, end: float
-) -> int:
+async def run_paced(load: Load, counters: Counters, call: Call, end: float) -> int:
     """Each event at its intended moment, whatever became of the one before."""
     pending: set[asyncio.Task[None]] = set()
 
@@ -105,5 +106,5 @@ async def run_paced(
 
 if __name__ == "__main__":
     given = Load(**json.loads(sys.argv[1]))
-    with Counters(given.counters) as shared:
+    with Counters(Path(given.counters)) as shared:
         json.dump(uvloop.run(run(given, shared)), sys.stdout)

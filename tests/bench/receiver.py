@@ -14,6 +14,8 @@ import hmac
 import json
 import sys
 import time
+from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -69,8 +71,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport to answer on."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Take every whole request."""
@@ -99,5 +100,5 @@ async def serve(counters: Counters, secret: str) -> None:
 
 
 if __name__ == "__main__":
-    with Counters(sys.argv[1]) as shared:
+    with Counters(Path(sys.argv[1])) as shared:
         uvloop.run(serve(shared, sys.argv[2]))

@@ -33,7 +33,7 @@ class Scenario:
 def _load(stage: Stage, tenant: str, **fields: object) -> Load:
     load = Load(
         server=stage.server,
-        counters=stage.counters.name,
+        counters=str(stage.counters.path),
         tenant=tenant,
         mode="batches",
         event_type=EVENT_TYPE,
@@ -141,9 +141,7 @@ async def _delivered_fan_out(stage: Stage, load: Load, subscriptions: int) -> Fi
     count = events * subscriptions
     if after.received - before.received < count or after.distinct - before.distinct != events:
         raise RuntimeError(f"{after.received - before.received} of {count} deliveries arrived")
-    return {"per_second": count / (after.moment_s - before.moment_s)} | _costs(
-        before, after, count
-    )
+    return {"per_second": count / (after.moment_s - before.moment_s)} | _costs(before, after, count)
 
 
 SCENARIOS = (

@@ -170,7 +170,7 @@ class Stage:
 async def staged(directory: Path, *, workers: int = 1) -> AsyncIterator[Stage]:
     """A deployment while inside; nothing of it is left running."""
     async with AsyncExitStack() as stack:
-        counters = stack.enter_context(Counters())
+        counters = stack.enter_context(Counters(directory / "counters"))
         postgres = EmbeddedPostgres(directory / "postgres")
         url = await postgres.start()
         stack.push_async_callback(postgres.stop)
@@ -183,7 +183,7 @@ async def staged(directory: Path, *, workers: int = 1) -> AsyncIterator[Stage]:
             sys.executable,
             "-m",
             "tests.bench.receiver",
-            counters.name,
+            str(counters.path),
             SECRET,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
