@@ -7,7 +7,8 @@ waiting for ever. So each handler is wrapped, once, when its method is first cal
 - its deserialiser answers `_MALFORMED` instead of raising, and the wrapper refuses that;
 - an exception becomes a `Refusal` (`errors.py`);
 - a CancelledError passes only if the call's own task was cancelled, as when the client went away;
-  otherwise something that the call waited for was cancelled, and the caller is told so.
+  otherwise something that the call waited for was cancelled, or the node stops and ends its
+  streams, and the caller is told so.
 
 Must not know what any service does.
 """
@@ -71,10 +72,18 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._observer = observer or Unobserved()
         self._max_calls = max_calls
         self._running = 0
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._is_stopping = False
         self._wrapped: dict[str, _Handler] = {}
         self._unknown = self._wrap(
             UNKNOWN_METHOD, grpc.stream_stream_rpc_method_handler(_refuse_unknown)
         )
+
+    def end_streams(self) -> None:
+        """End every stream, and refuse new ones: none ends by itself, and a stop waits for all."""
+        self._is_stopping = True
+        for stream in self._streams:
+            stream.cancel()
 
     async def intercept_service(
         self,
@@ -125,6 +134,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
             self._running += 1
             try:
                 self._admit(request, context)
+                self._enter_stream()
                 responses = behaviour(request, context)
                 if hasattr(responses, "__aiter__"):
                     async for response in responses:
@@ -137,8 +147,19 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 self._observer.call_ended(method, grpc.StatusCode.OK, perf_counter() - started)
             finally:
                 self._running -= 1
+                self._leave_stream()
 
         return guarded
+
+    def _enter_stream(self) -> None:
+        if self._is_stopping:
+            raise interrupted()
+        if (task := asyncio.current_task()) is not None:
+            self._streams.add(task)
+
+    def _leave_stream(self) -> None:
+        if (task := asyncio.current_task()) is not None:
+            self._streams.discard(task)
 
     def _admit(self, request: object, context: _Context) -> None:
         if self._running > self._max_calls:
@@ -161,7 +182,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
             # The servicer ended the call by itself, as grpc_health does, or the client is gone.
             self._observer.call_ended(method, _code_of(context), perf_counter() - started)
             raise error
-        if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+        if isinstance(error, asyncio.CancelledError) and _is_cancelled() and not self._is_stopping:
             code = grpc.StatusCode.CANCELLED
             self._observer.call_ended(method, code, perf_counter() - started)
             raise error

@@ -91,8 +91,9 @@ class ApiServer:
         """`share_port`: several processes of this service listen on the same port together."""
         self._address = address
         self._credentials = credentials
+        self._guard = CallGuard(observer, max_calls=max_calls)
         self._server = grpc.aio.server(
-            interceptors=[CallGuard(observer, max_calls=max_calls)],
+            interceptors=[self._guard],
             options=_options(limits, share_port=share_port),
         )
         self._health = health.aio.HealthServicer()
@@ -124,7 +125,8 @@ class ApiServer:
             await self._health.set(service, status)
 
     async def stop(self, grace_s: float) -> None:
-        """Take no new calls; end the running ones after `grace_s` seconds."""
+        """Take no new calls, end streams; end the running calls after `grace_s` seconds."""
+        self._guard.end_streams()
         await self._server.stop(grace_s)
 
 

@@ -26,6 +26,7 @@ from service.store.secrets import MasterKeyError, SecretBox, load_or_create_mast
 from service.store.tenants import Tenants
 
 _KEY_FILE = "master.key"
+_LEAST_S = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -132,8 +133,9 @@ class App:
         """Stop a part that waits for others: until the grace is over, or somebody is in a hurry."""
         stopping = asyncio.ensure_future(stop())
         hurry = asyncio.ensure_future(self._hurry.wait())
-        left_s = max(0.0, self._stop_by_s - asyncio.get_running_loop().time())
-        await asyncio.wait({stopping, hurry}, timeout=left_s, return_when="FIRST_COMPLETED")
+        await asyncio.wait(
+            {stopping, hurry}, timeout=self._left_s(), return_when=asyncio.FIRST_COMPLETED
+        )
         hurry.cancel()
         if stopping.done():
             await stopping
@@ -143,12 +145,15 @@ class App:
         await asyncio.gather(stopping, return_exceptions=True)
 
     async def _stop_serving(self, server: ApiServer) -> None:
-        async def stop() -> None:
-            left_s = max(0.0, self._stop_by_s - asyncio.get_running_loop().time())
-            await server.stop(left_s)
+        async def end_calls() -> None:
+            await server.stop(self._left_s())
 
-        await self._wait_for(stop)
+        await self._wait_for(end_calls)
         await server.stop(0)
+
+    def _left_s(self) -> float:
+        """What is left of the grace. Whatever one part spent of it, the next may still be quick."""
+        return max(_LEAST_S, self._stop_by_s - asyncio.get_running_loop().time())
 
 
 async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]:

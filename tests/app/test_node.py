@@ -1,0 +1,203 @@
+"""A node started and stopped in the test's process: the order of its stop, and starts that fail."""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from hookline import HooklineClient
+from hookline.errors import UnavailableError
+from hookline.v1.event_pb2 import Event
+from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
+from service.app import App, StartError
+from service.config import Role, Settings
+from service.store.database import RejectedError
+from tests.pipeline.rig import Receiver
+from tests.waiting import until
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def settings(database_url: str, **changes: str) -> Settings:
+    """A node for a test: its own database, loopback targets."""
+    environ = {
+        "HOOKLINE_DATABASE_URL": database_url,
+        "HOOKLINE_MASTER_KEY": base64.b64encode(bytes(32)).decode(),
+        "HOOKLINE_AUTH": "off",
+        "HOOKLINE_LISTEN": "127.0.0.1:0",
+        "HOOKLINE_EGRESS_ALLOW": "127.0.0.0/8",
+        **changes,
+    }
+    return Settings.from_environ(environ, Role.SERVE)
+
+
+@asynccontextmanager
+async def started(database_url: str, **changes: str) -> AsyncIterator[tuple[App, HooklineClient]]:
+    """A node that serves, and a client of it; the test stops the node."""
+    app = App(settings(database_url, **changes))
+    port = await app.start()
+    async with HooklineClient(f"127.0.0.1:{port}") as client:
+        yield app, client
+    await app.stop()
+
+
+async def fetch_one(database_url: str, statement: str) -> object:
+    connection = await asyncpg.connect(database_url)
+    try:
+        return await connection.fetchval(statement)
+    finally:
+        await connection.close()
+
+
+async def connections(database_url: str) -> int:
+    """How many connections of ours there are; of one that was closed the server learns later."""
+    count = await fetch_one(
+        database_url,
+        """SELECT count(*) FROM pg_stat_activity
+           WHERE datname = current_database() AND application_name LIKE 'hookline%'""",
+    )
+    assert isinstance(count, int)
+    return count
+
+
+async def no_connections(database_url: str) -> bool:
+    return await connections(database_url) == 0
+
+
+async def subscribe(client: HooklineClient, url: str) -> None:
+    request = CreateSubscriptionRequest(tenant="tenants/default", subscription_id="all")
+    request.subscription.event_types.append("*")
+    request.subscription.http.url = url
+    await client.subscriptions.CreateSubscription(request)
+
+
+async def test_a_stop_leaves_neither_a_node_nor_a_connection(database_url: str) -> None:
+    async with started(database_url) as (app, client):
+        health: Any = health_pb2_grpc.HealthStub(client.channel)
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=""))
+        assert answer.status == SERVING
+        assert await fetch_one(database_url, "SELECT count(*) FROM nodes") == 1
+        assert await connections(database_url) > 3
+        await app.stop()
+    assert await fetch_one(database_url, "SELECT count(*) FROM nodes") == 0
+    await until(lambda: no_connections(database_url), "the connections are closed")
+
+
+async def test_a_delivery_under_way_ends_and_is_recorded_before_the_node_leaves(
+    database_url: str,
+) -> None:
+    async with Receiver() as target, started(database_url) as (app, client):
+        target.gate = asyncio.Event()
+        await subscribe(client, target.url)
+        await client.publish("default", [Event(type="a.b", json_data="{}")] * 3)
+        await target.wait_for(3)
+        stopping = asyncio.create_task(app.stop())
+        done, _ = await asyncio.wait({stopping}, timeout=0.5)
+        assert not done, "it waits for the target"
+        assert await fetch_one(database_url, "SELECT count(*) FROM nodes") == 1
+        target.gate.set()
+        await stopping
+    states = "SELECT string_agg(DISTINCT state, ',') || count(*) FROM deliveries"
+    assert await fetch_one(database_url, states) == "SUCCEEDED3"
+    assert await fetch_one(database_url, "SELECT count(*) FROM pending_deliveries") == 0
+
+
+async def test_in_a_hurry_it_waits_for_no_target_and_loses_nothing(database_url: str) -> None:
+    async with Receiver() as target, started(database_url) as (app, client):
+        target.gate = asyncio.Event()
+        await subscribe(client, target.url)
+        await client.publish("default", [Event(type="a.b", json_data="{}")])
+        await target.wait_for(1)
+        stopping = asyncio.create_task(app.stop())
+        await asyncio.sleep(0)
+        app.hurry()
+        async with asyncio.timeout(5):
+            await stopping
+        target.gate.set()
+    assert await fetch_one(database_url, "SELECT count(*) FROM pending_deliveries") == 1
+    assert await fetch_one(database_url, "SELECT count(*) FROM nodes") == 0
+
+
+async def test_the_grace_bounds_what_a_stop_waits_for(database_url: str) -> None:
+    async with (
+        Receiver() as target,
+        started(database_url, HOOKLINE_STOP_GRACE_S="0.2") as (app, client),
+    ):
+        target.gate = asyncio.Event()
+        await subscribe(client, target.url)
+        await client.publish("default", [Event(type="a.b", json_data="{}")])
+        await target.wait_for(1)
+        async with asyncio.timeout(5):
+            await app.stop()
+        target.gate.set()
+
+
+async def test_a_watcher_is_told_first_and_does_not_hold_the_stop(database_url: str) -> None:
+    async with started(database_url) as (app, client):
+        health: Any = health_pb2_grpc.HealthStub(client.channel)
+        watching = health.Watch(health_pb2.HealthCheckRequest(service=""))
+        seen = [(await watching.read()).status]
+        began = time.monotonic()
+        stopping = asyncio.create_task(app.stop())
+        seen.append((await watching.read()).status)
+        await stopping
+        assert time.monotonic() - began < 5
+        assert seen == [SERVING, NOT_SERVING]
+        with pytest.raises(grpc.aio.AioRpcError):
+            await watching.read()
+
+
+async def test_a_stopped_node_refuses_calls(database_url: str) -> None:
+    async with started(database_url) as (app, client):
+        await app.stop()
+        with pytest.raises(UnavailableError):
+            await client.publish("default", [Event(type="a.b", json_data="{}")], timeout_s=0.3)
+
+
+async def test_a_start_that_fails_late_stops_what_it_had_started(database_url: str) -> None:
+    listening = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+    taken = f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    with pytest.raises(StartError, match=f"cannot listen on {taken}"):
+        await App(settings(database_url, HOOKLINE_LISTEN=taken)).start()
+    listening.close()
+    await fetch_one(database_url, "ALTER TABLE event_types RENAME TO hidden")
+    with pytest.raises(RejectedError, match="event_types"):
+        await App(settings(database_url)).start()
+    assert await fetch_one(database_url, "SELECT count(*) FROM nodes") == 0
+    await until(lambda: no_connections(database_url), "the connections are closed")
+
+
+async def test_a_start_that_is_cancelled_stops_what_it_had_started(database_url: str) -> None:
+    app = App(settings(database_url))
+    starting = asyncio.create_task(app.start())
+    await until(lambda: is_registered(database_url), "it has registered")
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await app.stop()
+    assert await fetch_one(database_url, "SELECT count(*) FROM nodes") == 0
+    await until(lambda: no_connections(database_url), "the connections are closed")
+
+
+async def is_registered(database_url: str) -> bool:
+    return await fetch_one(database_url, "SELECT count(*) FROM nodes") == 1
+
+
+async def test_a_schema_that_is_behind_is_a_reason_not_to_start(database_url: str) -> None:
+    await fetch_one(database_url, "DELETE FROM schema_migrations WHERE number = 1")
+    with pytest.raises(StartError, match="run `hookline migrate`"):
+        await App(settings(database_url)).start()
+
+
+async def test_a_database_that_could_lose_events_is_refused(database_url: str) -> None:
+    name = database_url.partition("@/")[2].partition("?")[0]
+    await fetch_one(database_url, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    with pytest.raises(StartError, match="synchronous_commit is off"):
+        await App(settings(database_url)).start()
