@@ -17,15 +17,16 @@ FROM unnest($1::smallint[]) AS w (bucket) CROSS JOIN LATERAL (
 WHERE h.due_at <= hookline_now()
 
 -- name: refill
--- What is due in some lanes and not in memory, each lane from its earliest on; never by a cursor. OFFSET 0 keeps the planner
--- from walking a tenant's events before its pending rows.
+-- What is due in some lanes and not in memory, each lane from its earliest on; never by a cursor. What is in memory is
+-- hashed (NOT IN a subquery): `<> ALL` would compare each row with each id. OFFSET 0 keeps the planner from walking a
+-- tenant's events before its pending rows.
 SELECT l.subscription_uid, p.*, e.data_bytes
 FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::integer[]) AS l (bucket, subscription_uid, tenant_uid, wanted)
 CROSS JOIN LATERAL (
     SELECT q.delivery_id, q.event_id, q.version, q.attempt_count, q.attempts_base, q.attempts_until
     FROM pending_deliveries q
     WHERE q.bucket = l.bucket AND q.subscription_uid = l.subscription_uid AND q.due_at <= hookline_now()
-      AND q.delivery_id <> ALL ($5::uuid[])
+      AND q.delivery_id NOT IN (SELECT unnest($5::uuid[]))
     ORDER BY q.due_at, q.delivery_id LIMIT l.wanted) p
 CROSS JOIN LATERAL (
     SELECT octet_length(e.data) AS data_bytes FROM events e
