@@ -44,7 +44,7 @@ class Deliverer:
         *,
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
-        self._lanes = lanes
+        self._sending = lanes.sending
         self._sender = sender
         self._recorder = recorder
         self._time = time
@@ -54,7 +54,7 @@ class Deliverer:
         self._idle: list[asyncio.Future[None]] = []
         self._workers: set[asyncio.Task[None]] = set()
         self._is_stopping = False
-        lanes.on_ready = self._wake_one
+        self._sending.on_ready = self._wake_one
         recorder.on_recorded = self._free
 
     @property
@@ -99,7 +99,7 @@ class Deliverer:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._is_stopping:
-            job = self._lanes.take() if self._free_slots > 0 else None
+            job = self._sending.take() if self._free_slots > 0 else None
             if job is None:
                 waiter = loop.create_future()
                 self._idle.append(waiter)
@@ -119,7 +119,7 @@ class Deliverer:
             # Whatever it is, it is ours: the target is not blamed, and the worker goes on.
             _log.exception("attempt_broken", delivery=str(job.delivery_id))
             outcome = Outcome(AttemptOutcome.OWN_FAULT, 0, "", error="an error of our own")
-        self._lanes.answered(job, outcome)
+        self._sending.answered(job, outcome)
         self._recorder.add(job, outcome, start_us)
 
     async def _attempt(self, job: Job, start_us: int) -> Outcome:
@@ -132,7 +132,9 @@ class Deliverer:
             message.webhook_id,
             start_us // 1_000_000,
             payload_of(message, config.payload_format),
-            self._may_send,
+            # A lease that was lost and won anew is no leave to send the old work, nor what somebody
+            # cancelled meanwhile.
+            lambda: self._may_send() and job.is_known() and not job.is_stale,
         )
 
 

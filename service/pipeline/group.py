@@ -354,8 +354,16 @@ class GroupBuilder:
                 self._lanes.touch(row[5], row[1])
 
     def hand_over(self, group: Group, passed: set[UUID]) -> None:
-        """What was committed goes straight into the lanes that this node owns."""
-        self.withdraw(group)
+        """What was committed goes straight into the lanes that this node owns.
+
+        It is withdrawn after: a lane takes only what was announced to it.
+        """
+        try:
+            self._hand_over(group, passed)
+        finally:
+            self.withdraw(group)
+
+    def _hand_over(self, group: Group, passed: set[UUID]) -> None:
         lanes = self._lanes
         for call, position, placed in group.stored(passed):
             message: Message | None = None

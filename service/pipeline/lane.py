@@ -15,6 +15,7 @@ from service.domain.delivery import THROTTLES, Budget
 from service.domain.subscription import SubscriptionState
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from uuid import UUID
 
     from service.domain.attempt import Outcome
@@ -57,6 +58,8 @@ class Job:
         "attempts_base",
         "attempts_until",
         "delivery_id",
+        "is_sent",
+        "is_stale",
         "lane",
         "message",
         "version",
@@ -70,6 +73,19 @@ class Job:
         self.attempt_count = 0
         self.attempts_base: int | None = None
         self.attempts_until: int | None = None
+        self.is_sent = False
+        """Taken by a deliverer and not yet recorded."""
+        self.is_stale = False
+        """Somebody else changed its row while it was sent."""
+
+    def is_known(self) -> bool:
+        """Whether memory still has it; what it has forgotten is not this node's to send or record."""
+        return self.lane.known.get(self.delivery_id) is self
+
+    @property
+    def data_bytes(self) -> int:
+        """What it counts for against the bytes that may be held."""
+        return len(self.message.event.data)
 
     def budget(self, schedule: RetrySchedule) -> Budget:
         """What it has spent and may spend; an operator's retry gave it a budget of its own."""
@@ -86,6 +102,8 @@ class LaneConfig:
 
     name: str
     """The subscription's resource name, for people."""
+    version: int
+    """Of the subscription's row; an older one never replaces a newer."""
     tenant_uid: UUID
     state: SubscriptionState
     schedule: RetrySchedule
@@ -104,6 +122,7 @@ class Lane:
     __slots__ = (
         "announced",
         "bucket",
+        "bytes_held",
         "circuit_backoff_s",
         "config",
         "dirty_since_read",
@@ -112,12 +131,18 @@ class Lane:
         "has_turn",
         "in_flight",
         "is_deleted",
+        "is_gone",
+        "is_outdated",
         "known",
+        "paced_until_s",
         "queue",
         "rests_until_s",
+        "stale",
         "state",
         "subscription_uid",
         "timed",
+        "unrecorded",
+        "watched_expiry",
         "window",
     )
 
@@ -131,17 +156,33 @@ class Lane:
         self.known: dict[UUID, Job] = {}
         """Every job in memory: queued, in flight, not yet recorded, waiting for its time."""
         self.announced: set[UUID] = set()
+        """What a commit under way may write; handed over after it, or withdrawn."""
+        self.stale: set[UUID] = set()
+        """What others changed since the refill under way began: its rows of these are discarded."""
         self.timed = 0
+        self.bytes_held = 0
+        """Event data of what is queued or waits for its time."""
         self.in_flight = 0
+        self.unrecorded = 0
+        """Sent and not yet recorded."""
         self.window = 1.0
         self.failures = 0
         self.failing_since_us: int | None = None
         self.circuit_backoff_s = 0.0
         """Above zero: the circuit is open, or half open once `rests_until_s` has come."""
         self.rests_until_s = 0.0
+        """Until then nothing is sent, and nothing is read either."""
+        self.paced_until_s = 0.0
+        """Until then nothing is sent: its rate."""
         self.has_turn = False
         self.is_deleted = False
         """Its subscription is a tombstone: what is still pending is to be cancelled."""
+        self.is_outdated = False
+        """What it knows of its subscription is no longer true; nothing is sent until it is read."""
+        self.is_gone = False
+        """Memory has forgotten it: its bucket is another's, or another lane stands in its place."""
+        self.watched_expiry: datetime | None = None
+        """The end of a secret's overlap that a timer waits for."""
 
     @property
     def tenant_uid(self) -> UUID:
@@ -153,6 +194,11 @@ class Lane:
     def holds(self, delivery_id: UUID) -> bool:
         """Whether memory has this delivery, or is about to be handed it."""
         return delivery_id in self.known or delivery_id in self.announced
+
+    def drop(self, job: Job) -> None:
+        """Forget a job; one that was read since for the same delivery stays."""
+        if job.is_known():
+            del self.known[job.delivery_id]
 
     @property
     def is_circuit_open(self) -> bool:
@@ -169,12 +215,40 @@ class Lane:
         """Whether its subscription lets anything out at all."""
         config = self.config
         return (
-            config is not None and config.state is SubscriptionState.ACTIVE and not self.is_deleted
+            config is not None
+            and config.state is SubscriptionState.ACTIVE
+            and not self.is_deleted
+            and not self.is_outdated
         )
 
-    def width(self) -> int:
-        """Requests that may be on the wire at once, now."""
-        return 1 if self.is_circuit_open else max(1, int(self.window))
+    def adopt(self, config: LaneConfig) -> bool:
+        """Take in what is now true of its subscription; False where it knows something newer."""
+        before = self.config
+        if before is not None and config.version < before.version:
+            return False
+        self.config = config
+        self.is_outdated = False
+        if before is None:
+            self.window = float(config.max_in_flight)
+            self.failing_since_us = config.failing_since_us
+            return True
+        self.window = min(self.window, float(config.max_in_flight))
+        if config.state is not before.state or config.url != before.url:
+            self.close_circuit()  # an operator has seen to it: begin afresh
+            self.window = float(config.max_in_flight)
+            self.failing_since_us = config.failing_since_us
+        if config.max_per_second != before.max_per_second:
+            self.paced_until_s = 0.0
+        return True
+
+    def has_place(self) -> bool:
+        """Whether one more request may be on the wire.
+
+        While the circuit is open one probe goes at a time, and the next waits for what came of it.
+        """
+        if self.is_circuit_open:
+            return self.unrecorded == 0
+        return self.in_flight < max(1, int(self.window))
 
     def learn(self, outcome: Outcome) -> None:
         """What an answer says of how many requests the target takes at once."""

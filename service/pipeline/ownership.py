@@ -50,7 +50,7 @@ class BucketHolder(Protocol):
         ...
 
     def quiet_buckets(self, buckets: Iterable[int]) -> set[int]:
-        """Those of which nothing is in flight; they take no new work from now on."""
+        """Those of which nothing is in flight. They take no new work from now on; all others do."""
         ...
 
 
@@ -135,8 +135,12 @@ class Ownership:
         return True
 
     async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        beat_s = loop.time()
         while True:
-            await asyncio.sleep(self._lease_s / 3)
+            # From beat to beat: one that waited for others does not delay the next.
+            beat_s = max(beat_s + self._lease_s / 3, loop.time())
+            await asyncio.sleep(beat_s - loop.time())
             try:
                 await self.heartbeat()
             except _TRANSIENT as error:
@@ -156,25 +160,31 @@ class Ownership:
         survey = await self._store.survey()
         ours = {lease.bucket for lease in survey.leases if lease.node_id == self.node_id}
         self._lose(self._buckets - ours)
+        # A `take` may have committed although its answer was lost.
+        self._gain(ours - self._buckets)
         share = -(-BUCKET_COUNT // max(survey.live_nodes, 1))
+        await self._give(sorted(ours)[share:])
         if len(ours) < share:
             await self._take(survey, share - len(ours))
-        elif len(ours) > share:
-            await self._give(sorted(ours)[share:])
 
     async def _take(self, survey: Survey, room: int) -> None:
-        free = [lease for lease in survey.leases if lease.is_vacant or lease.is_overdue]
+        free = [
+            lease
+            for lease in survey.leases
+            if (lease.is_vacant or lease.is_overdue) and lease.node_id != self.node_id
+        ]
         self._random.shuffle(free)
         wanted: list[BucketLease] = free[:room]
-        if not wanted:
-            return
-        overdue = {lease.node_id for lease in wanted if lease.is_overdue and lease.node_id}
-        got = await self._store.take(self.node_id, list(overdue), wanted)
-        self._buckets.update(got)
-        self.lease_changes += len(got)
-        if got:
-            _log.info("buckets_taken", count=len(got), owned=len(self._buckets))
-            self._holder.buckets_gained(got)
+        if wanted:
+            overdue = {lease.node_id for lease in wanted if lease.is_overdue and lease.node_id}
+            self._gain(set(await self._store.take(self.node_id, list(overdue), wanted)))
+
+    def _gain(self, buckets: set[int]) -> None:
+        if buckets:
+            self._buckets |= buckets
+            self.lease_changes += len(buckets)
+            _log.info("buckets_taken", count=len(buckets), owned=len(self._buckets))
+            self._holder.buckets_gained(buckets)
 
     async def _give(self, surplus: Iterable[int]) -> None:
         quiet = self._holder.quiet_buckets(surplus)

@@ -30,7 +30,7 @@ from service.domain.instants import from_unix_us
 from service.domain.retry import RetrySchedule
 from service.domain.subscription import SubscriptionStateReason
 from service.store.database import ContentionError, OutcomeUnknownError, RejectedError
-from service.store.recording import Consequences, Disabling, OutcomeRows
+from service.store.recording import Consequences, Disabling, OutcomeRows, Recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,11 +47,16 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+DISABLE_AFTER_S = 5 * 86_400.0
 MAX_BATCH = 1_000
 REPEAT_S = 0.2
-DISABLE_AFTER_S = 5 * 86_400.0
+PARK_S = 3_600.0
+"""How long a delivery waits whose outcome cannot be stored."""
+_TROUBLES = frozenset({"08", "25", "53", "57", "58"})
+"""SQLSTATE classes by which a server tells that it is in trouble, not that a row is bad."""
 UNSTORABLE = "the answer could not be stored as it came"
 _DEFAULT_SCHEDULE = RetrySchedule()
+_NOTHING = Recorded(frozenset(), frozenset())
 
 
 @dataclass(slots=True)
@@ -60,6 +65,8 @@ class _Record:
     outcome: Outcome
     move: Move
     start_us: int
+    is_settled: bool = False
+    """Carried into its lane, which happens once."""
 
 
 class Recorder:
@@ -128,42 +135,52 @@ class Recorder:
                 await self._record(batch)
             except Exception:
                 _log.exception("record_broken", deliveries=len(batch))
-                self._settle(batch, set())
+                self._settle(batch, _NOTHING)
             self.on_recorded(len(batch))
 
     async def _record(self, batch: Sequence[_Record]) -> None:
-        rows, may_turn = self._rows_of(batch)
-        consequences = self._consequences_of(batch) if may_turn else None
-        while True:
+        while batch := self._still_ours(batch):
             try:
-                matched = await self._store.record(self._ownership.node_id, rows, consequences)
+                rows, may_turn = self._rows_of(batch)
+                recorded = await self._store.record(
+                    self._ownership.node_id,
+                    rows,
+                    self._consequences_of(batch) if may_turn else None,
+                )
             except ContentionError:
                 continue
-            except RejectedError as error:
-                await self._split(batch, error)
-                return
-            except OutcomeUnknownError:
-                # It may have committed: what did no longer matches its version, what did not is
-                # still pending. Either way memory knows nothing of these rows any more.
-                _log.warning("record_answer_lost", deliveries=len(batch))
-                self._settle(batch, set())
-                return
-            except UnavailableError:
-                if self._is_stopping:
-                    self._settle(batch, set())
+            except Exception as error:
+                if not _is_trouble(error):
+                    await self._split(batch, error)
                     return
+                if self._is_stopping:
+                    self._settle(batch, _NOTHING)
+                    return
+                # Written again, not sent again: what had committed after all has another version by
+                # now, and the second one matches nothing.
+                _log.warning("record_repeated", deliveries=len(batch), error=str(error))
                 await asyncio.sleep(REPEAT_S)
-                continue
-            break
-        self.batches += 1
-        self.recorded += len(matched)
-        self._settle(batch, matched)
+            else:
+                self.batches += 1
+                self.recorded += len(recorded.matched)
+                self._settle(batch, recorded)
+                return
 
-    async def _split(self, batch: Sequence[_Record], error: RejectedError) -> None:
+    def _still_ours(self, batch: Sequence[_Record]) -> Sequence[_Record]:
+        """What memory has forgotten is somebody else's: its bucket was lost.
+
+        The fence cannot tell where this node has registered anew since: its new lease holds.
+        """
+        ours = [record for record in batch if record.job.is_known()]
+        if len(ours) < len(batch):
+            self._settle([record for record in batch if not record.job.is_known()], _NOTHING)
+        return ours
+
+    async def _split(self, batch: Sequence[_Record], error: Exception) -> None:
         """One row poisons the statement: halve until it stands alone, then write it without words.
 
-        A row that cannot even be written so stays where it is: in memory, pending, and not sent
-        again until this node starts anew. The log says which.
+        A row that cannot be written even so is put off, with nothing said of its attempt: it is no
+        loop, and hides no other row of its lane. The log says which.
         """
         if len(batch) > 1:
             middle = len(batch) // 2
@@ -171,15 +188,17 @@ class Recorder:
             await self._record(batch[middle:])
             return
         (record,) = batch
-        _log.error(
-            "record_rejected",
-            delivery=str(record.job.delivery_id),
-            sqlstate=error.sqlstate,
-            error=str(error),
+        job, outcome = record.job, record.outcome
+        if outcome.error != UNSTORABLE:
+            _log.error("record_rejected", delivery=str(job.delivery_id), exc_info=error)
+            record.outcome = replace(outcome, error=UNSTORABLE, excerpt=b"", remote_address=None)
+            await self._record(batch)
+            return
+        _log.error("delivery_parked", delivery=str(job.delivery_id), exc_info=error)
+        await self._store.park(
+            self._ownership.node_id, job.lane.bucket, job.delivery_id, job.version, PARK_S
         )
-        if record.outcome.error != UNSTORABLE:
-            plain = replace(record.outcome, error=UNSTORABLE, excerpt=b"", remote_address=None)
-            await self._record([replace(record, outcome=plain)])
+        self._settle(batch, _NOTHING)
 
     def _rows_of(self, batch: Sequence[_Record]) -> tuple[OutcomeRows, bool]:
         """The rows of a batch, and whether it may turn a subscription."""
@@ -218,8 +237,7 @@ class Recorder:
 
     def _consequences_of(self, batch: Sequence[_Record]) -> Callable[[set[UUID]], Consequences]:
         def consequences(matched: set[UUID]) -> Consequences:
-            effect = Consequences()
-            failing: set[UUID] = set()
+            failing: dict[UUID, bool] = {}
             recovered: set[UUID] = set()
             disabling: dict[UUID, Disabling] = {}
             for record in batch:
@@ -228,21 +246,27 @@ class Recorder:
                 if record.job.delivery_id not in matched:
                     continue
                 if isinstance(record.move, Succeed):
-                    failing.discard(uid)
-                    recovered.add(uid)
+                    if failing.get(uid, lane.failing_since_us is not None):
+                        recovered.add(uid)
+                    failing[uid] = False
                     continue
-                if lane.failing_since_us is None:
-                    failing.add(uid)
+                if uid in failing or lane.failing_since_us is None:
+                    failing[uid] = True
                 if isinstance(record.move, HoldGone):
                     disabling[uid] = Disabling(
-                        uid, SubscriptionStateReason.GONE, "the target answered 410 Gone"
+                        uid,
+                        SubscriptionStateReason.GONE,
+                        "the target answered 410 Gone",
+                        record.outcome.url,
                     )
                 elif self._has_failed_too_long(record):
-                    disabling.setdefault(uid, self._failing_too_long(uid))
-            effect.failing = sorted(failing)
-            effect.recovered = sorted(recovered - failing)
-            effect.disabling = [disabling[uid] for uid in sorted(disabling)]
-            return effect
+                    disabling.setdefault(uid, self._failing_too_long(uid, record.outcome.url))
+            return Consequences(
+                sorted(recovered),
+                sorted(uid for uid, fails in failing.items() if fails),
+                [disabling[uid] for uid in sorted(disabling)],
+                self._disable_after_us / 1_000_000,
+            )
 
         return consequences
 
@@ -250,18 +274,21 @@ class Recorder:
         since_us = record.job.lane.failing_since_us
         return since_us is not None and record.start_us - since_us > self._disable_after_us
 
-    def _failing_too_long(self, uid: UUID) -> Disabling:
+    def _failing_too_long(self, uid: UUID, url: str) -> Disabling:
         days = self._disable_after_us / 86_400_000_000
         return Disabling(
-            uid, SubscriptionStateReason.FAILING, f"every attempt failed for {days:g} days"
+            uid, SubscriptionStateReason.FAILING, f"every attempt failed for {days:g} days", url
         )
 
-    def _settle(self, batch: Sequence[_Record], matched: set[UUID]) -> None:
+    def _settle(self, batch: Sequence[_Record], recorded: Recorded) -> None:
         """Carry what was written into the lanes."""
         lanes = self._lanes
         for record in batch:
             job, move = record.job, record.move
-            if job.delivery_id not in matched:
+            if record.is_settled:
+                continue
+            record.is_settled = True
+            if job.delivery_id not in recorded.matched:
                 lanes.mismatched(job)
                 continue
             if isinstance(move, Succeed):
@@ -274,8 +301,15 @@ class Recorder:
                 lanes.rescheduled(job, max(0.0, move.delay_s - elapsed_s))
             else:
                 lanes.finished(job)
-            if isinstance(move, HoldGone) or self._has_failed_too_long(record):
+            if job.lane.subscription_uid in recorded.disabled:
                 lanes.disabled(job.lane)
+
+
+def _is_trouble(error: Exception) -> bool:
+    """Whether it is the database that is not well; what was to be written will be."""
+    return isinstance(error, UnavailableError | OutcomeUnknownError) or (
+        isinstance(error, RejectedError) and error.sqlstate[:2] in _TROUBLES
+    )
 
 
 def _finished(record: _Record, trigger: Trigger) -> tuple[object, ...]:
@@ -300,7 +334,7 @@ def _finished(record: _Record, trigger: Trigger) -> tuple[object, ...]:
             else (
                 outcome.kind,
                 from_unix_us(record.start_us),
-                outcome.error.encode(),
+                outcome.error.encode(errors="replace"),
                 outcome.excerpt,
             )
         ),
@@ -320,6 +354,6 @@ def _rescheduled(job: Job, outcome: Outcome, delay_s: float, start_us: int) -> t
         outcome.remote_address,
         outcome.kind,
         from_unix_us(start_us),
-        outcome.error.encode(),
+        outcome.error.encode(errors="replace"),
         outcome.excerpt,
     )

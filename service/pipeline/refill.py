@@ -22,12 +22,13 @@ from service.store.database import ContentionError, OutcomeUnknownError
 from service.store.lanes import RefillWish
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from service.pipeline.lane import Lane
     from service.pipeline.lanes import Lanes
     from service.pipeline.ownership import Ownership
+    from service.pipeline.shares import Shares
     from service.pipeline.targets import LaneConfigs
     from service.store.lanes import LaneStore, PendingRow
 
@@ -50,6 +51,7 @@ class Refiller:
         self._lanes = lanes
         self._ownership = ownership
         self._configs = configs
+        self._shares = lanes.shares
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._sweep_at_s = 0.0
@@ -107,16 +109,16 @@ class Refiller:
             await self._refill_some(lanes[begin : begin + LANES_PER_READ])
 
     async def _refill_some(self, lanes: Sequence[Lane]) -> None:
-        unknown = [lane for lane in lanes if lane.config is None and not lane.is_deleted]
+        unknown = [
+            lane
+            for lane in lanes
+            if (lane.config is None or lane.is_outdated) and not lane.is_deleted
+        ]
         await self._configs.configure(unknown)
         for lane in lanes:
             if lane.is_deleted:
                 await self._cancel_deleted(lane)
-        readable = [
-            lane
-            for lane in lanes
-            if lane.config is not None and not lane.is_deleted and self._lanes.wants_refill(lane)
-        ]
+        readable = [lane for lane in lanes if lane.sends() and self._lanes.wants_refill(lane)]
         if readable:
             await self._read(readable)
 
@@ -136,24 +138,26 @@ class Refiller:
         wishes: list[RefillWish] = []
         in_memory: list[UUID] = []
         for lane in lanes:
-            wanted = max(1, min(most, self._lanes.room(lane)))
+            wanted = max(1, min(most, self._shares.room(lane)))
             wishes.append(RefillWish(lane.bucket, lane.subscription_uid, lane.tenant_uid, wanted))
             in_memory += lane.known
             in_memory += lane.announced
             self._lanes.begin_refill(lane)
         complete: set[UUID] = set()
         try:
-            complete = await self._take_in(wishes, in_memory)
+            complete = await self._take_in(lanes, wishes, in_memory)
         finally:
             for lane in lanes:
                 self._lanes.end_refill(lane, found_all=lane.subscription_uid in complete)
 
-    async def _take_in(self, wishes: Sequence[RefillWish], in_memory: list[UUID]) -> set[UUID]:
+    async def _take_in(
+        self, lanes: Sequence[Lane], wishes: Sequence[RefillWish], in_memory: list[UUID]
+    ) -> set[UUID]:
         """Read what is due; the lanes of which memory now holds all of it."""
         rows = await self._store.refill(wishes, in_memory)
         found = Counter(row.subscription_uid for row in rows)
-        kept = _within(self._lanes.bytes_free(), rows)
-        left_out = {row.subscription_uid for row in rows[len(kept) :]}
+        lane_of = {lane.subscription_uid: lane for lane in lanes}
+        kept, left_out = _within(self._shares, lane_of, rows)
         tenant_of = {wish.subscription_uid: wish.tenant_uid for wish in wishes}
         keys = {(tenant_of[row.subscription_uid], row.event_id) for row in kept}
         events = await self._store.events(list(keys)) if keys else {}
@@ -162,7 +166,7 @@ class Refiller:
             for event_id, event in events.items()
         }
         for row in kept:
-            self._lanes.accept(row, messages[row.event_id])
+            self._lanes.accept(lane_of[row.subscription_uid], row, messages[row.event_id])
         return {
             wish.subscription_uid
             for wish in wishes
@@ -170,11 +174,23 @@ class Refiller:
         }
 
 
-def _within(bytes_free: int, rows: Sequence[PendingRow]) -> Sequence[PendingRow]:
-    """The first rows whose data fits; one at least, or a large event would never be sent."""
+def _within(
+    shares: Shares, lane_of: Mapping[UUID, Lane], rows: Sequence[PendingRow]
+) -> tuple[list[PendingRow], set[UUID]]:
+    """The first rows of each lane whose data fits its share, and the lanes of which some are left out."""
+    kept: list[PendingRow] = []
+    left_out: set[UUID] = set()
+    coming: Counter[UUID] = Counter()
     total = 0
-    for position, row in enumerate(rows):
+    for row in rows:
+        uid = row.subscription_uid
+        if uid in left_out:
+            continue
+        held = lane_of[uid].bytes_held + coming[uid]
+        if not shares.allows(held, row.data_bytes, total):
+            left_out.add(uid)
+            continue
+        coming[uid] += row.data_bytes
         total += row.data_bytes
-        if total > bytes_free and position > 0:
-            return rows[:position]
-    return rows
+        kept.append(row)
+    return kept, left_out

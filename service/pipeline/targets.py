@@ -66,7 +66,7 @@ class LaneConfigs:
                 )
             else:
                 self._lanes.configure(lane, self._config_of(route))
-                self._watch_expiry(lane.subscription_uid, route.secrets)
+                self._watch_expiry(lane, route.secrets)
 
     async def reconfigure(self, uids: Sequence[UUID]) -> None:
         """The same for subscriptions that changed, where memory has a lane of theirs."""
@@ -85,6 +85,7 @@ class LaneConfigs:
         subscription = route.subscription
         return LaneConfig(
             name=_name_of(route),
+            version=route.version,
             tenant_uid=route.tenant_uid,
             state=subscription.state,
             schedule=schedule_of(subscription.retry_policy),
@@ -102,14 +103,21 @@ class LaneConfigs:
         signer = Signer([parse_secret(secret.text) for secret in secrets])
         return prepare_target(subscription.target, signer, user_agent=self._user_agent)
 
-    def _watch_expiry(self, uid: UUID, secrets: Sequence[LiveSecret]) -> None:
-        """A rotation's old secret signs no more once its overlap is over."""
-        for secret in secrets:
-            if secret.expire_time is not None:
-                left_s = secret.expire_time.timestamp() - self._time.unix_s()
-                self._timers.add(
-                    self._clock.boottime_s() + max(0.0, left_s), lambda: self._lanes.outdate(uid)
-                )
+    def _watch_expiry(self, lane: Lane, secrets: Sequence[LiveSecret]) -> None:
+        """A rotation's old secret signs no more once its overlap is over; one timer sees to it."""
+        expiries = [secret.expire_time for secret in secrets if secret.expire_time is not None]
+        first = min(expiries, default=None)
+        if first is None or lane.watched_expiry == first:
+            return
+        lane.watched_expiry = first
+        left_s = first.timestamp() - self._time.unix_s()
+
+        def expire() -> None:
+            if lane.watched_expiry == first:
+                lane.watched_expiry = None
+                self._lanes.outdate(lane)
+
+        self._timers.add(self._clock.boottime_s() + max(0.0, left_s), expire)
 
 
 def _name_of(route: RouteRow) -> str:

@@ -38,9 +38,11 @@ class Timers:
     def poke(self) -> None:
         """Run what has come due, now."""
         now_s = self._clock.boottime_s()
-        while self._heap and self._heap[0][0] <= now_s:
-            heapq.heappop(self._heap)[2]()
-        self._arm()
+        try:
+            while self._heap and self._heap[0][0] <= now_s:
+                heapq.heappop(self._heap)[2]()
+        finally:
+            self._arm()  # whatever one action does, the others have their moment
 
     def clear(self) -> None:
         """Forget everything."""

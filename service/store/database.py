@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 
+# A process that was frozen inside a transaction holds its locks no longer than this.
+_IDLE_LIMIT = {"idle_in_transaction_session_timeout": "5s"}
+
 # The data path's statements walk from arrays into indexes, whatever the statistics say: the hot
 # table is empty at one moment and holds millions at the next, and a plan made for the one must do
 # for both.
@@ -124,6 +127,27 @@ async def _prepare_connection(connection: asyncpg.Connection[asyncpg.Record]) ->
     )
 
 
+def _is_broken(error: BaseException) -> bool:
+    """Whether a connection must not be used again: it is lost, or its statement was given up."""
+    return isinstance(error, (OutcomeUnknownError, *_GONE)) or not isinstance(error, Exception)
+
+
+@asynccontextmanager
+async def _transaction(connection: Connection) -> AsyncIterator[None]:
+    """A transaction, rolled back only where the connection is known to listen.
+
+    asyncpg's own rolls back after a deadline too, and there waits for a frozen backend for ever.
+    """
+    await connection.execute("BEGIN;")
+    try:
+        yield
+        await connection.execute("COMMIT;")
+    except Exception as error:
+        if not _is_broken(error):
+            await connection.execute("ROLLBACK;")
+        raise
+
+
 class Session:
     """One connection for one task of the data path; opened when needed, again when lost.
 
@@ -161,7 +185,7 @@ class Session:
         """Several statements in one transaction, under one deadline; commits on leaving."""
         connection = await self._connected()
         with self._translated():
-            async with asyncio.timeout(self._timeout_s), connection.transaction():
+            async with asyncio.timeout(self._timeout_s), _transaction(connection):
                 yield connection
 
     @asynccontextmanager
@@ -182,7 +206,7 @@ class Session:
 
     def _forget_if_broken(self, error: BaseException) -> None:
         connection = self._connection
-        if connection is not None and not isinstance(error, asyncpg.PostgresError):
+        if connection is not None and _is_broken(error):
             connection.terminate()
             self._connection = None
 
@@ -201,7 +225,7 @@ async def _connect(url: str, name: str) -> tuple[asyncpg.Connection[asyncpg.Reco
     connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
         url,
         timeout=CONNECT_TIMEOUT_S,
-        server_settings={"application_name": f"hookline {name}", **_PATH_SETTINGS},
+        server_settings={"application_name": f"hookline {name}", **_IDLE_LIMIT, **_PATH_SETTINGS},
     )
     try:
         await _prepare_connection(connection)
@@ -237,7 +261,7 @@ class Database:
                 max_size=self._pool_size,
                 timeout=CONNECT_TIMEOUT_S,
                 init=_prepare_connection,
-                server_settings={"application_name": "hookline calls", "jit": "off"},
+                server_settings={"application_name": "hookline calls", "jit": "off", **_IDLE_LIMIT},
             )
         except (*_GONE, asyncpg.PostgresError) as error:
             raise unavailable(error) from error
@@ -270,7 +294,7 @@ class Database:
         try:
             yield connection
         except BaseException as error:
-            if not isinstance(error, Exception) or isinstance(error, _GONE):
+            if _is_broken(error):
                 connection.terminate()
             raise
         finally:
@@ -281,7 +305,7 @@ class Database:
         """One transaction of a call, on a pooled connection, under the statement deadline."""
         async with self._acquired() as connection:
             try:
-                async with asyncio.timeout(self._timeout_s), connection.transaction():
+                async with asyncio.timeout(self._timeout_s), _transaction(connection):
                     yield connection
             except BaseException as error:  # noqa: BLE001 - translated, or raised again as it is
                 _translate(error, None)

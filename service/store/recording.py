@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Sequence, Set
     from uuid import UUID
 
     from service.store.database import Session
@@ -28,17 +28,31 @@ class Disabling:
     subscription_uid: UUID
     reason: str
     message: str
+    url: str
+    """The target that failed; a subscription that has another one by now is left alone."""
 
 
 @dataclass(slots=True)
 class Consequences:
-    """What a batch does to subscriptions, in the same transaction as its rows."""
+    """What a batch does to subscriptions, in the same transaction as its rows, in this order."""
 
-    disabling: list[Disabling] = field(default_factory=list)
-    failing: list[UUID] = field(default_factory=list)
-    """Subscriptions that failed for the first time since their last success."""
     recovered: list[UUID] = field(default_factory=list)
     """Subscriptions that succeeded for the first time since they began to fail."""
+    failing: list[UUID] = field(default_factory=list)
+    """Subscriptions that failed for the first time since their last success."""
+    disabling: list[Disabling] = field(default_factory=list)
+    disable_after_s: float = 0.0
+    """One that is turned off for failing has failed at least so long by the database's word too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a batch came to."""
+
+    matched: Set[UUID]
+    """Deliveries whose rows were as they had been seen."""
+    disabled: Set[UUID]
+    """Subscriptions that were turned off."""
 
 
 @dataclass(slots=True)
@@ -71,8 +85,8 @@ class RecordStore:
         node_id: UUID,
         rows: OutcomeRows,
         consequences: Callable[[set[UUID]], Consequences] | None = None,
-    ) -> set[UUID]:
-        """Write a batch; the ids of the deliveries that matched.
+    ) -> Recorded:
+        """Write a batch; what matched, and what that did.
 
         `consequences`, where given, is told what matched and says what that does to subscriptions;
         it is written in the same transaction. Raises `RejectedError` where a row poisons the
@@ -85,18 +99,31 @@ class RecordStore:
             *_columns(rows.rescheduled, _RESCHEDULED_COLUMNS),
         )
         if consequences is None:
-            return {row[0] for row in await self._session.fetch(SQL.record, *arguments)}
+            rows_matched = await self._session.fetch(SQL.record, *arguments)
+            return Recorded({row[0] for row in rows_matched}, set())
+        disabled: set[UUID] = set()
         async with self._session.transaction() as connection:
             matched = {row[0] for row in await connection.fetch(SQL.record, *arguments)}
             effect = consequences(matched)
-            if effect.disabling:
-                fields = [(d.subscription_uid, d.reason, d.message) for d in effect.disabling]
-                await connection.fetch(SQL.disable, *_columns(fields, 3))
-            if effect.failing:
-                await connection.execute(SQL.mark_failing, effect.failing)
             if effect.recovered:
                 await connection.execute(SQL.mark_recovered, effect.recovered)
-        return matched
+            if effect.failing:
+                await connection.execute(SQL.mark_failing, effect.failing)
+            if effect.disabling:
+                fields = [
+                    (d.subscription_uid, d.reason, d.message, d.url) for d in effect.disabling
+                ]
+                columns = _columns(fields, 4)
+                turned = await connection.fetch(SQL.disable, *columns, effect.disable_after_s)
+                disabled = {row[0] for row in turned}
+        return Recorded(matched, disabled)
+
+    async def park(
+        self, node_id: UUID, bucket: int, delivery_id: UUID, version: int, delay_s: float
+    ) -> bool:
+        """Put a delivery off without a word about its attempt; False where it did not match."""
+        rows = await self._session.fetch(SQL.park, node_id, bucket, delivery_id, version, delay_s)
+        return bool(rows)
 
     async def close(self) -> None:
         """Close the connection."""

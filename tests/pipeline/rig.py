@@ -46,12 +46,13 @@ from service.webhook.sender import WebhookSender
 from service.webhook.transport import WebhookTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from uuid import UUID
 
     import asyncpg
 
     from service.domain.event import EventType
+    from service.store.database import Session
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 KEY_WINDOW_S = 72 * 3600.0
@@ -176,7 +177,11 @@ class Rig:
     is_alone: bool = False
     lease_s: float = 10.0
     max_in_flight: int = 2_000
+    max_queued_jobs: int = 50_000
+    max_queued_bytes: int = 64 * 1024 * 1024
     limits: Limits = field(default_factory=Limits)
+    session_urls: Mapping[str, str] = field(default_factory=dict)
+    """Where a session by its name finds the database, if elsewhere: through a `Wire`."""
     publish_url: str = ""
     """Where publishing finds the database, if elsewhere than the rest: through a `Wire`."""
     publish_timeout_s: float = 10.0
@@ -187,8 +192,14 @@ class Rig:
         self.box = SecretBox([b"k" * 32])
         self.time = DatabaseTime(self.clock)
         self.timers = Timers(self.clock)
-        self.lanes = Lanes(self.clock, self.timers, lambda bucket: self.ownership.owns(bucket))
-        session = self.database.session
+        self.lanes = Lanes(
+            self.clock,
+            self.timers,
+            lambda bucket: self.ownership.owns(bucket),
+            max_queued_jobs=self.max_queued_jobs,
+            max_queued_bytes=self.max_queued_bytes,
+        )
+        session = self._session
         self.ownership = Ownership(
             OwnershipStore(session("heartbeat")),
             self.lanes,
@@ -246,6 +257,9 @@ class Rig:
         self.upkeep = Upkeep(
             UpkeepStore(session("upkeep")), PublishStore(session("sweep"), KEY_WINDOW_S)
         )
+
+    def _session(self, name: str) -> Session:
+        return Database(self.session_urls.get(name, self.url)).session(name)
 
     async def start(self) -> None:
         """Open the database and start every loop but upkeep's, as `app.py` does."""

@@ -7,7 +7,7 @@ VALUES ($1, clock_timestamp() + make_interval(secs => $2), $3, $4)
 -- name: renew
 -- No row: this node was declared dead; it drops everything and registers anew under a new id.
 UPDATE nodes SET lease_until = clock_timestamp() + make_interval(secs => $2) WHERE node_id = $1
-RETURNING extract(epoch FROM clock_timestamp())::float8 AS database_s
+RETURNING extract(epoch FROM hookline_now())::float8 AS database_s
 
 -- name: survey
 -- Who owns what, and who is overdue.
@@ -16,8 +16,11 @@ SELECT b.bucket, b.node_id, b.epoch, n.lease_until <= clock_timestamp() AS overd
 FROM bucket_leases b LEFT JOIN nodes n USING (node_id)
 
 -- name: bury
--- Fails to delete a node that renewed meanwhile; waits for a record batch that holds its row.
-DELETE FROM nodes WHERE node_id = $1 AND lease_until < clock_timestamp() RETURNING node_id
+-- Fails to delete a node that renewed meanwhile. One whose record batch is being written holds its row: then the next beat
+-- tries again, for to wait here would cost the waiting node its own lease.
+DELETE FROM nodes WHERE node_id = (
+    SELECT node_id FROM nodes WHERE node_id = $1 AND lease_until < clock_timestamp() FOR UPDATE SKIP LOCKED)
+RETURNING node_id
 
 -- name: bury_all
 DELETE FROM nodes

@@ -49,14 +49,26 @@ WITH fence AS MATERIALIZED (
 )
 SELECT delivery_id FROM finished UNION ALL SELECT delivery_id FROM rescheduled
 
+-- name: park
+-- A row whose outcome cannot be stored, whatever is left out of it: it waits, so that it is no loop and hides nothing.
+UPDATE pending_deliveries SET version = version + 1, due_at = hookline_now() + make_interval(secs => $5)
+WHERE bucket = $2 AND delivery_id = $3 AND version = $4
+  AND EXISTS (SELECT FROM nodes WHERE node_id = $1 AND lease_until > clock_timestamp() FOR KEY SHARE)
+RETURNING delivery_id
+
 -- name: disable
--- The engine disables subscriptions for their own failures; a subscription that somebody changed meanwhile stays as it is.
+-- The engine disables subscriptions for their own failures; a subscription that somebody changed meanwhile stays as it is:
+-- one that has another target by now, one that is held, one that has begun anew since its first failure.
 WITH disabled AS (
     UPDATE subscriptions s
     SET state = 'DISABLED', state_reason = w.reason, state_message = w.message, version = s.version + 1,
-        update_time = now()
-    FROM unnest($1::uuid[], $2::text[], $3::text[]) AS w (subscription_uid, reason, message)
+        update_time = hookline_now()
+    FROM (SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[])
+                     AS w (subscription_uid, reason, message, url)
+          ORDER BY subscription_uid) w
     WHERE s.subscription_uid = w.subscription_uid AND s.state = 'ACTIVE' AND s.deleted_at IS NULL
+      AND (s.url = w.url OR w.url = ANY (s.failover_urls))
+      AND (w.reason <> 'FAILING' OR s.failing_since <= hookline_now() - make_interval(secs => $5))
     RETURNING s.bucket, s.subscription_uid
 )
 INSERT INTO change_log (kind, bucket, subscription_uid)

@@ -1,0 +1,131 @@
+"""Who may send now, and whose turn it is.
+
+A lane may send while it has something queued, its subscription lets things out, its window, rate and
+circuit allow one more, and its bucket does not rest. Lanes that may take turns (`turns.py`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service.pipeline.turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from service.domain.attempt import Outcome
+    from service.pipeline.clock import Clock
+    from service.pipeline.lane import Job, Lane
+    from service.pipeline.shares import Shares
+    from service.pipeline.timers import Timers
+
+CATCH_UP_S = 0.05
+"""A rate makes up for so much lateness of ours, so that a busy node sends no less than it may."""
+
+
+class Sending:
+    """The round of lanes that may send, and the jobs that leave them."""
+
+    def __init__(self, clock: Clock, timers: Timers, shares: Shares) -> None:
+        self._clock = clock
+        self._timers = timers
+        self._shares = shares
+        self._turns = Turns()
+        self._resting: set[int] = set()
+        self.on_ready: Callable[[], None] = lambda: None
+        """Called when there may be one more job to take."""
+        self.on_taken: Callable[[Lane], None] = lambda _lane: None
+        """Called with the lane that a job was taken from."""
+
+    def take(self) -> Job | None:
+        """The next job to send, in turn; None where no lane may send."""
+        while (lane := self._turns.next()) is not None:
+            job = self._take_from(lane)
+            self.list_if_ready(lane)
+            if job is not None:
+                return job
+        return None
+
+    def _take_from(self, lane: Lane) -> Job | None:
+        config = lane.config
+        if config is None or not self.may_take(lane):
+            return None
+        if config.max_per_second is not None:
+            self._pace(lane, config.max_per_second)
+        job = self.dequeue(lane)
+        job.is_sent = True
+        lane.in_flight += 1
+        lane.unrecorded += 1
+        self.on_taken(lane)
+        return job
+
+    def _pace(self, lane: Lane, per_second: float) -> None:
+        now_s, due_s = self._clock.boottime_s(), lane.paced_until_s
+        start_s = due_s if now_s - due_s < CATCH_UP_S else now_s
+        lane.paced_until_s = start_s + 1 / per_second
+        self._timers.add(lane.paced_until_s, lambda: self.list_if_ready(lane))
+
+    def may_take(self, lane: Lane) -> bool:
+        """Whether the lane's next job may go out now."""
+        if not lane.queue or not lane.has_place() or not lane.sends():
+            return False
+        if lane.bucket in self._resting:
+            return False
+        if lane.rests_until_s == 0.0 and lane.paced_until_s == 0.0:
+            return True
+        now_s = self._clock.boottime_s()
+        return lane.rests_until_s <= now_s and lane.paced_until_s <= now_s
+
+    def answered(self, job: Job, outcome: Outcome) -> None:
+        """A request is over: its place on the wire is free, and the window learns from it."""
+        lane = job.lane
+        lane.in_flight -= 1
+        lane.learn(outcome)
+        self.list_if_ready(lane)
+
+    def recorded(self, job: Job) -> None:
+        """It is no longer in flight; while the circuit is open, that is what the next probe awaits."""
+        lane = job.lane
+        if not job.is_sent:
+            return
+        job.is_sent = False
+        lane.unrecorded -= 1
+        if lane.is_circuit_open:
+            self.list_if_ready(lane)
+
+    def list_if_ready(self, lane: Lane) -> None:
+        """Give a lane that may send its turn."""
+        config = lane.config
+        if config is not None and not lane.has_turn and self.may_take(lane):
+            self._turns.join(lane, config.tenant_uid)
+            self.on_ready()
+
+    def enqueue(self, job: Job) -> None:
+        """Put a job behind the others of its lane."""
+        lane = job.lane
+        lane.queue.append(job)
+        self._shares.jobs += 1
+        self._shares.hold(lane, job.data_bytes)
+        self.list_if_ready(lane)
+
+    def dequeue(self, lane: Lane) -> Job:
+        """Take the first job out of its lane."""
+        job = lane.queue.popleft()
+        self._shares.jobs -= 1
+        self._shares.release(lane, job.data_bytes)
+        return job
+
+    def remove(self, job: Job) -> None:
+        """Take a job out of its lane wherever it stands, if it stands there."""
+        lane = job.lane
+        if job in lane.queue:
+            lane.queue.remove(job)
+            self._shares.jobs -= 1
+            self._shares.release(lane, job.data_bytes)
+
+    def rest(self, buckets: set[int], lanes: Iterable[Lane]) -> None:
+        """Nothing of these buckets is sent any more, of all others it is again."""
+        awake, self._resting = self._resting - buckets, buckets
+        for lane in lanes if awake else ():
+            if lane.bucket in awake:
+                self.list_if_ready(lane)

@@ -1,0 +1,185 @@
+"""Lanes on a desk: real lanes and timers, a clock that a test holds in its hand, no database.
+
+For what is decided without I/O: who may send, what memory takes and what it leaves to Postgres.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from service.domain.attempt import AttemptOutcome, Outcome
+from service.domain.event import Event
+from service.domain.ids import bucket_of, make_uuid7
+from service.domain.instants import from_unix_ms
+from service.domain.retry import RetrySchedule
+from service.domain.subscription import HttpTarget, PayloadFormat, SubscriptionState
+from service.pipeline.lane import Job, Lane, LaneConfig, Message
+from service.pipeline.lanes import Lanes
+from service.pipeline.timers import Timers
+from service.store.lanes import PendingRow
+from service.webhook.prepared import prepare_target
+from service.webhook.signature import Signer, parse_secret
+from tests.pipeline.rig import SECRET
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
+URL = "http://127.0.0.1:9/hook"
+NOW_MS = 1_800_000_000_000
+
+_TARGET = prepare_target(
+    HttpTarget(url=URL), Signer([parse_secret(SECRET)]), user_agent="hookline/0"
+)
+
+
+class HandClock:
+    """Stands still until it is turned."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def boottime_s(self) -> float:
+        return self.now_s
+
+    def wall_s(self) -> float:
+        return self.now_s
+
+
+class Desk:
+    """Lanes that nothing drives but the test."""
+
+    def __init__(self, **options: int) -> None:
+        self.clock = HandClock()
+        self.timers = Timers(self.clock)
+        self.owned = set(range(256))
+        self.lanes = Lanes(
+            self.clock, self.timers, lambda bucket: bucket in self.owned, **options
+        )
+        self.sending = self.lanes.sending
+        self._random = Random(3)
+
+    def new_id(self) -> UUID:
+        return make_uuid7(NOW_MS, self._random.getrandbits(74))
+
+    def turn(self, ahead_s: float) -> None:
+        """Let time pass, and what it brings happen."""
+        self.clock.now_s += ahead_s
+        self.timers.poke()
+
+    def lane(self, *, tenant_uid: UUID | None = None, **fields: object) -> Lane:
+        """A lane that is COMPLETE and may send."""
+        lane = self.dirty_lane()
+        self.lanes.configure(lane, self.config(tenant_uid=tenant_uid, **fields))
+        self.lanes.begin_refill(lane)
+        self.lanes.end_refill(lane, found_all=True)
+        self.lanes.take_wanted()
+        return lane
+
+    def dirty_lane(self) -> Lane:
+        """A lane as the sweep makes one."""
+        uid = self.new_id()
+        self.lanes.touch(uid, bucket_of(uid))
+        lane = self.lanes.get(uid)
+        assert lane is not None
+        return lane
+
+    def config(self, **fields: object) -> LaneConfig:
+        """What a lane is told of its subscription."""
+        values: dict[str, object] = {
+            "name": "tenants/acme/subscriptions/s-1",
+            "version": 1,
+            "tenant_uid": self.new_id(),
+            "state": SubscriptionState.ACTIVE,
+            "schedule": RetrySchedule(),
+            "max_in_flight": 64,
+            "max_per_second": None,
+            "payload_format": PayloadFormat.STANDARD,
+            "url": URL,
+            "target": _TARGET,
+            "failing_since_us": None,
+        }
+        given = {name: value for name, value in fields.items() if value is not None}
+        return LaneConfig(**(values | given))  # type: ignore[arg-type]  # a test's own fields
+
+    def message(self, data: bytes = b"{}") -> Message:
+        """An event, ready to be sent."""
+        event_id = self.new_id()
+        event = Event(
+            event_id=event_id,
+            tenant_uid=event_id,
+            tenant_id="acme",
+            type="order.created",
+            data=data,
+            is_json=True,
+            content_type="application/json",
+            source="/tenants/acme",
+            subject="",
+            occur_time=None,
+            external_id="",
+            data_schema="",
+            idempotency_key="",
+            ordering_key="",
+            attributes={},
+            event_type_revision=0,
+            create_time=from_unix_ms(NOW_MS),
+        )
+        return Message(event, f"evt_{event_id}")
+
+    def publish(self, lane: Lane, count: int = 1, data: bytes = b"{}") -> list[UUID]:
+        """What the publisher does: announce, commit, hand over."""
+        ids = [self.new_id() for _ in range(count)]
+        for delivery_id in ids:
+            self.lanes.announce(lane.subscription_uid, delivery_id)
+            self.lanes.hand_over(lane, delivery_id, self.message(data))
+            lane.announced.discard(delivery_id)
+        return ids
+
+    def row(self, lane: Lane, delivery_id: UUID | None = None, **fields: int) -> PendingRow:
+        """A due row as a refill finds it."""
+        values = {"version": 0, "attempt_count": 0, "data_bytes": 2} | fields
+        return PendingRow(
+            subscription_uid=lane.subscription_uid,
+            delivery_id=delivery_id or self.new_id(),
+            event_id=self.new_id(),
+            attempts_base=None,
+            attempts_until=None,
+            **values,
+        )
+
+    def refill(self, lane: Lane, rows: Iterable[PendingRow], *, found_all: bool = True) -> None:
+        """What the refiller does, all at once."""
+        self.lanes.begin_refill(lane)
+        for row in rows:
+            self.lanes.accept(lane, row, self.message())
+        self.lanes.end_refill(lane, found_all=found_all)
+
+    def take_all(self) -> list[Job]:
+        """Every job that may be sent now."""
+        taken: list[Job] = []
+        while (job := self.sending.take()) is not None:
+            taken.append(job)
+        return taken
+
+    def answer(self, job: Job, status: int) -> None:
+        """The target answers; its outcome is not recorded yet."""
+        kind = AttemptOutcome.ACCEPTED if 200 <= status < 300 else AttemptOutcome.REFUSED
+        self.sending.answered(job, Outcome(kind, 1, URL, http_status=status))
+
+    def succeed(self, job: Job) -> None:
+        """Accepted, and recorded."""
+        self.answer(job, 200)
+        self.lanes.finished(job)
+        self.lanes.succeeded(job.lane)
+
+    def fail(self, job: Job, *, delay_s: float = 3_600.0, status: int = 500) -> None:
+        """Refused, and recorded: due again later."""
+        self.answer(job, status)
+        self.lanes.failed(job.lane, 1)
+        self.lanes.rescheduled(job, delay_s)
+
+    def release(self, job: Job, *, delay_s: float = 1.0) -> None:
+        """A fault of our own."""
+        self.sending.answered(job, Outcome(AttemptOutcome.OWN_FAULT, 0, ""))
+        self.lanes.released(job, delay_s)

@@ -1,0 +1,129 @@
+"""Publishing, reading and recording at once, at random: nothing is sent twice, nothing is lost.
+
+Rule 14, as a property: the lanes are tiny, so that hand-offs are dropped all the time, and refills,
+commits, records and operators' hands fall into every gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.domain.ids import format_type_id
+from tests.pipeline.rig import Receiver, Rig, order_created, running
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+SUBSCRIPTIONS = 7
+EVENTS = 600
+
+
+class Coin:
+    """A target that refuses some requests, and remembers which attempt of which event it took."""
+
+    def __init__(self, seed: int, refuses: float) -> None:
+        self.random = Random(seed)
+        self.refuses = refuses
+        self.accepted: Counter[str] = Counter()
+
+    def __call__(self, webhook_id: str) -> int:
+        if self.random.random() < self.refuses:
+            return 500
+        self.accepted[webhook_id] += 1
+        return 200
+
+
+async def publish_some(rig: Rig, seed: int, count: int) -> list[str]:
+    """Publish in calls of random size, several of them at a time."""
+    random = Random(seed)
+    names: list[str] = []
+    while len(names) < count:
+        size = min(random.choice([1, 1, 2, 5, 30]), count - len(names))
+        published = await rig.publisher.publish("acme", [order_created(n) for n in range(size)])
+        names += [format_type_id("evt", one.event_id) for one in published]
+        for _ in range(random.randrange(3)):
+            await asyncio.sleep(0)
+    return names
+
+
+def sends(rig: Rig, subscription_uid: UUID) -> bool:
+    lane = rig.lanes.get(subscription_uid)
+    return lane is not None and lane.sends()
+
+
+async def meddle(rig: Rig, subscriptions: list[UUID], seed: int) -> None:
+    """What makes lanes DIRTY, pauses and resumes them, and reads the hot table, without an end."""
+    random = Random(seed)
+    while True:
+        uid = random.choice(subscriptions)
+        match random.randrange(5):
+            case 0:
+                await rig.set_state(uid, "PAUSED")
+                await until(lambda: not sends(rig, uid), "the pause is heard of")
+                await rig.set_state(uid, "ACTIVE")
+            case 1:
+                rig.refiller.sweep_soon()
+            case _:
+                for lane in list(rig.lanes.all()):
+                    rig.lanes.touch(lane.subscription_uid, lane.bucket)
+        for _ in range(random.randrange(20)):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("seed", "refuses"), [(1, 0.0), (2, 0.2), (3, 0.5)])
+async def test_each_delivery_succeeds_exactly_once(
+    database_url: str, seed: int, refuses: float
+) -> None:
+    async with running(database_url, seed=seed, max_queued_jobs=100) as rig:
+        targets = [Receiver() for _ in range(SUBSCRIPTIONS)]
+        coins = [Coin(seed * 100 + number, refuses) for number in range(SUBSCRIPTIONS)]
+        tenant_uid = await rig.tenant()
+        subscriptions: list[UUID] = []
+        for number, (target, coin) in enumerate(zip(targets, coins, strict=True)):
+            await target.__aenter__()
+            target.answers = coin
+            subscriptions.append(
+                await rig.subscription(
+                    tenant_uid,
+                    target.url,
+                    schedule_s=[0.0] + [0.01] * 60,
+                    max_in_flight=[1, 3, 64][number % 3],
+                )
+            )
+
+        meddling = asyncio.create_task(meddle(rig, subscriptions, seed))
+        published = await asyncio.gather(
+            *(publish_some(rig, seed + writer, EVENTS // 4) for writer in range(4))
+        )
+        meddling.cancel()
+        await asyncio.gather(meddling, return_exceptions=True)
+        for uid in subscriptions:
+            await rig.set_state(uid, "ACTIVE")
+        rig.changes.poke()
+
+        async def is_done() -> bool:
+            for lane in rig.lanes.all():
+                lane.rests_until_s = 0.0  # an open circuit need not be waited for
+                rig.lanes.touch(lane.subscription_uid, lane.bucket)
+            rig.timers.poke()
+            return not await rig.pending()
+
+        await until(is_done, "all deliveries are finished", within_s=40)
+        everything = {name: 1 for names in published for name in names}
+        assert len(everything) == EVENTS
+        for coin in coins:
+            assert coin.accepted == everything
+        finished = await rig.finished()
+        assert Counter(row["state"] for row in finished) == {"SUCCEEDED": EVENTS * SUBSCRIPTIONS}
+        attempts = await rig.attempts()
+        sent = sum(len(target.ids) for target in targets)
+        first_try = sum(row["attempt_count"] == 1 for row in finished)
+        assert sent == len(attempts) + first_try == sum(row["attempt_count"] for row in finished)
+        for target in targets:
+            await target.__aexit__()

@@ -1,0 +1,76 @@
+"""The one timer structure: what is due happens, in order, by a clock that can be turned."""
+
+import asyncio
+
+import pytest
+
+from service.pipeline.clock import SystemClock
+from service.pipeline.timers import Timers
+from tests.pipeline.desk import HandClock
+
+
+async def test_what_is_due_happens_in_the_order_of_its_time() -> None:
+    clock, happened = HandClock(), list[str]()
+    timers = Timers(clock)
+    timers.add(clock.now_s + 3, lambda: happened.append("third"))
+    timers.add(clock.now_s + 1, lambda: happened.append("first"))
+    timers.add(clock.now_s + 1, lambda: happened.append("second"))
+    timers.add(clock.now_s + 9, lambda: happened.append("later"))
+
+    clock.now_s += 3
+    timers.poke()
+
+    assert happened == ["first", "second", "third"]
+    assert len(timers) == 1
+    timers.clear()
+
+
+async def test_the_loop_wakes_for_the_earliest_without_being_poked() -> None:
+    clock, woken = SystemClock(), asyncio.Event()
+    timers = Timers(clock)
+    timers.add(clock.boottime_s() + 60, lambda: None)
+    timers.add(clock.boottime_s() + 0.01, woken.set)
+
+    async with asyncio.timeout(5):
+        await woken.wait()
+
+    timers.clear()
+
+
+async def test_an_action_may_add_another() -> None:
+    clock, happened = HandClock(), list[int]()
+    timers = Timers(clock)
+
+    def again() -> None:
+        happened.append(len(happened))
+        if len(happened) < 3:
+            timers.add(clock.now_s, again)
+
+    timers.add(clock.now_s, again)
+    timers.poke()
+
+    assert happened == [0, 1, 2]
+
+
+async def test_an_action_that_fails_does_not_stop_the_others() -> None:
+    clock, woken = SystemClock(), asyncio.Event()
+    timers = Timers(clock)
+    timers.add(clock.boottime_s(), lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+    timers.add(clock.boottime_s(), woken.set)
+
+    with pytest.raises(ZeroDivisionError):
+        timers.poke()
+
+    async with asyncio.timeout(5):
+        await woken.wait()
+
+
+async def test_cleared_timers_do_nothing() -> None:
+    clock, happened = HandClock(), list[str]()
+    timers = Timers(clock)
+    timers.add(clock.now_s, lambda: happened.append("x"))
+
+    timers.clear()
+    timers.poke()
+
+    assert happened == []
