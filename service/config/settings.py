@@ -228,6 +228,9 @@ def _read_limits(read: Reader) -> Limits:
         max_batch_bytes=read(
             "MAX_BATCH_BYTES", integer(_KIB, 16 * _MIB, "bytes"), default.max_batch_bytes
         ),
+        max_batch_deliveries=read(
+            "MAX_BATCH_DELIVERIES", integer(1, 1 << 20), default.max_batch_deliveries
+        ),
         max_attribute_bytes=read(
             "MAX_ATTRIBUTE_BYTES", integer(1, 64 * _KIB, "bytes"), default.max_attribute_bytes
         ),
@@ -254,5 +257,14 @@ def _read_limits(read: Reader) -> Limits:
             "MAX_QUEUED_PUBLISH_EVENTS",
             integer(1, 10_000_000),
             default.max_queued_publish_events,
+        ),
+        max_stream_messages=read(
+            "MAX_STREAM_MESSAGES", integer(1, 100_000), default.max_stream_messages
+        ),
+        max_stream_events=read(
+            "MAX_STREAM_EVENTS", integer(1, 1_000_000), default.max_stream_events
+        ),
+        max_stream_bytes=read(
+            "MAX_STREAM_BYTES", integer(_KIB, 1024 * _MIB, "bytes"), default.max_stream_bytes
         ),
     )

@@ -86,7 +86,7 @@ def test_list_shows_all_services(grpc: Grpcurl) -> None:
         ("hookline.v1.EventService", "// Takes events in, durably, and finds them again."),
         ("hookline.v1.Subscription", "// What a target wants (types, filter)"),
         ("hookline.v1.ErrorReason", "// Example:"),
-        ("hookline.v1.PublishEventsRequest", "// Required. 1 to 1,000 events, 4 MiB in all."),
+        ("hookline.v1.PublishEventsRequest", "// Required. 1 to 1,000 events"),
     ],
 )
 def test_describe_shows_the_comments(grpc: Grpcurl, symbol: str, comment: str) -> None:
