@@ -42,7 +42,7 @@ class Published(NamedTuple):
 class PublishCall:
     """One PublishEvents: its events, and whom to tell."""
 
-    __slots__ = ("data_bytes", "done", "events", "index", "revisions")
+    __slots__ = ("data_bytes", "done", "events", "fan_out", "index", "revisions", "stream")
 
     def __init__(
         self,
@@ -51,17 +51,21 @@ class PublishCall:
         revisions: list[int],
         data_bytes: int,
         done: asyncio.Future[list[Published]],
+        stream: object | None = None,
     ) -> None:
-        self.index = index
         self.events = events
         self.revisions = revisions
         self.data_bytes = data_bytes
         self.done = done
+        self.stream = stream
+        """Whose calls keep their order; None: it waits for nobody."""
+        self.match(index)
 
-    def fan_out(self) -> int:
-        """How many deliveries its events make under its index."""
-        match = self.index.match
-        return sum([len(match(event.type)) for event in self.events])
+    def match(self, index: TenantIndex) -> None:
+        """Go by this index from now on; `fan_out` is how many deliveries its events then make."""
+        self.index = index
+        match = index.match
+        self.fan_out = sum([len(match(event.type)) for event in self.events])
 
     def succeed(self, results: list[Published]) -> None:
         """Answer OK."""
@@ -93,6 +97,7 @@ class Group:
         self.calls: list[PublishCall] = []
         self.followers: list[PublishCall] = []
         """Calls that use a key of this group: their turn comes when its fate is known."""
+        self._held_streams: set[object] = set()
         self.rows = PublishRows()
         self.event_count = 0
         self.data_bytes = 0
@@ -105,11 +110,16 @@ class Group:
         self._settled_tenants: set[UUID] | None = None
 
     def add(self, call: PublishCall) -> None:
-        """Take a call in; one that uses a key of the group becomes its follower."""
+        """Take a call in; one that uses a key of the group becomes its follower.
+
+        So do later calls of that one's stream: they must not be stored before it.
+        """
         uid = call.index.uid
         keys = [(uid, event.idempotency_key) for event in call.events if event.idempotency_key]
-        if any(key in self._leaders for key in keys):
+        if call.stream in self._held_streams or any(key in self._leaders for key in keys):
             self.followers.append(call)
+            if call.stream is not None:
+                self._held_streams.add(call.stream)
             return
         try:
             self._placed.append(self._place(call))
@@ -148,7 +158,10 @@ class Group:
                 rows.deliveries += item.deliveries
                 if item.key is not None:
                     rows.keys.append(item.key)
-        rows.epochs[call.index.uid] = call.index.epoch
+        # Two indexes of a tenant, one of them old, may meet here: the older epoch, and so neither
+        # writes unless both may.
+        epoch, uid = call.index.epoch, call.index.uid
+        rows.epochs[uid] = min(rows.epochs.get(uid, epoch), epoch)
         return placed
 
     def _rows_of(self, call: PublishCall, position: int, fingerprint: bytes, place: int) -> Placed:
@@ -172,6 +185,11 @@ class Group:
             key = (tenant_uid, event.idempotency_key, event_id, fingerprint, len(deliveries))
         row = _event_row(tenant_uid, event_id, event, call.revisions[position])
         return Placed(event_id, row, deliveries, key)
+
+    def unsettle(self) -> None:
+        """Nothing is decided any more: it is written anew."""
+        self._answers.clear()
+        self._settled_tenants = None
 
     def settle(
         self, passed: set[UUID], taken: Mapping[Key, TakenKey]
@@ -238,6 +256,17 @@ class Group:
             else:
                 call.succeed(answer)
         return again
+
+    def fail(self, error: Exception) -> None:
+        """Answer each of its calls with an error."""
+        for call in self.calls:
+            call.fail(error)
+
+    def fail_followers(self, error: Exception) -> None:
+        """Answer each of its followers with an error: nothing of theirs has been written."""
+        for call in self.followers:
+            call.fail(error)
+        self.followers.clear()
 
     def answer_followers(self) -> list[PublishCall]:
         """Tell the followers all of whose keys were stored here; the others, to queue again."""

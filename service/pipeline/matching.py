@@ -90,6 +90,7 @@ class Matcher:
         self._reader = reader
         self._indexes: OrderedDict[str, TenantIndex] = OrderedDict()
         self._reloads: dict[str, asyncio.Task[TenantIndex]] = {}
+        self.reloads = 0
 
     def cached(self, tenant_id: str) -> TenantIndex | None:
         """The index that memory holds, if it does."""
@@ -114,6 +115,7 @@ class Matcher:
     async def _reload(self, tenant_id: str) -> TenantIndex:
         index = self._indexes.get(tenant_id)
         have_epoch, have_uid = (0, None) if index is None else (index.epoch, index.uid)
+        self.reloads += 1
         load = await load_index(self._reader, tenant_id, have_epoch, have_uid)
         if load is None:
             self._indexes.pop(tenant_id, None)

@@ -7,7 +7,8 @@ meets, it resolves for each call alone:
     a tenant's epoch moved on     its calls are matched again, in the next group
     a key is taken                the call is told so, or told the first event's name
     one call's data poisons it    the group is split until that call stands alone
-    the answer was lost           the backend is ended, then the event is looked up by its id
+    the answer was lost           the backend is ended, then the event is looked up by its id;
+                                  what was not stored is sent again, then split
 
 so that OK means stored, and UNAVAILABLE means that nothing was.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -26,6 +28,8 @@ from service.domain.errors import (
     Reason,
     ResourceExhaustedError,
     UnavailableError,
+    invalid,
+    over_limit,
 )
 from service.pipeline.group import PublishCall, Published
 from service.store.database import (
@@ -50,12 +54,22 @@ __all__ = ["Published", "Publisher"]
 
 _log = structlog.get_logger(__name__)
 
-MAX_GROUP_EVENTS = 2_000
-MAX_GROUP_BYTES = 8 * 1024 * 1024
-MAX_GROUP_DELIVERIES = 50_000
-"""A group takes calls until it is this large; one call alone may be larger."""
+MAX_LOSSES = 2
+"""How often a group may be sent and lost, having stored nothing, until it is split."""
 RECONNECT_S = 0.2
 _ADVICE_S = 0.5
+_BAD_DATA = "22"
+_PASSING = ("23505", "25", "53", "57", "58")
+"""Of the server and not of the data: an id drawn twice, read-only, no room, cancelled, I/O."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupLimits:
+    """A group takes calls until it is this large; one call alone may be larger."""
+
+    max_events: int = 2_000
+    max_bytes: int = 8 * 1024 * 1024
+    max_deliveries: int = 50_000
 
 
 class Publisher:
@@ -68,12 +82,14 @@ class Publisher:
         catalog: EventTypeCatalog,
         builder: GroupBuilder,
         limits: Limits,
+        group_limits: GroupLimits | None = None,
     ) -> None:
         self._store = store
         self._matcher = matcher
         self._catalog = catalog
         self._builder = builder
         self._limits = limits
+        self._group_limits = group_limits or GroupLimits()
         self._queue: deque[PublishCall] = deque()
         self._queued_events = 0
         self._queued_bytes = 0
@@ -102,14 +118,26 @@ class Publisher:
         (schema), `AlreadyExistsError` (key), `ResourceExhaustedError` (too much is queued),
         `UnavailableError` (nothing was stored).
         """
+        return await asyncio.shield(await self.submit(tenant_id, events))
+
+    async def submit(
+        self, tenant_id: str, events: Sequence[NewEvent], stream: object | None = None
+    ) -> asyncio.Future[list[Published]]:
+        """Queue a call; what becomes of it, which is not to be cancelled.
+
+        Calls of one `stream`, submitted one after the other, are stored in that order within each
+        tenant. Raises what `publish` raises before the commit.
+        """
         data_bytes = sum([len(event.data) for event in events])
         self._admit(len(events), data_bytes)
         revisions = await self._catalog.check(events)
         index = self._matcher.cached(tenant_id) or await self._matcher.reload(tenant_id)
-        loop = asyncio.get_running_loop()
-        call = PublishCall(index, list(events), revisions, data_bytes, loop.create_future())
+        done = asyncio.get_running_loop().create_future()
+        call = PublishCall(index, list(events), revisions, data_bytes, done, stream)
+        self._check_fan_out(call)
+        self._admit(len(events), data_bytes)  # others came while this one read, or the end
         self._enqueue(call)
-        return await asyncio.shield(call.done)
+        return call.done
 
     def _admit(self, event_count: int, data_bytes: int) -> None:
         if self._is_stopping:
@@ -123,6 +151,12 @@ class Publisher:
             raise _overloaded("HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS", "events")
         if self._queued_bytes + data_bytes > limits.max_queued_publish_bytes:
             raise _overloaded("HOOKLINE_MAX_QUEUED_PUBLISH_BYTES", "bytes")
+
+    def _check_fan_out(self, call: PublishCall) -> None:
+        most = self._limits.max_batch_deliveries
+        if call.fan_out > most:
+            setting = "HOOKLINE_MAX_BATCH_DELIVERIES"
+            raise invalid([over_limit("events", call.fan_out, "deliveries", setting, most)])
 
     def _enqueue(self, call: PublishCall, *, first: bool = False) -> None:
         if first:
@@ -139,15 +173,10 @@ class Publisher:
         while True:
             await self._has_work.wait()
             group = self._gather()
-            if group.calls:
-                try:
-                    await self._commit(group)
-                except Exception as error:  # a bug of ours: its calls must not wait for ever
-                    _log.exception("publish_group_broken")
-                    for call in group.calls:
-                        call.fail(error)
-            for follower in group.answer_followers():
-                self._enqueue(follower)
+            again = await self._commit(group) if group.calls else []
+            for follower in reversed(group.answer_followers()):
+                self._enqueue(follower, first=True)  # a later call of its stream is queued already
+            await self._match_again(again)
             if not self._queue:
                 if self._is_stopping:
                     return
@@ -155,85 +184,111 @@ class Publisher:
 
     def _gather(self) -> Group:
         """The calls of the next group: what is queued, up to its size."""
-        group = self._builder.new_group()
+        group, limits = self._builder.new_group(), self._group_limits
         deliveries = 0
         while self._queue:
             call = self._queue[0]
-            deliveries += call.fan_out()
+            deliveries += call.fan_out
             if group.calls and (
-                group.event_count + len(call.events) > MAX_GROUP_EVENTS
-                or group.data_bytes + call.data_bytes > MAX_GROUP_BYTES
-                or deliveries > MAX_GROUP_DELIVERIES
+                group.event_count + len(call.events) > limits.max_events
+                or group.data_bytes + call.data_bytes > limits.max_bytes
+                or deliveries > limits.max_deliveries
             ):
                 break
             self._queue.popleft()
             self._queued_events -= len(call.events)
             self._queued_bytes -= call.data_bytes
-            group.add(call)
+            _add(group, call)
         return group
 
-    async def _commit(self, group: Group) -> None:
-        """Store a group, and answer each of its calls or queue it again."""
+    async def _commit(self, group: Group) -> list[PublishCall]:
+        """Store a group and answer its calls; those whose tenant changed are left, in order."""
+        try:
+            return await self._try_commit(group)
+        except Exception as error:  # a bug of ours: its calls must not wait for ever
+            _log.exception("publish_group_broken")
+            self._builder.withdraw(group, may_have_written=True)
+            group.fail(error)
+            return []
+
+    async def _try_commit(self, group: Group) -> list[PublishCall]:
+        losses = 0
         while True:
             self._builder.announce(group)
             try:
                 passed = await self._write(group)
             except ContentionError:
                 self._builder.withdraw(group)
-                continue
             except RejectedError as error:
                 self._builder.withdraw(group)
-                await self._split(group, error)
-                return
+                return await self._split(group, _rejection(error))
             except UnavailableError as error:
                 self._builder.withdraw(group)
-                for call in group.calls:
-                    call.fail(error)
-                return
-            except OutcomeUnknownError as error:
-                found = await self._find_stored(group, error)
+                group.fail(error)
+                return []
+            except OutcomeUnknownError as lost:
+                found = await self._find_stored(group, lost)
                 self._builder.withdraw(group, may_have_written=bool(found))
                 if found:
-                    await self._match_again(group.answer(group.passed_by(found)))
-                    return
+                    return group.answer(group.passed_by(found))
+                losses += 1
+                if losses == MAX_LOSSES:
+                    return await self._split(group, unavailable(lost))
             else:
                 self._builder.hand_over(group, passed)
                 self.committed_groups += 1
                 self.committed_events += group.event_count
-                await self._match_again(group.answer(passed))
-                return
+                return group.answer(passed)
 
     async def _write(self, group: Group) -> set[UUID]:
+        group.unsettle()
         passed = await self._store.write(group.rows)
         if passed is None:
             passed = await self._store.write_stepwise(group.rows, group.settle)
         return passed
 
     async def _match_again(self, calls: Sequence[PublishCall]) -> None:
-        """Calls whose tenant changed meanwhile: match them under the new epoch, before all others."""
+        """Calls whose tenant changed meanwhile: match them under the new epoch, before all others.
+
+        A tenant is read once, however many calls of it there are.
+        """
+        tenants = list(dict.fromkeys([call.index.tenant_id for call in calls]))
+        loads = [self._matcher.reload(tenant_id) for tenant_id in tenants]
+        found = dict(
+            zip(tenants, await asyncio.gather(*loads, return_exceptions=True), strict=True)
+        )
         for call in reversed(calls):
+            index = found[call.index.tenant_id]
             try:
-                call.index = await self._matcher.reload(call.index.tenant_id)
-            except HooklineError as error:
-                call.fail(error)
-            except Exception as error:
-                _log.exception("match_again_failed")
+                if isinstance(index, BaseException):
+                    raise index
+                call.match(index)
+                self._check_fan_out(call)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the call's answer
                 call.fail(error)
             else:
                 self._enqueue(call, first=True)
 
-    async def _split(self, group: Group, error: RejectedError) -> None:
+    async def _split(self, group: Group, error: HooklineError) -> list[PublishCall]:
         """One call poisons the statement: halve until it stands alone, so its neighbours commit."""
         if len(group.calls) == 1:
-            _log.warning("publish_call_rejected", sqlstate=error.sqlstate, error=str(error))
-            group.calls[0].fail(_rejection(error))
-            return
+            _log.warning("publish_call_rejected", reason=error.reason, cause=str(error.__cause__))
+            group.fail(error)
+            return []
         middle = len(group.calls) // 2
+        again: list[PublishCall] = []
+        moved: set[UUID] = set()
         for half in (group.calls[:middle], group.calls[middle:]):
             part = self._builder.new_group()
             for call in half:
-                part.add(call)
-            await self._commit(part)
+                if call.index.uid in moved:  # by whatever index: it must not pass those before it
+                    again.append(call)
+                else:
+                    _add(part, call)
+            left = await self._commit(part) if part.calls else []
+            moved.update([call.index.uid for call in left])
+            again += left
+        return again
 
     async def _find_stored(self, group: Group, lost: OutcomeUnknownError) -> set[UUID]:
         """The answer was lost: whose events are there. Waits until the database can tell."""
@@ -241,17 +296,20 @@ class Publisher:
         while True:
             try:
                 return await self._store.find_stored(lost, group.witnesses())
+            except RejectedError as error:
+                raise lost from error  # it may have been stored, and its callers are told so
             except (UnavailableError, OutcomeUnknownError, ContentionError) as error:
-                self._fail_queued(error)
+                group.fail_followers(unavailable(error))
+                self._fail_queued(unavailable(error))
                 await asyncio.sleep(RECONNECT_S)
 
-    def _fail_queued(self, cause: Exception) -> None:
+    def _fail_queued(self, error: Exception) -> None:
         """The database is away: nothing of what waits was sent to it, so its callers may repeat."""
         while self._queue:
             call = self._queue.popleft()
             self._queued_events -= len(call.events)
             self._queued_bytes -= call.data_bytes
-            call.fail(unavailable(cause))
+            call.fail(error)
 
 
 def _overloaded(setting: str, what: str) -> ResourceExhaustedError:
@@ -263,9 +321,22 @@ def _overloaded(setting: str, what: str) -> ResourceExhaustedError:
     )
 
 
-def _rejection(error: RejectedError) -> HooklineError:
-    if error.sqlstate[:2] in {"22", "23"}:
-        return InvalidArgumentError(
+def _add(group: Group, call: PublishCall) -> None:
+    try:
+        group.add(call)
+    except Exception as error:  # data that nobody foresaw: it must not stop the others
+        _log.exception("publish_call_unfit")
+        call.fail(error)
+
+
+def _rejection(rejected: RejectedError) -> HooklineError:
+    if rejected.sqlstate.startswith(_BAD_DATA):
+        error: HooklineError = InvalidArgumentError(
             "the database cannot store these events; nothing was stored", Reason.PAYLOAD_INVALID
         )
-    return HooklineError("the events could not be stored; nothing was", Reason.INTERNAL)
+    elif rejected.sqlstate.startswith(_PASSING):
+        error = unavailable(rejected)
+    else:
+        error = HooklineError("the events could not be stored; nothing was", Reason.INTERNAL)
+    error.__cause__ = rejected
+    return error

@@ -25,7 +25,7 @@ from service.pipeline.group import GroupBuilder
 from service.pipeline.lanes import Lanes
 from service.pipeline.matching import Matcher
 from service.pipeline.ownership import Ownership
-from service.pipeline.publish import Publisher
+from service.pipeline.publish import GroupLimits, Publisher
 from service.pipeline.record import Recorder
 from service.pipeline.refill import Refiller
 from service.pipeline.replay import Operator
@@ -70,6 +70,8 @@ class TurnableClock(SystemClock):
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
+        self.wall_ahead_s = 0.0
+        """How far the node's wall clock alone goes wrong."""
 
     def boottime_s(self) -> float:
         """Boottime, turned."""
@@ -77,7 +79,7 @@ class TurnableClock(SystemClock):
 
     def wall_s(self) -> float:
         """Unix seconds, turned."""
-        return super().wall_s() + self.ahead_s
+        return super().wall_s() + self.ahead_s + self.wall_ahead_s
 
 
 class Receiver:
@@ -180,6 +182,7 @@ class Rig:
     max_queued_jobs: int = 50_000
     max_queued_bytes: int = 64 * 1024 * 1024
     limits: Limits = field(default_factory=Limits)
+    group_limits: GroupLimits = field(default_factory=GroupLimits)
     session_urls: Mapping[str, str] = field(default_factory=dict)
     """Where a session by its name finds the database, if elsewhere: through a `Wire`."""
     publish_url: str = ""
@@ -247,7 +250,12 @@ class Rig:
         publishing = Database(self.publish_url or self.url, timeout_s=self.publish_timeout_s)
         self.publish_store = PublishStore(publishing.session("publish"), KEY_WINDOW_S)
         self.publisher = Publisher(
-            self.publish_store, self.matcher, self.catalog, self.builder, self.limits
+            self.publish_store,
+            self.matcher,
+            self.catalog,
+            self.builder,
+            self.limits,
+            self.group_limits,
         )
         operations = OperationStore(self.database)
         self.operator = Operator(operations, self.changes, self.time)

@@ -55,7 +55,7 @@ async def copy_subscription(
                            WHERE tenant_uid IN (SELECT tenant_uid FROM source) RETURNING epoch)
            INSERT INTO subscriptions (subscription_uid, tenant_uid, bucket, subscription_id,
                                       event_types, url, timeout_ms, max_in_flight, changed_epoch)
-           SELECT $2, tenant_uid, bucket, 's-' || $2, event_types, url, timeout_ms, max_in_flight,
+           SELECT $2, tenant_uid, bucket, 's-copy', event_types, url, timeout_ms, max_in_flight,
                   bumped.epoch
            FROM source, bumped""",
         subscription_uid,

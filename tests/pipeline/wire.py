@@ -58,12 +58,12 @@ class Wire:
         assert self._server is not None
         self._server.close()
         self.close()
+        self.release()
         await asyncio.gather(*self._links, return_exceptions=True)
 
     def close(self) -> None:
-        """Let nobody in any more, and close what is open."""
+        """Let nobody in any more, and close what is open; what is held is lost."""
         self.is_open = False
-        self.release()
         for writer in self._writers:
             writer.close()
 

@@ -1,0 +1,263 @@
+"""Ambiguous commits: what was sent and not answered is looked up, and never stored twice."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from service.domain.errors import AlreadyExistsError, Reason, UnavailableError
+from service.domain.event import NewEvent
+from service.pipeline.group import Published
+from tests.pipeline.rig import Receiver, Rig, order_created, running
+from tests.pipeline.rival import LOCK, rival, until_blocked
+from tests.pipeline.wire import Wire
+from tests.waiting import until
+
+MARK = b'"mark"'
+
+
+@pytest.fixture
+async def wire(database_url: str) -> AsyncIterator[Wire]:
+    """What publishing reaches Postgres through."""
+    async with Wire(database_url) as wire:
+        yield wire
+
+
+@pytest.fixture
+async def rig(database_url: str, wire: Wire) -> AsyncIterator[Rig]:
+    """A node whose publishing alone goes through the wire; tenant acme, matched once."""
+    async with running(database_url, publish_url=wire.url) as node:
+        await node.make_clock_turnable()
+        await node.tenant()
+        yield node
+
+
+@pytest.fixture
+async def subscribed(rig: Rig, receiver: Receiver) -> Receiver:
+    """The target of acme's one subscription, whose lane is in memory and complete."""
+    (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'")
+    await rig.subscription(tenant["tenant_uid"], receiver.url)
+    await _publish(rig, order_created(0))
+    await receiver.wait_for(1)
+    await until(lambda: rig.recorder.recorded == 1, "the first delivery is recorded")
+    return receiver
+
+
+async def test_a_commit_whose_answer_was_lost_is_found(
+    rig: Rig, wire: Wire, subscribed: Receiver
+) -> None:
+    wire.cut_answer = MARK
+    (published,) = await _publish(rig, _marked())
+
+    assert wire.is_cut.is_set()
+    assert await _stored(rig) == [published.event_id]
+    await subscribed.wait_for(2)  # its lane is DIRTY: the refill found it
+    await until(lambda: rig.recorder.recorded == 2, "the delivery is recorded")
+    assert set(subscribed.counts.values()) == {1}
+
+
+async def test_a_statement_that_never_arrived_is_sent_again(
+    rig: Rig, wire: Wire, subscribed: Receiver
+) -> None:
+    wire.cut_request = MARK
+    (published,) = await _publish(rig, _marked())
+
+    assert wire.is_cut.is_set()
+    assert await _stored(rig) == [published.event_id]
+    await subscribed.wait_for(2)
+
+
+async def test_a_statement_still_running_is_ended_before_anyone_looks(
+    rig: Rig, wire: Wire
+) -> None:
+    """Postgres notices a lost client only when it answers: this one would commit much later."""
+    await _publish(rig, order_created(0))
+    (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'")
+
+    async with rival(rig.url) as other:
+        await other.execute(LOCK, tenant["tenant_uid"])
+        wire.cut_sent = MARK
+        publishing = asyncio.create_task(_publish(rig, _marked()))
+        await wire.is_cut.wait()
+        await until(lambda: wire.connections >= 2, "publishing has come back")
+        await until_blocked(rig.database)  # one statement waits, not two
+        await other.execute("COMMIT")
+        (published,) = await publishing
+
+    assert await _stored(rig) == [published.event_id]
+
+
+async def test_a_backend_that_is_killed_has_stored_nothing(rig: Rig) -> None:
+    await _publish(rig, order_created(0))
+    (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'")
+
+    async with rival(rig.url) as other:
+        await other.execute(LOCK, tenant["tenant_uid"])
+        publishing = asyncio.create_task(_publish(rig, _marked()))
+        await until_blocked(rig.database)
+        await rig.database.fetch(
+            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE application_name = 'hookline publish' AND datname = current_database()"""
+        )
+        await other.execute("COMMIT")
+        (published,) = await publishing
+
+    assert await _stored(rig) == [published.event_id]
+
+
+async def test_a_statement_that_overruns_its_deadline_is_ended_and_sent_again(
+    database_url: str,
+) -> None:
+    async with running(database_url, publish_timeout_s=0.3) as rig:
+        tenant_uid = await rig.tenant()
+        await _publish(rig, order_created(0))
+        async with rival(rig.url) as other:
+            await other.execute(LOCK, tenant_uid)
+            with pytest.raises(UnavailableError) as refusal:
+                await _publish(rig, _marked())  # lost twice, and nothing is stored: who waits, is told
+            await other.execute("COMMIT")
+        assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
+        assert await _stored(rig) == []
+        await _publish(rig, _marked())
+
+
+async def test_a_lost_answer_tells_each_tenant_apart(rig: Rig, wire: Wire) -> None:
+    """Of a group of two, one tenant had moved on: only the other's events are there."""
+    globex = await rig.tenant("globex")
+    await _publish(rig, order_created(0))
+    await rig.publisher.publish("globex", [order_created(0)])
+    await rig.database.fetch("UPDATE tenants SET epoch = epoch + 1 WHERE tenant_uid = $1", globex)
+
+    wire.cut_answer = MARK
+    results = await asyncio.gather(
+        _publish(rig, _marked()), rig.publisher.publish("globex", [_marked()])
+    )
+
+    assert sorted(await _stored(rig)) == sorted(result[0].event_id for result in results)
+
+
+async def test_a_lost_commit_of_keys_answers_as_it_was_decided(rig: Rig, wire: Wire) -> None:
+    """The slow road: one call stored, one deduplicated, one refused, and COMMIT's answer lost."""
+    (first,) = await _publish(rig, _marked(idempotency_key="old"))
+
+    wire.cut_answer = b"COMMIT;"
+    new, old, reused = await asyncio.gather(
+        _publish(rig, order_created(data=b'"mark"', idempotency_key="new")),
+        _publish(rig, _marked(idempotency_key="old")),
+        _publish(rig, _marked(idempotency_key="old", subject="another")),
+        return_exceptions=True,
+    )
+
+    assert wire.is_cut.is_set()
+    assert isinstance(new, list)
+    assert isinstance(old, list)
+    assert (old[0].event_id, old[0].deduplicated) == (first.event_id, True)
+    assert isinstance(reused, AlreadyExistsError)
+    assert await _stored(rig) == [first.event_id, new[0].event_id]
+    assert not new[0].deduplicated
+
+
+async def test_a_lost_transaction_of_keys_is_run_again(rig: Rig, wire: Wire) -> None:
+    (first,) = await _publish(rig, _marked(idempotency_key="old"))
+
+    wire.cut_request = b"COMMIT;"
+    new, old = await asyncio.gather(
+        _publish(rig, _marked(idempotency_key="new")),
+        _publish(rig, _marked(idempotency_key="old")),
+    )
+
+    assert wire.is_cut.is_set()
+    assert (old[0].event_id, old[0].deduplicated) == (first.event_id, True)
+    assert await _stored(rig) == [first.event_id, new[0].event_id]
+
+
+async def test_a_lane_that_appears_during_the_commit_is_not_handed_twice(
+    rig: Rig, wire: Wire, receiver: Receiver
+) -> None:
+    """The sweep finds the row between its commit and the answer, and the refill sends it."""
+    (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'")
+    await rig.subscription(tenant["tenant_uid"], receiver.url, max_in_flight=1)
+
+    wire.hold_answer = MARK
+    publishing = asyncio.create_task(_publish(rig, _marked()))
+    await wire.is_held.wait()
+    rig.refiller.sweep_soon()
+    await receiver.wait_for(1)
+    await until(lambda: rig.recorder.recorded == 1, "the delivery is recorded")
+    wire.release()
+    await publishing
+    await _publish(rig, order_created(2))  # after whatever else the lane was handed
+    await until(lambda: rig.recorder.recorded == 2, "the second delivery is recorded")
+
+    assert len(receiver.ids) == len(set(receiver.ids)) == 2
+
+
+async def test_what_is_being_committed_is_read_by_no_refill(
+    rig: Rig, wire: Wire, subscribed: Receiver
+) -> None:
+    """A lane that was there before knows that the row comes to it by hand."""
+    wire.hold_answer = MARK
+    publishing = asyncio.create_task(_publish(rig, _marked()))
+    await wire.is_held.wait()
+    await rig.refiller.sweep()
+    (lane,) = rig.lanes.all()
+    rig.lanes.touch(lane.subscription_uid, lane.bucket)
+    await until(lambda: lane.state == "COMPLETE", "the lane is refilled")
+    assert not lane.queue
+    wire.release()
+    await publishing
+    await subscribed.wait_for(2)
+    await until(lambda: rig.recorder.recorded == 2, "the delivery is recorded")
+    assert set(subscribed.counts.values()) == {1}
+
+
+async def test_while_the_database_is_away_nothing_is_stored_and_callers_are_told(
+    rig: Rig, wire: Wire
+) -> None:
+    wire.is_open = False
+
+    with pytest.raises(UnavailableError) as refusal:
+        await _publish(rig, _marked())
+    assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
+    assert refusal.value.retry_after_s is not None
+    assert await _stored(rig) == []
+
+    wire.is_open = True
+    (published,) = await _publish(rig, _marked())
+    assert await _stored(rig) == [published.event_id]
+
+
+async def test_whoever_waits_behind_a_lost_answer_is_told_while_it_is_looked_up(
+    rig: Rig, wire: Wire
+) -> None:
+    """The lost call alone waits until the database can tell."""
+    await _publish(rig, order_created(0))
+    wire.hold_answer = MARK
+    lost = asyncio.create_task(_publish(rig, _marked()))
+    await wire.is_held.wait()
+    behind = asyncio.create_task(_publish(rig, order_created(2)))
+    await asyncio.sleep(0)
+    wire.close()
+
+    with pytest.raises(UnavailableError):
+        await behind
+    assert not lost.done()
+    wire.is_open = True
+    (published,) = await lost
+    assert await _stored(rig) == [published.event_id]
+
+
+def _marked(**fields: object) -> NewEvent:
+    return order_created(**({"data": MARK} | fields))  # type: ignore[arg-type]  # a test's own
+
+
+async def _publish(rig: Rig, event: NewEvent) -> list[Published]:
+    return await rig.publisher.publish("acme", [event])
+
+
+async def _stored(rig: Rig) -> list[object]:
+    """The ids of the marked events that are there, in publish order."""
+    rows = await rig.database.fetch(
+        "SELECT event_id FROM events WHERE data = $1 ORDER BY ordinal", MARK
+    )
+    return [row["event_id"] for row in rows]

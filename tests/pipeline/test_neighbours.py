@@ -1,0 +1,140 @@
+"""Calls that share a commit share nothing else: one call's data, one deadlock, harms no neighbour."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from service.domain.errors import (
+    HooklineError,
+    InvalidArgumentError,
+    Reason,
+    UnavailableError,
+)
+from service.domain.event import NewEvent
+from service.pipeline.group import Published
+from tests.pipeline.rig import Receiver, Rig, order_created
+from tests.pipeline.rival import LOCK, rival, until_blocked
+
+Outcomes = list[list[Published] | BaseException]
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        order_created(subject="a\x00b"),
+        order_created(attributes={"note": "a\x00b"}),
+        order_created(attributes={"note": "\ud800"}),
+        order_created(subject="\ud800", idempotency_key="k"),
+        order_created(subject="\ud800"),
+        order_created(attributes={"note": object()}),
+    ],
+    ids=["nul", "nul in json", "surrogate in json", "surrogate and key", "surrogate", "an object"],
+)
+async def test_poisonous_data_is_refused_alone(
+    rig: Rig, receiver: Receiver, poison: NewEvent
+) -> None:
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url)
+
+    outcomes = await _together(rig, *[order_created(n) for n in range(3)], poison,
+                               *[order_created(n) for n in range(3, 8)])  # fmt: skip
+
+    refused = outcomes.pop(3)
+    assert isinstance(refused, Exception)
+    if isinstance(refused, HooklineError):
+        assert isinstance(refused, InvalidArgumentError)
+        assert refused.reason is Reason.PAYLOAD_INVALID
+    await _check_stored(rig, outcomes, 8)
+    await receiver.wait_for(1 + 8)
+
+
+async def test_a_constraint_refuses_one_call_alone(rig: Rig) -> None:
+    await rig.tenant()
+    await rig.database.fetch("ALTER TABLE events ADD CHECK (subject <> 'poison')")
+
+    outcomes = await _together(
+        rig, order_created(0), order_created(subject="poison"), order_created(1)
+    )
+
+    refused = outcomes.pop(1)
+    assert isinstance(refused, HooklineError)
+    assert refused.reason is Reason.INTERNAL, "our own constraint is no fault of the caller's"
+    await _check_stored(rig, outcomes, 2)
+    assert (await _outcome(rig, order_created(2)))[0].deduplicated is False
+
+
+async def test_poison_with_keys_leaves_no_key_behind(rig: Rig) -> None:
+    await rig.tenant()
+    await rig.database.fetch("ALTER TABLE events ADD CHECK (subject <> 'poison')")
+
+    outcomes = await _together(
+        rig,
+        order_created(0, idempotency_key="a"),
+        order_created(1, idempotency_key="b", subject="poison"),
+        order_created(2, idempotency_key="c"),
+    )
+
+    assert isinstance(outcomes.pop(1), HooklineError)
+    await _check_stored(rig, outcomes, 2)
+    (corrected,) = await _outcome(rig, order_created(1, idempotency_key="b"))
+    assert not corrected.deduplicated
+
+
+async def test_a_server_without_room_is_unavailable(rig: Rig) -> None:
+    """Not the caller's fault and passing: it may repeat, for nothing was stored."""
+    await rig.tenant()
+    await rig.database.fetch(
+        """CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
+           BEGIN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = 'no room'; END $$"""
+    )
+    await rig.database.fetch(
+        "CREATE TRIGGER t BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION full_disk()"
+    )
+    with pytest.raises(UnavailableError):
+        await _outcome(rig, order_created())
+    await rig.database.fetch("DROP TRIGGER t ON events")
+    await _outcome(rig, order_created())
+
+
+async def test_a_lost_deadlock_is_run_again(rig: Rig) -> None:
+    tenant_uid = await rig.tenant()
+    await _outcome(rig, order_created(0))
+
+    async with rival(rig.url) as other, rival(rig.url) as witness:
+        # The publish holds the tenant and waits for the key; the rival the other way round. Whoever
+        # has waited for a second looks for a deadlock: the publish, which began to wait first.
+        await other.execute(
+            """INSERT INTO idempotency_keys VALUES ($1, $1, now() + interval '1 h', 0, 'k', '')""",
+            tenant_uid,
+        )
+        publishing = asyncio.create_task(_outcome(rig, order_created(1, idempotency_key="k")))
+        await until_blocked(rig.database)
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await witness.execute(f"{LOCK} NOWAIT", tenant_uid)
+        await other.execute(LOCK, tenant_uid)  # granted, so the publish lost and let go
+        await other.execute("ROLLBACK")
+        (published,) = await publishing
+
+    rows = await rig.database.fetch("SELECT event_id FROM events WHERE data = $1", b'{"id":1}')
+    assert [row["event_id"] for row in rows] == [published.event_id]
+
+
+async def _together(rig: Rig, *events: NewEvent) -> Outcomes:
+    """Publish each event in a call of its own, all in one group."""
+    await rig.publisher.publish("acme", [order_created(100)])
+    outcomes = await asyncio.gather(
+        *(rig.publisher.publish("acme", [event]) for event in events), return_exceptions=True
+    )
+    return outcomes
+
+
+async def _outcome(rig: Rig, event: NewEvent) -> list[Published]:
+    return await rig.publisher.publish("acme", [event])
+
+
+async def _check_stored(rig: Rig, outcomes: Outcomes, count: int) -> None:
+    ids = {outcome[0].event_id for outcome in outcomes if isinstance(outcome, list)}
+    assert len(ids) == count
+    rows = await rig.database.fetch("SELECT event_id FROM events WHERE data <> $1", b'{"id":100}')
+    assert {row["event_id"] for row in rows} == ids

@@ -1,0 +1,186 @@
+"""Calls of one stream are stored in the order in which they were submitted, whatever befalls them.
+
+Rule 5 of the data path. A stream does not wait for its answers, so the order is the queue's to keep:
+where a call has to be queued again, those of its stream that come after it must not pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from service.domain.errors import AlreadyExistsError, InvalidArgumentError
+from service.pipeline.publish import GroupLimits
+from tests.pipeline.rig import Rig, order_created, running
+from tests.pipeline.rival import BUMP, LOCK, rival, until_blocked
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from uuid import UUID
+
+    from service.pipeline.group import Published
+
+
+async def test_a_call_that_waits_for_its_index_is_not_passed(rig: Rig) -> None:
+    await rig.tenant("acme")
+    await rig.tenant("globex")
+
+    stream = object()
+    calls = [
+        await rig.publisher.submit(tenant, [order_created(number)], stream)
+        for number, tenant in enumerate(("acme", "globex", "acme"))
+    ]
+    await asyncio.gather(*calls)
+
+    assert await _stored(rig, "acme") == [0, 2]
+    assert await _stored(rig, "globex") == [1]
+
+
+async def test_a_follower_with_events_of_its_own_is_not_passed(rig: Rig) -> None:
+    """It shares a key with a call of the group, so that it goes into the next one."""
+    tenant_uid = await rig.tenant()
+    await _warm(rig)
+    stream = object()
+
+    async with _held(rig, tenant_uid) as first:
+        keyed = order_created(1, idempotency_key="k")
+        leader = await rig.publisher.submit("acme", [keyed])
+        follower = await rig.publisher.submit("acme", [keyed, order_created(2)], stream)
+        later = [
+            await rig.publisher.submit("acme", [order_created(number)], stream)
+            for number in (3, 4)
+        ]
+        stranger = await rig.publisher.submit("acme", [order_created(5)])
+    await asyncio.gather(first, leader, follower, *later, stranger)
+
+    stored = await _stored(rig)
+    assert sorted(stored) == [0, 1, 2, 3, 4, 5, 99]
+    assert [number for number in stored if number in {2, 3, 4}] == [2, 3, 4]
+    assert stored.index(5) < stored.index(2), "who is of no stream waits for nobody"
+    assert [result.deduplicated for result in await follower] == [True, False]
+
+
+async def test_a_follower_whose_leader_is_refused_is_not_passed(rig: Rig) -> None:
+    tenant_uid = await rig.tenant()
+    await _warm(rig)
+    await rig.publisher.publish("acme", [order_created(1, idempotency_key="taken")])
+    stream = object()
+
+    async with _held(rig, tenant_uid) as first:
+        keyed = order_created(2, idempotency_key="k")
+        leader = await rig.publisher.submit(
+            "acme", [order_created(7, idempotency_key="taken"), keyed]
+        )
+        follower = await rig.publisher.submit("acme", [keyed], stream)
+        later = await rig.publisher.submit("acme", [order_created(3)], stream)
+    await asyncio.gather(first, follower, later)
+
+    with pytest.raises(AlreadyExistsError):
+        await leader
+    assert await _stored(rig) == [0, 1, 99, 2, 3]
+
+
+async def test_followers_go_before_what_was_queued_after_them(rig: Rig) -> None:
+    """Else a call that comes during the group's commit would be stored first."""
+    tenant_uid = await rig.tenant()
+    await _warm(rig)
+    stream = object()
+
+    async with rival(rig.url) as other:
+        await other.execute(LOCK, tenant_uid)
+        keyed = order_created(1, idempotency_key="k")
+        early = [
+            await rig.publisher.submit("acme", [keyed]),
+            await rig.publisher.submit("acme", [keyed, order_created(2)], stream),
+        ]
+        await until_blocked(rig.database)
+        late = await rig.publisher.submit("acme", [order_created(3)], stream)
+        await other.execute("COMMIT")
+        await asyncio.gather(*early, late)
+
+    assert await _stored(rig) == [0, 1, 2, 3]
+
+
+async def test_calls_that_are_matched_again_keep_their_order(database_url: str) -> None:
+    """Those of the group, those that follow it and those that wait behind it."""
+    async with running(database_url, group_limits=GroupLimits(max_events=4)) as rig:
+        tenant_uid = await rig.tenant()
+        await _warm(rig)
+        stream = object()
+
+        async with rival(rig.url) as other:
+            await other.fetchval(BUMP, tenant_uid)
+            keyed = order_created(1, idempotency_key="k")
+            calls = [
+                await rig.publisher.submit("acme", events, stream)
+                for events in (
+                    [keyed],
+                    [keyed, order_created(2)],
+                    [order_created(3)],
+                    [order_created(4)],
+                    [order_created(5)],
+                    [order_created(6)],
+                )
+            ]
+            await until_blocked(rig.database)
+            calls.append(await rig.publisher.submit("acme", [order_created(7)], stream))
+            await other.execute("COMMIT")
+            await asyncio.gather(*calls)
+
+        assert await _stored(rig) == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+async def test_a_split_group_keeps_the_order_of_a_tenant_that_moved_on(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first half is matched again; the second, by a newer index, could be stored at once."""
+    monkeypatch.setattr("service.pipeline.matching.MAX_TENANTS", 1)  # each reload is from scratch
+    tenant_uid = await rig.tenant("acme")
+    await rig.tenant("globex")
+    await rig.publisher.publish("acme", [order_created(0)])
+    stream = object()
+
+    async with rival(rig.url) as other:
+        await other.execute(LOCK, tenant_uid)
+        first = await rig.publisher.submit("acme", [order_created(99)])
+        await until_blocked(rig.database)
+        calls = [await rig.publisher.submit("acme", [order_created(1)], stream)]
+        poison = await rig.publisher.submit("acme", [order_created(8, subject="\x00")], stream)
+        await rig.matcher.reload("globex")  # evicts acme
+        await other.fetchval(BUMP, tenant_uid)
+        await other.execute("COMMIT")
+        calls.append(await rig.publisher.submit("acme", [order_created(2)], stream))
+        await asyncio.gather(first, *calls)
+
+    with pytest.raises(InvalidArgumentError):
+        await poison
+    assert [number for number in await _stored(rig) if number in {1, 2}] == [1, 2]
+
+
+async def _warm(rig: Rig) -> None:
+    await rig.publisher.publish("acme", [order_created(0)])
+
+
+@asynccontextmanager
+async def _held(rig: Rig, tenant_uid: UUID) -> AsyncIterator[asyncio.Future[list[Published]]]:
+    """While inside, a call (99) is being committed, so that what is submitted gathers behind it."""
+    async with rival(rig.url) as other:
+        await other.execute(LOCK, tenant_uid)
+        first = await rig.publisher.submit("acme", [order_created(99)])
+        await until_blocked(rig.database)
+        yield first
+        await other.execute("COMMIT")
+
+
+async def _stored(rig: Rig, tenant_id: str = "acme") -> list[int]:
+    """The numbers of a tenant's events, in publish order."""
+    rows = await rig.database.fetch(
+        """SELECT data FROM events JOIN tenants USING (tenant_uid)
+           WHERE tenant_id = $1 ORDER BY ordinal""",
+        tenant_id,
+    )
+    return [orjson.loads(row["data"])["id"] for row in rows]
