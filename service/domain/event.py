@@ -89,6 +89,11 @@ class Event:
     """Database time at acceptance; the instant its id begins with."""
 
 
+def default_source(tenant_id: str) -> str:
+    """The source of an event whose publisher names none."""
+    return f"/tenants/{tenant_id}"
+
+
 def accepted(
     new: NewEvent,
     event_id: UUID,
@@ -106,7 +111,7 @@ def accepted(
         data=new.data,
         is_json=new.is_json,
         content_type=new.content_type,
-        source=new.source or f"/tenants/{tenant_id}",
+        source=new.source or default_source(tenant_id),
         subject=new.subject,
         occur_time=new.occur_time,
         external_id=new.external_id,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from service.domain.errors import AlreadyExistsError, Reason
-from service.domain.event import accepted
+from service.domain.event import accepted, default_source
 from service.domain.ids import delivery_id_of, format_type_id, make_uuid7
 from service.domain.instants import from_unix_ms
 from service.domain.names import event_name
@@ -143,7 +143,7 @@ class Group:
         for position, event in enumerate(call.events):
             fingerprint = b""
             if event.idempotency_key:
-                fingerprint = fingerprint_of(event)
+                fingerprint = fingerprint_of(event, call.index.tenant_id)
                 first = firsts.setdefault(event.idempotency_key, (position, fingerprint))
                 if first[0] != position:
                     if first[1] != fingerprint:
@@ -279,8 +279,9 @@ class Group:
             answer = self._answers.get(leader[0]) if leader else None
             if leader is None or answer is None or isinstance(answer, AlreadyExistsError):
                 return False
-            first = answer[leader[1]]
-            if fingerprint_of(self.calls[leader[0]].events[leader[1]]) != fingerprint_of(event):
+            first, tenant_id = answer[leader[1]], call.index.tenant_id
+            leading = self.calls[leader[0]].events[leader[1]]
+            if fingerprint_of(leading, tenant_id) != fingerprint_of(event, tenant_id):
                 call.fail(_reused(position, _name_of(call, first.event_id)))
                 return True
             results.append(first._replace(deduplicated=True))
@@ -319,11 +320,15 @@ def _reused(position: int, name: str | None) -> AlreadyExistsError:
     )
 
 
-def fingerprint_of(event: NewEvent) -> bytes:
-    """16 bytes of everything that makes two events of a key equal: all but `occur_time`."""
+def fingerprint_of(event: NewEvent, tenant_id: str) -> bytes:
+    """16 bytes of everything that makes two events of a key equal: all but `occur_time`.
+
+    A source that says what would be the default is no other source.
+    """
+    source = event.source or default_source(tenant_id)
     head = orjson.dumps(
         [
-            event.type, event.source, event.subject, event.ordering_key, event.content_type,
+            event.type, source, event.subject, event.ordering_key, event.content_type,
             event.external_id, event.data_schema, event.is_json, dict(event.attributes),
         ],
         option=orjson.OPT_SORT_KEYS,
