@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -9,15 +10,15 @@ from grpc.aio import ServicerContext
 
 from hookline.v1 import event_pb2, event_service_pb2
 from service.api.convert import check_enum
-from service.api.convert_event import EventReader, message_of
+from service.api.convert_event import message_of
 from service.api.convert_names import tenant_and_uuid_in, tenant_id_in
 from service.api.errors import not_implemented
 from service.api.paging import NEWEST, Pages
+from service.api.publish_batch import BatchReader, response_of
+from service.api.publish_stream import PublishStream
 from service.api.unbuilt import UnbuiltEventRpcs
-from service.domain.errors import Reason, Violation, invalid, over_limit
-from service.domain.ids import format_type_id
+from service.domain.errors import Violation, invalid
 from service.domain.limits import Limits
-from service.domain.names import event_name
 from service.pipeline.publish import Publisher
 from service.store.events import EventStore
 
@@ -34,31 +35,25 @@ class EventServicer(UnbuiltEventRpcs):
         self._events = events
         self._pages = pages
         self._limits = limits
-        self._reader = EventReader(limits)
+        self._batches = BatchReader(limits)
 
     async def PublishEvents(
         self, request: event_service_pb2.PublishEventsRequest, context: _Context
     ) -> event_service_pb2.PublishEventsResponse:
         """Refuse the whole batch for anything wrong with it; answer once it is committed."""
         del context
-        violations: list[Violation] = []
-        tenant_id = tenant_id_in(request.tenant, violations)
-        self._check_batch(request, violations)
-        if violations:
-            raise invalid(violations)
-        events = self._reader.read(request.events, violations)
-        if violations:
-            raise invalid(violations)
-        results = await self._publisher.publish(tenant_id, events)
-        prefix = event_name(tenant_id, "")
-        response = event_service_pb2.PublishEventsResponse()
-        for result in results:
-            response.results.add(
-                name=prefix + format_type_id("evt", result.event_id),
-                deduplicated=result.deduplicated,
-                delivery_count=result.delivery_count,
-            )
-        return response
+        tenant_id, events = self._batches.read(request)
+        return response_of(tenant_id, await self._publisher.publish(tenant_id, events))
+
+    def StreamPublishEvents(
+        self,
+        request_iterator: AsyncIterator[event_service_pb2.StreamPublishEventsRequest],
+        context: _Context,
+    ) -> AsyncIterator[event_service_pb2.StreamPublishEventsResponse]:
+        """The same for each message, until the client has sent all."""
+        del context
+        stream = PublishStream(self._publisher, self._batches, self._limits)
+        return stream.responses(request_iterator)
 
     async def GetEvent(
         self, request: event_service_pb2.GetEventRequest, context: _Context
@@ -103,19 +98,3 @@ class EventServicer(UnbuiltEventRpcs):
             last = found.events[len(kept) - 1]
             response.next_page_token = self._pages.token(last.event_id.bytes, binding)
         return response
-
-    def _check_batch(
-        self, request: event_service_pb2.PublishEventsRequest, violations: list[Violation]
-    ) -> None:
-        """Bound the work before it is begun."""
-        count = len(request.events)
-        if not count:
-            violations.append(Violation("events", "is required", Reason.FIELD_REQUIRED))
-        limit = self._limits.max_batch_events
-        if count > limit:
-            setting = "HOOKLINE_MAX_BATCH_EVENTS"
-            violations.append(over_limit("events", count, "events", setting, limit))
-        size, limit = request.ByteSize(), self._limits.max_batch_bytes
-        if size > limit:
-            setting = "HOOKLINE_MAX_BATCH_BYTES"
-            violations.append(over_limit("events", size, "bytes", setting, limit))

@@ -8,7 +8,8 @@ waiting for ever. So each handler is wrapped, once, when its method is first cal
 - an exception becomes a `Refusal` (`errors.py`);
 - a CancelledError passes only if the call's own task was cancelled, as when the client went away;
   otherwise something that the call waited for was cancelled, or the node stops and ends its
-  streams, and the caller is told so.
+  streams, and the caller is told so. A stream that takes messages is not cancelled by a stop: its
+  reading ends with the reason, so that it may answer what it has read.
 
 Must not know what any service does.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from time import perf_counter
 from typing import Any, Protocol, TypeAlias
 
@@ -73,6 +75,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._max_calls = max_calls
         self._running = 0
         self._streams: set[asyncio.Task[Any]] = set()
+        self._readers: set[asyncio.Task[Any]] = set()
+        """Who waits for the next message of a stream."""
         self._is_stopping = False
         self._wrapped: dict[str, _Handler] = {}
         self._unknown = self._wrap(
@@ -82,8 +86,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
     def end_streams(self) -> None:
         """End every stream, and refuse new ones: none ends by itself, and a stop waits for all."""
         self._is_stopping = True
-        for stream in self._streams:
-            stream.cancel()
+        for task in self._streams | self._readers:
+            task.cancel()
 
     async def intercept_service(
         self,
@@ -101,12 +105,15 @@ class CallGuard(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, method: str, handler: _Handler) -> _Handler:
-        guard = self._guard_stream if handler.response_streaming else self._guard_unary
         behaviour, make = _parts_of(handler)
         if handler.request_streaming:
-            behaviour = _reading_stream(behaviour)
+            behaviour = self._reading(behaviour)
+        if handler.response_streaming:
+            guarded = self._guard_stream(method, behaviour, ends_itself=handler.request_streaming)
+        else:
+            guarded = self._guard_unary(method, behaviour)
         return make(
-            guard(method, behaviour),
+            guarded,
             request_deserializer=_tolerant(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
@@ -128,17 +135,18 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _guard_stream(self, method: str, behaviour: _Behaviour) -> _Behaviour:
+    def _guard_stream(self, method: str, behaviour: _Behaviour, *, ends_itself: bool) -> _Behaviour:
         async def guarded(request: Any, context: _Context) -> None:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._running += 1
             try:
                 self._admit(request, context)
-                self._enter_stream()
+                self._enter_stream(ends_itself=ends_itself)
                 responses = behaviour(request, context)
-                if hasattr(responses, "__aiter__"):
-                    async for response in responses:
-                        await context.write(response)
+                if hasattr(responses, "aclose"):
+                    async with aclosing(responses):
+                        async for response in responses:
+                            await context.write(response)
                 else:  # a coroutine that writes by itself, as grpc_health's
                     await responses
             except BaseException as error:  # noqa: BLE001 (this is the place where all end)
@@ -151,15 +159,46 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _enter_stream(self) -> None:
+    def _enter_stream(self, *, ends_itself: bool) -> None:
         if self._is_stopping:
             raise interrupted()
-        if (task := asyncio.current_task()) is not None:
+        if not ends_itself and (task := asyncio.current_task()) is not None:
             self._streams.add(task)
 
     def _leave_stream(self) -> None:
         if (task := asyncio.current_task()) is not None:
             self._streams.discard(task)
+
+    def _reading(self, behaviour: _Behaviour) -> _Behaviour:
+        def reading(requests: AsyncIterator[Any], context: _Context) -> Any:  # noqa: ANN401
+            return behaviour(self._messages(requests), context)
+
+        return reading
+
+    async def _messages(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """What the client sends; raises for what is no message of the method, and at a stop."""
+        while not self._is_stopping:
+            try:
+                request = await self._next(requests)
+            except StopAsyncIteration:
+                return
+            if request is _MALFORMED:
+                raise malformed()
+            yield request
+        raise interrupted()
+
+    async def _next(self, requests: AsyncIterator[Any]) -> Any:  # noqa: ANN401 (any message)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - coroutines of a server run in tasks
+        self._readers.add(task)
+        try:
+            return await anext(requests)
+        except asyncio.CancelledError:
+            if self._is_stopping and not task.uncancel():  # else the client is gone as well
+                raise interrupted() from None
+            raise
+        finally:
+            self._readers.discard(task)
 
     def _admit(self, request: object, context: _Context) -> None:
         if self._running > self._max_calls:
@@ -238,20 +277,6 @@ def _tolerant(deserialise: Callable[[bytes], Any] | None) -> Callable[[bytes], A
             return _MALFORMED
 
     return tolerant
-
-
-def _reading_stream(behaviour: _Behaviour) -> _Behaviour:
-    def reading(requests: AsyncIterator[Any], context: _Context) -> Any:  # noqa: ANN401
-        return behaviour(_well_formed(requests), context)
-
-    return reading
-
-
-async def _well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        if request is _MALFORMED:
-            raise malformed()
-        yield request
 
 
 def _refuse_unknown(requests: object, context: object) -> AsyncIterator[bytes]:

@@ -57,9 +57,6 @@ class UnbuiltDeliveryRpcs(delivery_service_pb2_grpc.DeliveryServiceServicer):
 class UnbuiltEventRpcs(event_service_pb2_grpc.EventServiceServicer):
     """What EventService does not build yet."""
 
-    def StreamPublishEvents(self, request_iterator: object, context: object) -> NoReturn:
-        raise not_implemented("StreamPublishEvents")
-
     async def ExplainEvent(self, request: object, context: object) -> NoReturn:
         raise not_implemented("ExplainEvent")
 

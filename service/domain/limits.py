@@ -36,3 +36,9 @@ class Limits:
     """Data that may wait for a group commit (HOOKLINE_MAX_QUEUED_PUBLISH_BYTES)."""
     max_queued_publish_events: int = 50_000
     """Events that may wait for a group commit (HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS)."""
+    max_stream_messages: int = 1_000
+    """A publishing stream's, read and not yet answered (HOOKLINE_MAX_STREAM_MESSAGES)."""
+    max_stream_events: int = 10_000
+    """The events of these (HOOKLINE_MAX_STREAM_EVENTS)."""
+    max_stream_bytes: int = 8 * 1024 * 1024
+    """The bytes of these (HOOKLINE_MAX_STREAM_BYTES)."""

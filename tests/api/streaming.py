@@ -1,0 +1,110 @@
+"""A publishing stream, as tests hold it, and what they see of the server's side of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from hookline.v1.event_pb2 import Event
+from hookline.v1.event_service_pb2 import StreamPublishEventsRequest, StreamPublishEventsResponse
+from hookline.v1.event_service_pb2_grpc import EventServiceStub
+from hookline.v1.operations_service_pb2 import GetStatusRequest
+from service.domain.event import NewEvent
+from service.pipeline.group import Published
+from tests.api.conftest import Api
+from tests.pipeline.rival import LOCK, rival
+from tests.waiting import until
+
+WITHIN_S = 20.0
+
+
+class Stream:
+    """One StreamPublishEvents: what is sent is numbered from 1 unless the test numbers it."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout_s: float | None = None) -> None:
+        self.call: Any = EventServiceStub(channel).StreamPublishEvents(timeout=timeout_s)
+        self._sequence = 0
+
+    async def send(
+        self, *events: Event, tenant: str = "tenants/acme", sequence: int | None = None
+    ) -> None:
+        self._sequence += 1
+        await self.call.write(
+            StreamPublishEventsRequest(
+                sequence=self._sequence if sequence is None else sequence,
+                tenant=tenant,
+                events=events,
+            )
+        )
+
+    async def answer(self) -> StreamPublishEventsResponse:
+        """The next answer; fails where the stream has ended."""
+        async with asyncio.timeout(WITHIN_S):
+            answer = await self.call.read()
+        assert isinstance(answer, StreamPublishEventsResponse), f"it ended: {answer}"
+        return answer
+
+    async def answers(self, count: int) -> dict[int, StreamPublishEventsResponse]:
+        """So many answers, by their sequence."""
+        found = [await self.answer() for _ in range(count)]
+        by_sequence = {answer.sequence: answer for answer in found}
+        assert len(by_sequence) == count
+        return by_sequence
+
+    async def finish(self) -> None:
+        """Send nothing more: all was answered, and it ends with OK."""
+        await self.call.done_writing()
+        await self.ended()
+
+    async def ended(self) -> None:
+        """It ends by itself, all answers read; raises `AioRpcError` unless it is with OK."""
+        async with asyncio.timeout(WITHIN_S):
+            assert await self.call.read() is grpc.aio.EOF
+            assert await self.call.code() is grpc.StatusCode.OK
+
+
+class Submitted:
+    """Counts what streams bring to the node's publisher."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._submit = api.rig.publisher.submit
+        self.count = 0
+        setattr(api.rig.publisher, "submit", self._counted)  # noqa: B010 - mypy knows it for one
+
+    async def _counted(
+        self, tenant_id: str, events: Sequence[NewEvent], stream: object | None = None
+    ) -> asyncio.Future[list[Published]]:
+        self.count += 1
+        return await self._submit(tenant_id, events, stream)
+
+    async def when_steady(self) -> int:
+        """How many, once the server reads no more although it has turned often."""
+        rounds, before = 0, -1
+
+        async def is_steady() -> bool:
+            nonlocal rounds, before
+            await self._api.operations.GetStatus(GetStatusRequest())
+            rounds = rounds + 1 if self.count == before else 0
+            before = self.count
+            return rounds == 10
+
+        await until(is_steady, "the server reads no more")
+        return self.count
+
+
+@asynccontextmanager
+async def uncommitted(api: Api, tenant_id: str = "acme") -> AsyncIterator[None]:
+    """While inside, nothing of the tenant is committed."""
+    row = await api.rig.database.fetchrow(
+        "SELECT tenant_uid FROM tenants WHERE tenant_id = $1", tenant_id
+    )
+    assert row is not None
+    async with rival(api.rig.url) as other:
+        await other.execute(LOCK, row["tenant_uid"])
+        yield
+        await other.execute("COMMIT")
