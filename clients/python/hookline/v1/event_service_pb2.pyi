@@ -213,9 +213,7 @@ class StreamPublishEventsResponse(_message.Message):
 
     @_builtins.property
     def error(self) -> Global___PublishError:
-        """None of its events is stored, or `code` is UNAVAILABLE and repeating it with idempotency keys
-        is safe.
-        """
+        """None of its events is stored, or repeating it is safe, if each event has an idempotency key."""
 
     def __init__(
         self,

@@ -22,9 +22,15 @@ class EventServiceStub:
     if each event has an idempotency key.
     """
     StreamPublishEvents: _aio.StreamStreamMultiCallable[_event_service_pb2.StreamPublishEventsRequest, _event_service_pb2.StreamPublishEventsResponse]
-    """The same over a stream: each message is answered by its `sequence`, in any order; one that is
-    refused does not end the stream. Flow control slows down a client that is faster than the
-    database.
+    """The same over a stream, with many messages under way at once. Each is answered for itself, by its
+    `sequence`, as soon as its fate is known: a refusal may come before the answers to messages
+    before it. Messages of one tenant are stored in the order in which they were sent; one that is
+    refused neither ends the stream nor holds up those after it. While 1,000 messages, 10,000 events
+    or 8 MiB of a stream are under way, read and not yet answered, nothing more is read, and flow
+    control slows the client down. The stream ends with INVALID_ARGUMENT (REQUEST_MALFORMED) after
+    bytes that are no message, and with UNAVAILABLE (SHUTTING_DOWN) when its node stops: open
+    another. What was read by then is answered first; what was not answered is safe to repeat, if
+    each event has an idempotency key.
     """
     GetEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.GetEventRequest, _event_service_pb2.GetEventResponse]
     """Reads one event with its data. NOT_FOUND (EVENT_NOT_FOUND) where there is none, or no longer."""
@@ -53,9 +59,15 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_event_service_pb2.StreamPublishEventsRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_event_service_pb2.StreamPublishEventsRequest], _abc.AsyncIterator[_event_service_pb2.StreamPublishEventsResponse]],
     ) -> _abc.AsyncIterator[_event_service_pb2.StreamPublishEventsResponse]:
-        """The same over a stream: each message is answered by its `sequence`, in any order; one that is
-        refused does not end the stream. Flow control slows down a client that is faster than the
-        database.
+        """The same over a stream, with many messages under way at once. Each is answered for itself, by its
+        `sequence`, as soon as its fate is known: a refusal may come before the answers to messages
+        before it. Messages of one tenant are stored in the order in which they were sent; one that is
+        refused neither ends the stream nor holds up those after it. While 1,000 messages, 10,000 events
+        or 8 MiB of a stream are under way, read and not yet answered, nothing more is read, and flow
+        control slows the client down. The stream ends with INVALID_ARGUMENT (REQUEST_MALFORMED) after
+        bytes that are no message, and with UNAVAILABLE (SHUTTING_DOWN) when its node stops: open
+        another. What was read by then is answered first; what was not answered is safe to repeat, if
+        each event has an idempotency key.
         """
 
     @_abc_1.abstractmethod
