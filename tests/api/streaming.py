@@ -19,6 +19,7 @@ from tests.api.conftest import Api
 from tests.pipeline.rival import LOCK, rival
 from tests.waiting import until
 
+METHOD = "hookline.v1.EventService/StreamPublishEvents"
 WITHIN_S = 20.0
 
 
@@ -108,3 +109,9 @@ async def uncommitted(api: Api, tenant_id: str = "acme") -> AsyncIterator[None]:
         await other.execute(LOCK, row["tenant_uid"])
         yield
         await other.execute("COMMIT")
+
+
+async def stored(api: Api) -> list[bytes]:
+    """The data of all events, in publish order."""
+    rows = await api.rig.database.fetch("SELECT data FROM events ORDER BY ordinal")
+    return [row["data"] for row in rows]
