@@ -37,7 +37,16 @@ ROOMS = {
     "telemetry",
     "webhook",
 }
-TEST_FOLDERS = ROOMS | {"architecture", "bench", "client", "e2e", "faults", "protos", "scenarios"}
+TEST_FOLDERS = ROOMS | {
+    "architecture",
+    "bench",
+    "client",
+    "docs",
+    "e2e",
+    "faults",
+    "protos",
+    "scenarios",
+}
 CLIENT = pathlib.PurePosixPath("clients/python/hookline")
 # Names under which anything could live, and so soon does.
 NAMELESS = {

@@ -1,0 +1,93 @@
+"""The documents as data: their headings, links and fenced blocks. Must not know what runs them."""
+
+import functools
+import pathlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.architecture.repository import ROOT, files
+
+_FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
+_LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+_CODE = re.compile(r"`([^`\n]+)`")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One fenced block."""
+
+    page: pathlib.PurePosixPath
+    line: int
+    """Of its first line of text."""
+    info: str
+    """What stands behind the backticks: a language, and perhaps more."""
+    text: str
+
+    @property
+    def language(self) -> str:
+        """The first word of its info; empty where there is none."""
+        return self.info.partition(" ")[0]
+
+    @property
+    def place(self) -> str:
+        """Where it is, for a message."""
+        return f"{self.page}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One Markdown file."""
+
+    path: pathlib.PurePosixPath
+    text: str
+
+    def blocks(self) -> Iterator[Block]:
+        """Its fenced blocks, in order."""
+        for match in _FENCE.finditer(self.text):
+            line = self.text.count("\n", 0, match.start("text")) + 1
+            yield Block(self.path, line, match["info"].strip(), match["text"])
+
+    @property
+    def prose(self) -> str:
+        """All that is no fenced block."""
+        return _FENCE.sub("", self.text)
+
+    def anchors(self) -> set[str]:
+        """What a link may name after `#`, as code hosts make it from headings."""
+        return {_anchor_of(title) for _, title in _HEADING.findall(self.prose)}
+
+    def links(self) -> list[str]:
+        """The targets of its links."""
+        return _LINK.findall(self.prose)
+
+    def code(self) -> list[str]:
+        """What stands between single backticks."""
+        return _CODE.findall(self.prose)
+
+    def table(self, heading: str) -> list[list[str]]:
+        """The rows of the first table below a heading, without its head; cells as they stand."""
+        _, _, below = self.text.partition(f" {heading}\n")
+        rows = re.search(r"^\|.*\n\|[ :|-]+\n((?:\|.*\n)+)", below, re.MULTILINE)
+        assert rows is not None, f"{self.path}: no table below {heading!r}"
+        return [
+            [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+            for row in rows[1].splitlines()
+        ]
+
+
+def _anchor_of(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.replace("`", "").lower()).replace(" ", "-")
+
+
+@functools.cache
+def page(path: str) -> Page:
+    """One page, by its path from the root."""
+    return Page(pathlib.PurePosixPath(path), (ROOT / path).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def pages() -> tuple[Page, ...]:
+    """Every Markdown file of the repository."""
+    return tuple(page(str(path)) for path in files() if path.suffix == ".md")

@@ -1,0 +1,125 @@
+"""What the documents name exists: links, files, tests, RPCs. What they promise, a test holds."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+from service.api import unbuilt
+from service.domain.delivery import DeliveryState
+from tests.architecture.repository import ROOT, files, tree
+from tests.docs.pages import Page, page, pages
+
+GUARANTEES = page("docs/guarantees.md")
+PROMISES, RULES = 16, 25
+_TEST = re.compile(r"(tests/[\w/]+\.py)::(?:Test\w+::)?(test_\w+)")
+_PATH = re.compile(r"(?:service|tests|docs|protos|clients|\.ci)/[\w./-]*[\w/]")
+_LATER = ("with a later version", "no test yet")
+
+
+def identify(each: Page) -> str:
+    return str(each.path)
+
+
+@pytest.mark.parametrize("each", pages(), ids=identify)
+def test_links_lead_somewhere(each: Page) -> None:
+    broken = []
+    for link in each.links():
+        path, _, anchor = link.partition("#")
+        target = (ROOT / each.path.parent / path).resolve() if path else ROOT / each.path
+        is_elsewhere = re.match(r"https?:", link) is not None
+        leads_somewhere = is_elsewhere or (
+            target.exists()
+            and (not anchor or anchor in page(str(target.relative_to(ROOT))).anchors())
+        )
+        if not leads_somewhere:
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("each", pages(), ids=identify)
+def test_paths_that_are_named_exist(each: Page) -> None:
+    known = {str(path) for path in files()}
+    folders = {str(parent) for path in files() for parent in path.parents}
+    missing = [
+        name
+        for code in each.code()
+        if "::" not in code and "*" not in code and "…" not in code and "NNNN" not in code
+        for name in _PATH.findall(code)
+        if name.rstrip("/") not in known | folders
+        and f"{name.rstrip('/')}.py" not in known  # a module, named as it is imported
+    ]
+    assert missing == []
+
+
+def functions_of(path: str) -> set[str]:
+    """Every function that a file defines."""
+    if not (ROOT / path).is_file():
+        return set()
+    module = tree(pathlib.PurePosixPath(path))
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in ast.walk(module) if isinstance(node, definitions)}
+
+
+@pytest.mark.parametrize("each", pages(), ids=identify)
+def test_tests_that_are_named_exist(each: Page) -> None:
+    named = _TEST.findall(each.text)
+    missing = [f"{path}::{name}" for path, name in named if name not in functions_of(path)]
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    "heading, count", [("The promises", PROMISES), ("The rules of the data path", RULES)]
+)
+def test_each_promise_and_each_rule_is_held_by_a_test_or_comes_later(
+    heading: str, count: int
+) -> None:
+    rows = GUARANTEES.table(heading)
+    assert [int(row[0]) for row in rows] == list(range(1, count + 1))
+    unheld = [row[0] for row in rows if not _TEST.search(row[-1]) and row[-1] not in _LATER]
+    assert unheld == []
+
+
+def test_every_rule_says_where_in_the_code_it_is_kept() -> None:
+    rows = GUARANTEES.table("The rules of the data path")
+    assert [row[0] for row in rows if "service/" not in row[2]] == []
+
+
+def test_every_test_that_is_named_alone_stands_in_a_table() -> None:
+    """Else nobody would notice that a promise lost its test."""
+    assert len(_TEST.findall(GUARANTEES.text)) >= PROMISES + RULES
+
+
+def test_what_is_not_built_is_told_in_the_readme() -> None:
+    _, _, below = page("README.md").text.partition("## What is not built yet\n")
+    told = below.partition("\n## ")[0]
+    refused = [
+        name
+        for kind in vars(unbuilt).values()
+        if isinstance(kind, type) and kind.__module__ == unbuilt.__name__
+        for name in vars(kind)
+        if name[0].isupper()
+    ]
+    as_a_whole = {name for name in vars(unbuilt.UnbuiltAccessRpcs) if name[0].isupper()}
+    by_family = {"GetReplay", "ListReplays", "CancelReplay", "StartReplay"}
+    assert "API keys" in told
+    assert "eplays" in told
+    assert [n for n in refused if n not in as_a_whole | by_family and f"`{n}`" not in told] == []
+    built = {"PublishEvents", "SendTestEvent", "RetryDelivery", "ListEvents"}
+    assert [name for name in re.findall(r"`([A-Z]\w+)`", told) if name in built] == []
+
+
+def test_the_picture_of_the_states_names_them_all() -> None:
+    _, _, below = page("docs/ARCHITECTURE.md").text.partition("## The states of a delivery\n")
+    picture = below.partition("\n## ")[0]
+    assert {state for state in DeliveryState if state not in picture} == set()
+
+
+def test_the_changelog_is_kept_as_keepachangelog_says() -> None:
+    text = page("CHANGELOG.md").text
+    assert text.startswith("# Changelog\n")
+    versions = re.findall(r"^## \[(\S+?)\]", text, re.MULTILINE)
+    assert versions[0] == "Unreleased"
+    kinds = re.findall(r"^### (\w+)$", text, re.MULTILINE)
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

@@ -1,0 +1,123 @@
+"""The tables of docs/operating.md against what they are about: settings, states, outcomes, logs."""
+
+import base64
+import re
+
+import pytest
+
+from service.config import Role, Settings, SettingsError
+from service.config.reading import NOT_OURS
+from service.domain.attempt import AttemptOutcome
+from service.domain.delivery import TRANSITIONS, DeliveryState, Trigger
+from service.domain.retry import DEFAULT_DELAYS_S
+from tests.architecture.repository import python_files, text
+from tests.docs.pages import page
+
+OPERATING = page("docs/operating.md")
+SETTINGS = OPERATING.table("Settings")
+SERVE = {
+    "HOOKLINE_DATABASE_URL": "postgresql://db/hookline",
+    "HOOKLINE_MASTER_KEY": base64.b64encode(bytes(32)).decode(),
+    "HOOKLINE_AUTH": "off",
+}
+_UNITS_S = {"s": 1, "min": 60, "h": 3_600}
+
+
+def in_backticks(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def outcome(environ: dict[str, str], role: Role) -> Settings | tuple[str, ...]:
+    """What settings come to: what they are, or all that is wrong with them."""
+    try:
+        return Settings.from_environ(environ, role)
+    except SettingsError as error:
+        return error.problems
+
+
+def test_every_setting_is_in_the_table_once() -> None:
+    named = [name for row in SETTINGS for name in in_backticks(row[0])]
+    assert sorted(named) == sorted(Settings.variables())
+
+
+def test_every_variable_that_is_no_setting_is_told_below_the_table() -> None:
+    below = OPERATING.text.rpartition("\n|")[2]
+    told = set(re.findall(r"HOOKLINE_\w+", below))
+    assert told >= NOT_OURS - {"HOOKLINE_TEST_DATABASE"}
+
+
+@pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row[0])
+def test_a_default_is_what_holds_where_nothing_is_set(row: list[str]) -> None:
+    (name, *_), defaults = in_backticks(row[0]), in_backticks(row[1])
+    if not defaults:
+        assert row[1] == "unset"
+        return
+    for_serve, for_dev = defaults[0], defaults[-1]
+    unset = {key: value for key, value in SERVE.items() if key != name}
+    if "`dev`:" in row[1]:
+        for_dev = defaults[2]
+    assert outcome(unset | {name: for_serve}, Role.SERVE) == outcome(unset, Role.SERVE)
+    assert outcome({name: for_dev}, Role.DEV) == outcome({}, Role.DEV)
+    if name != "HOOKLINE_AUTH":  # `on` is refused
+        assert isinstance(outcome(unset | {name: for_serve}, Role.SERVE), Settings)
+
+
+def is_within_bounds(name: str, value: str) -> bool:
+    """Whether a value is allowed by itself; what it contradicts is another matter."""
+    told = outcome({name: value}, Role.DEV)
+    return isinstance(told, Settings) or not any("must be" in problem for problem in told)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in SETTINGS if re.match(r"`[\d.]+` to `", row[2])], ids=lambda row: row[0]
+)
+def test_what_is_allowed_ends_where_the_table_says(row: list[str]) -> None:
+    (name,), (low, high) = in_backticks(row[0]), in_backticks(row[2])
+    assert is_within_bounds(name, low)
+    assert is_within_bounds(name, high)
+    assert not is_within_bounds(
+        name, f"{float(low) - 0.001:g}" if "." in low else str(int(low) - 1)
+    )
+    assert not is_within_bounds(name, str(int(high) + 1))
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in SETTINGS if re.fullmatch(r"`\w+`(, `\w+`)+", row[2])], ids=lambda r: r[0]
+)
+def test_words_that_the_table_allows_are_read(row: list[str]) -> None:
+    ((name,), words) = in_backticks(row[0]), in_backticks(row[2])
+    assert [word for word in words if not is_within_bounds(name, word)] == []
+    assert not is_within_bounds(name, "nonsense")
+
+
+def test_every_state_and_every_way_out_of_it_is_told() -> None:
+    rows = {row[0]: row[2] for row in OPERATING.table("What becomes of a delivery")}
+    assert set(rows) == set(DeliveryState)
+    for state, ways in rows.items():
+        can_be_retried = (DeliveryState(state), Trigger.RETRIED) in TRANSITIONS
+        assert ("RetryDelivery" in ways) == can_be_retried
+
+
+def test_every_outcome_of_an_attempt_is_told() -> None:
+    rows = OPERATING.table("What becomes of a delivery")
+    _, _, below = OPERATING.text.partition("What an attempt comes to:")
+    told = re.findall(r"^\| ([A-Z_]+) \|", below.partition("**The schedule.**")[0], re.MULTILINE)
+    assert rows
+    assert told == list(AttemptOutcome)
+
+
+def test_the_schedule_is_the_one_that_is_kept() -> None:
+    match = re.search(r"there are (\d+) attempts: after (.*?), each", OPERATING.text, re.DOTALL)
+    assert match is not None
+    delays = re.findall(r"(\d+) (s|min|h)", match[2])
+    assert [int(n) * _UNITS_S[unit] for n, unit in delays] == list(DEFAULT_DELAYS_S)
+    assert int(match[1]) == len(DEFAULT_DELAYS_S)
+
+
+def test_every_log_event_that_is_explained_is_logged() -> None:
+    rows = OPERATING.table("What to watch")
+    told = {event for row in rows for event in in_backticks(row[0])}
+    service = "\n".join(text(path) for path in python_files() if path.parts[0] == "service")
+    logged = set(re.findall(r'_log\.\w+\(\s*"(\w+)"', service))
+    assert len(told) > 10
+    assert told - logged == set()
