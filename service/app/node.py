@@ -124,7 +124,7 @@ class App:
     def _master_keys(self) -> tuple[bytes, ...]:
         if self._settings.master_keys:
             return self._settings.master_keys
-        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self._settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         return load_or_create_master_key(self._settings.data_dir / _KEY_FILE)
 
     # ----------------------------------------------------------------------- parts of the stop
