@@ -9,7 +9,7 @@ from service import VERSION
 from service.config import Settings
 from service.pipeline.catalog import EventTypeCatalog
 from service.pipeline.changes import Changes
-from service.pipeline.clock import DatabaseTime, SystemClock
+from service.pipeline.clock import Clock, DatabaseTime
 from service.pipeline.deliver import Deliverer
 from service.pipeline.group import GroupBuilder
 from service.pipeline.lanes import Lanes
@@ -43,10 +43,13 @@ KEY_WINDOW_S: Final = 72 * 3_600.0
 class Engine:
     """The parts of one node's data path; `start` in the order of construction, `stop` backwards."""
 
-    def __init__(self, settings: Settings, database: Database, box: SecretBox) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, box: SecretBox, clock: Clock
+    ) -> None:
         # A drawn number must not tell the next: ids are seen by tenants.
-        clock, random = SystemClock(), SystemRandom()
-        time, self.timers = DatabaseTime(clock), Timers(clock)
+        random = SystemRandom()
+        self.time = time = DatabaseTime(clock)
+        self.timers = Timers(clock)
         session = database.session
         self.lanes = Lanes(
             clock,

@@ -19,11 +19,13 @@ from service.app.engine import Engine
 from service.app.servicers import make_servicers
 from service.config import ListenAddress, Role, Settings
 from service.domain.errors import UnavailableError
+from service.pipeline.clock import MAX_SKEW_S, Clock, DatabaseTime, SystemClock
 from service.store.database import Database, OutcomeUnknownError, UnsafeServerError
 from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.store.migrations import Migration, MigrationError, migrate, pending_migrations
 from service.store.secrets import MasterKeyError, SecretBox, load_or_create_master_key
 from service.store.tenants import Tenants
+from service.store.upkeep import UpkeepStore
 
 _KEY_FILE = "master.key"
 _LEAST_S = 1.0
@@ -38,8 +40,9 @@ class StartError(Exception):
 class App:
     """One node of the service."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         self._settings = settings
+        self._clock = clock or SystemClock()
         self._stack = AsyncExitStack()
         self._hurry = asyncio.Event()
         self._stop_by_s = 0.0
@@ -68,15 +71,16 @@ class App:
         push(database.close)
         await database.open()
         await database.check_server()
-        await _prepare_schema(settings, database.url)
+        await _prepare_schema(settings, database)
         await Tenants(database).ensure_default()
         master_keys = self._master_keys()
         box = SecretBox(master_keys)
-        engine = Engine(settings, database, box)
+        engine = Engine(settings, database, box, self._clock)
         push(engine.transport.aclose)
         self._stack.callback(engine.timers.clear)
         push(engine.ownership.stop)
         await engine.ownership.start()
+        _check_clock(engine.time)
         push(engine.upkeep.stop)
         engine.upkeep.start()
         push(engine.changes.stop)
@@ -99,6 +103,7 @@ class App:
         self._stack.callback(engine.deliverer.pause)
         push(server.set_serving, False)  # noqa: FBT003 - health answers NOT_SERVING
         await server.set_serving(True)
+        push(_cancel, asyncio.create_task(self._follow_clock(engine.time, server), name="clock"))
         _log.info("node_started", node_id=str(engine.ownership.node_id), port=port)
         return port
 
@@ -110,6 +115,16 @@ class App:
     def hurry(self) -> None:
         """Make a stop wait for nothing any more; what was not recorded is delivered once more."""
         self._hurry.set()
+
+    async def _follow_clock(self, time: DatabaseTime, server: ApiServer) -> None:
+        """Say NOT_SERVING while this machine's clock is no good, as each heartbeat finds it."""
+        was_trusted = True
+        while True:
+            await asyncio.sleep(self._settings.lease_s / 3)
+            if time.is_trusted is not was_trusted:
+                was_trusted = time.is_trusted
+                _log.warning("clock_judged", is_trusted=was_trusted, ahead_s=round(time.skew_s, 3))
+                await server.set_serving(was_trusted)
 
     # ---------------------------------------------------------------------- parts of the start
 
@@ -169,6 +184,20 @@ async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]
         await database.close()
 
 
+def _check_clock(time: DatabaseTime) -> None:
+    """Durations by a clock that runs wrong would be wrong too."""
+    if not time.is_trusted:
+        raise StartError(
+            f"this machine's clock differs by {abs(time.skew_s):.0f} s from the database's;"
+            f" {MAX_SKEW_S:.0f} s are tolerated: set both by NTP"
+        )
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def _check_address(address: ListenAddress) -> None:
     """Whether it can be listened on: told now, before a database is started for nothing."""
     try:
@@ -183,14 +212,21 @@ async def _check_address(address: ListenAddress) -> None:
     server.close()
 
 
-async def _prepare_schema(settings: Settings, url: str) -> None:
+async def _prepare_schema(settings: Settings, database: Database) -> None:
     """In development the schema follows the version; in production somebody decides on it."""
     if settings.role is Role.DEV:
-        await migrate(url)
-    elif missing := await pending_migrations(url):
+        await migrate(database.url)
+        return
+    if missing := await pending_migrations(database.url):
         raise MigrationError(
             f"the schema lacks {len(missing)} migrations of this version: run `hookline migrate`"
         )
+    # Nobody may have been here for weeks: the days of what is accepted next must be there.
+    days = UpkeepStore(database.session("start"))
+    try:
+        await days.create_partitions()
+    finally:
+        await days.close()
 
 
 _FORESEEN = (

@@ -19,7 +19,7 @@ from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
 from service.app import App, StartError
 from service.config import Role, Settings
 from service.store.database import RejectedError
-from tests.pipeline.rig import Receiver
+from tests.pipeline.rig import Receiver, TurnableClock
 from tests.waiting import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -188,6 +188,39 @@ async def test_a_start_that_is_cancelled_stops_what_it_had_started(database_url:
 
 async def is_registered(database_url: str) -> bool:
     return await fetch_one(database_url, "SELECT count(*) FROM nodes") == 1
+
+
+async def test_a_node_whose_clock_goes_wrong_says_so_and_one_that_is_wrong_does_not_start(
+    database_url: str,
+) -> None:
+    clock = TurnableClock()
+    clock.wall_ahead_s = 60.0
+    with pytest.raises(StartError, match="clock differs by 60 s"):
+        await App(settings(database_url), clock=clock).start()
+
+    clock.wall_ahead_s = 0.0
+    app = App(settings(database_url, HOOKLINE_LEASE_S="4"), clock=clock)
+    async with HooklineClient(f"127.0.0.1:{await app.start()}") as client:
+        health: Any = health_pb2_grpc.HealthStub(client.channel)
+        watching = health.Watch(health_pb2.HealthCheckRequest(service="hookline.v1.EventService"))
+        assert (await watching.read()).status == SERVING
+        clock.wall_ahead_s = -60.0
+        assert (await watching.read()).status == NOT_SERVING
+        clock.wall_ahead_s = 0.0
+        assert (await watching.read()).status == SERVING
+        await app.stop()
+
+
+async def test_the_days_ahead_are_there_before_it_serves(database_url: str) -> None:
+    days = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass"
+    before = await fetch_one(database_url, days)
+    last = (
+        "SELECT max(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'events'::regclass"
+    )
+    await fetch_one(database_url, f"DROP TABLE {await fetch_one(database_url, last)}")
+    async with started(database_url) as (app, _):
+        assert await fetch_one(database_url, days) == before
+        await app.stop()
 
 
 async def test_a_schema_that_is_behind_is_a_reason_not_to_start(database_url: str) -> None:
