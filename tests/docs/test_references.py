@@ -7,7 +7,6 @@ import re
 import pytest
 
 from service.api import unbuilt
-from service.domain.delivery import DeliveryState
 from tests.architecture.repository import ROOT, files, tree
 from tests.docs.pages import Page, page, pages
 
@@ -108,12 +107,6 @@ def test_what_is_not_built_is_told_in_the_readme() -> None:
     assert [n for n in refused if n not in as_a_whole | by_family and f"`{n}`" not in told] == []
     built = {"PublishEvents", "SendTestEvent", "RetryDelivery", "ListEvents"}
     assert [name for name in re.findall(r"`([A-Z]\w+)`", told) if name in built] == []
-
-
-def test_the_picture_of_the_states_names_them_all() -> None:
-    _, _, below = page("docs/ARCHITECTURE.md").text.partition("## The states of a delivery\n")
-    picture = below.partition("\n## ")[0]
-    assert {state for state in DeliveryState if state not in picture} == set()
 
 
 def test_the_changelog_is_kept_as_keepachangelog_says() -> None:
