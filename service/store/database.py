@@ -18,7 +18,7 @@ connection that overran is terminated, never released.
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 import asyncpg
@@ -295,7 +295,8 @@ class Database:
             yield connection
         except BaseException as error:
             if _is_broken(error):
-                connection.terminate()
+                with suppress(asyncpg.InterfaceError):  # the pool may have noticed, and taken it back
+                    connection.terminate()
             raise
         finally:
             await pool.release(connection, timeout=2.0)
