@@ -117,8 +117,9 @@ async def _next(client: HooklineClient, delivery: Delivery) -> str:
     waits = _WAITING.get(delivery.state_reason)
     if waits is None:
         left = until(due)
-        if left.endswith("ago"):
-            return f"attempt {number} is on its way"
+        if left.endswith("ago"):  # which of the two it is, only the memory of its node knows
+            since = f"attempt {number} has been due since {time_of(due)}"
+            return f"{since}: it is on the wire, or waits for its target (hookline status)"
         return f"attempt {number} is due at {time_of(due)}, {left}"
     try:
         read = await client.subscriptions.GetSubscription(

@@ -68,6 +68,20 @@ async def test_an_event_that_waits_for_its_retry(dev: Dev, client: HooklineClien
     assert re.search(r"next: attempt 2 is due at [\d:.]+, in [89]\.?\d* min", told)
 
 
+async def test_an_event_behind_an_open_circuit(dev: Dev, client: HooklineClient) -> None:
+    subscription = await subscribe(client, "down", "http://127.0.0.1:9/")
+    event = Event(type="a.b", json_data="{}")
+    await client.publish("down", [event] * 10)
+    await until(
+        lambda: f"{subscription}  OPEN" in run_hookline("status", "--server", dev.target).stdout,
+        "the circuit opens",
+    )
+    (published,) = await client.publish("down", [event])
+    told = told_of(dev, published.name)
+    assert f"for {subscription}: PENDING after 0 attempts" in told
+    assert re.search(r"next: attempt 1 has been due since [\d:.]+: it is on the wire, or waits", told)
+
+
 async def test_an_event_that_is_held(dev: Dev, client: HooklineClient) -> None:
     subscription = await subscribe(client, "held", "http://127.0.0.1:9/")
     await client.subscriptions.PauseSubscription(PauseSubscriptionRequest(name=subscription))
