@@ -139,6 +139,7 @@ class Lane:
         "rests_until_s",
         "stale",
         "state",
+        "streak",
         "subscription_uid",
         "timed",
         "unrecorded",
@@ -167,6 +168,9 @@ class Lane:
         """Sent and not yet recorded."""
         self.window = 1.0
         self.failures = 0
+        """In a row, and recorded."""
+        self.streak = 0
+        """The same, recorded or not."""
         self.failing_since_us: int | None = None
         self.circuit_backoff_s = 0.0
         """Above zero: the circuit is open, or half open once `rests_until_s` has come."""
@@ -245,18 +249,24 @@ class Lane:
         """Whether one more request may be on the wire.
 
         While the circuit is open one probe goes at a time, and the next waits for what came of it.
+        Where so many have failed in a row that it should be, none goes before they are recorded.
         """
         if self.is_circuit_open:
             return self.unrecorded == 0
+        if self.streak >= CIRCUIT_FAILURES and self.unrecorded > self.in_flight:
+            return False
         return self.in_flight < max(1, int(self.window))
 
     def learn(self, outcome: Outcome) -> None:
         """What an answer says of how many requests the target takes at once."""
         if outcome.kind is AttemptOutcome.ACCEPTED:
+            self.streak = 0
             if self.config is not None and self.window < self.config.max_in_flight:
                 self.window += 1 / self.window
-        elif outcome.http_status in THROTTLES:
-            self.window = max(1.0, self.window / 2)
+        elif outcome.kind is not AttemptOutcome.OWN_FAULT:
+            self.streak += 1
+            if outcome.http_status in THROTTLES:
+                self.window = max(1.0, self.window / 2)
 
     def open_circuit(self, now_s: float) -> bool:
         """Rest, twice as long as the last time; False where it rests already."""
@@ -271,5 +281,6 @@ class Lane:
     def close_circuit(self) -> None:
         """The target answers again; the window widens from one request, step by step."""
         self.failures = 0
+        self.streak = 0
         self.circuit_backoff_s = 0.0
         self.rests_until_s = 0.0

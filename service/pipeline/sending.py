@@ -84,13 +84,13 @@ class Sending:
         self.list_if_ready(lane)
 
     def recorded(self, job: Job) -> None:
-        """It is no longer in flight; while the circuit is open, that is what the next probe awaits."""
+        """It is no longer in flight; where the target fails, that is what the next one awaits."""
         lane = job.lane
         if not job.is_sent:
             return
         job.is_sent = False
         lane.unrecorded -= 1
-        if lane.is_circuit_open:
+        if lane.streak:
             self.list_if_ready(lane)
 
     def list_if_ready(self, lane: Lane) -> None:

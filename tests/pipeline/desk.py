@@ -54,9 +54,7 @@ class Desk:
         self.clock = HandClock()
         self.timers = Timers(self.clock)
         self.owned = set(range(256))
-        self.lanes = Lanes(
-            self.clock, self.timers, lambda bucket: bucket in self.owned, **options
-        )
+        self.lanes = Lanes(self.clock, self.timers, lambda bucket: bucket in self.owned, **options)
         self.sending = self.lanes.sending
         self._random = Random(3)
 
