@@ -158,7 +158,8 @@ class Recorder:
                     return
                 # Written again, not sent again: what had committed after all has another version by
                 # now, and the second one matches nothing.
-                _log.warning("record_repeated", deliveries=len(batch), error=str(error))
+                said = str(error).partition("\n")[0]
+                _log.warning("record_repeated", deliveries=len(batch), error=said)
                 await asyncio.sleep(REPEAT_S)
             else:
                 self.batches += 1
@@ -190,11 +191,11 @@ class Recorder:
         (record,) = batch
         job, outcome = record.job, record.outcome
         if outcome.error != UNSTORABLE:
-            _log.error("record_rejected", delivery=str(job.delivery_id), exc_info=error)
+            _log_unstorable("record_rejected", job, error)
             record.outcome = replace(outcome, error=UNSTORABLE, excerpt=b"", remote_address=None)
             await self._record(batch)
             return
-        _log.error("delivery_parked", delivery=str(job.delivery_id), exc_info=error)
+        _log_unstorable("delivery_parked", job, error)
         await self._store.park(
             self._ownership.node_id, job.lane.bucket, job.delivery_id, job.version, PARK_S
         )
@@ -303,6 +304,18 @@ class Recorder:
                 lanes.finished(job)
             if job.lane.subscription_uid in recorded.disabled:
                 lanes.disabled(job.lane)
+
+
+def _log_unstorable(what: str, job: Job, error: Exception) -> None:
+    """What the server says goes as its first line: the others hold the row, and others' data."""
+    is_ours = not isinstance(error, RejectedError)
+    _log.error(
+        what,
+        delivery=str(job.delivery_id),
+        sqlstate=getattr(error, "sqlstate", ""),
+        error=str(error).partition("\n")[0],
+        exc_info=error if is_ours else None,
+    )
 
 
 def _is_trouble(error: Exception) -> bool:
