@@ -203,8 +203,9 @@ class Rig:
             max_queued_bytes=self.max_queued_bytes,
         )
         session = self._session
+        self.ownership_store = OwnershipStore(session("heartbeat"))
         self.ownership = Ownership(
-            OwnershipStore(session("heartbeat")),
+            self.ownership_store,
             self.lanes,
             self.time,
             self.clock,
@@ -227,9 +228,8 @@ class Rig:
         self.changes = Changes(
             LaneStore(session("changes")), self.lanes, self.configs, self.catalog
         )
-        self.refiller = Refiller(
-            LaneStore(session("refill")), self.lanes, self.ownership, self.configs
-        )
+        self.lane_store = LaneStore(session("refill"))
+        self.refiller = Refiller(self.lane_store, self.lanes, self.ownership, self.configs)
         self.recorder = Recorder(
             RecordStore(session("record")), self.lanes, self.ownership, self.time, self.random
         )
@@ -262,9 +262,8 @@ class Rig:
         self.trial = Trial(
             operations, self.configs, self.catalog, self.sender, self.time, self.random
         )
-        self.upkeep = Upkeep(
-            UpkeepStore(session("upkeep")), PublishStore(session("sweep"), KEY_WINDOW_S)
-        )
+        self.upkeep_store = UpkeepStore(session("upkeep"))
+        self.upkeep = Upkeep(self.upkeep_store, PublishStore(session("sweep"), KEY_WINDOW_S))
 
     def _session(self, name: str) -> Session:
         return Database(self.session_urls.get(name, self.url)).session(name)

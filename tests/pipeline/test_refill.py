@@ -25,7 +25,7 @@ class Reads:
     def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wishes: list[RefillWish] = []
         self.rows = 0
-        store = rig.refiller._store
+        store = rig.lane_store
         ask = store.refill
 
         async def refill(wishes: list[RefillWish], in_memory: list[UUID]) -> object:
@@ -215,7 +215,7 @@ async def test_a_commit_between_a_reads_statement_and_its_answer_is_sent_once(
     await until(lambda: rig.recorder.recorded == 1, "the lane stands")
     lane = await lane_of(rig, uid)
     await rig.refiller.stop()
-    store, hand_over = rig.refiller._store, rig.builder.hand_over
+    store, hand_over = rig.lane_store, rig.builder.hand_over
     ask = store.refill
 
     async def refill(wishes: list[RefillWish], in_memory: list[UUID]) -> object:
@@ -246,14 +246,14 @@ async def test_a_cancel_between_a_reads_statement_and_its_answer_holds(
     await rig.changes.stop()
     await insert_pending(rig, tenant_uid, uid, 2)
     first = (await rig.pending())[0]["delivery_id"]
-    ask = rig.refiller._store.events
+    ask = rig.lane_store.events
 
     async def events(keys: list[tuple[UUID, UUID]]) -> object:
         await rig.operator.cancel("acme", first)
         await rig.changes.read()
         return await ask(keys)
 
-    monkeypatch.setattr(rig.refiller._store, "events", events)
+    monkeypatch.setattr(rig.lane_store, "events", events)
     rig.lanes.touch(uid, bucket_of(uid))
     await rig.refiller.refill()
 

@@ -8,14 +8,14 @@ from tests.pipeline.desk import Desk
 KIB = 1_024
 
 
-def filled(desk: Desk, data: bytes = b"{}", **fields: object) -> int:
+def filled(desk: Desk, data: bytes = b"{}", max_per_second: float | None = None) -> int:
     """How many deliveries a new lane takes of a publisher that does not stop."""
-    lane = desk.lane(max_in_flight=1, **fields)
+    lane = desk.lane(max_in_flight=1, max_per_second=max_per_second)
     desk.publish(lane, LANE_QUEUE_MAX + 100, data)
     return len(lane.queue)
 
 
-@pytest.mark.parametrize(("places", "most"), [(50_000, LANE_QUEUE_MAX), (1_000, 200)])
+@pytest.mark.parametrize("places,most", [(50_000, LANE_QUEUE_MAX), (1_000, 200)])
 async def test_a_lane_takes_a_quarter_of_the_places_that_are_left(places: int, most: int) -> None:
     assert filled(Desk(max_queued_jobs=places)) == most
 

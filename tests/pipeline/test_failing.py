@@ -1,0 +1,200 @@
+"""When a subscription began to fail, and when it is turned off for it. Rule 20."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from tests.pipeline.rig import Receiver, Rig, order_created, running
+from tests.pipeline.rival import rival, until_blocked
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+DAY_S = 86_400.0
+RARELY = [0.0, *[6 * 3_600.0] * 90]
+
+
+async def failing_since(rig: Rig, uid: UUID) -> datetime | None:
+    row = await rig.database.fetchrow(
+        "SELECT failing_since FROM subscriptions WHERE subscription_uid = $1", uid
+    )
+    assert row is not None
+    found: datetime | None = row["failing_since"]
+    return found
+
+
+async def state_of(rig: Rig, uid: UUID) -> tuple[str, str | None]:
+    row = await rig.database.fetchrow(
+        "SELECT state, state_reason FROM subscriptions WHERE subscription_uid = $1", uid
+    )
+    assert row is not None
+    return row["state"], row["state_reason"]
+
+
+async def publish_one(rig: Rig) -> None:
+    count = rig.recorder.recorded
+    await rig.publisher.publish("acme", [order_created()])
+    await until(lambda: rig.recorder.recorded > count, "its outcome is recorded")
+
+
+async def test_the_first_failure_is_remembered_and_a_success_forgets_it(
+    rig: Rig, receiver: Receiver
+) -> None:
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url, schedule_s=RARELY)
+    await publish_one(rig)
+    assert await failing_since(rig, uid) is None
+
+    receiver.answers = 500
+    await publish_one(rig)
+    first = await failing_since(rig, uid)
+    assert first is not None
+    await publish_one(rig)
+    assert await failing_since(rig, uid) == first
+
+    receiver.answers = 200
+    await publish_one(rig)
+    assert await failing_since(rig, uid) is None
+
+
+async def test_within_one_batch_the_order_of_outcomes_decides(
+    rig: Rig, receiver: Receiver, database_url: str
+) -> None:
+    """Failing before; then a success and a failure in one record: it began to fail just now."""
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url, schedule_s=RARELY, max_in_flight=1)
+    receiver.answers = 500
+    await publish_one(rig)
+    began = await failing_since(rig, uid)
+    assert began is not None
+    answers = iter([500, 200, 500])
+    receiver.answers = lambda _: next(answers)
+    async with rival(database_url) as other:
+        await other.execute("LOCK TABLE attempts IN SHARE MODE")
+        await rig.publisher.publish("acme", [order_created(n) for n in range(3)])
+        await receiver.wait_for(4)
+        await until(lambda: receiver.in_flight == 0, "the target has answered all")
+        await until_blocked(rig.database, "record")
+        await other.execute("ROLLBACK")
+    await until(lambda: rig.recorder.recorded == 4, "all are recorded")
+
+    assert rig.recorder.batches == 3
+    since = await failing_since(rig, uid)
+    assert since is not None
+    assert since > began
+    lane = rig.lanes.get(uid)
+    assert lane is not None
+    assert lane.failing_since_us is not None
+
+
+async def test_failing_for_five_days_without_a_success_disables(
+    rig: Rig, receiver: Receiver
+) -> None:
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url, schedule_s=RARELY)
+    receiver.answers = 500
+    await publish_one(rig)
+    began = await failing_since(rig, uid)
+    assert began is not None
+
+    await rig.turn(5 * DAY_S - 600)
+    await until(lambda: rig.recorder.recorded == 2, "it failed again, just before five days")
+    assert await state_of(rig, uid) == ("ACTIVE", None)
+    await rig.turn(6 * 3_600)
+    await until(lambda: rig.recorder.recorded == 3, "and after")
+
+    assert await state_of(rig, uid) == ("DISABLED", "FAILING")
+    (row,) = await rig.pending()
+    assert row["attempt_count"] == 3
+    await rig.turn(DAY_S)
+    lane = rig.lanes.get(uid)
+    assert lane is not None
+    assert not lane.sends()
+    assert len(receiver.ids) == 3
+
+
+async def test_a_resumed_subscription_is_not_disabled_by_its_next_failure(
+    rig: Rig, receiver: Receiver
+) -> None:
+    """Resuming forgets the failures in the database; the lane must forget them too."""
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url, schedule_s=RARELY)
+    receiver.answers = 500
+    await publish_one(rig)
+    await rig.turn(5 * DAY_S + 600)
+    await until(lambda: rig.recorder.recorded == 2, "it failed too long")
+    assert await state_of(rig, uid) == ("DISABLED", "FAILING")
+
+    await rig.database.fetch("UPDATE subscriptions SET failing_since = NULL")
+    await rig.set_state(uid, "ACTIVE")
+    await rig.turn(6 * 3_600)
+    await until(lambda: rig.recorder.recorded == 3, "it fails once more")
+
+    assert await state_of(rig, uid) == ("ACTIVE", None)
+    assert await failing_since(rig, uid) is not None
+
+
+async def test_a_new_owner_counts_on_from_the_database(
+    rig: Rig, receiver: Receiver, database_url: str
+) -> None:
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url, schedule_s=RARELY)
+    receiver.answers = 500
+    await publish_one(rig)
+    await rig.database.fetch(
+        "UPDATE subscriptions SET failing_since = failing_since - $1::interval",
+        timedelta(days=6),
+    )
+    await rig.ownership.stop()
+    rig.deliverer.pause()
+
+    async with running(database_url) as heir:
+        heir.deliverer.pause()
+        await heir.publisher.publish("acme", [order_created()])
+        await until(lambda: heir.lanes.get(uid) is not None, "the lane stands")
+        lane = heir.lanes.get(uid)
+        assert lane is not None
+        await until(lambda: lane.config is not None, "and is configured")
+        assert lane.failing_since_us is not None
+        since = await failing_since(heir, uid)
+        assert since is not None
+        assert lane.failing_since_us == int(since.timestamp() * 1_000_000)
+
+
+async def test_a_subscription_that_is_held_meanwhile_keeps_its_operators_reason(
+    rig: Rig, receiver: Receiver
+) -> None:
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url)
+    receiver.gate, receiver.answers = asyncio.Event(), 410
+    await rig.publisher.publish("acme", [order_created()])
+    await receiver.wait_for(1)
+    await rig.set_state(uid, "PAUSED")
+
+    receiver.gate.set()
+    await until(lambda: rig.recorder.recorded == 1, "the 410 is recorded")
+
+    assert await state_of(rig, uid) == ("PAUSED", "OPERATOR")
+
+
+async def test_a_row_that_did_not_match_disables_nobody(rig: Rig, receiver: Receiver) -> None:
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url)
+    receiver.gate, receiver.answers = asyncio.Event(), 410
+    await rig.publisher.publish("acme", [order_created()])
+    await receiver.wait_for(1)
+    await rig.refiller.stop()
+    await rig.database.fetch("UPDATE pending_deliveries SET version = version + 1")
+
+    receiver.gate.set()
+    await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "the 410 is dealt with")
+
+    assert await state_of(rig, uid) == ("ACTIVE", None)
+    assert await failing_since(rig, uid) is None
+    lane = rig.lanes.get(uid)
+    assert lane is not None
+    assert lane.sends()
