@@ -52,8 +52,9 @@ check: lint codegen ## lint, and: is the generated code current, is the contract
 	@$(BIN)/python protos/generate.py --check
 	@$(BIN)/buf breaking --against protos/released.binpb
 
-bench: setup ## measure; SCENARIO=1 runs one
-	@$(BIN)/python -m tests.bench $(SCENARIO)
+bench: setup ## measure; SCENARIO="1 3" chooses, ROUNDS=, SECONDS=, WORKERS=, SCALE=, FULL=1
+	@$(BIN)/python -m tests.bench $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(WORKERS),--workers $(WORKERS)) $(if $(SCALE),--scale $(SCALE)) $(if $(FULL),--full) $(SCENARIO)
 
 lock: setup ## resolve the dependencies anew; UPGRADE=1 takes the newest
 	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements.txt

@@ -4,41 +4,43 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import platform
-import statistics
+import shutil
+import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench.scenarios import SCENARIOS, Figures, Scenario
-from tests.bench.stage import BenchError, staged
+from tests.bench import report, scale, throughput, trouble
+from tests.bench.machine import description
+from tests.bench.measure import Figures
+from tests.bench.processes import BenchError
+from tests.bench.scenario import Extent, Scenario
+from tests.bench.stage import staged
 
-RESULTS = Path("bench-results/results.json")
-_COLUMNS = (
-    ("per_second", "per second", "{:,.0f}"),
-    ("hookline_cpu_us", "hookline µs", "{:.0f}"),
-    ("postgres_cpu_us", "postgres µs", "{:.0f}"),
-    ("wal_bytes", "WAL B", "{:,.0f}"),
-    ("p50_ms", "p50 ms", "{:.2f}"),
-    ("p99_ms", "p99 ms", "{:.2f}"),
-    ("memory_mb", "MB", "{:.0f}"),
+RESULTS = Path("bench-results")
+SCENARIOS = tuple(
+    sorted(
+        (*throughput.SCENARIOS, *scale.SCENARIOS, *trouble.SCENARIOS),
+        key=lambda scenario: int(scenario.number),
+    )
 )
 
 
-async def play(scenario: Scenario, rounds: int, seconds: float) -> list[Figures]:
+async def play(scenario: Scenario, rounds: int, extent: Extent, workers: int) -> list[Figures]:
     """Every round on a deployment of its own, so that none inherits the other's tables."""
-    figures: list[Figures] = []
+    measured: list[Figures] = []
     for number in range(1, rounds + 1):
-        _say(f"scenario {scenario.number}: {scenario.title}, round {number} of {rounds} …")
+        _say(f"scenario {scenario.number}: {scenario.title}; round {number} of {rounds} …")
+        logs = RESULTS / "logs" / f"scenario-{scenario.number}-round-{number}"
         with tempfile.TemporaryDirectory(prefix="hookline-bench-") as directory:
             os.chmod(directory, 0o711)  # noqa: PTH101, S103 - Postgres's user must pass through
-            async with staged(Path(directory)) as stage:
-                result = await scenario.play(stage, seconds)
-                figures.append(result | {"memory_mb": stage.peak_memory_mb()})
-        _say("  " + _row(figures[-1]))
-    return figures
+            async with staged(Path(directory), logs, scenario.groups, workers=workers) as stage:
+                figures = await scenario.play(stage, extent)
+                measured.append(figures | {"memory_mb": stage.peak_memory_mb()})
+        _say("  " + report.row(measured[-1]))
+    return measured
 
 
 def _say(text: str) -> None:
@@ -46,59 +48,60 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _row(figures: Figures) -> str:
-    cells = [
-        f"{title} {form.format(figures[key])}" for key, title, form in _COLUMNS if key in figures
-    ]
-    return "   ".join(cells)
+def _about(options: argparse.Namespace) -> dict[str, object]:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "machine": description(Path(tempfile.gettempdir())),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "scale": options.scale,
+        "is_full": options.full,
+        "workers": options.workers,
+    }
 
 
-def median(rounds: list[Figures]) -> Figures:
-    """The median of each figure over the rounds."""
-    return {key: statistics.median(figures[key] for figures in rounds) for key in rounds[0]}
-
-
-def _table(results: dict[str, Figures]) -> str:
-    lines = []
-    for scenario in SCENARIOS:
-        if scenario.number in results:
-            lines += [
-                f"{scenario.number:>3}  {scenario.title}   (to reach: {scenario.goal})",
-                f"     {_row(results[scenario.number])}",
-            ]
-    return "\n".join(lines)
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("scenario", nargs="*", help="numbers; all where none is given")
+    parser.add_argument("--rounds", type=int, default=3, help="a figure is their median")
+    parser.add_argument("--seconds", type=float, help="of load, instead of the scenario's own")
+    parser.add_argument("--full", action="store_true", help="ten minutes where that is the goal's")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of a million pending, 100,000 subscriptions"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes of a node")
+    parser.add_argument("--output", type=Path, default=RESULTS / "results.json")
+    options = parser.parse_args()
+    unknown = set(options.scenario) - {scenario.number for scenario in SCENARIOS}
+    if unknown:
+        parser.error(f"there is no scenario {', '.join(sorted(unknown))}")
+    return options
 
 
 def main() -> int:
     """Play what was asked for."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("scenario", nargs="*", help="numbers; all where none is given")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, help="of load, instead of the scenario's own")
-    options = parser.parse_args()
-    wanted = options.scenario or [scenario.number for scenario in SCENARIOS]
-    unknown = set(wanted) - {scenario.number for scenario in SCENARIOS}
-    if unknown:
-        parser.error(f"there is no scenario {', '.join(sorted(unknown))}")
-    results: dict[str, Figures] = {}
+    options = _options()
+    extent = Extent(options.seconds, options.full, options.scale)
+    shutil.rmtree(RESULTS / "logs", ignore_errors=True)
+    rounds: dict[str, list[Figures]] = {}
     try:
         for scenario in SCENARIOS:
-            if scenario.number in wanted:
-                seconds = options.seconds or scenario.seconds
-                rounds = asyncio.run(play(scenario, options.rounds, seconds))
-                results[scenario.number] = median(rounds)
+            if not options.scenario or scenario.number in options.scenario:
+                played = play(scenario, options.rounds, extent, options.workers)
+                rounds[scenario.number] = asyncio.run(played)
     except BenchError as error:
         _say(f"the run failed: {error}")
         return 1
-    sys.stdout.write(_table(results) + "\n")
-    RESULTS.parent.mkdir(exist_ok=True)
-    report = {
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-        "rounds": options.rounds,
-        "median": results,
-    }
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n")
-    sys.stdout.write(f"written to {RESULTS}\n")
+    finally:
+        if rounds:
+            results = {number: report.median(figures) for number, figures in rounds.items()}
+            sys.stdout.write(report.table(SCENARIOS, results) + "\n")
+            report.write(options.output, _about(options), SCENARIOS, rounds)
+            sys.stdout.write(f"written to {options.output}\n")
     return 0
 
 

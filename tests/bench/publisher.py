@@ -1,110 +1,227 @@
-"""The load, in a process of its own, through the generated stubs' wire format.
+"""The load, in a process of its own, in the wire format of the generated stubs.
 
-`python -m tests.bench.publisher '{"mode": …}'`: `batches` (closed by how far the receiver is behind),
-`single` (unary calls of one event, so many in flight), `paced` (so many events a second, each at its
-intended moment). Prints what was acknowledged as JSON.
+`python -m tests.bench.publisher '{…}'` publishes one `Load` and prints an `Acknowledged`, as JSON.
+What a call costs here is kept out of the way of what is measured: requests are made beforehand
+unless they carry the moment they were meant for, and answers are not parsed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import grpc.aio
 import uvloop
 
 from hookline.v1 import event_pb2, event_service_pb2
-from tests.bench.counters import PUBLISHED, RECEIVED, Counters
+from tests.bench.counters import Counters
 
-if TYPE_CHECKING:
-    Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+Call = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
-_METHOD = "/hookline.v1.EventService/PublishEvents"
+METHOD = "/hookline.v1.EventService/PublishEvents"
 _POLL_S = 0.002
+_CALL_TIMEOUT_S = 30.0
+_OUTSTANDING_MAX = 10_000
+_WAIT_BEHIND = 4_000
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),  # each channel a connection of its own
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+)
 
 
-@dataclass(frozen=True)
+class Mode(StrEnum):
+    """What decides when the next call is made."""
+
+    CLOSED = "closed"
+    """An answer: so many calls in flight, held back only where the receiver falls behind."""
+    PACED = "paced"
+    """The clock: each call at its moment, whatever became of the one before."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Load:
-    """What to publish, and how fast."""
+    """What to publish, and how fast. Calls take servers and tenants in turn, events their types."""
 
-    server: str
+    servers: Sequence[str]
     counters: str
-    tenant: str
-    mode: str
-    event_type: str
-    data_bytes: int
-    batch: int
-    in_flight: int
-    seconds: float
-    fan_out: int
-    backlog: int
-    """Deliveries that the receiver may be behind; 0: no bound."""
-    per_second: float
+    tenants: Sequence[str]
+    event_types: Sequence[str] = ("order.created",)
+    publisher: int = 0
+    """Its slot of the counters."""
+    mode: Mode = Mode.CLOSED
+    data_bytes: int = 500
+    batch: int = 100
+    fan_out: int = 1
+    seconds: float = 10.0
+    events: int | None = None
+    """Of a closed load: ends once so many were acknowledged, if that comes before its time."""
+    in_flight: int = 16
+    """Of a closed load: calls."""
+    backlog: int = _WAIT_BEHIND
+    """Of a closed load: deliveries that the receiver may be behind; 0: no bound."""
+    per_second: float = 0.0
+    """Of a paced load: events."""
+    is_stamped: bool = False
+    """Each event says when it was meant to be sent, and the receiver how long it took since."""
+    may_be_refused: bool = False
+    """RESOURCE_EXHAUSTED is counted; otherwise it fails the run, as any other error does."""
 
 
-def request_of(load: Load, stamp_ns: int | None = None) -> bytes:
-    """A serialised request; the filler makes up the size."""
-    head = "{" if stamp_ns is None else f'{{"t":{stamp_ns},'
-    data = head + '"filler":"' + "x" * max(0, load.data_bytes - len(head) - 12) + '"}'
-    event = event_pb2.Event(type=load.event_type, json_data=data)
-    return event_service_pb2.PublishEventsRequest(
-        tenant=load.tenant, events=[event] * load.batch
-    ).SerializeToString()
+@dataclass(frozen=True, kw_only=True)
+class Acknowledged:
+    """What became of a load."""
+
+    events: int
+    """Acknowledged with OK."""
+    refused: int
+    """Events that overload refused, or that were not sent because too many calls were under way."""
+    begun_s: float
+    """When the first call was made, monotonic."""
+    ended_s: float
+    """When the last answer came."""
+    cpu_s: float
+    """What publishing cost the publisher."""
 
 
-async def run(load: Load, counters: Counters) -> dict[str, float]:
-    """Publish for the load's time."""
-    async with grpc.aio.insecure_channel(load.server) as channel:
-        call = channel.unary_unary(_METHOD)
-        start = time.monotonic()
-        runners = {"batches": run_closed, "single": run_closed, "paced": run_paced}
-        acknowledged = await runners[load.mode](load, counters, call, start + load.seconds)
-        return {"events": acknowledged, "seconds": time.monotonic() - start}
+class Requests:
+    """The serialised requests of a load, one a call."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._types = itertools.cycle(load.event_types)
+        self._tenants = itertools.cycle(load.tenants)
+        rounds = len(load.tenants) * len(load.event_types)
+        self._made: Iterator[bytes] = itertools.cycle(
+            [] if load.is_stamped else [self._make("{") for _ in range(rounds)]
+        )
+
+    def next(self, meant_ns: int) -> bytes:
+        """The next call's request."""
+        return self._make(f'{{"t":{meant_ns},') if self._load.is_stamped else next(self._made)
+
+    def _make(self, head: str) -> bytes:
+        data = head + '"filler":"' + "x" * max(0, self._load.data_bytes - len(head) - 12) + '"}'
+        events = [
+            event_pb2.Event(type=next(self._types), json_data=data) for _ in range(self._load.batch)
+        ]
+        return event_service_pb2.PublishEventsRequest(
+            tenant=next(self._tenants), events=events
+        ).SerializeToString()
 
 
-async def run_closed(load: Load, counters: Counters, call: Call, end: float) -> int:
-    """So many calls in flight, held back only where the receiver falls behind."""
-    request = request_of(load)
+class Publisher:
+    """Makes the calls of a load, and counts what was acknowledged."""
 
-    async def work() -> None:
-        while time.monotonic() < end:
-            behind = counters[PUBLISHED] * load.fan_out - counters[RECEIVED]
-            if load.backlog and behind > load.backlog:
-                await asyncio.sleep(_POLL_S)
-                continue
-            await call(request, timeout=30)
-            counters[PUBLISHED] += load.batch
+    def __init__(self, load: Load, counters: Counters, calls: Sequence[Call]) -> None:
+        self._load = load
+        self._counters = counters
+        self._calls = itertools.cycle(calls)
+        self._requests = Requests(load)
+        self.events = 0
+        self.refused = 0
 
-    await asyncio.gather(*[work() for _ in range(load.in_flight)])
-    return counters[PUBLISHED]
+    async def call(self, meant_ns: int = 0) -> None:
+        """One call, to its end."""
+        load = self._load
+        try:
+            await next(self._calls)(self._requests.next(meant_ns), timeout=_CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if not (load.may_be_refused and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED):
+                raise
+            self.refused += load.batch
+        else:
+            self.events += load.batch
+            self._counters.count_published(load.publisher, load.batch)
+
+    async def run_closed(self) -> None:
+        """So many calls in flight until the time is over."""
+        load = self._load
+        end = time.monotonic() + load.seconds
+        received_before = self._received()
+
+        async def work() -> None:
+            while time.monotonic() < end and (load.events is None or self.events < load.events):
+                behind = self.events * load.fan_out - (self._received() - received_before)
+                if load.backlog and behind > load.backlog:
+                    await asyncio.sleep(_POLL_S)
+                else:
+                    await self.call()
+
+        await asyncio.gather(*[work() for _ in range(load.in_flight)])
+
+    async def run_paced(self) -> None:
+        """Each call at its moment; ends when all have been answered."""
+        load = self._load
+        pending: set[asyncio.Task[None]] = set()
+        loop = asyncio.get_running_loop()
+        over = asyncio.Event()
+
+        def begin(meant_ns: int) -> None:
+            if len(pending) >= _OUTSTANDING_MAX and load.may_be_refused:
+                self.refused += load.batch
+                return
+            task = loop.create_task(self.call(meant_ns))
+            pending.add(task)
+            task.add_done_callback(pending.discard)
+
+        interval_s = load.batch / load.per_second
+        count = int(load.seconds / interval_s)
+        threading.Thread(
+            target=_tick,
+            args=(interval_s, count, lambda ns: loop.call_soon_threadsafe(begin, ns)),
+            kwargs={"after": lambda: loop.call_soon_threadsafe(over.set)},
+            daemon=True,
+        ).start()
+        await over.wait()
+        await asyncio.gather(*pending)
+
+    def _received(self) -> int:
+        return self._counters.received()
 
 
-async def run_paced(load: Load, counters: Counters, call: Call, end: float) -> int:
-    """Each event at its intended moment, whatever became of the one before."""
-    pending: set[asyncio.Task[None]] = set()
+def _tick(
+    interval_s: float, count: int, each: Callable[[int], object], *, after: Callable[[], object]
+) -> None:
+    """Call `each` at its moments, from a thread: an event loop's timers are a millisecond late."""
+    begin_ns = time.monotonic_ns()
+    for number in range(count):
+        due_ns = begin_ns + int(number * interval_s * 1e9)
+        wait_ns = due_ns - time.monotonic_ns()
+        if wait_ns > 0:
+            time.sleep(wait_ns / 1e9)
+        each(due_ns)
+    after()
 
-    async def publish(stamp_ns: int) -> None:
-        await call(request_of(load, stamp_ns), timeout=30)
-        counters[PUBLISHED] += load.batch
 
-    interval_ns = int(1e9 / load.per_second)
-    due_ns = time.monotonic_ns()
-    while due_ns < end * 1e9:
-        await asyncio.sleep(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
-        task = asyncio.create_task(publish(due_ns))
-        pending.add(task)
-        task.add_done_callback(pending.discard)
-        due_ns += interval_ns
-    await asyncio.gather(*pending)
-    return counters[PUBLISHED]
+async def run(load: Load, counters: Counters) -> Acknowledged:
+    """Publish a load to its end."""
+    channels = [grpc.aio.insecure_channel(server, _OPTIONS) for server in load.servers]
+    try:
+        await asyncio.gather(*[channel.channel_ready() for channel in channels])
+        publisher = Publisher(load, counters, [channel.unary_unary(METHOD) for channel in channels])
+        begun_s, spent_s = time.monotonic(), time.process_time()
+        await (publisher.run_closed() if load.mode is Mode.CLOSED else publisher.run_paced())
+        return Acknowledged(
+            events=publisher.events,
+            refused=publisher.refused,
+            begun_s=begun_s,
+            ended_s=time.monotonic(),
+            cpu_s=time.process_time() - spent_s,
+        )
+    finally:
+        await asyncio.gather(*[channel.close() for channel in channels])
 
 
 if __name__ == "__main__":
-    given = Load(**json.loads(sys.argv[1]))
-    with Counters(Path(given.counters)) as shared:
-        json.dump(uvloop.run(run(given, shared)), sys.stdout)
+    given = json.loads(sys.argv[1])
+    asked = Load(**given | {"mode": Mode(given["mode"])})
+    with Counters(Path(asked.counters)) as shared:
+        json.dump(asdict(uvloop.run(run(asked, shared))), sys.stdout)

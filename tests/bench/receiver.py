@@ -1,8 +1,9 @@
-"""A lean receiver in a process of its own: counts distinct webhook ids, verifies 1 signature in 100.
+"""The receivers of a run, in one lean process: groups of ports, each group with its own behaviour.
 
-`python -m tests.bench.receiver COUNTERS SECRET` prints its port, then serves until its standard input
-closes, then prints its latencies in microseconds as JSON. An event whose data begins with `{"t":N,`
-was meant to be sent at N (monotonic nanoseconds).
+`python -m tests.bench.receiver '{"counters": …, "secret": …, "groups": […]}'` prints its ports, a
+list a group, as JSON; then answers each line `latencies` with the latencies since the last one, a
+list of microseconds a group; and ends with its standard input. It verifies 1 signature in 100. An
+event whose data begins with `{"t":N,` was meant to be sent at N (monotonic nanoseconds).
 """
 
 from __future__ import annotations
@@ -14,45 +15,73 @@ import hmac
 import json
 import sys
 import time
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import cast
 
 import uvloop
 
-from tests.bench.counters import DISTINCT, MISMATCHED, RECEIVED, Counters
+from tests.bench.counters import Counters
 
-_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 _STAMP = b'"data":{"t":'
 _VERIFY_EACH = 100
 
 
-class Tally:
-    """What came in."""
+class Behaviour(StrEnum):
+    """What a receiver does with a request once it has read it."""
 
-    def __init__(self, counters: Counters, secret: str) -> None:
-        self.counters = counters
-        self.key = base64.b64decode(secret.removeprefix("whsec_"))
-        self.ids: set[bytes] = set()
+    ACCEPT = "accept"
+    REFUSE = "refuse"
+    """503, so that it is tried again."""
+    HANG = "hang"
+    """Nothing, ever."""
+
+
+_ANSWERS = {
+    Behaviour.ACCEPT: b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    Behaviour.REFUSE: b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+    Behaviour.HANG: b"",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """So many receivers, each on a port of its own, that behave alike."""
+
+    behaviour: Behaviour = Behaviour.ACCEPT
+    ports: int = 1
+
+
+class Tally:
+    """What came in to one group."""
+
+    def __init__(self, counters: Counters, number: int, secret: str) -> None:
+        self._counters = counters
+        self._number = number
+        self._key = base64.b64decode(secret.removeprefix("whsec_"))
+        self._seen: set[int] = set()
+        self._count = 0
         self.latencies_us: list[int] = []
-        self.count = 0
 
     def take(self, head: bytes, body: bytes) -> None:
         """One request, head and body."""
+        arrived_ns = time.monotonic_ns()
         webhook_id = _header(head, b"\r\nwebhook-id: ")
-        self.count += 1
-        self.ids.add(webhook_id)
-        if self.count % _VERIFY_EACH == 0 and not self._is_signed(head, webhook_id, body):
-            self.counters[MISMATCHED] += 1
-        self.counters[RECEIVED] = self.count
-        self.counters[DISTINCT] = len(self.ids)
+        self._count += 1
+        # 64 bits of it: a million ids as strings would make the receiver the heaviest part.
+        self._seen.add(hash((head[: head.index(b"\r\n")], webhook_id)))
+        if self._count % _VERIFY_EACH == 0 and not self._is_signed(head, webhook_id, body):
+            self._counters.count_mismatch()
+        self._counters.set_received(self._number, self._count, len(self._seen))
         at = body.find(_STAMP)
         if at >= 0:
             sent_ns = int(body[at + len(_STAMP) : body.index(b",", at + len(_STAMP))])
-            self.latencies_us.append((time.monotonic_ns() - sent_ns) // 1_000)
+            self.latencies_us.append((arrived_ns - sent_ns) // 1_000)
 
     def _is_signed(self, head: bytes, webhook_id: bytes, body: bytes) -> bool:
         signed = b".".join([webhook_id, _header(head, b"\r\nwebhook-timestamp: "), body])
-        expected = base64.b64encode(hmac.digest(self.key, signed, hashlib.sha256))
+        expected = base64.b64encode(hmac.digest(self._key, signed, hashlib.sha256))
         return _header(head, b"\r\nwebhook-signature: ") == b"v1," + expected
 
 
@@ -62,10 +91,11 @@ def _header(head: bytes, name: bytes) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """Reads requests, answers 200."""
+    """Reads requests, and answers as its group does."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, answer: bytes) -> None:
         self._tally = tally
+        self._answer = answer
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
@@ -83,22 +113,45 @@ class Connection(asyncio.Protocol):
                 return
             self._tally.take(head, self._buffer[end + 4 : total])
             self._buffer = self._buffer[total:]
-            assert self._transport is not None
-            self._transport.write(_ANSWER)
+            if self._transport is not None and self._answer:
+                self._transport.write(self._answer)
 
 
-async def serve(counters: Counters, secret: str) -> None:
+async def serve(counters: Counters, secret: str, groups: list[Group]) -> None:
     """Serve until standard input closes."""
-    tally = Tally(counters, secret)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(tally), "127.0.0.1", 0, backlog=4_096)
-    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
-    await loop.run_in_executor(None, sys.stdin.read)
-    json.dump(tally.latencies_us, sys.stdout)
+    tallies = [Tally(counters, number, secret) for number in range(len(groups))]
+    ports = []
+    servers = []
+    for tally, group in zip(tallies, groups, strict=True):
+        answer = _ANSWERS[group.behaviour]
+        opened = [
+            await loop.create_server(
+                lambda tally=tally, answer=answer: Connection(tally, answer),  # type: ignore[misc]
+                "127.0.0.1",
+                0,
+                backlog=4_096,
+            )
+            for _ in range(group.ports)
+        ]
+        servers += opened
+        ports.append([server.sockets[0].getsockname()[1] for server in opened])
+    _say(ports)
+    commands = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    while await commands.readline():
+        _say([tally.latencies_us for tally in tallies])
+        for tally in tallies:
+            tally.latencies_us = []
+
+
+def _say(what: object) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    with Counters(Path(sys.argv[1])) as shared:
-        uvloop.run(serve(shared, sys.argv[2]))
+    spec = json.loads(sys.argv[1])
+    asked = [Group(Behaviour(group["behaviour"]), group["ports"]) for group in spec["groups"]]
+    with Counters(Path(spec["counters"])) as shared:
+        uvloop.run(serve(shared, spec["secret"], asked))

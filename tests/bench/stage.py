@@ -1,17 +1,17 @@
-"""One deployment to measure: a Postgres of its own, `hookline serve`, a receiver; and its meters."""
+"""One deployment to measure: a Postgres, nodes of Hookline, receivers; and the meters on it."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
-import os
 import secrets
-import signal
-import sys
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import asyncpg
 
@@ -21,81 +21,103 @@ from hookline.v1 import subscription_service_pb2 as subscriptions
 from hookline.v1 import tenant_service_pb2 as tenants
 from service.store.embedded import EmbeddedPostgres
 from service.store.migrations import migrate
-from tests.bench.counters import DISTINCT, MISMATCHED, PUBLISHED, RECEIVED, Counters
-from tests.bench.machine import cpu_s, peak_memory_mb
-
-if TYPE_CHECKING:
-    from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
-    from tests.bench.publisher import Load
+from tests.bench.counters import Counters
+from tests.bench.database import BenchDatabase
+from tests.bench.machine import busy_s, cpu_s, own_cpu_s, peak_memory_mb
+from tests.bench.processes import BenchError, Child, Deployment, Node, start_receiver
+from tests.bench.publisher import Acknowledged, Load
+from tests.bench.receiver import Group
 
 SECRET = "whsec_" + base64.b64encode(b"benchmark benchmark benchmark 32").decode()
-READY_S = 60.0
+EVENT_TYPE = "order.created"
 DRAIN_S = 120.0
+CONNECTIONS_PER_NODE = 8
+"""Of a publisher, where a node has several processes: the kernel deals connections out to them."""
 
 
-class BenchError(Exception):
-    """A run that must not be believed."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Meters:
     """Every meter at one moment."""
 
     hookline_cpu_s: float
     postgres_cpu_s: float
-    wal_bytes: int
-    received: int
+    receiver_cpu_s: float
+    publishers_cpu_s: float
+    """And the bench's own."""
+    busy_s: float
+    """Of the whole machine."""
+    wal_position: int
     distinct: int
-    published: int
-    moment_s: float
+    """Deliveries that the receivers' first group accepted."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subscriber:
+    """A subscription to be made."""
+
+    url: str
+    event_type: str = EVENT_TYPE
+    max_in_flight: int = 256
+
+
+@dataclass
 class Stage:
     """What a scenario plays on."""
 
-    def __init__(
-        self,
-        database: asyncpg.Connection[asyncpg.Record],
-        postmaster_pid: int,
-        service: Process,
-        server: str,
-        receiver: Process,
-        receiver_port: int,
-        counters: Counters,
-    ) -> None:
-        self._database = database
-        self._postmaster_pid = postmaster_pid
-        self._service = service
-        self.server = server
-        self._receiver = receiver
-        self.receiver_port = receiver_port
-        self.counters = counters
+    database: BenchDatabase
+    deployment: Deployment
+    receiver: Child
+    ports: list[list[int]]
+    counters: Counters
+    postmaster_pid: int
+    nodes: list[Node] = field(default_factory=list)
+
+    # --------------------------------------------------------------------------- setting the scene
+
+    async def start_node(self) -> None:
+        """Start one more node."""
+        self.nodes.append(await self.deployment.start_node(len(self.nodes) + 1))
+
+    async def balanced(self) -> None:
+        """Wait until the nodes own an equal share of the buckets each, within one."""
+        processes = len(self.nodes) * self.deployment.workers
+        await self._until(lambda: self._is_balanced(processes), "the buckets are not shared")
+
+    async def _is_balanced(self, processes: int) -> bool:
+        owned = await self.database.buckets_by_node()
+        return len(owned) == processes and sum(owned) == 256 and max(owned) - min(owned) <= 1
 
     async def tenant(self) -> str:
         """A new tenant's name."""
-        async with HooklineClient(self.server) as client:
+        async with HooklineClient(self.nodes[0].address) as client:
             answer = await client.tenants.CreateTenant(
                 tenants.CreateTenantRequest(tenant_id=f"bench-{secrets.token_hex(4)}")
             )
             return answer.tenant.name
 
-    async def subscribe(self, tenant: str, count: int, *, max_in_flight: int = 256) -> list[str]:
-        """So many subscriptions of a tenant to `order.created`, all to the receiver."""
-        async with HooklineClient(self.server) as client:
+    def url(self, group: int = 0, port: int = 0) -> str:
+        """A receiver's."""
+        return f"http://127.0.0.1:{self.ports[group][port]}/hook"
+
+    async def subscribe(self, tenant: str, *asked: Subscriber) -> list[str]:
+        """Create subscriptions, by default one to the first receiver; their names.
+
+        Each has a path of its own, so that the receiver tells the deliveries of one event apart.
+        """
+        async with HooklineClient(self.nodes[0].address) as client:
             names = []
-            for _ in range(count):
+            for number, subscriber in enumerate(asked or [Subscriber(url=self.url())]):
                 answer = await client.subscriptions.CreateSubscription(
                     subscriptions.CreateSubscriptionRequest(
                         tenant=tenant,
                         signing_secret=SECRET,
                         subscription=subscription_pb2.Subscription(
-                            event_types=["order.created"],
-                            limits=policy_pb2.DeliveryLimits(max_in_flight=max_in_flight),
+                            event_types=[subscriber.event_type],
+                            limits=policy_pb2.DeliveryLimits(
+                                max_in_flight=subscriber.max_in_flight
+                            ),
                             http=target_pb2.HttpTarget(
-                                url=f"http://127.0.0.1:{self.receiver_port}/hook"
+                                url=f"{subscriber.url}/{tenant[-8:]}/{number}"
                             ),
                         ),
                     )
@@ -105,128 +127,122 @@ class Stage:
 
     async def pause(self, subscription: str) -> None:
         """Pause a subscription."""
-        async with HooklineClient(self.server) as client:
+        async with HooklineClient(self.nodes[0].address) as client:
             await client.subscriptions.PauseSubscription(
                 subscriptions.PauseSubscriptionRequest(name=subscription)
             )
 
-    async def meters(self) -> Meters:
-        """Read every meter; raises where a signature did not verify."""
-        if self.counters[MISMATCHED]:
-            raise BenchError(f"{self.counters[MISMATCHED]} signatures did not verify")
-        wal = await self._database.fetchval(
-            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
-        )
-        return Meters(
-            hookline_cpu_s=cpu_s(self._service.pid),
-            postgres_cpu_s=cpu_s(self._postmaster_pid),
-            wal_bytes=wal,
-            received=self.counters[RECEIVED],
-            distinct=self.counters[DISTINCT],
-            published=self.counters[PUBLISHED],
-            moment_s=asyncio.get_running_loop().time(),
+    # -------------------------------------------------------------------------------- running loads
+
+    def load(self, *tenants: str, **fields: object) -> Load:
+        """A load on all nodes, with a scenario's own fields."""
+        each = 1 if self.deployment.workers == 1 else CONNECTIONS_PER_NODE
+        return Load(
+            servers=[node.address for node in self.nodes] * each,
+            counters=str(self.counters.path),
+            tenants=tenants,
+            **fields,  # type: ignore[arg-type]
         )
 
-    def peak_memory_mb(self) -> float:
-        """Of the service's largest process."""
-        return peak_memory_mb(self._service.pid)
+    async def publish(self, load: Load) -> Acknowledged:
+        """Run a load in a process of its own, to its end."""
+        log = self.deployment.logs / "publisher.log"
+        publisher = await Child.start(log, "tests.bench.publisher", json.dumps(asdict(load)))
+        try:
+            return Acknowledged(**json.loads(await publisher.result()))
+        finally:
+            await publisher.end()
 
-    async def publish(self, load: Load) -> dict[str, float]:
-        """Run the load in a process of its own, to its end."""
-        self.counters[PUBLISHED] = 0
-        publisher = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.bench.publisher",
-            json.dumps(asdict(load)),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        output, _ = await publisher.communicate()
-        if publisher.returncode:
-            raise BenchError("the publisher failed")
-        acknowledged: dict[str, float] = json.loads(output)
-        return acknowledged
+    async def arrived(self, distinct: int, group: int = 0) -> float:
+        """Wait until a group has had so many different deliveries; when it had, monotonic."""
 
-    async def received(self, distinct: int) -> None:
-        """Wait until so many distinct webhook ids have come; raises where they do not."""
-        deadline = asyncio.get_running_loop().time() + DRAIN_S
-        while self.counters[DISTINCT] < distinct:
-            if asyncio.get_running_loop().time() > deadline:
-                raise BenchError(f"{self.counters[DISTINCT]} of {distinct} events arrived")
-            await asyncio.sleep(0.01)
+        async def has_arrived() -> bool:
+            return self.counters.distinct(group) >= distinct
+
+        await self._until(has_arrived, f"not all of {distinct} deliveries arrived")
+        return time.monotonic()
 
     async def drained(self) -> None:
         """Wait until nothing is pending any more."""
-        while await self._database.fetchval("SELECT EXISTS (SELECT FROM pending_deliveries)"):
-            await asyncio.sleep(0.02)
+        await self._until(self.database.is_drained, "deliveries stay pending")
 
-    async def latencies_us(self) -> list[int]:
-        """End the receiver; what it measured, in microseconds."""
-        output, _ = await self._receiver.communicate(b"")
-        return list(json.loads(output))
+    async def _until(self, holds: Callable[[], Awaitable[bool]], complaint: str) -> None:
+        deadline = time.monotonic() + DRAIN_S
+        while not await holds():
+            for child in (self.receiver, *[node.process for node in self.nodes]):
+                child.check()
+            if time.monotonic() > deadline:
+                raise BenchError(f"after {DRAIN_S:g} s {complaint}; logs: {self.deployment.logs}")
+            await asyncio.sleep(0.01)
+
+    # ---------------------------------------------------------------------------------- the meters
+
+    async def meters(self) -> Meters:
+        """Read every meter; raises where a signature did not verify."""
+        self.check_signatures()
+        return Meters(
+            hookline_cpu_s=sum(cpu_s(node.process.pid) for node in self.nodes),
+            postgres_cpu_s=cpu_s(self.postmaster_pid),
+            receiver_cpu_s=cpu_s(self.receiver.pid),
+            publishers_cpu_s=own_cpu_s(),
+            busy_s=busy_s(),
+            wal_position=await self.database.wal_position(),
+            distinct=self.counters.distinct(),
+        )
+
+    def check_signatures(self) -> None:
+        """Raise `BenchError` where one did not verify."""
+        if self.counters.mismatched:
+            raise BenchError(f"{self.counters.mismatched} signatures did not verify")
+
+    def peak_memory_mb(self) -> float:
+        """Of the largest process of any node."""
+        return max(peak_memory_mb(node.process.pid) for node in self.nodes)
+
+    async def latencies_us(self) -> list[list[int]]:
+        """What the receivers measured since they were last asked, in microseconds, by group."""
+        measured: list[list[int]] = json.loads(await self.receiver.ask("latencies"))
+        return measured
+
+
+def dead_port() -> tuple[socket.socket, int]:
+    """A port that refuses connections as long as the socket lives."""
+    reserved = socket.socket()
+    reserved.bind(("127.0.0.1", 0))
+    return reserved, reserved.getsockname()[1]
 
 
 @asynccontextmanager
-async def staged(directory: Path, *, workers: int = 1) -> AsyncIterator[Stage]:
-    """A deployment while inside; nothing of it is left running."""
+async def staged(
+    directory: Path, logs: Path, groups: Sequence[Group], *, workers: int = 1
+) -> AsyncIterator[Stage]:
+    """A deployment of one node while inside; nothing of it is left running."""
     async with AsyncExitStack() as stack:
         counters = stack.enter_context(Counters(directory / "counters"))
         postgres = EmbeddedPostgres(directory / "postgres")
         url = await postgres.start()
-        stack.push_async_callback(postgres.stop)
+        stack.push_async_callback(postgres.remove)
         await migrate(url)
-        database = await asyncpg.connect(url)
-        stack.push_async_callback(database.close)
-        if await database.fetchval("SHOW synchronous_commit") != "on":
-            raise BenchError("synchronous_commit is not on")
-        receiver = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.bench.receiver",
-            str(counters.path),
-            SECRET,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=1 << 26,
+        connection = await asyncpg.connect(url)
+        stack.push_async_callback(connection.close)
+        database = BenchDatabase(url, connection)
+        await database.prepare()
+        receiver, ports = await start_receiver(
+            logs, counters.path, SECRET, [asdict(group) for group in groups]
         )
-        stack.push_async_callback(_end, receiver)
-        assert receiver.stdout is not None
-        port = int(await receiver.stdout.readline())
-        service, server = await _serve(url, workers)
-        stack.push_async_callback(_end, service)
-        postmaster_pid = await database.fetchval(
-            "SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int"
+        stack.push_async_callback(receiver.end)
+        stage = Stage(
+            database=database,
+            deployment=Deployment(database_url=url, workers=workers, logs=logs),
+            receiver=receiver,
+            ports=ports,
+            counters=counters,
+            postmaster_pid=await database.postmaster_pid(),
         )
-        yield Stage(database, postmaster_pid, service, server, receiver, port, counters)
 
+        async def end_nodes() -> None:
+            await asyncio.gather(*[node.process.end() for node in stage.nodes])
 
-async def _serve(database_url: str, workers: int) -> tuple[Process, str]:
-    environ = {
-        name: value for name, value in os.environ.items() if not name.startswith("HOOKLINE_")
-    } | {
-        "HOOKLINE_DATABASE_URL": database_url,
-        "HOOKLINE_MASTER_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
-        "HOOKLINE_AUTH": "off",
-        "HOOKLINE_LISTEN": "127.0.0.1:0",
-        "HOOKLINE_EGRESS_ALLOW": "127.0.0.0/8",
-        "HOOKLINE_WORKERS": str(workers),
-    }
-    service = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service", "serve", env=environ, stdout=asyncio.subprocess.PIPE
-    )
-    assert service.stdout is not None
-    server = ""
-    async with asyncio.timeout(READY_S):
-        async for line in service.stdout:
-            text = line.decode().strip()
-            if "127.0.0.1:" in text:
-                server = "127.0.0.1:" + text.partition("127.0.0.1:")[2].split()[0].strip("\"',.")
-            if text == "ready":
-                return service, server
-    raise BenchError("hookline serve ended before it was ready")
-
-
-async def _end(process: Process) -> None:
-    if process.returncode is None:
-        process.send_signal(signal.SIGTERM)
-    await process.communicate() if process.stdin is None else await process.wait()
+        stack.push_async_callback(end_nodes)
+        await stage.start_node()
+        yield stage

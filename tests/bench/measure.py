@@ -1,0 +1,103 @@
+"""What a load cost: figures from the meters before and after, each per delivery.
+
+Credit is given for distinct deliveries that the receiver counted, and only where they are exactly
+those that were acknowledged; anything else fails the run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tests.bench.processes import BenchError
+from tests.bench.publisher import Acknowledged, Load, Mode
+from tests.bench.stage import Meters, Stage
+
+Figures = dict[str, float]
+
+WARM_S = 2.0
+_FEWEST_FOR_P99 = 100
+
+
+async def warm(stage: Stage, load: Load) -> None:
+    """Load that is not measured; meanwhile every session that writes says how it commits."""
+    await stage.database.watch_commits()
+    await delivered(stage, replace(load, seconds=WARM_S))
+    await stage.database.check_commits()
+    await stage.latencies_us()
+
+
+async def delivered(stage: Stage, load: Load) -> Figures:
+    """Publish, wait until all of it arrived and is recorded, and say what a delivery cost."""
+    await stage.database.checkpoint()
+    before = await stage.meters()
+    done = await stage.publish(load)
+    count = done.events * load.fan_out
+    arrived_s = await stage.arrived(before.distinct + count)
+    await stage.drained()
+    after = await stage.meters()
+    if after.distinct - before.distinct != count:
+        raise BenchError(f"{after.distinct - before.distinct} deliveries arrived, not {count}")
+    figures = await costs(stage, before, after, count)
+    return figures | {"per_second": count / (arrived_s - done.begun_s)}
+
+
+async def stored(stage: Stage, load: Load) -> tuple[Figures, Acknowledged]:
+    """Publish what nobody is sent, and say what an event cost."""
+    await stage.database.checkpoint()
+    before = await stage.meters()
+    done = await stage.publish(load)
+    after = await stage.meters()
+    figures = await costs(stage, before, after, done.events)
+    return figures | {"per_second": done.events / (done.ended_s - done.begun_s)}, done
+
+
+async def costs(stage: Stage, before: Meters, after: Meters, count: int) -> Figures:
+    """What each of so many deliveries (or events) cost between two readings."""
+    if not count:
+        raise BenchError("nothing was delivered")
+    hookline_s = after.hookline_cpu_s - before.hookline_cpu_s
+    postgres_s = after.postgres_cpu_s - before.postgres_cpu_s
+    bench_s = (after.receiver_cpu_s - before.receiver_cpu_s) + (
+        after.publishers_cpu_s - before.publishers_cpu_s
+    )
+    elsewhere_s = (after.busy_s - before.busy_s) - hookline_s - postgres_s - bench_s
+    images = await stage.database.image_bytes(before.wal_position, after.wal_position)
+    figures = {
+        "count": count,
+        "hookline_cpu_us": hookline_s / count * 1e6,
+        "postgres_cpu_us": postgres_s / count * 1e6,
+        "bench_cpu_us": bench_s / count * 1e6,
+        "elsewhere_cpu_us": elsewhere_s / count * 1e6,
+        "wal_bytes": (after.wal_position - before.wal_position) / count,
+    }
+    return figures if images is None else figures | {"wal_image_bytes": images / count}
+
+
+async def paced(stage: Stage, load: Load, group: int = 0) -> tuple[Figures, Acknowledged]:
+    """Publish at its moments; the latencies of a group that accepts all, which all must arrive."""
+    if load.mode is not Mode.PACED or not load.is_stamped:
+        raise ValueError("only a paced load says when each event was meant to be sent")
+    await stage.latencies_us()
+    before = stage.counters.distinct(group)
+    done = await stage.publish(load)
+    return await latencies(stage, before, done.events * load.fan_out, group), done
+
+
+async def latencies(stage: Stage, before: int, count: int, group: int = 0) -> Figures:
+    """Wait for so many more deliveries to a group; how long they took since they were meant."""
+    await stage.arrived(before + count, group)
+    stage.check_signatures()
+    measured = (await stage.latencies_us())[group]
+    if len(measured) < count:
+        raise BenchError(f"{len(measured)} latencies of {count} deliveries")
+    return percentiles(measured)
+
+
+def percentiles(latencies_us: Sequence[int]) -> Figures:
+    """The median and the 99th percentile, in milliseconds."""
+    if len(latencies_us) < _FEWEST_FOR_P99:
+        raise BenchError(f"{len(latencies_us)} latencies do not make a 99th percentile")
+    cuts = statistics.quantiles(latencies_us, n=100)
+    return {"p50_ms": cuts[49] / 1_000, "p99_ms": cuts[98] / 1_000}

@@ -1,0 +1,162 @@
+"""The processes of a run: started with their errors going to a log, ended with the run.
+
+What they print is a protocol of lines. A process that ends before it is told to fails the run, with
+the log's path and its last lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+START_S = 60.0
+END_S = 60.0
+_LINE_BYTES = 1 << 26
+_LOG_LINES = 15
+
+
+class BenchError(Exception):
+    """A run that must not be believed."""
+
+
+class Child:
+    """A Python process that reads commands and prints lines."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process = process
+        self.log = log
+
+    @classmethod
+    async def start(
+        cls, log: Path, *arguments: str, environ: Mapping[str, str] | None = None
+    ) -> Self:
+        """Start `python -m …`; its standard error is written to the log."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as errors:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                *arguments,
+                env=environ,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                limit=_LINE_BYTES,
+            )
+        return cls(process, log)
+
+    @property
+    def pid(self) -> int:
+        """The process's."""
+        return self._process.pid
+
+    async def line(self, within_s: float = START_S) -> str:
+        """The next line it prints; raises `BenchError` where it ends instead."""
+        if self._process.stdout is None:
+            raise TypeError("started without a pipe")
+        async with asyncio.timeout(within_s):
+            line = await self._process.stdout.readline()
+        if not line:
+            await self._process.wait()
+            raise self._ended()
+        return line.decode().strip()
+
+    async def ask(self, command: str) -> str:
+        """What it answers to a command."""
+        if self._process.stdin is None:
+            raise TypeError("started without a pipe")
+        self._process.stdin.write(command.encode() + b"\n")
+        return await self.line()
+
+    async def result(self) -> str:
+        """All that it prints to its end; raises `BenchError` where it fails."""
+        output, _ = await self._process.communicate()
+        if self._process.returncode:
+            raise self._ended()
+        return output.decode()
+
+    def check(self) -> None:
+        """Raise `BenchError` where it has ended."""
+        if self._process.returncode is not None:
+            raise self._ended()
+
+    async def end(self) -> None:
+        """End it, by SIGTERM and the end of its input; by force where that does not do."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(END_S):
+                await self._process.communicate()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def _ended(self) -> BenchError:
+        lines = self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+        return BenchError(
+            f"a process ended with {self._process.returncode}; its log is {self.log}:\n"
+            + "\n".join(f"  {line}" for line in lines)
+        )
+
+
+@dataclass(frozen=True)
+class Node:
+    """One `hookline serve` with all its worker processes."""
+
+    process: Child
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """What all nodes of a run have in common."""
+
+    database_url: str
+    workers: int
+    logs: Path
+    master_key: str = base64.b64encode(secrets.token_bytes(32)).decode()
+
+    async def start_node(self, number: int) -> Node:
+        """Start a node, and wait until it serves."""
+        environ = {
+            name: value for name, value in os.environ.items() if not name.startswith("HOOKLINE_")
+        } | {
+            "HOOKLINE_DATABASE_URL": self.database_url,
+            "HOOKLINE_MASTER_KEY": self.master_key,
+            "HOOKLINE_AUTH": "off",
+            "HOOKLINE_LISTEN": "127.0.0.1:0",
+            "HOOKLINE_EGRESS_ALLOW": "127.0.0.0/8",
+            "HOOKLINE_WORKERS": str(self.workers),
+        }
+        log = self.logs / f"node-{number}.log"
+        process = await Child.start(log, "service", "serve", environ=environ)
+        address = ""
+        try:
+            while (line := await process.line()) != "ready":
+                if " serves gRPC on " in line:
+                    address = line.rpartition(" ")[2]
+        except BaseException:
+            await process.end()
+            raise
+        return Node(process, address)
+
+
+async def start_receiver(
+    logs: Path, counters: Path, secret: str, groups: Sequence[Mapping[str, object]]
+) -> tuple[Child, list[list[int]]]:
+    """Start the receivers; their ports, a list a group."""
+    spec = json.dumps({"counters": str(counters), "secret": secret, "groups": groups})
+    process = await Child.start(logs / "receiver.log", "tests.bench.receiver", spec)
+    ports: list[list[int]] = json.loads(await process.line())
+    return process, ports
