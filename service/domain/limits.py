@@ -27,10 +27,11 @@ class Limits:
     """A page of a list ends at this size (HOOKLINE_MAX_PAGE_BYTES)."""
     max_patterns: int = 100
     """Event type patterns of one subscription (HOOKLINE_MAX_PATTERNS)."""
-    max_labels: int = 32
+    max_labels: int = 64
+    """Labels of one resource (HOOKLINE_MAX_LABELS)."""
     max_subscriptions_per_tenant: int = 200_000
     """Live subscriptions of one tenant (HOOKLINE_MAX_SUBSCRIPTIONS_PER_TENANT)."""
-    max_schema_bytes: int = 256 * 1024
+    max_schema_bytes: int = 64 * 1024
     """A JSON Schema's text (HOOKLINE_MAX_SCHEMA_BYTES)."""
     max_queued_publish_bytes: int = 64 * 1024 * 1024
     """Data that may wait for a group commit (HOOKLINE_MAX_QUEUED_PUBLISH_BYTES)."""

@@ -142,7 +142,7 @@ async def test_a_field_outside_its_bounds(control: Control) -> None:
     [
         ({"display_name": "n" * 257}, "display_name"),
         ({"labels": {"a": "v" * 257}}, "labels['a']"),
-        ({"labels": {f"l{n}": "" for n in range(33)}}, "labels"),
+        ({"labels": {f"l{n}": "" for n in range(65)}}, "labels"),
         ({"retry_policy": RetryPolicy(schedule=[SECOND] * 101)}, "retry_policy.schedule"),
     ],
 )

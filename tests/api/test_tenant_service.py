@@ -234,9 +234,9 @@ async def test_all_that_is_wrong_is_told_at_once(control: Control) -> None:
         "tenant.labels['ok']": "LIMIT_EXCEEDED",
         "tenant.labels['nul']": "FIELD_INVALID",
     }
-    many = await refusal(create(control, "t", labels={f"l{n}": "" for n in range(33)}))
+    many = await refusal(create(control, "t", labels={f"l{n}": "" for n in range(65)}))
     assert many.violations == {"tenant.labels": "LIMIT_EXCEEDED"}
-    assert many.metadata == {"limit": "HOOKLINE_MAX_LABELS", "maximum": "32"}
+    assert many.metadata == {"limit": "HOOKLINE_MAX_LABELS", "maximum": "64"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""The tables of docs/operating.md against what they are about: settings, states, outcomes, logs."""
+"""The figures and words of docs/operating.md, and the contract's bounds, are those of the code."""
 
 import base64
+import pathlib
 import re
 
 import pytest
@@ -9,10 +10,20 @@ from service.config import Role, Settings, SettingsError
 from service.config.reading import NOT_OURS
 from service.domain.attempt import AttemptOutcome
 from service.domain.delivery import TRANSITIONS, DeliveryState, Trigger
+from service.domain.limits import Limits
+from service.domain.names import MAX_ATTRIBUTES
 from service.domain.retry import DEFAULT_DELAYS_S
+from service.domain.subscription import (
+    DEFAULT_MAX_IN_FLIGHT,
+    DEFAULT_TIMEOUT_S,
+    MAX_IN_FLIGHT,
+    MAX_TIMEOUT_S,
+)
 from tests.architecture.repository import python_files, text
 from tests.docs.pages import page
 
+LIMITS = Limits()
+PROTOS = pathlib.PurePosixPath("protos/hookline/v1")
 OPERATING = page("docs/operating.md")
 SETTINGS = OPERATING.table("Settings")
 SERVE = {
@@ -88,6 +99,40 @@ def test_words_that_the_table_allows_are_read(row: list[str]) -> None:
     ((name,), words) = in_backticks(row[0]), in_backticks(row[2])
     assert [word for word in words if not is_within_bounds(name, word)] == []
     assert not is_within_bounds(name, "nonsense")
+
+
+@pytest.mark.parametrize(
+    "proto, said, bound",
+    [
+        ("event", "What there is to say about it, at most {} KiB", LIMITS.max_data_bytes // 1024),
+        ("event", "values at most\n  // {} KiB", LIMITS.max_attribute_bytes // 1024),
+        ("event", "nesting deeper than {}.", LIMITS.max_json_depth),
+        ("event", "At most {}; names\n  // `[a-z0-9]{{1,64}}`", MAX_ATTRIBUTES),
+        ("event_service", "1 to {:,} events; the request", LIMITS.max_batch_events),
+        ("event_service", "the request has {} MiB at most", LIMITS.max_batch_bytes // 1024**2),
+        (
+            "event_type",
+            "references stay within it. At most {} KiB",
+            LIMITS.max_schema_bytes // 1024,
+        ),
+        ("subscription", "1 to {} patterns", LIMITS.max_patterns),
+        ("subscription", "own marks, to filter by. At most {};", LIMITS.max_labels),
+        ("tenant", "own marks, to filter by. At most {};", LIMITS.max_labels),
+        ("tenant_service", "0 means {}; above", LIMITS.default_page_size),
+        ("tenant_service", "above {:,} counts as", LIMITS.max_page_size),
+        ("tenant_service", "A page also ends at {} MiB", LIMITS.max_page_bytes // 1024**2),
+        ("policy", "{} to 100,000. Default: 0, no limit", 0.001),
+        ("policy", "1 to {:,}. Default: 0, which means 64", MAX_IN_FLIGHT),
+        ("policy", "Default: 0, which means {}.", DEFAULT_MAX_IN_FLIGHT),
+        ("policy", "With nothing\n// set there are {} attempts", len(DEFAULT_DELAYS_S)),
+        ("target", "1 to {:.0f} seconds", MAX_TIMEOUT_S),
+        ("target", "Default: {:.0f} seconds", DEFAULT_TIMEOUT_S),
+    ],
+)
+def test_a_bound_that_the_contract_tells_is_the_default(
+    proto: str, said: str, bound: float
+) -> None:
+    assert said.format(bound) in text(PROTOS / f"{proto}.proto")
 
 
 def test_every_state_and_every_way_out_of_it_is_told() -> None:
