@@ -59,6 +59,7 @@ def test_no_example_stands_where_it_is_not_run() -> None:
         ('"x": 1\n', '"x":   1\n\n', True),
         ("at 03:56:17.797, in 805 ms\n", "at 14:06:00.001, in 1.2 s\n", True),
         ("in 8.1 min\n", "in 8.1 s\n", False),
+        ("accepted (93 ms ago)\n", "accepted (1.2 min ago)\n", True),
         ('"latency": "0.001s"\n', '"latency": "12.5s"\n', True),
         ('"timeout": "15s"\n', '"timeout": "16s"\n', False),
         ("made by … today\n", "made by hand today\n", True),

@@ -31,6 +31,7 @@ _TOKEN = re.compile(
             *(f"(?P<{kind}>{_DRAWN[kind]})" for kind in ("event", "delivery", "uuid", "etag")),
             f"(?P<time>{_TIME})",
             r"(?P<latency>(?<=\"latency\": \")[0-9.]+s)",
+            r"(?P<ago>\([0-9.]+ (?:ms|s|min|h|d) ago\))",
             r"(?P<duration>[0-9.]+ (?P<unit>ms|s|min|h|d)\b)",
             r"(?P<lines>^\.\.\.\n)",
             r"(?P<part>…)",
@@ -132,6 +133,7 @@ class Meanings:
         return {
             "time": f"(?:{_TIME})",
             "latency": r"[0-9.]+s",
+            "ago": r"\([0-9.]+ (?:ms|s|min|h|d) ago\)",
             "lines": r"(?:.*\n)*?",
             "part": r"[^\n]*?",
         }[kind]
