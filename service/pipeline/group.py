@@ -17,7 +17,7 @@ from service.store.publishing import PublishRows
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from random import Random
     from uuid import UUID
 
@@ -42,7 +42,7 @@ class Published(NamedTuple):
 class PublishCall:
     """One PublishEvents: its events, and whom to tell."""
 
-    __slots__ = ("data_bytes", "done", "events", "fan_out", "index", "revisions", "stream")
+    __slots__ = ("data_bytes", "done", "events", "fan_out", "index", "misses", "revisions", "stream")
 
     def __init__(
         self,
@@ -59,6 +59,8 @@ class PublishCall:
         self.done = done
         self.stream = stream
         """Whose calls keep their order; None: it waits for nobody."""
+        self.misses = 0
+        """How often its tenant had moved on when it came to be written."""
         self.match(index)
 
     def match(self, index: TenantIndex) -> None:
@@ -98,6 +100,8 @@ class Group:
         self.followers: list[PublishCall] = []
         """Calls that use a key of this group: their turn comes when its fate is known."""
         self._held_streams: set[object] = set()
+        self.holds = False
+        """Whether its tenants are held still while it is matched and written."""
         self.rows = PublishRows()
         self.event_count = 0
         self.data_bytes = 0
@@ -185,6 +189,17 @@ class Group:
             key = (tenant_uid, event.idempotency_key, event_id, fingerprint, len(deliveries))
         row = _event_row(tenant_uid, event_id, event, call.revisions[position])
         return Placed(event_id, row, deliveries, key)
+
+    def tenant_ids(self) -> set[str]:
+        """Whose calls these are."""
+        return {call.index.tenant_id for call in self.calls}
+
+    def place_again(self, index_of: Callable[[str], TenantIndex | None]) -> None:
+        """Match its calls under today's indexes: other rows, with other ids."""
+        self.rows = PublishRows()
+        for call in self.calls:
+            call.match(index_of(call.index.tenant_id) or call.index)
+        self._placed = [self._place(call) for call in self.calls]
 
     def unsettle(self) -> None:
         """Nothing is decided any more: it is written anew."""

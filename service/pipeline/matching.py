@@ -14,22 +14,27 @@ from typing import TYPE_CHECKING
 from service.domain.errors import NotFoundError, Reason
 from service.domain.event import RESERVED_TYPE_PREFIX
 from service.domain.names import tenant_name
+from service.store.database import OutcomeUnknownError, unavailable
 from service.store.routes import load_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from service.store.routes import IndexRow, Reader
+    from service.store.routes import IndexLoad, IndexRow, Reader
 
 MAX_TENANTS = 10_000
-MAX_CACHED_TYPES = 10_000
+"""Indexes held at once; the least recently used are read again when they are needed."""
+MAX_REMEMBERED = 1_000_000
+"""Subscriptions in an index's remembered answers, all event types together."""
 
 
 class TenantIndex:
     """The routes of one tenant at one epoch."""
 
-    __slots__ = ("_all", "_cached", "_exact", "_prefixes", "_routes", "epoch", "tenant_id", "uid")
+    __slots__ = (
+        "_all", "_cached", "_exact", "_prefixes", "_remembered", "_routes", "epoch", "tenant_id", "uid",
+    )  # fmt: skip
 
     def __init__(self, tenant_id: str, uid: UUID) -> None:
         self.tenant_id = tenant_id
@@ -40,6 +45,7 @@ class TenantIndex:
         self._prefixes: dict[str, dict[UUID, IndexRow]] = {}
         self._all: dict[UUID, IndexRow] = {}
         self._cached: dict[str, tuple[IndexRow, ...]] = {}
+        self._remembered = 0
 
     def apply(self, epoch: int, changed: Iterable[IndexRow]) -> None:
         """Take in what changed up to an epoch."""
@@ -47,12 +53,12 @@ class TenantIndex:
             before = self._routes.pop(route.subscription_uid, None)
             if before is not None:
                 for pattern in before.event_types:
-                    self._place_of(pattern).pop(route.subscription_uid, None)
+                    self._remove(pattern, route.subscription_uid)
             if not route.is_deleted:
                 self._routes[route.subscription_uid] = route
                 for pattern in route.event_types:
                     self._place_of(pattern)[route.subscription_uid] = route
-            self._cached.clear()
+            self._forget_answers()
         self.epoch = epoch
 
     def _place_of(self, pattern: str) -> dict[UUID, IndexRow]:
@@ -62,13 +68,26 @@ class TenantIndex:
             return self._prefixes.setdefault(pattern[:-1], {})
         return self._exact.setdefault(pattern, {})
 
+    def _remove(self, pattern: str, uid: UUID) -> None:
+        """Patterns that nobody has any more leave nothing behind."""
+        place = self._place_of(pattern)
+        place.pop(uid, None)
+        if not place:
+            self._exact.pop(pattern, None)
+            self._prefixes.pop(pattern[:-1], None)
+
+    def _forget_answers(self) -> None:
+        self._cached.clear()
+        self._remembered = 0
+
     def match(self, event_type: str) -> tuple[IndexRow, ...]:
         """The subscriptions whose patterns cover a type, each once."""
         found = self._cached.get(event_type)
         if found is None:
             found = self._match(event_type)
-            if len(self._cached) >= MAX_CACHED_TYPES:
-                self._cached.clear()
+            self._remembered += len(found) + 1
+            if self._remembered > MAX_REMEMBERED:
+                self._forget_answers()
             self._cached[event_type] = found
         return found
 
@@ -86,11 +105,12 @@ class TenantIndex:
 class Matcher:
     """The indexes of all tenants that publish here, the most recently used of them."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, *, max_tenants: int = MAX_TENANTS) -> None:
         self._reader = reader
+        self._max_tenants = max_tenants
         self._indexes: OrderedDict[str, TenantIndex] = OrderedDict()
         self._reloads: dict[str, asyncio.Task[TenantIndex]] = {}
-        self.reloads = 0
+        self.reads = 0
 
     def cached(self, tenant_id: str) -> TenantIndex | None:
         """The index that memory holds, if it does."""
@@ -100,23 +120,35 @@ class Matcher:
         return index
 
     async def index(self, tenant_id: str) -> TenantIndex:
-        """A tenant's index, loaded where it is not held. Raises `NotFoundError`."""
+        """A tenant's index, loaded where it is not held. Raises what `reload` does."""
         return self.cached(tenant_id) or await self.reload(tenant_id)
 
     async def reload(self, tenant_id: str) -> TenantIndex:
-        """Bring a tenant's index up to date; callers at the same time share one read."""
+        """Bring a tenant's index up to date; callers at the same time share one read.
+
+        Raises `NotFoundError`, `UnavailableError`.
+        """
         task = self._reloads.get(tenant_id)
         if task is None:
-            task = asyncio.create_task(self._reload(tenant_id))
+            task = asyncio.create_task(self.read(self._reader, tenant_id))
             self._reloads[tenant_id] = task
-            task.add_done_callback(lambda _: self._reloads.pop(tenant_id, None))
+            task.add_done_callback(lambda done: self._reloaded(tenant_id, done))
         return await asyncio.shield(task)
 
-    async def _reload(self, tenant_id: str) -> TenantIndex:
-        index = self._indexes.get(tenant_id)
-        have_epoch, have_uid = (0, None) if index is None else (index.epoch, index.uid)
-        self.reloads += 1
-        load = await load_index(self._reader, tenant_id, have_epoch, have_uid)
+    def _reloaded(self, tenant_id: str, task: asyncio.Task[TenantIndex]) -> None:
+        self._reloads.pop(tenant_id, None)
+        if not task.cancelled():
+            task.exception()  # whoever asked may have given up: nobody is to be told
+
+    async def read(self, reader: Reader, tenant_id: str) -> TenantIndex:
+        """Bring a tenant's index up to date with what this reader sees. Raises as `reload` does."""
+        self.reads += 1
+        known = self._indexes.get(tenant_id)
+        have_epoch, have_uid = (0, None) if known is None else (known.epoch, known.uid)
+        try:
+            load = await load_index(reader, tenant_id, have_epoch, have_uid)
+        except OutcomeUnknownError as error:
+            raise unavailable(error) from error  # it was only read
         if load is None:
             self._indexes.pop(tenant_id, None)
             raise NotFoundError(
@@ -124,12 +156,19 @@ class Matcher:
                 Reason.TENANT_NOT_FOUND,
                 metadata={"tenant": tenant_name(tenant_id)},
             )
-        if index is None or load.is_whole:
-            index = TenantIndex(tenant_id, load.tenant_uid)
-        if load.epoch >= index.epoch:  # an older load never replaces a newer
+        return self._take_in(tenant_id, load, known)
+
+    def _take_in(self, tenant_id: str, load: IndexLoad, known: TenantIndex | None) -> TenantIndex:
+        # Another read may have ended meanwhile, or the index have made room for others. What changed
+        # since `known` may be applied to it and to what is newer; an older load replaces neither.
+        held = [one for one in (self._indexes.get(tenant_id), known) if one is not None]
+        index = max(held, key=lambda one: (one.uid, one.epoch), default=None)
+        if index is None or (load.tenant_uid, load.epoch) > (index.uid, index.epoch):
+            if index is None or load.is_whole:
+                index = TenantIndex(tenant_id, load.tenant_uid)
             index.apply(load.epoch, load.changed)
         self._indexes[tenant_id] = index
         self._indexes.move_to_end(tenant_id)
-        while len(self._indexes) > MAX_TENANTS:
+        while len(self._indexes) > self._max_tenants:
             self._indexes.popitem(last=False)
         return index

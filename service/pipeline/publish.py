@@ -4,7 +4,8 @@ Theory of operation. Concurrent calls share one statement: while a group is bein
 one gathers. A group runs in a task of its own, so a caller that gives up stops nobody. What a group
 meets, it resolves for each call alone:
 
-    a tenant's epoch moved on     its calls are matched again, in the next group
+    a tenant's epoch moved on     its calls are matched again, in the next group; where changes
+                                  come faster than that, under the tenant's lock
     a key is taken                the call is told so, or told the first event's name
     one call's data poisons it    the group is split until that call stands alone
     the answer was lost           the backend is ended, then the event is looked up by its id;
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ import structlog
 from service.domain.errors import (
     HooklineError,
     InvalidArgumentError,
+    NotFoundError,
     Reason,
     ResourceExhaustedError,
     UnavailableError,
@@ -48,12 +51,15 @@ if TYPE_CHECKING:
     from service.pipeline.catalog import EventTypeCatalog
     from service.pipeline.group import Group, GroupBuilder
     from service.pipeline.matching import Matcher
-    from service.store.publishing import PublishStore
+    from service.store.publishing import PublishRows, PublishStore
+    from service.store.routes import Reader
 
 __all__ = ["Published", "Publisher"]
 
 _log = structlog.get_logger(__name__)
 
+MAX_MISSES = 3
+"""How often a call is matched in vain until its tenant is held still for it."""
 MAX_LOSSES = 2
 """How often a group may be sent and lost, having stored nothing, until it is split."""
 RECONNECT_S = 0.2
@@ -189,8 +195,10 @@ class Publisher:
         while self._queue:
             call = self._queue[0]
             deliveries += call.fan_out
+            holds = call.misses >= MAX_MISSES
             if group.calls and (
-                group.event_count + len(call.events) > limits.max_events
+                holds is not group.holds
+                or group.event_count + len(call.events) > limits.max_events
                 or group.data_bytes + call.data_bytes > limits.max_bytes
                 or deliveries > limits.max_deliveries
             ):
@@ -198,6 +206,7 @@ class Publisher:
             self._queue.popleft()
             self._queued_events -= len(call.events)
             self._queued_bytes -= call.data_bytes
+            group.holds = holds
             _add(group, call)
         return group
 
@@ -242,10 +251,26 @@ class Publisher:
 
     async def _write(self, group: Group) -> set[UUID]:
         group.unsettle()
+        if group.holds:
+            return await self._write_held(group)
         passed = await self._store.write(group.rows)
         if passed is None:
             passed = await self._store.write_stepwise(group.rows, group.settle)
         return passed
+
+    async def _write_held(self, group: Group) -> set[UUID]:
+        """Match while the tenants are locked: for calls that changes have beaten again and again."""
+
+        async def place(reader: Reader) -> PublishRows:
+            for tenant_id in group.tenant_ids():
+                with suppress(NotFoundError):  # then its epoch is not ours, and its calls hear of it
+                    await self._matcher.read(reader, tenant_id)
+            self._builder.withdraw(group)
+            group.place_again(self._matcher.cached)
+            self._builder.announce(group)
+            return group.rows
+
+        return await self._store.write_held(group.rows.epochs, place, group.settle)
 
     async def _match_again(self, calls: Sequence[PublishCall]) -> None:
         """Calls whose tenant changed meanwhile: match them under the new epoch, before all others.
@@ -262,6 +287,7 @@ class Publisher:
             try:
                 if isinstance(index, BaseException):
                     raise index
+                call.misses += 1
                 call.match(index)
                 self._check_fan_out(call)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the call's answer

@@ -6,14 +6,17 @@ Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from service.store.database import OutcomeUnknownError, RejectedError, Session
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from uuid import UUID
+
+    from service.store.database import Connection
+    from service.store.routes import Reader
 
 SQL = Statements("publishing")
 
@@ -54,6 +57,16 @@ class TakenKey:
     delivery_count: int
 
 
+class Settle(Protocol):
+    """Decides, in the transaction, what becomes of a group's calls."""
+
+    def __call__(
+        self, passed: set[UUID], taken: Mapping[Key, TakenKey]
+    ) -> tuple[PublishRows, list[KeyRow]]:
+        """The rows to write, and the key rows of refused calls."""
+        ...
+
+
 def _columns(rows: Sequence[tuple[object, ...]], width: int) -> Sequence[Sequence[object]]:
     return list(zip(*rows, strict=True)) if rows else [()] * width
 
@@ -79,36 +92,48 @@ class PublishStore:
             raise
         return {row[0] for row in passed}
 
-    async def write_stepwise(
-        self,
-        rows: PublishRows,
-        settle: Callable[[set[UUID], Mapping[Key, TakenKey]], tuple[PublishRows, list[KeyRow]]],
-    ) -> set[UUID]:
+    async def write_stepwise(self, rows: PublishRows, settle: Settle) -> set[UUID]:
         """Store a group whose keys may be taken, in one transaction; the tenants that passed.
 
         `settle(passed, taken)` decides who is refused or deduplicated; it returns the rows to write
         and the key rows of refused calls, which are deleted before any event is written.
         """
         async with self._session.transaction() as connection:
-            locked = await connection.fetch(
-                SQL.lock_tenants, list(rows.epochs), list(rows.epochs.values())
-            )
-            passed = {row[0] for row in locked}
-            wanted = [key for key in rows.keys if key[0] in passed]
-            columns = _columns(wanted, _KEY_COLUMNS)
-            claimed = {
-                (row[0], row[1])
-                for row in await connection.fetch(SQL.claim_keys, self._key_window_s, *columns)
-            }
-            lost = [key for key in wanted if (key[0], key[1]) not in claimed]
-            found = await connection.fetch(SQL.read_keys, *_columns(lost, _KEY_COLUMNS)[:2])
-            taken = {(row[0], row[1]): TakenKey(row[2], row[3], row[4]) for row in found}
-            kept, dropped = settle(passed, taken)
-            if dropped:
-                await connection.execute(SQL.drop_keys, *_columns(dropped, _KEY_COLUMNS)[:3])
-            if kept.events:
-                kept.keys = []  # claimed above
-                await connection.fetch(SQL.publish, *self._arguments(kept))
+            return await self._write_in(connection, rows, settle)
+
+    async def write_held(
+        self,
+        tenant_uids: Iterable[UUID],
+        place: Callable[[Reader], Awaitable[PublishRows]],
+        settle: Settle,
+    ) -> set[UUID]:
+        """The same for rows that `place` makes, and reads for, while the tenants are held still."""
+        async with self._session.transaction() as connection:
+            await connection.execute(SQL.hold_tenants, list(tenant_uids))
+            return await self._write_in(connection, await place(connection), settle)
+
+    async def _write_in(
+        self, connection: Connection, rows: PublishRows, settle: Settle
+    ) -> set[UUID]:
+        locked = await connection.fetch(
+            SQL.lock_tenants, list(rows.epochs), list(rows.epochs.values())
+        )
+        passed = {row[0] for row in locked}
+        wanted = [key for key in rows.keys if key[0] in passed]
+        columns = _columns(wanted, _KEY_COLUMNS)
+        claimed = {
+            (row[0], row[1])
+            for row in await connection.fetch(SQL.claim_keys, self._key_window_s, *columns)
+        }
+        lost = [key for key in wanted if (key[0], key[1]) not in claimed]
+        found = await connection.fetch(SQL.read_keys, *_columns(lost, _KEY_COLUMNS)[:2])
+        taken = {(row[0], row[1]): TakenKey(row[2], row[3], row[4]) for row in found}
+        kept, dropped = settle(passed, taken)
+        if dropped:
+            await connection.execute(SQL.drop_keys, *_columns(dropped, _KEY_COLUMNS)[:3])
+        if kept.events:
+            kept.keys = []  # claimed above
+            await connection.fetch(SQL.publish, *self._arguments(kept))
         return passed
 
     def _arguments(self, rows: PublishRows) -> list[object]:

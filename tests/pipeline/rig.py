@@ -185,8 +185,7 @@ class Rig:
     group_limits: GroupLimits = field(default_factory=GroupLimits)
     session_urls: Mapping[str, str] = field(default_factory=dict)
     """Where a session by its name finds the database, if elsewhere: through a `Wire`."""
-    publish_url: str = ""
-    """Where publishing finds the database, if elsewhere than the rest: through a `Wire`."""
+    max_tenants: int = 10_000
     publish_timeout_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -245,10 +244,11 @@ class Rig:
             self.ownership.may_send,
             max_in_flight=self.max_in_flight,
         )
-        self.matcher = Matcher(self.database)
+        self.matcher = Matcher(self.database, max_tenants=self.max_tenants)
         self.builder = GroupBuilder(self.time, self.random, self.lanes)
-        publishing = Database(self.publish_url or self.url, timeout_s=self.publish_timeout_s)
-        self.publish_store = PublishStore(publishing.session("publish"), KEY_WINDOW_S)
+        self.publish_store = PublishStore(
+            self._session("publish", self.publish_timeout_s), KEY_WINDOW_S
+        )
         self.publisher = Publisher(
             self.publish_store,
             self.matcher,
@@ -265,8 +265,9 @@ class Rig:
         self.upkeep_store = UpkeepStore(session("upkeep"))
         self.upkeep = Upkeep(self.upkeep_store, PublishStore(session("sweep"), KEY_WINDOW_S))
 
-    def _session(self, name: str) -> Session:
-        return Database(self.session_urls.get(name, self.url)).session(name)
+    def _session(self, name: str, timeout_s: float | None = None) -> Session:
+        url = self.session_urls.get(name, self.url)
+        return Database(url).session(name, timeout_s=timeout_s)
 
     async def start(self) -> None:
         """Open the database and start every loop but upkeep's, as `app.py` does."""

@@ -26,7 +26,7 @@ async def wire(database_url: str) -> AsyncIterator[Wire]:
 @pytest.fixture
 async def rig(database_url: str, wire: Wire) -> AsyncIterator[Rig]:
     """A node whose publishing alone goes through the wire; tenant acme, matched once."""
-    async with running(database_url, publish_url=wire.url) as node:
+    async with running(database_url, session_urls={"publish": wire.url}) as node:
         await node.make_clock_turnable()
         await node.tenant()
         yield node

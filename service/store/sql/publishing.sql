@@ -58,6 +58,10 @@ WHERE t.deleted_at IS NULL
 ORDER BY t.tenant_uid
 FOR SHARE OF t
 
+-- name: hold_tenants
+-- Whatever their epoch is: it stays that until the transaction ends.
+SELECT FROM tenants WHERE tenant_uid = ANY ($1::uuid[]) ORDER BY tenant_uid FOR SHARE
+
 -- name: claim_keys
 INSERT INTO idempotency_keys (tenant_uid, key, event_id, fingerprint, delivery_count, expires_at)
 SELECT k.tenant_uid, k.key, k.event_id, k.fingerprint, k.delivery_count, hookline_now() + make_interval(secs => $1)
