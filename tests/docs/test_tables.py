@@ -135,6 +135,12 @@ def test_a_bound_that_the_contract_tells_is_the_default(
     assert said.format(bound) in text(PROTOS / f"{proto}.proto")
 
 
+def test_a_node_has_as_many_connections_as_is_said() -> None:
+    sessions = re.findall(r'\bsession\("', text(pathlib.PurePosixPath("service/app/engine.py")))
+    assert f"`HOOKLINE_POOL_SIZE` + {len(sessions)} connections" in OPERATING.text
+    assert "the data path has seven of its own" in OPERATING.text
+
+
 def test_every_state_and_every_way_out_of_it_is_told() -> None:
     rows = {row[0]: row[2] for row in OPERATING.table("What becomes of a delivery")}
     assert set(rows) == set(DeliveryState)
