@@ -2,14 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
 import pytest
 import trustme
-from google.protobuf.any_pb2 import Any
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from hookline import HooklineClient
 from hookline.errors import (
@@ -23,104 +20,9 @@ from hookline.errors import (
     UnimplementedError,
 )
 from hookline.v1.event_pb2 import Event
-from hookline.v1.event_service_pb2 import PublishEventsRequest, PublishEventsResponse, PublishResult
-from hookline.v1.event_service_pb2_grpc import (
-    EventServiceServicer,
-    add_EventServiceServicer_to_server,
-)
+from hookline.v1.event_service_pb2 import PublishEventsRequest
 from hookline.v1.tenant_service_pb2 import GetTenantRequest
-
-Context = grpc.aio.ServicerContext[PublishEventsRequest, Awaitable[PublishEventsResponse]]
-Answer = Callable[[Context], Awaitable[None]]
-
-
-class Events(EventServiceServicer):
-    """Plays a script, one entry a call, then accepts; keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.script: list[Answer] = []
-        self.requests: list[PublishEventsRequest] = []
-        self.metadata: list[dict[str, str | bytes]] = []
-        self.times: list[float] = []
-        self.time_left_s: list[float] = []
-
-    async def PublishEvents(
-        self, request: PublishEventsRequest, context: Context
-    ) -> PublishEventsResponse:
-        self.requests.append(request)
-        self.metadata.append(dict(context.invocation_metadata() or ()))
-        self.times.append(time.monotonic())
-        self.time_left_s.append(context.time_remaining())
-        if self.script:
-            await self.script.pop(0)(context)
-        names = [f"{request.tenant}/events/evt_{n}" for n in range(len(request.events))]
-        return PublishEventsResponse(results=[PublishResult(name=name) for name in names])
-
-
-def refuse(
-    code: grpc.StatusCode, *details: Message, pushback: str | None = None, text: str = "no"
-) -> Answer:
-    """An answer with a status, the way that the service sends them."""
-
-    async def answer(context: Context) -> None:
-        status = status_pb2.Status(code=code.value[0], message=text)
-        for detail in details:
-            packed = Any()
-            packed.Pack(detail)
-            status.details.append(packed)
-        trailers: list[tuple[str, str | bytes]] = [
-            ("grpc-status-details-bin", status.SerializeToString())
-        ]
-        if pushback is not None:
-            trailers.append(("grpc-retry-pushback-ms", pushback))
-        await context.abort(code, text, tuple(trailers))
-
-    return answer
-
-
-async def hang(context: Context) -> None:
-    """No answer, until the caller's deadline has passed."""
-    del context
-    await grpc.aio.insecure_channel("127.0.0.1:1").channel_ready()
-
-
-def info(reason: str, **metadata: str) -> Message:
-    message: Message = error_details_pb2.ErrorInfo(
-        reason=reason, domain="hookline", metadata=metadata
-    )
-    return message
-
-
-class Service:
-    """A real server on a port of its own."""
-
-    def __init__(self, credentials: grpc.ServerCredentials | None = None, port: int = 0) -> None:
-        self.events = Events()  # type: ignore[abstract]  # one of its methods is enough here
-        self.server = grpc.aio.server()
-        add_EventServiceServicer_to_server(self.events, self.server)
-        self.port = (
-            self.server.add_insecure_port(f"127.0.0.1:{port}")
-            if credentials is None
-            else self.server.add_secure_port(f"127.0.0.1:{port}", credentials)
-        )
-
-    @property
-    def target(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    running = Service()
-    await running.server.start()
-    yield running
-    await running.server.stop(0)
-
-
-@pytest.fixture
-async def client(service: Service) -> AsyncIterator[HooklineClient]:
-    async with HooklineClient(service.target) as connected:
-        yield connected
+from tests.client.service import Answer, Context, Service, hang, info, refuse
 
 
 async def test_publish_answers_in_order_and_keys_what_has_no_key(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -20,14 +19,10 @@ from typing import Final, Self, TypeVar
 
 import grpc
 
-from hookline.errors import (
-    AbortedError,
-    DeadlineExceededError,
-    HooklineError,
-    ResourceExhaustedError,
-    UnavailableError,
-    error_of,
-)
+from hookline.batching import BatchingPublisher
+from hookline.errors import HooklineError, error_of
+from hookline.pending import Bounds
+from hookline.repeating import MAX_BACKOFF_S, MIN_BACKOFF_S, wait_before_repeating
 from hookline.v1.access_service_pb2_grpc import AccessServiceStub
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from hookline.v1.event_pb2 import Event
@@ -44,8 +39,6 @@ DEFAULT_TIMEOUT_S: Final = 10.0
 DEFAULT_PUBLISH_TIMEOUT_S: Final = 30.0
 """How long `publish` goes on repeating, in seconds."""
 
-_MIN_BACKOFF_S = 0.1
-_MAX_BACKOFF_S = 5.0
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # A service that was restarted is found again within a second, not after grpc's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -141,7 +134,7 @@ class HooklineClient:
         for event in request.events:
             event.idempotency_key = event.idempotency_key or secrets.token_urlsafe(16)
         ends_at = time.monotonic() + (self._publish_timeout_s if timeout_s is None else timeout_s)
-        backoff_s = _MIN_BACKOFF_S
+        backoff_s = MIN_BACKOFF_S
         while True:
             left_s = ends_at - time.monotonic()
             try:
@@ -149,25 +142,50 @@ class HooklineClient:
                     request, timeout=max(0.0, min(left_s, self._timeout_s))
                 )
             except HooklineError as error:
-                wait_s = _wait_before_repeating(error, backoff_s)
+                wait_s = wait_before_repeating(error, backoff_s)
                 if wait_s is None or time.monotonic() + wait_s >= ends_at:
                     raise
             else:
                 return answer.results
             await asyncio.sleep(wait_s)
-            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+            backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
+    def batching(
+        self,
+        tenant: str,
+        *,
+        max_events: int = 500,
+        max_bytes: int = 1024 * 1024,
+        max_delay_ms: float = 2.0,
+        max_pending_events: int = 10_000,
+        max_pending_bytes: int = 32 * 1024 * 1024,
+        timeout_s: float | None = None,
+    ) -> BatchingPublisher:
+        """A publisher of single events of one tenant, which sends them in batches.
 
-def _wait_before_repeating(error: HooklineError, backoff_s: float) -> float | None:
-    """Seconds until a keyed publish may be tried again, or None where that cannot help."""
-    if error.retry_forbidden:
-        return None
-    if isinstance(error, ResourceExhaustedError):
-        return error.retry_after_s  # a quota comes with no such advice, and does not pass by itself
-    if isinstance(error, AbortedError | DeadlineExceededError | UnavailableError):
-        jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads, hides nothing
-        return jittered_s if error.retry_after_s is None else error.retry_after_s
-    return None
+            async with client.batching("acme") as publisher:
+                result = await publisher.publish(event)  # stored
+
+        A batch goes when it has `max_events` or `max_bytes`, or when its first event has waited
+        `max_delay_ms` milliseconds; one is on its way at a time, so that events are stored in the
+        order in which they were published. While `max_pending_events` or `max_pending_bytes` are
+        not stored yet, `publish` waits. It gives an event up after `timeout_s` seconds, by default
+        the client's `publish_timeout_s`. ValueError: a bound below 1, or a negative delay.
+        """
+        bounds = Bounds(
+            max_events=max_events,
+            max_bytes=max_bytes,
+            max_delay_ms=max_delay_ms,
+            max_pending_events=max_pending_events,
+            max_pending_bytes=max_pending_bytes,
+        )
+        return BatchingPublisher(
+            self.events,
+            tenant,
+            bounds,
+            timeout_s=self._publish_timeout_s if timeout_s is None else timeout_s,
+            try_timeout_s=self._timeout_s,
+        )
 
 
 def _is_loopback(target: str) -> bool:

@@ -7,8 +7,9 @@ text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Final
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Self
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,6 +20,7 @@ from google.rpc import (  # type: ignore[import-untyped]  # its stubs would over
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
+_PLACE: Final = re.compile(r"events\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,44 @@ class HooklineError(Exception):
             else details.retry_after_s
         )
         super().__init__(self.message)
+
+    @property
+    def events(self) -> frozenset[int]:
+        """Which events of the request were refused, by position; empty where it does not say."""
+        places = [fault.field for fault in self.violations]
+        places.append(self.metadata.get("field", ""))
+        found = {int(place[1]) for text in places if (place := _PLACE.match(text))}
+        index = self.metadata.get("index", "")
+        return frozenset(found | ({int(index)} if index.isdecimal() else set()))
+
+    def of_event(self, index: int) -> Self:
+        """What it says of one event of a batch, as though that had been published alone."""
+        own, here, alone = self.copy(), f"events[{index}]", "events[0]"
+        own.metadata = {name: text.replace(here, alone) for name, text in self.metadata.items()}
+        if "index" in own.metadata:
+            own.metadata["index"] = "0"
+        own.message = self.message.replace(here, alone)
+        faults = [fault for fault in self.violations if fault.field.startswith(here)]
+        if faults:
+            own.violations = tuple(
+                replace(fault, field=fault.field.replace(here, alone, 1)) for fault in faults
+            )
+            first, *others = own.violations
+            more = f" (and {len(others)} more)" if others else ""
+            own.message = f"{first.field}: {first.description}{more}"
+            if any(fault.reason != first.reason for fault in others):
+                own.reason = "FIELD_INVALID"
+            else:
+                own.reason = first.reason or self.reason
+        own.args = (own.message,)
+        return own
+
+    def copy(self) -> Self:
+        """The same, to be raised elsewhere: an exception that two tasks raise grows with each."""
+        own = type(self).__new__(type(self), self.message)
+        own.__dict__.update(self.__dict__)
+        own.__cause__ = self.__cause__
+        return own
 
     def __str__(self) -> str:
         head = f"{self.code.name}{f' ({self.reason})' if self.reason else ''}: {self.message}"
