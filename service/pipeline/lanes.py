@@ -65,8 +65,15 @@ class Lanes:
         self.shares = Shares(max_queued_jobs, max_queued_bytes)
         self.sending = Sending(clock, timers, self.shares)
         self.sending.on_taken = self._taken
+        self.sending.on_quiet = self._quieted
         self.on_wanted: Callable[[], None] = lambda: None
         """Called when a lane wants to be refilled."""
+        self.on_gained: Callable[[], None] = lambda: None
+        """Called when there are more buckets to look into."""
+        self.on_quiet: Callable[[], None] = lambda: None
+        """Called when nothing of a bucket that rests is in flight any more."""
+        self.on_foreign: Callable[[UUID, int], None] = lambda _subscription_uid, _bucket: None
+        """Called with a subscription for which something is due, and its bucket: another node's."""
 
     # ------------------------------------------------------------------ what the publisher does
 
@@ -97,9 +104,14 @@ class Lanes:
         lane.known[delivery_id] = job
         self.sending.enqueue(job)
 
+    def owns(self, bucket: int) -> bool:
+        """Whether the lanes of a bucket are this node's."""
+        return self._owns(bucket)
+
     def touch(self, subscription_uid: UUID, bucket: int) -> None:
-        """Something is due for this subscription that memory may not hold."""
+        """Something is due for this subscription that memory may not hold, or another node's."""
         if not self._owns(bucket):
+            self.on_foreign(subscription_uid, bucket)
             return
         lane = self._by_uid.get(subscription_uid)
         if lane is None:
@@ -289,7 +301,7 @@ class Lanes:
     def buckets_gained(self, buckets: Iterable[int]) -> None:
         """Nothing of theirs is in memory; the sweep that is asked for here finds it."""
         del buckets
-        self.on_wanted()
+        self.on_gained()
 
     def buckets_lost(self, buckets: Iterable[int]) -> None:
         """Forget everything of these buckets; what is on the wire will not match its fence."""
@@ -346,6 +358,9 @@ class Lanes:
     def _taken(self, lane: Lane) -> None:
         if lane.state is LaneState.DIRTY:
             self._want(lane)
+
+    def _quieted(self) -> None:
+        self.on_quiet()
 
     def _forget(self, job: Job) -> None:
         job.lane.drop(job)

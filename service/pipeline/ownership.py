@@ -7,9 +7,13 @@ nothing more, even before it learns that it was buried. A node whose row is gone
 registers anew under another id.
 
     heartbeat: renew ─▶ survey ─▶ bury who is overdue, take what is vacant (up to the fair share)
+                     │        └─▶ a surplus rests; each bucket of it is given as it falls quiet
                      └▶ row gone: lose everything, register anew
 
-A surplus over the fair share is given back when nothing of it is in flight.
+A beat comes every third of the lease, and at once when there is something to see: another node's
+lease ends, one has come or gone (`notify.py` carries the word), a bucket that rests falls quiet. A
+node that is about to stop has no share: it gives everything, and what hangs on a slow target goes
+last.
 """
 
 from __future__ import annotations
@@ -26,13 +30,17 @@ from service.domain.ids import BUCKET_COUNT, make_uuid7
 from service.store.database import ContentionError, OutcomeUnknownError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
     from random import Random
 
     from service.pipeline.clock import Clock, DatabaseTime
     from service.store.ownership import BucketLease, OwnershipStore, Survey
 
 DRIFT_S = 1.0
+BURST_S = 0.05
+"""What wakes the heartbeat comes in bursts: two beats are at least so far apart."""
+SLOW_S = 1.0
+"""A surplus bucket that has rested for so long without falling quiet is kept, and another given."""
 
 _log = structlog.get_logger(__name__)
 _TRANSIENT = (UnavailableError, OutcomeUnknownError, ContentionError)
@@ -40,6 +48,9 @@ _TRANSIENT = (UnavailableError, OutcomeUnknownError, ContentionError)
 
 class BucketHolder(Protocol):
     """Who holds work by bucket: told what was gained and lost, asked what is quiet."""
+
+    on_quiet: Callable[[], None]
+    """Called when nothing of a bucket that rests is in flight any more."""
 
     def buckets_gained(self, buckets: Iterable[int]) -> None:
         """These are ours now; their pending rows are to be found."""
@@ -57,7 +68,7 @@ class BucketHolder(Protocol):
 class Ownership:
     """This node's row and its buckets."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, and what it says of itself by name
         self,
         store: OwnershipStore,
         holder: BucketHolder,
@@ -68,9 +79,11 @@ class Ownership:
         version: str,
         lease_s: float = 10.0,
         is_alone: bool = False,
+        place: str = "",
     ) -> None:
         """`is_alone`: no other node can live on this database (`hookline dev` holds its directory's
-        lock), so whoever is registered is dead and waits for no lease to end.
+        lock), so whoever is registered is dead and waits for no lease to end. `place`: the
+        supervisor's name for this process; whoever had it before is dead for sure. Empty: none.
         """
         self._store = store
         self._holder = holder
@@ -80,9 +93,20 @@ class Ownership:
         self._version = version
         self._lease_s = lease_s
         self._is_alone = is_alone
+        self._place = place
+        self._address = ""
+        self._is_leaving = False
         self._lease_until_s = 0.0
         self._buckets: set[int] = set()
+        self._owner_of: dict[int, UUID] = {}
+        self._rests_since_s: dict[int, float] = {}
+        self._next_end_s: float | None = None
+        self._wake = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        holder.on_quiet = self.poke
+        self.on_moved: Callable[[], None] = lambda: None
+        """Called when others should look at who owns what: this node came, took, gave or left."""
         self.node_id = UUID(int=0)
         self.lease_changes = 0
 
@@ -95,6 +119,10 @@ class Ownership:
         """Whether deliveries of a bucket are this node's to send."""
         return bucket in self._buckets
 
+    def owner_of(self, bucket: int) -> UUID | None:
+        """Who owns a bucket, as the last survey saw it; None: nobody that lives."""
+        return self.node_id if bucket in self._buckets else self._owner_of.get(bucket)
+
     def may_send(self) -> bool:
         """Whether the lease surely holds at this moment; asked just before a request's bytes go out."""
         return self._clock.boottime_s() < self._lease_until_s
@@ -103,9 +131,25 @@ class Ownership:
         """Register and take what is free, then keep renewing. Raises where the database is away."""
         if self._is_alone:
             await self._store.bury_all()
+        elif self._place:
+            await self._store.bury_predecessor(self._place)
         await self._register()
         await self._rebalance()
         self._task = asyncio.create_task(self._beat(), name="heartbeat")
+
+    def serve_at(self, address: str) -> None:
+        """Where this node serves, for others to see from the next beat on, which comes at once."""
+        self._address = address
+        self.poke()
+
+    def poke(self) -> None:
+        """Beat now: somebody came or left, or a bucket that is to be given has fallen quiet."""
+        self._wake.set()
+
+    def begin_leaving(self) -> None:
+        """Send nothing more, and give each bucket as soon as nothing of it is in flight."""
+        self._is_leaving = True
+        self.poke()
 
     async def stop(self) -> None:
         """Leave: the buckets are vacant at once. Call when nothing is in flight any more."""
@@ -117,17 +161,23 @@ class Ownership:
             await self._store.leave(self.node_id)
         except _TRANSIENT:
             _log.warning("node_left_without_goodbye", node_id=str(self.node_id))
+        self.on_moved()
         await self._store.close()
 
     async def _register(self) -> None:
         self._lose(set(self._buckets))
         self.node_id = make_uuid7(self._time.unix_ms(), self._random.getrandbits(74))
-        await self._store.register(self.node_id, self._lease_s, socket.gethostname(), self._version)
+        await self._store.register(
+            self.node_id, self._lease_s, socket.gethostname(), self._version, self._place
+        )
         await self._renew()
+        self.on_moved()
 
     async def _renew(self) -> bool:
         sent_s = self._clock.boottime_s()
-        database_s = await self._store.renew(self.node_id, self._lease_s)
+        database_s = await self._store.renew(
+            self.node_id, self._lease_s, self._address, is_leaving=self._is_leaving
+        )
         if database_s is None:
             return False
         self._time.learn(database_s, sent_s, self._clock.boottime_s())
@@ -136,11 +186,11 @@ class Ownership:
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
-        beat_s = loop.time()
+        began_s = loop.time()
         while True:
             # From beat to beat: one that waited for others does not delay the next.
-            beat_s = max(beat_s + self._lease_s / 3, loop.time())
-            await asyncio.sleep(beat_s - loop.time())
+            await self._wait(began_s)
+            began_s = loop.time()
             try:
                 await self.heartbeat()
             except _TRANSIENT as error:
@@ -148,22 +198,43 @@ class Ownership:
             except Exception:
                 _log.exception("heartbeat_broken")
 
+    async def _wait(self, began_s: float) -> None:
+        """Until the next beat after the one that began then."""
+        pause_s = self._lease_s / 3
+        if self._next_end_s is not None:
+            pause_s = min(pause_s, self._next_end_s + BURST_S)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(began_s + pause_s):
+                await self._wake.wait()
+                await asyncio.sleep(began_s + BURST_S - loop.time())
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
     async def heartbeat(self) -> None:
         """One beat: renew, or register anew where the row is gone; then see to the fair share."""
-        if not await self._renew():
-            _log.warning("lease_lost", node_id=str(self.node_id))
-            self._lease_until_s = 0.0
-            await self._register()
-        await self._rebalance()
+        async with self._one_at_a_time:
+            if not await self._renew():
+                _log.warning("lease_lost", node_id=str(self.node_id))
+                self._lease_until_s = 0.0
+                await self._register()
+            await self._rebalance()
 
     async def _rebalance(self) -> None:
-        survey = await self._store.survey()
+        survey = await self._store.survey(self.node_id)
+        self._next_end_s = survey.next_end_s
+        self._owner_of = {
+            lease.bucket: lease.node_id
+            for lease in survey.leases
+            if lease.node_id is not None and not lease.is_vacant and not lease.is_overdue
+        }
         ours = {lease.bucket for lease in survey.leases if lease.node_id == self.node_id}
         self._lose(self._buckets - ours)
         # A `take` may have committed although its answer was lost.
         self._gain(ours - self._buckets)
-        share = -(-BUCKET_COUNT // max(survey.live_nodes, 1))
-        await self._give(sorted(ours)[share:])
+        share = 0 if self._is_leaving else -(-BUCKET_COUNT // max(survey.sharing_nodes, 1))
+        await self._give(ours, len(ours) - share)
         if len(ours) < share:
             await self._take(survey, share - len(ours))
 
@@ -177,7 +248,10 @@ class Ownership:
         wanted: list[BucketLease] = free[:room]
         if wanted:
             overdue = {lease.node_id for lease in wanted if lease.is_overdue and lease.node_id}
-            self._gain(set(await self._store.take(self.node_id, list(overdue), wanted)))
+            taken = await self._store.take(self.node_id, list(overdue), wanted)
+            self._gain(set(taken))
+            if taken:
+                self.on_moved()
 
     def _gain(self, buckets: set[int]) -> None:
         if buckets:
@@ -186,13 +260,36 @@ class Ownership:
             _log.info("buckets_taken", count=len(buckets), owned=len(self._buckets))
             self._holder.buckets_gained(buckets)
 
-    async def _give(self, surplus: Iterable[int]) -> None:
+    async def _give(self, ours: Collection[int], count: int) -> None:
+        """Let a surplus of so many buckets rest, and give what is quiet of it."""
+        surplus = self._surplus(ours, count) if count > 0 else []
         quiet = self._holder.quiet_buckets(surplus)
+        now_s = self._clock.boottime_s()
+        self._rests_since_s = {
+            bucket: self._rests_since_s.get(bucket, now_s)
+            for bucket in surplus
+            if bucket not in quiet
+        }
         if not quiet:
             return
         given = await self._store.give(self.node_id, sorted(quiet))
         _log.info("buckets_given", count=len(given))
         self._lose(quiet)
+        self.on_moved()
+
+    def _surplus(self, ours: Collection[int], count: int) -> list[int]:
+        """Which to give: those that rest already, unless a slow target holds them up.
+
+        Neither by load nor by number of subscriptions: a newcomer gets a fair mixture of both.
+        """
+        now_s = self._clock.boottime_s()
+        since_s = self._rests_since_s
+
+        def order(bucket: int) -> tuple[bool, bool, int]:
+            is_slow = now_s - since_s.get(bucket, now_s) > SLOW_S
+            return is_slow, bucket not in since_s, -bucket
+
+        return sorted(ours, key=order)[:count]
 
     def _lose(self, buckets: set[int]) -> None:
         if buckets:

@@ -56,6 +56,7 @@ class Refiller:
         self._task: asyncio.Task[None] | None = None
         self._sweep_at_s = 0.0
         lanes.on_wanted = self._wake.set
+        lanes.on_gained = self.sweep_soon
 
     def start(self) -> None:
         """Begin to sweep and to refill."""

@@ -36,6 +36,8 @@ class Sending:
         """Called when there may be one more job to take."""
         self.on_taken: Callable[[Lane], None] = lambda _lane: None
         """Called with the lane that a job was taken from."""
+        self.on_quiet: Callable[[], None] = lambda: None
+        """Called when a lane whose bucket rests has nothing in flight any more."""
 
     def take(self) -> Job | None:
         """The next job to send, in turn; None where no lane may send."""
@@ -92,6 +94,8 @@ class Sending:
         lane.unrecorded -= 1
         if lane.streak:
             self.list_if_ready(lane)
+        if self._resting and not lane.unrecorded and lane.bucket in self._resting:
+            self.on_quiet()
 
     def list_if_ready(self, lane: Lane) -> None:
         """Give a lane that may send its turn."""

@@ -34,7 +34,10 @@ class Survey:
     """All buckets at one moment."""
 
     leases: list[BucketLease]
-    live_nodes: int
+    sharing_nodes: int
+    """Nodes that live and do not leave: the buckets are theirs to share."""
+    next_end_s: float | None
+    """How long the first of the others' leases has to go, unless it is renewed; None: no other."""
 
 
 class OwnershipStore:
@@ -43,29 +46,42 @@ class OwnershipStore:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def register(self, node_id: UUID, lease_s: float, hostname: str, version: str) -> None:
+    async def register(
+        self, node_id: UUID, lease_s: float, hostname: str, version: str, place: str
+    ) -> None:
         """Write the node's row; it lives for `lease_s` seconds from the database's clock."""
-        await self._session.fetch(SQL.register, node_id, lease_s, hostname, version)
+        await self._session.fetch(SQL.register, node_id, lease_s, hostname, version, place)
 
     async def bury_all(self) -> None:
         """Declare every node dead; for a node that is known to be the only one."""
         await self._session.fetch(SQL.bury_all)
 
-    async def renew(self, node_id: UUID, lease_s: float) -> float | None:
-        """Renew the lease; the database's clock in Unix seconds, or None where the row is gone."""
-        rows = await self._session.fetch(SQL.renew, node_id, lease_s)
+    async def bury_predecessor(self, place: str) -> None:
+        """Declare whoever ran at this place dead; its supervisor has seen its process end."""
+        await self._session.fetch(SQL.bury_predecessor, place)
+
+    async def renew(
+        self, node_id: UUID, lease_s: float, address: str = "", *, is_leaving: bool = False
+    ) -> float | None:
+        """Renew the lease; the database's clock in Unix seconds, or None where the row is gone.
+
+        `address` is where the node serves. One that `is_leaving` is counted out of the shares.
+        """
+        rows = await self._session.fetch(SQL.renew, node_id, lease_s, address, is_leaving)
         return float(rows[0]["database_s"]) if rows else None
 
-    async def survey(self) -> Survey:
-        """All buckets and how many nodes live."""
-        rows = await self._session.fetch(SQL.survey)
+    async def survey(self, node_id: UUID) -> Survey:
+        """All buckets, and who there is to share them, as this node asks."""
+        rows = await self._session.fetch(SQL.survey, node_id)
         leases = [
             BucketLease(
                 row["bucket"], row["node_id"], row["epoch"], bool(row["overdue"]), row["vacant"]
             )
             for row in rows
         ]
-        return Survey(leases, rows[0]["live_nodes"] if rows else 0)
+        if not rows:
+            return Survey([], 0, None)
+        return Survey(leases, rows[0]["sharing_nodes"], rows[0]["next_end_s"])
 
     async def take(
         self, node_id: UUID, overdue: Sequence[UUID], wanted: Sequence[BucketLease]

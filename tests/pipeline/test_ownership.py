@@ -51,7 +51,7 @@ async def test_a_living_node_is_not_buried(rig: Rig, database_url: str) -> None:
     async with running(database_url) as heir:
         freeze(rig)
         await run_out(rig)
-        survey = await heir.ownership_store.survey()
+        survey = await heir.ownership_store.survey(heir.ownership.node_id)
         assert await rig.ownership_store.renew(rig.ownership.node_id, rig.lease_s)
 
         taken = await heir.ownership_store.take(
@@ -66,7 +66,7 @@ async def test_two_heirs_never_take_the_same_bucket(rig: Rig, database_url: str)
     async with running(database_url) as one, running(database_url, seed=2) as two:
         freeze(rig)
         await run_out(rig)
-        surveys = [await heir.ownership_store.survey() for heir in (one, two)]
+        surveys = [await heir.ownership_store.survey(heir.ownership.node_id) for heir in (one, two)]
 
         taken = await asyncio.gather(
             *(
@@ -174,8 +174,10 @@ async def test_a_renewal_counts_from_before_it_was_sent(
     """A node that is frozen between sending and hearing has no lease when it wakes."""
     renew = rig.ownership_store.renew
 
-    async def frozen(node_id: UUID, lease_s: float) -> float | None:
-        answer = await renew(node_id, lease_s)
+    async def frozen(
+        node_id: UUID, lease_s: float, address: str, *, is_leaving: bool
+    ) -> float | None:
+        answer = await renew(node_id, lease_s, address, is_leaving=is_leaving)
         rig.clock.ahead_s += lease_s
         return answer
 

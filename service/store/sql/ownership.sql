@@ -1,19 +1,23 @@
 -- Ownership: nodes and their buckets. Rules 11 to 13 of the data path.
 
 -- name: register
-INSERT INTO nodes (node_id, lease_until, hostname, version)
-VALUES ($1, clock_timestamp() + make_interval(secs => $2), $3, $4)
+INSERT INTO nodes (node_id, lease_until, hostname, version, place)
+VALUES ($1, clock_timestamp() + make_interval(secs => $2), $3, $4, $5)
 
 -- name: renew
 -- No row: this node was declared dead; it drops everything and registers anew under a new id.
-UPDATE nodes SET lease_until = clock_timestamp() + make_interval(secs => $2) WHERE node_id = $1
+UPDATE nodes SET lease_until = clock_timestamp() + make_interval(secs => $2), address = $3, is_leaving = $4 WHERE node_id = $1
 RETURNING extract(epoch FROM hookline_now())::float8 AS database_s
 
 -- name: survey
--- Who owns what, and who is overdue.
+-- Who owns what, who is overdue, how many want a share, and how long the first of the others' leases has to go.
 SELECT b.bucket, b.node_id, b.epoch, n.lease_until <= clock_timestamp() AS overdue, n.node_id IS NULL AS vacant,
-       (SELECT count(*) FROM nodes WHERE lease_until > clock_timestamp()) AS live_nodes
-FROM bucket_leases b LEFT JOIN nodes n USING (node_id)
+       all_nodes.*
+FROM bucket_leases b LEFT JOIN nodes n USING (node_id),
+     (SELECT count(*) FILTER (WHERE lease_until > clock_timestamp() AND NOT is_leaving) AS sharing_nodes,
+             extract(epoch FROM min(lease_until) FILTER (WHERE node_id <> $1 AND lease_until > clock_timestamp())
+                                - clock_timestamp())::float8 AS next_end_s
+      FROM nodes) all_nodes
 
 -- name: bury
 -- Fails to delete a node that renewed meanwhile. One whose record batch is being written holds its row: then the next beat
@@ -24,6 +28,10 @@ RETURNING node_id
 
 -- name: bury_all
 DELETE FROM nodes
+
+-- name: bury_predecessor
+-- Its supervisor has seen it end, so nobody need wait for its lease.
+DELETE FROM nodes WHERE node_id IN (SELECT node_id FROM nodes WHERE place = $1 FOR UPDATE SKIP LOCKED)
 
 -- name: take
 -- Buckets whose owner is gone, if nobody was faster.

@@ -202,7 +202,10 @@ CREATE TABLE nodes (
     lease_until timestamptz NOT NULL,
     start_time  timestamptz NOT NULL DEFAULT clock_timestamp(),
     hostname    text NOT NULL,
-    version     text NOT NULL
+    version     text NOT NULL,
+    address     text NOT NULL DEFAULT '',  -- where it serves gRPC; '': not yet
+    place       text NOT NULL DEFAULT '',  -- of a process under a supervisor: whoever starts there succeeds who died there
+    is_leaving  boolean NOT NULL DEFAULT false  -- it hands over what it has; no share is kept for it
 ) WITH (fillfactor = 20);
 
 -- Changes only when ownership does.
