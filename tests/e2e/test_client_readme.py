@@ -57,9 +57,10 @@ async def test_the_examples_work_as_they_stand(
         if left is not None:
             await left
     told = capsys.readouterr().out.splitlines()
-    assert len(told) == 4
+    assert len(told) == 5
     assert re.fullmatch(r"tenants/default/events/evt_\w{26} 0", told[0])
-    assert told[1].startswith("whsec_")
-    assert told[2] == "SUBSCRIPTION_ALREADY_EXISTS"
-    assert told[3] == "evt_1 {'type': 'order.created', 'data': {}}"
+    assert told[1] == "100 events are stored"
+    assert told[2].startswith("whsec_")
+    assert told[3] == "SUBSCRIPTION_ALREADY_EXISTS"
+    assert told[4] == "evt_1 {'type': 'order.created', 'data': {}}"
     assert namespace["status"] == 204

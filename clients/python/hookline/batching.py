@@ -12,8 +12,6 @@ none, the batch is halved until the culprit stands alone.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import secrets
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
@@ -25,6 +23,7 @@ from hookline.errors import (
     ResourceExhaustedError,
     UnauthenticatedError,
 )
+from hookline.keys import KeySource
 from hookline.pending import Bounds, Entry, Pending, PublisherClosedError
 from hookline.repeating import MAX_BACKOFF_S, MIN_BACKOFF_S, wait_before_repeating
 from hookline.v1.event_pb2 import Event
@@ -59,9 +58,7 @@ class BatchingPublisher:
         self._tenant = tenant if "/" in tenant else f"tenants/{tenant}"
         self._timeout_s = timeout_s
         self._try_timeout_s = try_timeout_s
-        # Keys that follow one another lie side by side in the service's index.
-        self._key_prefix = secrets.token_urlsafe(16)
-        self._numbers = itertools.count()
+        self._keys = KeySource()
         self._pending = Pending(bounds)
         self._rests_until = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -102,7 +99,7 @@ class BatchingPublisher:
         own = Event()
         own.CopyFrom(event)
         if not own.idempotency_key:
-            own.idempotency_key = f"{self._key_prefix}-{next(self._numbers):010d}"
+            own.idempotency_key = self._keys.next()
         entry = Entry(own, asyncio.get_running_loop().time() + self._timeout_s)
         self._pending.add(entry)
         if self._task is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
@@ -21,6 +20,7 @@ import grpc
 
 from hookline.batching import BatchingPublisher
 from hookline.errors import HooklineError, error_of
+from hookline.keys import KeySource
 from hookline.pending import Bounds
 from hookline.repeating import MAX_BACKOFF_S, MIN_BACKOFF_S, wait_before_repeating
 from hookline.v1.access_service_pb2_grpc import AccessServiceStub
@@ -103,6 +103,7 @@ class HooklineClient:
         self.access = AccessServiceStub(channel)
         self._timeout_s = timeout_s
         self._publish_timeout_s = publish_timeout_s
+        self._keys = KeySource()
 
     async def __aenter__(self) -> Self:
         return self
@@ -132,7 +133,7 @@ class HooklineClient:
         name = tenant if "/" in tenant else f"tenants/{tenant}"
         request = PublishEventsRequest(tenant=name, events=events)
         for event in request.events:
-            event.idempotency_key = event.idempotency_key or secrets.token_urlsafe(16)
+            event.idempotency_key = event.idempotency_key or self._keys.next()
         ends_at = time.monotonic() + (self._publish_timeout_s if timeout_s is None else timeout_s)
         backoff_s = MIN_BACKOFF_S
         while True:
@@ -156,7 +157,7 @@ class HooklineClient:
         *,
         max_events: int = 500,
         max_bytes: int = 1024 * 1024,
-        max_delay_ms: float = 2.0,
+        max_delay_ms: float = 5.0,
         max_pending_events: int = 10_000,
         max_pending_bytes: int = 32 * 1024 * 1024,
         timeout_s: float | None = None,
