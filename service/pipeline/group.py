@@ -13,6 +13,7 @@ from service.domain.ids import delivery_id_of, format_type_id, make_uuid7
 from service.domain.instants import from_unix_ms
 from service.domain.names import event_name
 from service.pipeline.lane import Message
+from service.store.event_rows import row_of
 from service.store.publishing import PublishRows
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from service.pipeline.lane import Lane
     from service.pipeline.lanes import Lanes
     from service.pipeline.matching import TenantIndex
-    from service.store.publishing import DeliveryRow, EventRow, Key, KeyRow, TakenKey
+    from service.store.event_rows import EventRow
+    from service.store.publishing import DeliveryRow, Key, KeyRow, TakenKey
 
 EVENT_ID = "evt"
 
@@ -42,7 +44,16 @@ class Published(NamedTuple):
 class PublishCall:
     """One PublishEvents: its events, and whom to tell."""
 
-    __slots__ = ("data_bytes", "done", "events", "fan_out", "index", "misses", "revisions", "stream")
+    __slots__ = (
+        "data_bytes",
+        "done",
+        "events",
+        "fan_out",
+        "index",
+        "misses",
+        "revisions",
+        "stream",
+    )
 
     def __init__(
         self,
@@ -187,7 +198,7 @@ class Group:
         key = None
         if fingerprint:
             key = (tenant_uid, event.idempotency_key, event_id, fingerprint, len(deliveries))
-        row = _event_row(tenant_uid, event_id, event, call.revisions[position])
+        row = row_of(tenant_uid, event_id, event, call.revisions[position])
         return Placed(event_id, row, deliveries, key)
 
     def tenant_ids(self) -> set[str]:
@@ -351,26 +362,6 @@ def fingerprint_of(event: NewEvent, tenant_id: str) -> bytes:
     digest = blake2b(head, digest_size=16)
     digest.update(event.data)
     return digest.digest()
-
-
-def _event_row(tenant_uid: UUID, event_id: UUID, event: NewEvent, revision: int) -> EventRow:
-    return (
-        tenant_uid,
-        event_id,
-        event.occur_time,
-        revision,
-        event.is_json,
-        event.type,
-        event.source,
-        event.content_type,
-        event.subject or None,
-        event.external_id or None,
-        event.data_schema or None,
-        event.idempotency_key or None,
-        event.ordering_key or None,
-        event.attributes or None,
-        event.data,
-    )
 
 
 class GroupBuilder:

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 from service.domain.errors import NotFoundError, Reason
 from service.domain.event import Event
-from service.domain.ids import format_type_id, unix_ms_of
-from service.domain.instants import from_unix_ms
+from service.domain.ids import format_type_id
 from service.domain.names import WILDCARD, event_name, tenant_name
+from service.store.event_rows import event_of
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
     from uuid import UUID
-
-    import asyncpg
 
     from service.store.database import Database
 
@@ -65,26 +63,3 @@ class EventStore:
         if tenant_id == WILDCARD or await self._database.fetchrow(SQL.tenant, tenant_id):
             return
         raise NotFoundError(f"there is no {tenant_name(tenant_id)}", Reason.TENANT_NOT_FOUND)
-
-
-def event_of(row: asyncpg.Record) -> Event:
-    """The event in a row of `events` with its tenant's id."""
-    return Event(
-        event_id=row["event_id"],
-        tenant_uid=row["tenant_uid"],
-        tenant_id=row["tenant_id"],
-        type=row["type"],
-        data=row["data"],
-        is_json=row["is_json"],
-        content_type=row["content_type"],
-        source=row["source"],
-        subject=row["subject"] or "",
-        occur_time=row["occur_time"],
-        external_id=row["external_id"] or "",
-        data_schema=row["data_schema"] or "",
-        idempotency_key=row["idempotency_key"] or "",
-        ordering_key=row["ordering_key"] or "",
-        attributes=row["attributes"] or {},
-        event_type_revision=row["event_type_revision"],
-        create_time=from_unix_ms(unix_ms_of(row["event_id"])),
-    )

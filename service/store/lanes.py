@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.domain.event import Event
-from service.domain.ids import unix_ms_of
-from service.domain.instants import from_unix_ms
+from service.store.event_rows import event_of
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from uuid import UUID
 
-    import asyncpg
-
+    from service.domain.event import Event
     from service.store.database import Session
 
 SQL = Statements("lanes")
@@ -120,26 +117,3 @@ class LaneStore:
     async def close(self) -> None:
         """Close the connection."""
         await self._session.close()
-
-
-def event_of(row: asyncpg.Record) -> Event:
-    """An event from a row that holds all columns of `events` and the tenant's id."""
-    return Event(
-        event_id=row["event_id"],
-        tenant_uid=row["tenant_uid"],
-        tenant_id=row["tenant_id"],
-        type=row["type"],
-        data=row["data"],
-        is_json=row["is_json"],
-        content_type=row["content_type"],
-        source=row["source"] or f"/tenants/{row['tenant_id']}",
-        subject=row["subject"] or "",
-        occur_time=row["occur_time"],
-        external_id=row["external_id"] or "",
-        data_schema=row["data_schema"] or "",
-        idempotency_key=row["idempotency_key"] or "",
-        ordering_key=row["ordering_key"] or "",
-        attributes=row["attributes"] or {},
-        event_type_revision=row["event_type_revision"],
-        create_time=from_unix_ms(unix_ms_of(row["event_id"])),
-    )

@@ -8,7 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from service.store.database import OutcomeUnknownError, RejectedError, Session
+from service.store.database import (
+    OutcomeUnknownError,
+    RejectedError,
+    Session,
+    unavailable,
+)
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from service.store.database import Connection
+    from service.store.event_rows import EventRow
     from service.store.routes import Reader
 
 SQL = Statements("publishing")
@@ -25,7 +31,6 @@ _EVENT_COLUMNS = 15
 _DELIVERY_COLUMNS = 7
 _KEY_COLUMNS = 5
 
-EventRow = tuple[object, ...]
 DeliveryRow = tuple["UUID", int, float, int, "UUID", "UUID", "UUID"]
 KeyRow = tuple["UUID", str, "UUID", bytes, int]
 Key = tuple["UUID", str]
@@ -152,14 +157,13 @@ class PublishStore:
         """The tenants whose events a statement stored although its answer was lost.
 
         `witnesses` has one event per tenant. Ends the statement's backend first, for it may still
-        be about to commit.
+        be about to commit. Raises `UnavailableError` where that does not end: nobody can tell yet.
         """
         if lost.backend is not None:
             pid, start_time = lost.backend.pid, lost.backend.start_time
-            lives = True
-            while lives:
-                rows = await self._session.fetch(SQL.terminate_backend, pid, start_time)
-                lives = any(not row["is_gone"] for row in rows)
+            rows = await self._session.fetch(SQL.terminate_backend, pid, start_time)
+            if any(not row["is_gone"] for row in rows):
+                raise unavailable(lost)  # frozen: it hears nothing, and may go on at any moment
         rows = await self._session.fetch(SQL.find_events, list(witnesses), list(witnesses.values()))
         return {row["tenant_uid"] for row in rows}
 

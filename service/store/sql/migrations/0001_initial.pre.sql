@@ -108,7 +108,7 @@ CREATE TABLE events (
     is_json             boolean NOT NULL,
     type                text NOT NULL,
     source              text NOT NULL DEFAULT '',  -- '': /tenants/ID
-    content_type        text NOT NULL,
+    content_type        text,                      -- NULL: application/json, or application/octet-stream
     subject             text,
     external_id         text,
     data_schema         text,
