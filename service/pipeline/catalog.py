@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import jsonschema_rs
 import orjson
 import structlog
 
-from service.domain.errors import FailedPreconditionError, Reason, Violation, invalid
+from service.domain.errors import (
+    FailedPreconditionError,
+    HooklineError,
+    Reason,
+    Violation,
+    invalid,
+)
 from service.domain.event import EventTypeState
 from service.domain.names import event_type_name
+from service.store.database import OutcomeUnknownError, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,14 +38,19 @@ class EventTypeSource(Protocol):
 
 
 class _Entry:
-    __slots__ = ("revision", "state", "validator")
+    __slots__ = ("is_unusable", "revision", "state", "validator")
 
     def __init__(self, event_type: EventType) -> None:
         self.state = event_type.state
         self.revision = event_type.revision
         self.validator: jsonschema_rs.Validator | None = None
+        self.is_unusable = False
         if event_type.json_schema:
-            self.validator = compile_schema(event_type.json_schema)
+            try:
+                self.validator = compile_schema(event_type.json_schema)
+            except ValueError:
+                _log.exception("event_type_unusable", event_type=event_type.name)
+                self.is_unusable = True
 
 
 def compile_schema(json_schema: str) -> jsonschema_rs.Validator:
@@ -61,24 +74,43 @@ class EventTypeCatalog:
         self._source = source
         self._is_strict = is_strict
         self._entries: dict[str, _Entry] = {}
+        self._reading = asyncio.Lock()
+        self._asked = 0
+        self._answered = 0
 
     async def reload(self) -> None:
-        """Read all event types; what has not changed keeps its validator."""
+        """Read all event types. Raises `UnavailableError`.
+
+        One reading at a time, so that an older one never replaces a newer; whoever asks while one is
+        under way shares the next.
+        """
+        self._asked += 1
+        mine = self._asked
+        async with self._reading:
+            if self._answered >= mine:
+                return
+            begun = self._asked
+            try:
+                event_types = await self._source.all()
+            except OutcomeUnknownError as error:
+                raise unavailable(error) from error  # it was only read
+            self._take_in(event_types)
+            self._answered = begun
+
+    def _take_in(self, event_types: Sequence[EventType]) -> None:
+        """What has not changed keeps its validator."""
         entries: dict[str, _Entry] = {}
-        for event_type in await self._source.all():
+        for event_type in event_types:
             before = self._entries.get(event_type.name)
             if before is not None and before.revision == event_type.revision:
                 before.state = event_type.state
                 entries[event_type.name] = before
-                continue
-            try:
+            else:
                 entries[event_type.name] = _Entry(event_type)
-            except ValueError:
-                _log.exception("event_type_unusable", event_type=event_type.name)
         self._entries = entries
 
-    async def check(self, events: Sequence[NewEvent]) -> list[int]:
-        """The revision of each event's type (0: unregistered).
+    async def check(self, events: Sequence[NewEvent], field: str = "events[{}]") -> list[int]:
+        """The revision of each event's type (0: unregistered); `field` is where an event stands.
 
         Raises `FailedPreconditionError` for an archived type or, where types are strict, an unknown
         one, and `InvalidArgumentError` naming every event whose data its schema refuses.
@@ -93,36 +125,40 @@ class EventTypeCatalog:
             entry = entries.get(event.type)
             if entry is None:
                 if self._is_strict:
-                    raise _refused(
-                        position, event.type, "is not registered", Reason.EVENT_TYPE_UNKNOWN
-                    )
+                    raise _refused(event.type, field, position, None)
                 revisions.append(0)
                 continue
-            if entry.state is EventTypeState.ARCHIVED:
-                raise _refused(position, event.type, "is archived", Reason.EVENT_TYPE_ARCHIVED)
+            if entry.state is EventTypeState.ARCHIVED or entry.is_unusable:
+                raise _refused(event.type, field, position, entry)
             if entry.validator is not None:
-                violations += _violations(position, event, entry.validator)
+                violations += _violations(field.format(position), event, entry.validator)
             revisions.append(entry.revision)
         if violations:
             raise invalid(violations)
         return revisions
 
 
-def _refused(position: int, event_type: str, what: str, reason: Reason) -> FailedPreconditionError:
-    return FailedPreconditionError(
-        f"events[{position}].type: the event type {event_type!r} {what}",
-        reason,
-        metadata={"event_type": event_type_name(event_type), "index": str(position)},
+def _refused(event_type: str, field: str, position: int, entry: _Entry | None) -> HooklineError:
+    what = f"{field.format(position)}.type: the event type {event_type!r}"
+    metadata = {"event_type": event_type_name(event_type), "index": str(position)}
+    if entry is None:
+        return FailedPreconditionError(
+            f"{what} is not registered", Reason.EVENT_TYPE_UNKNOWN, metadata=metadata
+        )
+    if entry.state is EventTypeState.ARCHIVED:
+        return FailedPreconditionError(
+            f"{what} is archived", Reason.EVENT_TYPE_ARCHIVED, metadata=metadata
+        )
+    return HooklineError(
+        f"{what} has a schema that this version cannot read", Reason.INTERNAL, metadata=metadata
     )
 
 
-def _violations(
-    position: int, event: NewEvent, validator: jsonschema_rs.Validator
-) -> list[Violation]:
+def _violations(field: str, event: NewEvent, validator: jsonschema_rs.Validator) -> list[Violation]:
     if not event.is_json:
         return [
             Violation(
-                f"events[{position}].binary_data",
+                f"{field}.binary_data",
                 "must be json_data: the event type has a JSON Schema",
                 Reason.PAYLOAD_SCHEMA_MISMATCH,
             )
@@ -135,7 +171,7 @@ def _violations(
         path = "".join(f"[{step!r}]" for step in error.instance_path)
         problems.append(
             Violation(
-                f"events[{position}].json_data",
+                f"{field}.json_data",
                 f"{path or 'the value'}: {error.message}"[:300],
                 Reason.PAYLOAD_SCHEMA_MISMATCH,
             )

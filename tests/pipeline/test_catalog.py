@@ -1,0 +1,224 @@
+"""Event types in memory: what is accepted, what is refused, and never by an older reading."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from service.domain.errors import (
+    FailedPreconditionError,
+    HooklineError,
+    InvalidArgumentError,
+    Reason,
+    UnavailableError,
+)
+from service.domain.event import EventType, EventTypeState
+from service.pipeline.catalog import EventTypeCatalog, compile_schema
+from service.store.database import Database
+from service.store.event_types import EventTypes
+from tests.pipeline.rig import Rig, order_created
+from tests.pipeline.wire import Wire
+from tests.waiting import until
+
+SCHEMA = '{"type": "object", "required": ["id"], "properties": {"id": {"type": "integer"}}}'
+LOOSER = '{"type": "object"}'
+
+
+class Source:
+    """Event types that a test sets; an answer is of the moment of its asking, however late it comes."""
+
+    def __init__(self, *event_types: EventType) -> None:
+        self.event_types = list(event_types)
+        self.gate: asyncio.Event | None = None
+        self.reads = 0
+
+    async def all(self) -> list[EventType]:
+        """What was there when asked."""
+        answer, gate = list(self.event_types), self.gate
+        self.reads += 1
+        await asyncio.sleep(0)
+        if gate is not None:
+            await gate.wait()
+        return answer
+
+
+def order_type(**fields: object) -> EventType:
+    """`order.created`, with a schema."""
+    values: dict[str, object] = {"name": "order.created", "json_schema": SCHEMA}
+    return EventType(**(values | fields))  # type: ignore[arg-type]  # a test's own fields
+
+
+async def loaded(*event_types: EventType, is_strict: bool = False) -> EventTypeCatalog:
+    """A catalog of these."""
+    catalog = EventTypeCatalog(Source(*event_types), is_strict=is_strict)
+    await catalog.reload()
+    return catalog
+
+
+async def test_revisions_in_request_order() -> None:
+    catalog = await loaded(order_type(revision=3), EventType(name="user.registered", revision=7))
+    events = [
+        order_created(type="user.registered"), order_created(type="other"), order_created(),
+    ]  # fmt: skip
+    assert await catalog.check(events) == [7, 0, 3]
+
+
+async def test_an_archived_type_is_closed() -> None:
+    catalog = await loaded(order_type(state=EventTypeState.ARCHIVED))
+    with pytest.raises(FailedPreconditionError) as refusal:
+        await catalog.check([order_created(type="x"), order_created()])
+    assert refusal.value.reason is Reason.EVENT_TYPE_ARCHIVED
+    assert refusal.value.metadata == {"event_type": "eventTypes/order.created", "index": "1"}
+
+
+async def test_a_strict_catalog_knows_all_types_or_refuses() -> None:
+    catalog = await loaded(order_type(), is_strict=True)
+    with pytest.raises(FailedPreconditionError) as refusal:
+        await catalog.check([order_created(), order_created(type="unheard.of")])
+    assert refusal.value.reason is Reason.EVENT_TYPE_UNKNOWN
+    assert refusal.value.metadata["index"] == "1"
+
+
+async def test_a_strict_catalog_looks_before_it_refuses() -> None:
+    """The type was registered on another node a moment ago."""
+    source = Source()
+    catalog = EventTypeCatalog(source, is_strict=True)
+    await catalog.reload()
+    source.event_types.append(order_type(revision=2))
+    assert await catalog.check([order_created()]) == [2]
+
+
+async def test_every_event_that_breaks_its_schema_is_named() -> None:
+    catalog = await loaded(order_type())
+    with pytest.raises(InvalidArgumentError) as refusal:
+        await catalog.check(
+            [
+                order_created(data=b'{"id":"one"}'),
+                order_created(data=b'{"id":1}'),
+                order_created(data=b"[]"),
+                order_created(data=b"\x00", is_json=False),
+            ]
+        )
+    assert refusal.value.reason is Reason.PAYLOAD_SCHEMA_MISMATCH
+    found = {violation.field: violation.description for violation in refusal.value.violations}
+    assert list(found) == ["events[0].json_data", "events[2].json_data", "events[3].binary_data"]
+    assert found["events[0].json_data"].startswith("['id']: ")
+
+
+async def test_one_event_names_a_few_of_many_violations() -> None:
+    schema = '{"items": {"type": "string"}}'
+    catalog = await loaded(order_type(json_schema=schema))
+    with pytest.raises(InvalidArgumentError) as refusal:
+        await catalog.check([order_created(data=b"[%s]" % b",".join([b"1"] * 1_000))])
+    assert len(refusal.value.violations) == 5
+
+
+async def test_a_new_revision_is_a_new_schema() -> None:
+    source = Source(order_type())
+    catalog = EventTypeCatalog(source)
+    await catalog.reload()
+    with pytest.raises(InvalidArgumentError):
+        await catalog.check([order_created(data=b"{}")])
+
+    source.event_types = [order_type(revision=2, json_schema=LOOSER)]
+    await catalog.reload()
+    assert await catalog.check([order_created(data=b"{}")]) == [2]
+    source.event_types = [replace(source.event_types[0], state=EventTypeState.ARCHIVED)]
+    await catalog.reload()
+    with pytest.raises(FailedPreconditionError):
+        await catalog.check([order_created(data=b"{}")])
+    source.event_types = []
+    await catalog.reload()
+    assert await catalog.check([order_created(data=b"{}")]) == [0]
+
+
+async def test_an_older_reading_never_replaces_a_newer() -> None:
+    """Two readings at once, the older answered last: the change log does not tell twice."""
+    source = Source(order_type())
+    catalog = EventTypeCatalog(source)
+    source.gate = slow = asyncio.Event()
+    older = asyncio.create_task(catalog.reload())
+    await until(lambda: source.reads == 1, "the older reading has begun")
+    source.gate = None
+    source.event_types = [order_type(revision=2)]
+    newer = asyncio.create_task(catalog.reload())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    slow.set()
+    await asyncio.gather(older, newer)
+
+    assert await catalog.check([order_created()]) == [2]
+
+
+async def test_whoever_asks_while_one_reads_shares_the_next_reading() -> None:
+    """Unknown types come by the hundred: a reading each would be a way to drown the database."""
+    source = Source()
+    catalog = EventTypeCatalog(source, is_strict=True)
+    outcomes = await asyncio.gather(
+        *(catalog.check([order_created(type=f"t{n}")]) for n in range(100)), return_exceptions=True
+    )
+    assert all(isinstance(outcome, FailedPreconditionError) for outcome in outcomes)
+    assert source.reads <= 2
+
+
+async def test_a_type_whose_schema_cannot_be_read_is_closed_not_open(rig: Rig) -> None:
+    """Written by another version, perhaps. It is not as if it had no schema."""
+    await rig.database.fetch(
+        """INSERT INTO event_types (name, json_schema, state)
+           VALUES ('order.created', '{"type": 1}', 'ACTIVE'), ('old', '{"type": 1}', 'ARCHIVED')"""
+    )
+    catalog = EventTypeCatalog(EventTypes(rig.database))
+    await catalog.reload()
+
+    with pytest.raises(HooklineError) as refusal:
+        await catalog.check([order_created(type="x"), order_created()])
+    assert refusal.value.reason is Reason.INTERNAL
+    with pytest.raises(FailedPreconditionError) as archived:
+        await catalog.check([order_created(type="old")])
+    assert archived.value.reason is Reason.EVENT_TYPE_ARCHIVED
+    assert await catalog.check([order_created(type="x")]) == [0]
+
+
+async def test_a_reading_that_is_lost_stored_nothing(rig: Rig) -> None:
+    async with Wire(rig.url) as wire:
+        database = Database(wire.url, pool_size=1)
+        await database.open()
+        catalog = EventTypeCatalog(EventTypes(database), is_strict=True)
+        wire.cut_request = b"event_types"
+        with pytest.raises(UnavailableError):
+            await catalog.check([order_created()])
+        await database.close()
+
+
+async def test_what_a_type_says_is_stored_with_the_event(rig: Rig) -> None:
+    await rig.tenant()
+    types = EventTypes(rig.database)
+    await types.create(order_type())
+    await types.change("order.created", lambda seen: replace(seen, json_schema=LOOSER))
+    rig.event_types.event_types = await types.all()
+    rig.changes.poke()
+    await until(lambda: _knows(rig, 2), "the change log has told the catalog")
+
+    await rig.publisher.publish("acme", [order_created(), order_created(type="other")])
+    with pytest.raises(InvalidArgumentError):
+        await rig.publisher.publish("acme", [order_created(), order_created(data=b"[]")])
+
+    rows = await rig.database.fetch("SELECT event_type_revision FROM events ORDER BY ordinal")
+    assert [row["event_type_revision"] for row in rows] == [2, 0]
+
+
+async def _knows(rig: Rig, revision: int) -> bool:
+    return await rig.catalog.check([order_created()]) == [revision]
+
+
+@pytest.mark.parametrize(
+    "json_schema",
+    [
+        "", "{", "1", "[]", '{"type": 1}', '{"pattern": "("}', '{"$ref": "#/$defs/none"}',
+        '{"$ref": "https://example.com/schema.json"}', '{"$ref": "other.json"}',
+        '{"$schema": "https://example.com/mine"}', '{"$ref": "file:///etc/passwd"}',
+    ],
+)  # fmt: skip
+def test_what_is_no_schema_and_what_points_elsewhere_is_refused(json_schema: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        compile_schema(json_schema)
