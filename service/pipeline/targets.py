@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from service.domain.errors import Reason, UnavailableError
 from service.domain.names import subscription_name
 from service.domain.subscription import schedule_of
 from service.pipeline.lane import LaneConfig
@@ -75,9 +76,17 @@ class LaneConfigs:
             await self.configure(lanes)
 
     async def prepare(self, subscription_uid: UUID) -> tuple[RouteRow, PreparedTarget] | None:
-        """A subscription's row and target, outside any lane; None where it is gone or unusable."""
+        """A subscription's row and target, outside any lane; None where it is gone.
+
+        Raises `UnavailableError` where its secret cannot be opened: the fault is ours.
+        """
         for route in await load_routes(self._reader, self._box, [subscription_uid]):
-            if not route.is_deleted and not route.secret_fault:
+            if route.secret_fault:
+                raise UnavailableError(
+                    f"nothing was sent: the signing secret of {_name_of(route)} cannot be opened",
+                    Reason.INTERNAL,
+                )
+            if not route.is_deleted:
                 return route, self._target_of(route.subscription, route.secrets)
         return None
 

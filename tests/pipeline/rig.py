@@ -338,8 +338,9 @@ class Rig:
         names = ", ".join(values)
         holes = ", ".join(f"${n + 2}" for n in range(len(values)))
         await self.database.fetch(
-            f"""WITH bumped AS (UPDATE tenants SET epoch = epoch + 1 WHERE tenant_uid = $1
-                                RETURNING epoch)
+            f"""WITH bumped AS (UPDATE tenants SET epoch = epoch + 1,
+                                       subscription_count = subscription_count + 1
+                                WHERE tenant_uid = $1 RETURNING epoch)
                 INSERT INTO subscriptions (changed_epoch, {names})
                 SELECT epoch, {holes} FROM bumped""",  # noqa: S608 - names of our own columns
             tenant_uid,
