@@ -1,0 +1,40 @@
+"""What a publisher's event becomes when it is accepted."""
+
+from dataclasses import fields
+from datetime import UTC, datetime
+from uuid import UUID
+
+from service.domain.event import Event, NewEvent, accepted
+
+EVENT_ID, TENANT_UID = UUID(int=1), UUID(int=2)
+NOW, THEN = datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_everything_that_was_published_is_kept() -> None:
+    new = NewEvent(
+        type="order.created",
+        data=b"x",
+        is_json=False,
+        content_type="text/plain",
+        source="/shop",
+        subject="order/1",
+        occur_time=THEN,
+        external_id="e-1",
+        data_schema="https://example.com/schema",
+        idempotency_key="k",
+        ordering_key="o",
+        attributes={"a": "b"},
+    )
+    event = accepted(new, EVENT_ID, TENANT_UID, "acme", 3, NOW)
+
+    for field in fields(NewEvent):
+        assert getattr(event, field.name) == getattr(new, field.name), field.name
+    assert (event.event_id, event.tenant_uid, event.tenant_id) == (EVENT_ID, TENANT_UID, "acme")
+    assert (event.event_type_revision, event.create_time) == (3, NOW)
+    more = {"event_id", "tenant_uid", "tenant_id", "event_type_revision", "create_time"}
+    assert {field.name for field in fields(Event)} == {f.name for f in fields(NewEvent)} | more
+
+
+def test_a_source_that_is_not_named_is_the_tenant() -> None:
+    event = accepted(NewEvent(type="t", data=b"1"), EVENT_ID, TENANT_UID, "acme", 0, NOW)
+    assert (event.source, event.content_type) == ("/tenants/acme", "application/json")
