@@ -83,11 +83,11 @@ class Operator:
             )
         age_days = (self._time.unix_ms() - unix_ms_of(found.event_id)) / _DAY_MS
         if found.state is not DeliveryState.PENDING and (
-            age_days > self._retention_days - SAFE_DAYS
+            not found.has_event or age_days > self._retention_days - SAFE_DAYS
         ):
             raise FailedPreconditionError(
-                f"the event of {name} is within {SAFE_DAYS} days of being dropped for its age "
-                "(HOOKLINE_RETENTION_DAYS)",
+                f"the event of {name} is dropped for its age, or within {SAFE_DAYS} days of it"
+                " (HOOKLINE_RETENTION_DAYS)",
                 Reason.EVENT_NEAR_EXPIRY,
                 metadata={"delivery": name},
             )

@@ -31,6 +31,8 @@ class FoundDelivery:
     bucket: int
     state: DeliveryState
     is_due: bool
+    has_event: bool
+    """Whether what it would send is still there."""
     is_subscription_deleted: bool
     retry_policy: RetryPolicy
 
@@ -55,6 +57,7 @@ class OperationStore:
             bucket=row["bucket"],
             state=DeliveryState(row["state"]),
             is_due=row["is_due"],
+            has_event=row["has_event"],
             is_subscription_deleted=row["is_deleted"],
             retry_policy=RetryPolicy(
                 max_attempts=row["max_attempts"],
@@ -65,7 +68,7 @@ class OperationStore:
         )
 
     async def retry_pending(self, found: FoundDelivery) -> bool:
-        """Make a waiting delivery due now; False where it is pending no longer."""
+        """Make a waiting delivery due now; False where it waits no longer."""
         rows = await self._database.fetch(SQL.retry_pending, found.bucket, found.delivery_id)
         return bool(rows)
 
