@@ -67,9 +67,7 @@ async def test_a_statement_that_never_arrived_is_sent_again(
     await subscribed.wait_for(2)
 
 
-async def test_a_statement_still_running_is_ended_before_anyone_looks(
-    rig: Rig, wire: Wire
-) -> None:
+async def test_a_statement_still_running_is_ended_before_anyone_looks(rig: Rig, wire: Wire) -> None:
     """Postgres notices a lost client only when it answers: this one would commit much later."""
     await _publish(rig, order_created(0))
     (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'")
@@ -114,7 +112,9 @@ async def test_a_statement_that_overruns_its_deadline_is_ended_and_sent_again(
         async with rival(rig.url) as other:
             await other.execute(LOCK, tenant_uid)
             with pytest.raises(UnavailableError) as refusal:
-                await _publish(rig, _marked())  # lost twice, and nothing is stored: who waits, is told
+                await _publish(
+                    rig, _marked()
+                )  # lost twice, and nothing is stored: who waits, is told
             await other.execute("COMMIT")
         assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
         assert await _stored(rig) == []
@@ -199,8 +199,8 @@ async def test_what_is_being_committed_is_read_by_no_refill(
     wire.hold_answer = MARK
     publishing = asyncio.create_task(_publish(rig, _marked()))
     await wire.is_held.wait()
-    await rig.refiller.sweep()
     (lane,) = rig.lanes.all()
+    rig.refiller.sweep_soon()
     rig.lanes.touch(lane.subscription_uid, lane.bucket)
     await until(lambda: lane.state == "COMPLETE", "the lane is refilled")
     assert not lane.queue

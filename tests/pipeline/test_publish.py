@@ -1,7 +1,6 @@
 """Group commits: what was matched is what is written, in order, and all of it or nothing."""
 
 import asyncio
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,13 +12,11 @@ from service.domain.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from service.domain.ids import delivery_range_of, make_uuid7, unix_ms_of
+from service.domain.ids import delivery_range_of, unix_ms_of
 from service.domain.limits import Limits
 from service.pipeline.publish import GroupLimits
-from service.store.partitions import first_id_of_day
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import BUMP, LOCK, copy_subscription, rival, until_blocked
-from tests.waiting import until
 
 
 async def test_a_publish_waits_for_a_change_under_way_and_matches_again(
