@@ -17,6 +17,10 @@ pytest_plugins = ["tests.postgres"]
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# Before anything imports grpc: its fork handlers are for those who fork and go on. Our children
+# become other programs, and some were seen to die of the handlers before they had.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 # A loaded machine is no failure: the timeout of the whole test is the bound, not one of an example.
 hypothesis.settings.register_profile("hookline", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("hookline")

@@ -85,6 +85,7 @@ _CONTENTION = frozenset({"40P01", "40001", "55P03"})
 _GONE = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # used again between the server's last words and the closed socket
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,

@@ -77,7 +77,7 @@ class Scene:
         """End a node as the kernel does when memory runs out: no word, no time."""
         self.nodes.remove(node)
         node.process.kill()
-        await asyncio.to_thread(node.process.wait)
+        await asyncio.to_thread(node.ended)
 
     async def stop(self, node: Node) -> int:
         """End a node as an operator does; its exit code."""
@@ -140,6 +140,14 @@ class Scene:
             raise AssertionError(f"{len(missing)} of {len(ids)} did not come: {missing}") from None
         return time.monotonic() - began_s
 
+    async def recorded(self, within_s: float = 20.0) -> None:
+        """Wait until nothing is pending any more."""
+
+        async def is_recorded() -> bool:
+            return await self.value("SELECT count(*) FROM pending_deliveries") == 0
+
+        await until(is_recorded, "everything is recorded", within_s=within_s)
+
     async def rows(self, statement: str, *args: object) -> list[asyncpg.Record]:
         """Ask the database, on a connection of the test's own."""
         connection = await asyncpg.connect(self.url, server_settings={"application_name": "test"})
@@ -161,11 +169,7 @@ class Scene:
         """
         acknowledged = self.oracle.ids()
         await self.delivered(acknowledged, within_s)
-
-        async def is_recorded() -> bool:
-            return await self.value("SELECT count(*) FROM pending_deliveries") == 0
-
-        await until(is_recorded, "everything is recorded", within_s=within_s)
+        await self.recorded(within_s)
         states = await self.rows(
             """SELECT state, count(*) AS deliveries, count(DISTINCT event_id) AS events
                FROM deliveries GROUP BY state"""
@@ -187,9 +191,9 @@ class Scene:
     async def close(self) -> None:
         """Kill what runs; what the nodes said is printed, for pytest to show on failure."""
         for node in self._clients:
-            if node.process.poll() is None:
+            if node.process.returncode is None:
                 node.process.kill()
-            await asyncio.to_thread(node.ended)
+                await asyncio.to_thread(node.ended)
             said = [line for line in node.lines if '"level":"info"' not in line]
             print(f"--- node {node.process.pid}", *said[-60:], sep="\n")  # noqa: T201 - as said
         await self._stack.aclose()

@@ -1,0 +1,118 @@
+"""A Postgres of a test's own, whose server and backends can be crashed, frozen and crowded out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import signal
+import tempfile
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from service.store.embedded import EmbeddedPostgres
+from service.store.migrations import migrate
+from tests.postgres import MEMORY, SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+class Cluster:
+    """One embedded Postgres; its URL stays the same from start to start."""
+
+    def __init__(self, directory: pathlib.Path, settings: dict[str, str]) -> None:
+        self._postgres = EmbeddedPostgres(directory, settings=SETTINGS | settings)
+
+    @property
+    def url(self) -> str:
+        """Of its database; while it runs."""
+        return self._postgres.url
+
+    @property
+    def postmaster_pid(self) -> int:
+        """Its first process."""
+        return int((self._postgres.cluster / "postmaster.pid").read_text().split("\n", 1)[0])
+
+    async def start(self) -> None:
+        """Start it, recovering from a crash."""
+        await self._postgres.start()
+
+    async def crash(self, number: signal.Signals = signal.SIGQUIT) -> None:
+        """End it as `pg_ctl stop -m immediate` does, or by another signal; it stays down."""
+        os.kill(self.postmaster_pid, number)
+        await self._postgres.stop()
+
+    async def remove(self) -> None:
+        """Stop it, and leave nothing behind."""
+        await self._postgres.remove()
+
+    async def backends(self, like: str = "hookline %") -> dict[int, str]:
+        """The sessions of Hookline: the process of each backend, and its name."""
+        connection = await asyncpg.connect(self.url)
+        try:
+            rows = await connection.fetch(
+                "SELECT pid, application_name FROM pg_stat_activity WHERE application_name LIKE $1",
+                like,
+            )
+        finally:
+            await connection.close()
+        return {row["pid"]: row["application_name"] for row in rows}
+
+    @contextmanager
+    def frozen(self, pid: int) -> Iterator[None]:
+        """While inside, a backend does nothing, and answers nobody."""
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    @asynccontextmanager
+    async def crowded(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+        """While inside, strangers grab every connection that becomes free; one of theirs."""
+        strangers = [await asyncpg.connect(self.url)]
+        is_full = asyncio.Event()
+
+        async def crowd() -> None:
+            while True:
+                try:
+                    strangers.append(await asyncpg.connect(self.url))
+                except asyncpg.TooManyConnectionsError:
+                    is_full.set()
+
+        crowding = asyncio.create_task(crowd())
+        try:
+            async with asyncio.timeout(20):
+                await is_full.wait()
+            yield strangers[0]
+        finally:
+            crowding.cancel()
+            await asyncio.gather(crowding, return_exceptions=True)
+            for stranger in strangers:
+                await stranger.close()
+
+
+@contextmanager
+def _directory() -> Iterator[pathlib.Path]:
+    """A new directory, in memory where there is some; as root, Postgres's user can pass through."""
+    place = MEMORY if MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="hookline-test-", dir=place) as name:
+        pathlib.Path(name).chmod(0o711)
+        yield pathlib.Path(name, "data")
+
+
+@asynccontextmanager
+async def cluster(**settings: str) -> AsyncIterator[Cluster]:
+    """A cluster that runs and has today's schema. Nothing of it is left afterwards."""
+    with _directory() as directory:
+        server = Cluster(directory, settings)
+        try:
+            await server.start()
+            await migrate(server.url)
+            yield server
+        finally:
+            await server.remove()

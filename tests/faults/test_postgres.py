@@ -1,0 +1,201 @@
+"""Postgres crashes, its backends die or freeze, it has no connection left: nothing is lost."""
+
+import asyncio
+import pathlib
+import random
+import signal
+import time
+from contextlib import suppress
+
+import asyncpg
+import pytest
+
+from hookline.errors import UnavailableError
+from hookline.v1.event_pb2 import Event
+from hookline.v1.event_service_pb2 import PublishEventsRequest
+from hookline.v1.operations_service_pb2 import GetStatusRequest
+from tests.faults.cluster import Cluster, cluster
+from tests.faults.publishing import TENANT
+from tests.faults.scene import Scene, scene, shared
+from tests.waiting import until
+
+pytestmark = pytest.mark.timeout(1_800)
+
+MAX_IN_FLIGHT = 100
+SHORT_LEASE_S = 4.0
+SESSIONS = [
+    f"hookline {name}" for name in ("publish", "record", "refill", "changes", "ownership", "calls")
+]
+
+
+def call() -> PublishEventsRequest:
+    """A call of a caller that does not repeat."""
+    return PublishEventsRequest(tenant=TENANT, events=[Event(type="fault.n0", json_data="{}")])
+
+
+async def refusal(stage: Scene) -> UnavailableError:
+    """What such a caller is told."""
+    with pytest.raises(UnavailableError) as refused:
+        await stage.clients()[0].events.PublishEvents(call())
+    return refused.value
+
+
+async def test_postgres_crashes_under_load_and_nothing_acknowledged_is_lost(
+    tmp_path: pathlib.Path, rounds: int, chance: random.Random
+) -> None:
+    async with cluster() as postgres, scene(postgres.url, tmp_path) as stage:
+        await shared(stage, 2)
+        async with stage.publishing():
+            for round_ in range(rounds):
+                await stage.more_arrivals(chance.randint(1, 500))
+                await postgres.crash([signal.SIGQUIT, signal.SIGKILL][round_ % 2])
+                told = await refusal(stage)
+                assert told.reason == "DATABASE_UNAVAILABLE"
+                await postgres.start()
+                await stage.delivered(stage.oracle.ids(), within_s=15)
+        # What was answered meanwhile was recorded after, and not sent again.
+        await stage.judge(duplicates_at_most=0)
+
+
+async def test_nodes_whose_leases_ended_while_postgres_was_away_begin_anew(
+    tmp_path: pathlib.Path,
+) -> None:
+    async with (
+        cluster() as postgres,
+        scene(
+            postgres.url,
+            tmp_path,
+            HOOKLINE_LEASE_S=str(SHORT_LEASE_S),
+            HOOKLINE_MAX_IN_FLIGHT=str(MAX_IN_FLIGHT),
+        ) as stage,
+    ):
+        await shared(stage, 2)
+        async with stage.publishing():
+            await stage.more_arrivals(200)
+            await postgres.crash()
+            ends_at_s = time.monotonic() + SHORT_LEASE_S
+            await until(lambda: time.monotonic() > ends_at_s, "the leases end")
+            await postgres.start()
+            await stage.delivered(stage.oracle.ids(), within_s=15)
+            await stage.more_arrivals(200)
+        await stage.judge(duplicates_at_most=2 * MAX_IN_FLIGHT)
+
+
+async def test_sessions_whose_backends_are_killed_under_load_are_there_again(
+    tmp_path: pathlib.Path, rounds: int
+) -> None:
+    async with cluster() as postgres, scene(postgres.url, tmp_path) as stage:
+        await shared(stage, 2)
+        async with stage.publishing():
+            await stage.more_arrivals(100)
+            for name in SESSIONS * (rounds // 3):
+                old = set(await postgres.backends(name))
+                await stage.rows(
+                    "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", old
+                )
+                await until(
+                    lambda name=name, old=old: are_anew(postgres, name, old), f"{name}, twice again"
+                )
+            await stage.more_arrivals(100)
+        await stage.judge(duplicates_at_most=0)
+
+
+async def are_anew(postgres: Cluster, name: str, old: set[int]) -> bool:
+    """Whether each session of a name has another backend than before."""
+    now = set(await postgres.backends(name))
+    return len(now) >= len(old) and not now & old
+
+
+async def test_sessions_whose_backends_freeze_under_load_get_others(
+    tmp_path: pathlib.Path, rounds: int
+) -> None:
+    async with (
+        cluster() as postgres,
+        scene(postgres.url, tmp_path, HOOKLINE_STATEMENT_TIMEOUT_S="1") as stage,
+    ):
+        await shared(stage, 2)
+        async with stage.publishing():
+            await stage.more_arrivals(100)
+            for name in SESSIONS * (rounds // 3):
+                (pid, *_) = await postgres.backends(name)
+                with postgres.frozen(pid):
+                    await until(
+                        lambda name=name: has_another(stage, postgres, name),
+                        f"{name} has another backend",
+                    )
+                    await stage.more_arrivals(100)
+                await until(lambda pid=pid: is_gone(postgres, pid), "the old one has ended")
+            await stage.more_arrivals(100)
+        await stage.judge(duplicates_at_most=0)
+
+
+async def has_another(stage: Scene, postgres: Cluster, name: str) -> bool:
+    """Whether a session has a backend beside the frozen one; there are two nodes."""
+    if name == "hookline calls":  # all others are used without being asked
+        for client in stage.clients():
+            with suppress(UnavailableError):
+                await client.operations.GetStatus(GetStatusRequest())
+    return len(await postgres.backends(name)) > 2
+
+
+async def is_gone(postgres: Cluster, pid: int) -> bool:
+    """Whether a backend has ended."""
+    return pid not in await postgres.backends()
+
+
+async def test_a_publisher_whose_backend_is_frozen_refuses_what_it_has_not_sent(
+    tmp_path: pathlib.Path,
+) -> None:
+    async with (
+        cluster() as postgres,
+        scene(postgres.url, tmp_path, nodes=1, HOOKLINE_STATEMENT_TIMEOUT_S="2") as stage,
+    ):
+        await stage.publish(["fault.n0"])
+        (pid,) = await postgres.backends("hookline publish")
+        with postgres.frozen(pid):
+            sent = asyncio.ensure_future(
+                stage.clients()[0].events.PublishEvents(call(), timeout=60)
+            )
+            await until(lambda: are_many(postgres, "hookline publish"), "it connects anew")
+            told = await refusal(stage)
+            assert told.reason == "DATABASE_UNAVAILABLE"
+            assert not sent.done(), "nobody can tell yet whether it was stored"
+        answer = await sent
+        stage.oracle.acknowledge([result.name for result in answer.results])
+        await stage.judge(duplicates_at_most=0)
+
+
+async def are_many(postgres: Cluster, name: str) -> bool:
+    """Whether a session has more than one backend."""
+    return len(await postgres.backends(name)) > 1
+
+
+async def test_without_a_connection_publishing_is_refused_before_the_commit_and_recovers(
+    tmp_path: pathlib.Path,
+) -> None:
+    async with (
+        cluster(max_connections="60") as postgres,
+        scene(postgres.url, tmp_path, nodes=1, HOOKLINE_LEASE_S="60") as stage,
+    ):
+        async with stage.publishing():
+            await stage.more_arrivals(100)
+            async with postgres.crowded() as stranger:
+                await until(lambda: is_crowded_out(stranger), "strangers have all there is")
+                told = await refusal(stage)
+                assert told.reason == "DATABASE_UNAVAILABLE"
+                stored = await stranger.fetchval("SELECT count(*) FROM events")
+                assert (await refusal(stage)).reason == "DATABASE_UNAVAILABLE"
+                assert await stranger.fetchval("SELECT count(*) FROM events") == stored
+            await stage.more_arrivals(100)
+        await stage.judge(duplicates_at_most=0)
+
+
+async def is_crowded_out(stranger: "asyncpg.Connection[asyncpg.Record]") -> bool:
+    """End Hookline's connections; whether there were none any more, and strangers had all."""
+    ended, is_full = await stranger.fetchrow(
+        """SELECT count(*) FILTER (WHERE application_name LIKE 'hookline %'
+                                   AND pg_terminate_backend(pid)),
+                  count(*) = current_setting('max_connections')::int
+           FROM pg_stat_activity WHERE backend_type = 'client backend'"""
+    )
+    return is_full and not ended
