@@ -192,7 +192,7 @@ async def test_without_a_connection_publishing_is_refused_before_the_commit_and_
 
 async def is_crowded_out(stranger: "asyncpg.Connection[asyncpg.Record]") -> bool:
     """End Hookline's connections; whether there were none any more, and strangers had all."""
-    ended, is_full = await stranger.fetchrow(
+    ((ended, is_full),) = await stranger.fetch(
         """SELECT count(*) FILTER (WHERE application_name LIKE 'hookline %'
                                    AND pg_terminate_backend(pid)),
                   count(*) = current_setting('max_connections')::int
