@@ -77,6 +77,7 @@ _SOURCES = {
     "events": "SELECT * FROM events WHERE event_id = ANY ($1)",
     "pending_deliveries": "SELECT * FROM pending_deliveries WHERE event_id = ANY ($1)",
     "deliveries": "SELECT * FROM deliveries WHERE event_id = ANY ($1)",
+    "idempotency_keys": "SELECT * FROM idempotency_keys WHERE event_id = ANY ($1)",
 }
 
 
@@ -129,17 +130,17 @@ def _made(rows: Sequence[asyncpg.Record], statements: int) -> list[Columns]:
     names = list(rows[0].keys())
     return [
         [
-            [_later(value, number) for value in column]
-            if name in {"event_id", "delivery_id"}
-            else list(column)
+            [_later(name, value, number) for value in column]
             for name, column in zip(names, columns, strict=True)
         ]
         for number in range(1, statements + 1)
     ]
 
 
-def _later(value: object, number: int) -> uuid.UUID:
-    return uuid.UUID(int=cast("uuid.UUID", value).int + number * _STEP)
+def _later(name: str, value: object, number: int) -> object:
+    if name in {"event_id", "delivery_id"}:
+        return uuid.UUID(int=cast("uuid.UUID", value).int + number * _STEP)
+    return f"{number:06d}-{value}" if name == "key" else value
 
 
 # ------------------------------------------------------------------------------------------ post

@@ -82,7 +82,9 @@ async def paced(stage: Stage, load: Load, group: int = 0) -> tuple[Figures, Ackn
     await stage.latencies_us()
     before = stage.counters.distinct(group)
     done = await stage.publish(load)
-    return await latencies(stage, before, done.events * load.fan_out, group), done
+    figures = await latencies(stage, before, done.events * load.fan_out, group)
+    answered = percentiles(done.answers_us)
+    return figures | {"ok_p50_ms": answered["p50_ms"], "ok_p99_ms": answered["p99_ms"]}, done
 
 
 async def latencies(stage: Stage, before: int, count: int, group: int = 0) -> Figures:

@@ -13,7 +13,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 import grpc.aio
 import uvloop
 
+from hookline.client import HooklineClient
 from hookline.v1 import event_pb2, event_service_pb2
 from tests.bench.counters import Counters
 
@@ -30,6 +31,7 @@ METHOD = "/hookline.v1.EventService/PublishEvents"
 _POLL_S = 0.002
 _CALL_TIMEOUT_S = 30.0
 _OUTSTANDING_MAX = 10_000
+_OVERLOADED = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 _WAIT_BEHIND = 4_000
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # each channel a connection of its own
@@ -42,6 +44,8 @@ class Mode(StrEnum):
 
     CLOSED = "closed"
     """An answer: so many calls in flight, held back only where the receiver falls behind."""
+    BATCHING = "batching"
+    """The same, with the client's batching publisher in place of the stubs."""
     PACED = "paced"
     """The clock: each call at its moment, whatever became of the one before."""
 
@@ -72,7 +76,7 @@ class Load:
     is_stamped: bool = False
     """Each event says when it was meant to be sent, and the receiver how long it took since."""
     may_be_refused: bool = False
-    """RESOURCE_EXHAUSTED is counted; otherwise it fails the run, as any other error does."""
+    """A refusal for overload is counted; otherwise it fails the run, as any other error does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +87,14 @@ class Acknowledged:
     """Acknowledged with OK."""
     refused: int
     """Events that overload refused, or that were not sent because too many calls were under way."""
+    reset: int
+    """Of those refused: by gRPC itself, without a word of when to come back."""
     begun_s: float
     """When the first call was made, monotonic."""
     ended_s: float
     """When the last answer came."""
-    cpu_s: float
-    """What publishing cost the publisher."""
+    answers_us: Sequence[int]
+    """How long after its moment each stamped call was answered."""
 
 
 class Requests:
@@ -107,13 +113,16 @@ class Requests:
         """The next call's request."""
         return self._make(f'{{"t":{meant_ns},') if self._load.is_stamped else next(self._made)
 
-    def _make(self, head: str) -> bytes:
+    def events(self, head: str = "{") -> list[event_pb2.Event]:
+        """The events of a call, their data filled up to its size."""
         data = head + '"filler":"' + "x" * max(0, self._load.data_bytes - len(head) - 12) + '"}'
-        events = [
+        return [
             event_pb2.Event(type=next(self._types), json_data=data) for _ in range(self._load.batch)
         ]
+
+    def _make(self, head: str) -> bytes:
         return event_service_pb2.PublishEventsRequest(
-            tenant=next(self._tenants), events=events
+            tenant=next(self._tenants), events=self.events(head)
         ).SerializeToString()
 
 
@@ -127,6 +136,8 @@ class Publisher:
         self._requests = Requests(load)
         self.events = 0
         self.refused = 0
+        self.reset = 0
+        self.answers_us: list[int] = []
 
     async def call(self, meant_ns: int = 0) -> None:
         """One call, to its end."""
@@ -134,16 +145,36 @@ class Publisher:
         try:
             await next(self._calls)(self._requests.next(meant_ns), timeout=_CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            if not (load.may_be_refused and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED):
+            if not load.may_be_refused or error.code() not in _OVERLOADED:
                 raise
             self.refused += load.batch
+            self.reset += 0 if error.trailing_metadata() else load.batch
         else:
-            self.events += load.batch
-            self._counters.count_published(load.publisher, load.batch)
+            self._count()
+            if load.is_stamped:
+                self.answers_us.append((time.monotonic_ns() - meant_ns) // 1_000)
 
-    async def run_closed(self) -> None:
+    def _count(self) -> None:
+        self.events += self._load.batch
+        self._counters.count_published(self._load.publisher, self._load.batch)
+
+    async def run_batching(self) -> None:
+        """So many events in flight, each published by itself."""
+        (event,) = self._requests.events()
+        async with (
+            HooklineClient(self._load.servers[0]) as client,
+            client.batching(self._load.tenants[0]) as publisher,
+        ):
+
+            async def publish() -> None:
+                await publisher.publish(event)
+                self._count()
+
+            await self.run_closed(publish)
+
+    async def run_closed(self, call: Callable[[], Awaitable[None]] | None = None) -> None:
         """So many calls in flight until the time is over."""
-        load = self._load
+        load, call = self._load, call or self.call
         end = time.monotonic() + load.seconds
         received_before = self._received()
 
@@ -153,7 +184,7 @@ class Publisher:
                 if load.backlog and behind > load.backlog:
                     await asyncio.sleep(_POLL_S)
                 else:
-                    await self.call()
+                    await call()
 
         await asyncio.gather(*[work() for _ in range(load.in_flight)])
 
@@ -207,14 +238,21 @@ async def run(load: Load, counters: Counters) -> Acknowledged:
     try:
         await asyncio.gather(*[channel.channel_ready() for channel in channels])
         publisher = Publisher(load, counters, [channel.unary_unary(METHOD) for channel in channels])
-        begun_s, spent_s = time.monotonic(), time.process_time()
-        await (publisher.run_closed() if load.mode is Mode.CLOSED else publisher.run_paced())
+        begun_s = time.monotonic()
+        match load.mode:
+            case Mode.CLOSED:
+                await publisher.run_closed()
+            case Mode.BATCHING:
+                await publisher.run_batching()
+            case Mode.PACED:
+                await publisher.run_paced()
         return Acknowledged(
             events=publisher.events,
             refused=publisher.refused,
+            reset=publisher.reset,
             begun_s=begun_s,
             ended_s=time.monotonic(),
-            cpu_s=time.process_time() - spent_s,
+            answers_us=publisher.answers_us,
         )
     finally:
         await asyncio.gather(*[channel.close() for channel in channels])

@@ -20,7 +20,7 @@ _COLUMNS = (
     ("p50_ms", "p50 ms", "{:.2f}"),
     ("p99_ms", "p99 ms", "{:.2f}"),
     ("memory_mb", "MB", "{:.0f}"),
-    ("elsewhere_cpu_us", "else µs", "{:.0f}"),
+    ("elsewhere_cpu_us", "else µs", "{:.1f}"),
 )
 _LEGEND = """\
 HL, PG: CPU of Hookline's processes and of Postgres's, a delivery. image: whole pages in the WAL.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.bench.floor import with_floor
 from tests.bench.measure import Figures, delivered, paced, stored, warm
 from tests.bench.processes import BenchError
@@ -20,6 +22,20 @@ async def end_to_end(stage: Stage, extent: Extent) -> Figures:
     tenant = await stage.tenant()
     await stage.subscribe(tenant)
     return await _play(stage, stage.load(tenant, seconds=extent.seconds(10.0)))
+
+
+async def batching_client(stage: Stage, extent: Extent) -> Figures:
+    """Single events, given one by one to a client that batches them."""
+    tenant = await stage.tenant()
+    await stage.subscribe(tenant)
+    load = stage.load(
+        tenant, mode=Mode.BATCHING, batch=1, in_flight=512, seconds=extent.seconds(10.0)
+    )
+    await warm(stage, load)
+    figures = await delivered(stage, load)
+    # Half of them are on their way while the others gather.
+    alike = replace(load, mode=Mode.CLOSED, batch=load.in_flight // 2, in_flight=2)
+    return await with_floor(stage, alike, figures)
 
 
 async def unary(stage: Stage, extent: Extent) -> Figures:
@@ -89,6 +105,13 @@ SCENARIOS = (
             most("postgres_cpu_us", 60),
             most("wal_bytes", 1_600),
         ),
+    ),
+    Scenario(
+        number="2",
+        name="batching client",
+        title="single events through the batching client, 512 in flight",
+        play=batching_client,
+        goals=(least("per_second", 5_000),),
     ),
     Scenario(
         number="3",

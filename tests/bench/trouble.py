@@ -100,6 +100,7 @@ async def flooding_tenant(stage: Stage, extent: Extent) -> Figures:
         "capacity_per_second": capacity,
         "flood_acknowledged_per_second": done.events / (done.ended_s - done.begun_s),
         "flood_refused": done.refused,
+        "flood_reset": done.reset,
         "flood_delivered_per_second": (stage.counters.received(_FLOOD) - received) / seconds,
     }
 
