@@ -302,6 +302,21 @@ async def test_publish_waits_while_too_much_is_pending(
     assert subjects(service) == list(range(20)), "and keeps its place"
 
 
+async def test_a_small_event_does_not_pass_a_large_one_that_waits_for_room(
+    service: Service, client: HooklineClient
+) -> None:
+    service.events.is_open.clear()
+    async with client.batching("acme", max_events=1, max_pending_bytes=2_000) as publisher:
+        publishing = [
+            asyncio.create_task(publisher.publish(numbered(n, binary_data=bytes(size))))
+            for n, size in enumerate([1_000, 1_900, 10])
+        ]
+        await until(lambda: sizes(service) == [1], "the first is on its way")
+        service.events.is_open.set()
+        await asyncio.gather(*publishing)
+    assert subjects(service) == [0, 1, 2]
+
+
 async def test_one_event_larger_than_what_may_be_pending_goes_alone(
     service: Service, client: HooklineClient
 ) -> None:
@@ -332,11 +347,12 @@ async def test_who_gives_up_takes_nobody_along(service: Service, client: Hooklin
     assert subjects(service) == [0, 1, 2, 3, 5, 6, 7, 9, 10]
 
 
+@pytest.mark.parametrize("pushback", ["0", "30"])
 async def test_who_gives_up_on_its_way_is_not_sent_again(
-    service: Service, client: HooklineClient
+    service: Service, client: HooklineClient, pushback: str
 ) -> None:
     service.events.is_open.clear()
-    service.events.script = [UNAVAILABLE]
+    service.events.script = [refuse(grpc.StatusCode.UNAVAILABLE, pushback=pushback)]
     async with client.batching("acme") as publisher:
         publishing = start(publisher, range(3))
         await until(lambda: sizes(service) == [3], "they are on their way")
@@ -344,6 +360,7 @@ async def test_who_gives_up_on_its_way_is_not_sent_again(
         service.events.is_open.set()
         await asyncio.gather(publishing[0], publishing[2])
     assert subjects(service) == [0, 1, 2, 0, 2]
+    assert publisher.pending_events == publisher.pending_bytes == 0
 
 
 async def test_the_only_one_that_gives_up_leaves_a_publisher_that_works(

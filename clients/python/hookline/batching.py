@@ -149,7 +149,6 @@ class BatchingPublisher:
                 await self._store(part)
             except HooklineError as refusal:
                 parts[:0] = _sort_out(part, refusal)
-                self._pending.release(part)
 
     async def _store(self, batch: list[Entry]) -> None:
         """Send a batch until it is stored, less those who wait no more. Raises the refusal."""
@@ -169,7 +168,6 @@ class BatchingPublisher:
                 pending.trouble = None
                 for entry, result in zip(batch, results, strict=True):
                     entry.succeed(result)
-                pending.release(batch)
                 return
 
     async def _rest(self, batch: list[Entry]) -> bool:
@@ -183,6 +181,7 @@ class BatchingPublisher:
             self._pending.release(batch)
             if self._pending.events:
                 await asyncio.sleep(wait_s)
+        self._pending.release(batch)
         batch[:] = [entry for entry in batch if not entry.done.done()]
         return bool(batch)
 
