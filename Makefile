@@ -23,7 +23,7 @@ SETUP_READY   := .venv/.ready-$(call key,pyproject.toml clients/python/pyproject
 CODEGEN_READY := .tools/codegen/.ready-$(call key,requirements-codegen.txt)
 GRPCURL_READY := .tools/bin/.grpcurl-$(GRPCURL)
 
-.PHONY: help setup demo test lint generate check bench lock clean
+.PHONY: help setup demo test lint generate check faults bench lock clean
 .PHONY: codegen grpcurl
 
 help: ## this list
@@ -51,6 +51,9 @@ generate: setup codegen ## generate the stubs from protos/
 check: lint codegen ## lint, and: is the generated code current, is the contract kept
 	@$(BIN)/python protos/generate.py --check
 	@$(BIN)/buf breaking --against protos/released.binpb
+
+faults: setup ## break real processes again and again, and count: ten minutes (a short version is in test)
+	@HOOKLINE_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults $(PYTEST)
 
 bench: setup ## measure; SCENARIO="1 3" chooses, ROUNDS=, SECONDS=, WORKERS=, SCALE=, FULL=1
 	@$(BIN)/python -m tests.bench $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \

@@ -62,14 +62,16 @@ class Cluster:
         return {row["pid"]: row["application_name"] for row in rows}
 
     @contextmanager
-    def frozen(self, pid: int) -> Iterator[None]:
-        """While inside, a backend does nothing, and answers nobody."""
-        os.kill(pid, signal.SIGSTOP)
+    def frozen(self, *pids: int) -> Iterator[None]:
+        """While inside, these backends do nothing, and answer nobody."""
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     @asynccontextmanager
     async def crowded(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:

@@ -84,14 +84,14 @@ class Scene:
         self.nodes.remove(node)
         return await asyncio.to_thread(node.stop)
 
-    async def subscribe(self, count: int) -> None:
+    async def subscribe(self, count: int, timeout_s: int = 30) -> None:
         """So many more subscriptions, each to an event type of its own; their buckets by chance."""
         have = len(self.event_types)
         for number in range(have, have + count):
             request = CreateSubscriptionRequest(tenant=TENANT, subscription_id=f"s{number}")
             request.subscription.event_types.append(f"fault.n{number}")
             request.subscription.http.url = self.target.url(f"/{number}")
-            request.subscription.http.timeout.FromSeconds(30)
+            request.subscription.http.timeout.FromSeconds(timeout_s)
             await self.clients()[0].subscriptions.CreateSubscription(request)
             self.event_types.append(f"fault.n{number}")
 
@@ -159,6 +159,22 @@ class Scene:
     async def value(self, statement: str, *args: object) -> object:
         """The first value of the first row."""
         return (await self.rows(statement, *args))[0][0]
+
+    async def waiting_backend(self, session: str) -> int:
+        """The process id of a session's backend, once it waits for somebody's lock."""
+        pids: list[int] = []
+
+        async def is_waiting() -> bool:
+            rows = await self.rows(
+                """SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+                   AND application_name = $1 AND wait_event_type = 'Lock'""",
+                session,
+            )
+            pids[:] = [row["pid"] for row in rows]
+            return len(pids) == 1
+
+        await until(is_waiting, f"{session} waits for a lock")
+        return pids[0]
 
     # ------------------------------------------------------------------------------ the judgement
 

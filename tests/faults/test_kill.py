@@ -10,7 +10,7 @@ from hookline.errors import UnavailableError
 from hookline.v1.event_pb2 import Event
 from service.domain.ids import format_type_id
 from tests.faults.publishing import TENANT
-from tests.faults.scene import Scene, scene, shared
+from tests.faults.scene import scene, shared
 from tests.pipeline.rival import rival
 from tests.pipeline.wire import Wire
 from tests.waiting import until
@@ -56,7 +56,7 @@ async def test_killed_after_the_2xx_and_before_the_record_an_event_comes_twice_w
         async with rival(database_url) as blocker:
             await blocker.fetch("SELECT FROM pending_deliveries FOR UPDATE")
             stage.target.let_go()
-            record = await waiting_backend(stage, "hookline record")
+            record = await stage.waiting_backend("hookline record")
             await stage.kill(node)
             # Else it would carry on without the client that is gone, once the row is free.
             await stage.rows("SELECT pg_terminate_backend($1, 10000)", record)
@@ -77,7 +77,7 @@ async def test_a_record_that_was_sent_is_written_although_its_node_is_killed(
         async with rival(database_url) as blocker:
             await blocker.fetch("SELECT FROM pending_deliveries FOR UPDATE")
             stage.target.let_go()
-            await waiting_backend(stage, "hookline record")
+            await stage.waiting_backend("hookline record")
             await stage.kill(node)
         await stage.start_node()
         await stage.judge(duplicates_at_most=0)
@@ -106,20 +106,3 @@ async def test_killed_after_the_commit_and_before_the_answer_a_retry_gets_the_sa
         assert result.name.endswith(format_type_id("evt", stored["event_id"]))
         stage.oracle.acknowledge([result.name])
         await stage.judge(duplicates_at_most=0)
-
-
-async def waiting_backend(stage: Scene, application_name: str) -> int:
-    """The process id of a session's backend, once it waits for somebody's lock."""
-    pids: list[int] = []
-
-    async def is_waiting() -> bool:
-        rows = await stage.rows(
-            """SELECT pid FROM pg_stat_activity WHERE datname = current_database()
-               AND application_name = $1 AND wait_event_type = 'Lock'""",
-            application_name,
-        )
-        pids[:] = [row["pid"] for row in rows]
-        return len(pids) == 1
-
-    await until(is_waiting, f"{application_name} waits for a lock")
-    return pids[0]
