@@ -65,8 +65,8 @@ class LaneConfigs:
                 _log.error(
                     "signing_secret_sealed", subscription=_name_of(route), error=route.secret_fault
                 )
-            else:
-                self._lanes.configure(lane, self._config_of(route))
+            elif config := self._config_of(route):
+                self._lanes.configure(lane, config)
                 self._watch_expiry(lane, route.secrets)
 
     async def reconfigure(self, uids: Sequence[UUID]) -> None:
@@ -90,8 +90,14 @@ class LaneConfigs:
                 return route, self._target_of(route.subscription, route.secrets)
         return None
 
-    def _config_of(self, route: RouteRow) -> LaneConfig:
+    def _config_of(self, route: RouteRow) -> LaneConfig | None:
+        """None, and told, where the target is outside today's grammar: others go on without it."""
         subscription = route.subscription
+        try:
+            target = self._target_of(subscription, route.secrets)
+        except ValueError as error:
+            _log.error("target_unusable", subscription=_name_of(route), error=str(error))
+            return None
         return LaneConfig(
             name=_name_of(route),
             version=route.version,
@@ -102,7 +108,7 @@ class LaneConfigs:
             max_per_second=subscription.limits.max_per_second,
             payload_format=subscription.payload_format,
             url=subscription.target.url,
-            target=self._target_of(subscription, route.secrets),
+            target=target,
             failing_since_us=_unix_us(route.failing_since),
         )
 

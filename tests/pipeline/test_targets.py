@@ -106,3 +106,25 @@ async def test_a_secret_that_cannot_be_opened_is_our_fault_and_its_deliveries_wa
         "UPDATE signing_keys SET sealed_secret = $2 WHERE subscription_uid = $1", uid, sealed
     )
     await until(lambda: rig.recorder.recorded == 2, "it goes out once it can be opened")
+
+
+async def test_a_target_that_can_no_longer_be_made_ready_waits_and_holds_up_no_other(
+    rig: Rig, receiver: Receiver
+) -> None:
+    """A row that an older version let in, and today's grammar does not."""
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url, "old.*")
+    await rig.subscription(tenant_uid, receiver.url, "new.*")
+    await rig.database.fetch(
+        "UPDATE subscriptions SET url = $2 WHERE subscription_uid = $1", uid, "http://a b/"
+    )
+
+    await rig.publisher.publish("acme", [order_created(type="old.x"), order_created(type="new.x")])
+    await until(lambda: rig.recorder.recorded == 1, "the other one is sent")
+
+    (row,) = await rig.pending()
+    assert (row["subscription_uid"], row["attempt_count"]) == (uid, 0)
+    await rig.database.fetch(
+        "UPDATE subscriptions SET url = $2 WHERE subscription_uid = $1", uid, receiver.url
+    )
+    await until(lambda: rig.recorder.recorded == 2, "it goes out once its target is right")
