@@ -13,9 +13,11 @@ import asyncpg
 
 from tests.bench.processes import BenchError
 
-_IMAGES = """
-SELECT coalesce(sum(fpi_size), 0)::bigint
-FROM pg_get_wal_stats($1, least($2, pg_current_wal_flush_lsn()))
+_LOGGED = """
+SELECT coalesce(sum(fpi_size), 0)::bigint AS image_bytes,
+       coalesce(sum(count) FILTER (WHERE "resource_manager/record_type" = 'Transaction/COMMIT'), 0)
+           ::bigint AS commits
+FROM pg_get_wal_stats($1, least($2, pg_current_wal_flush_lsn()), true)
 """
 # Inside the session that writes: what another one is told is not what holds there.
 _WATCH_COMMITS = """
@@ -46,6 +48,15 @@ SELECT uuidv7(), tenant_uid, n % 256, 'bulk-' || n,
        'http://127.0.0.1:9/', 15000, 64, epoch
 FROM bumped, generate_series(1, $2) AS n
 """
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A stretch of the write-ahead log."""
+
+    image_bytes: int
+    """Of it, images of whole pages."""
+    commits: int
 
 
 @dataclass(frozen=True)
@@ -102,12 +113,13 @@ class BenchDatabase:
             )
         )
 
-    async def image_bytes(self, begin: int, end: int) -> int | None:
-        """Of the log between two positions, what is images of whole pages; None: it is recycled."""
+    async def logged(self, begin: int, end: int) -> Logged | None:
+        """What the log holds between two positions; None: it has been recycled."""
         try:
-            return int(await self._connection.fetchval(_IMAGES, begin, end))
+            row = await self._connection.fetchrow(_LOGGED, begin, end)
         except asyncpg.PostgresError:
             return None
+        return None if row is None else Logged(row["image_bytes"], row["commits"])
 
     async def is_drained(self) -> bool:
         """Whether nothing is pending."""

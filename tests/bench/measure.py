@@ -63,7 +63,7 @@ async def costs(stage: Stage, before: Meters, after: Meters, count: int) -> Figu
         after.publishers_cpu_s - before.publishers_cpu_s
     )
     elsewhere_s = (after.busy_s - before.busy_s) - hookline_s - postgres_s - bench_s
-    images = await stage.database.image_bytes(before.wal_position, after.wal_position)
+    logged = await stage.database.logged(before.wal_position, after.wal_position)
     figures = {
         "count": count,
         "hookline_cpu_us": hookline_s / count * 1e6,
@@ -72,7 +72,12 @@ async def costs(stage: Stage, before: Meters, after: Meters, count: int) -> Figu
         "elsewhere_cpu_us": elsewhere_s / count * 1e6,
         "wal_bytes": (after.wal_position - before.wal_position) / count,
     }
-    return figures if images is None else figures | {"wal_image_bytes": images / count}
+    if logged is None:
+        return figures
+    return figures | {
+        "wal_image_bytes": logged.image_bytes / count,
+        "per_commit": count / max(1, logged.commits),
+    }
 
 
 async def paced(stage: Stage, load: Load, group: int = 0) -> tuple[Figures, Acknowledged]:

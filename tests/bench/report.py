@@ -16,6 +16,7 @@ _COLUMNS = (
     ("postgres_cpu_us", "PG µs", "{:.1f}"),
     ("wal_bytes", "WAL B", "{:,.0f}"),
     ("wal_image_bytes", "image B", "{:,.0f}"),
+    ("per_commit", "/commit", "{:,.1f}"),
     ("efficiency", "effic.", "{:.2f}"),
     ("p50_ms", "p50 ms", "{:.2f}"),
     ("p99_ms", "p99 ms", "{:.2f}"),
@@ -24,7 +25,8 @@ _COLUMNS = (
 )
 _LEGEND = """\
 HL, PG: CPU of Hookline's processes and of Postgres's, a delivery. image: whole pages in the WAL.
-effic.: the floor's CPU over HL and PG. MB: peak of the largest process. else: CPU of others."""
+/commit: deliveries to a commit, storing and recording both counted. effic.: the floor's CPU over
+HL and PG. MB: peak of the largest process. else: CPU that was none of the run's, a delivery."""
 _CELL, _NAME = 9, 22
 
 
