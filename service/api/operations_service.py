@@ -57,6 +57,7 @@ def _node_message(node: Node) -> operations_service_pb2.Node:
     return operations_service_pb2.Node(
         node_id=str(node.node_id),
         hostname=node.hostname,
+        address=node.address,
         version=node.version,
         start_time=timestamp_of(node.start_time),
         lease_expire_time=timestamp_of(node.lease_until),

@@ -14,6 +14,7 @@ from service.pipeline.deliver import Deliverer
 from service.pipeline.group import GroupBuilder
 from service.pipeline.lanes import Lanes
 from service.pipeline.matching import Matcher
+from service.pipeline.notify import Notifier
 from service.pipeline.ownership import Ownership
 from service.pipeline.publish import Publisher
 from service.pipeline.record import Recorder
@@ -26,6 +27,7 @@ from service.pipeline.upkeep import Upkeep
 from service.store.database import Database
 from service.store.event_types import EventTypes
 from service.store.lanes import LaneStore
+from service.store.notifying import NotifyStore
 from service.store.operations import OperationStore
 from service.store.ownership import OwnershipStore
 from service.store.publishing import PublishStore
@@ -77,6 +79,9 @@ class Engine:
         )
         self.changes = Changes(LaneStore(session("changes")), self.lanes, configs, self.catalog)
         self.refiller = Refiller(LaneStore(session("refill")), self.lanes, self.ownership, configs)
+        self.notifier = Notifier(
+            NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
+        )
         self.publisher = Publisher(
             PublishStore(session("publish"), KEY_WINDOW_S),
             Matcher(database),

@@ -78,6 +78,7 @@ class App:
         engine = Engine(settings, database, box, self._clock)
         push(engine.transport.aclose)
         self._stack.callback(engine.timers.clear)
+        push(engine.notifier.stop)
         push(engine.ownership.stop)
         await engine.ownership.start()
         _check_clock(engine.time)
@@ -92,6 +93,7 @@ class App:
         engine.refiller.start()
         push(self._wait_for, engine.publisher.stop)
         engine.publisher.start()
+        engine.notifier.start()
         server = ApiServer(
             make_servicers(settings, database, engine, box, page_key=master_keys[0]),
             address=str(settings.listen),
@@ -100,6 +102,8 @@ class App:
         )
         push(self._stop_serving, server)
         port = await server.start()
+        engine.ownership.serve_at(str(ListenAddress(settings.listen.host, port)))
+        self._stack.callback(engine.ownership.begin_leaving)
         self._stack.callback(engine.deliverer.pause)
         push(server.set_serving, False)  # noqa: FBT003 - health answers NOT_SERVING
         await server.set_serving(True)

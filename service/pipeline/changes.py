@@ -1,7 +1,8 @@
 """What others decided: pauses, deletions, cancels, operator's retries, new event types.
 
-Owners read the change log every second, and at once when a call on this node wrote to it. A change is
-an instruction to look again, never a command, so reading one twice does no harm. The cursor is the
+Owners read the change log every second, and at once when a call on this node wrote to it or another
+node says so. A change is an instruction to look again, never a command, so reading one twice does no
+harm. The cursor is the
 oldest transaction that may still commit (`pg_snapshot_xmin`): a change whose number is small but
 whose commit is late is not missed.
 """
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from service.domain.errors import UnavailableError
+from service.domain.ids import bucket_of
 from service.store.database import ContentionError, OutcomeUnknownError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
     from service.pipeline.catalog import EventTypeCatalog
@@ -42,7 +45,10 @@ class Changes:
         self._cursor = ""
         self._seen: set[int] = set()
         self._wake = asyncio.Event()
+        self._is_poked = False
         self._task: asyncio.Task[None] | None = None
+        self.on_foreign: Callable[[int | None], None] = lambda _bucket: None
+        """Called with another node's bucket, of which a call here changed something; None: all."""
 
     async def start(self) -> None:
         """Take the cursor, read what it stands for, then follow the log."""
@@ -58,7 +64,12 @@ class Changes:
         await self._store.close()
 
     def poke(self) -> None:
-        """Read the log now: a call on this node has just written to it."""
+        """Read the log now: a call on this node has just written to it, and others should know."""
+        self._is_poked = True
+        self._wake.set()
+
+    def hear(self) -> None:
+        """Read the log now: another node says that there is something in it."""
         self._wake.set()
 
     async def _run(self) -> None:
@@ -78,11 +89,20 @@ class Changes:
 
     async def read(self) -> None:
         """Carry what is new into memory."""
+        is_poked, self._is_poked = self._is_poked, False
         changes, cursor = await self._store.changes(self._cursor)
         fresh = [change for change in changes if change.change_id not in self._seen]
+        if is_poked:
+            self._tell(fresh)
         await self._carry_out(fresh)
         self._cursor = cursor
         self._seen = {change.change_id for change in changes}
+
+    def _tell(self, changes: list[Change]) -> None:
+        """What is not this node's to carry out, or not its alone."""
+        for bucket in {change.bucket for change in changes}:
+            if bucket is None or not self._lanes.owns(bucket):
+                self.on_foreign(bucket)
 
     async def _carry_out(self, changes: list[Change]) -> None:
         subscriptions: set[UUID] = set()
@@ -92,6 +112,8 @@ class Changes:
                 continue
             lane = self._lanes.get(uid)
             if lane is None:
+                if change.kind == "DELIVERY" and self._lanes.owns(bucket_of(uid)):
+                    self._lanes.touch(uid, bucket_of(uid))  # retried, perhaps
                 continue
             if change.kind == "DELIVERY" and change.delivery_id is not None:
                 self._lanes.forget(lane, change.delivery_id)

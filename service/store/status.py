@@ -26,6 +26,8 @@ class Node:
 
     node_id: UUID
     hostname: str
+    address: str
+    """Where it serves gRPC; empty: it does not yet."""
     version: str
     start_time: datetime
     lease_until: datetime

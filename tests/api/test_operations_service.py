@@ -28,6 +28,13 @@ async def hold(api: Api, subscription_id: str) -> None:
 
 
 async def test_an_idle_node_says_what_it_is(api: Api) -> None:
+    api.rig.ownership.serve_at("10.1.2.3:50051")
+
+    async def address_is_known() -> bool:
+        status = await api.operations.GetStatus(GetStatusRequest())
+        return [node.address for node in status.nodes] == ["10.1.2.3:50051"]
+
+    await until(address_is_known, "its address is known at the next beat, which comes at once")
     answer = await api.operations.GetStatus(GetStatusRequest())
     assert answer.version == VERSION
     [node] = answer.nodes

@@ -24,6 +24,7 @@ from service.pipeline.deliver import Deliverer
 from service.pipeline.group import GroupBuilder
 from service.pipeline.lanes import Lanes
 from service.pipeline.matching import Matcher
+from service.pipeline.notify import Notifier
 from service.pipeline.ownership import Ownership
 from service.pipeline.publish import GroupLimits, Publisher
 from service.pipeline.record import Recorder
@@ -35,6 +36,7 @@ from service.pipeline.trial import Trial
 from service.pipeline.upkeep import Upkeep
 from service.store.database import Database
 from service.store.lanes import LaneStore
+from service.store.notifying import NotifyStore
 from service.store.operations import OperationStore
 from service.store.ownership import OwnershipStore
 from service.store.publishing import PublishStore
@@ -185,6 +187,9 @@ class Rig:
     group_limits: GroupLimits = field(default_factory=GroupLimits)
     session_urls: Mapping[str, str] = field(default_factory=dict)
     """Where a session by its name finds the database, if elsewhere: through a `Wire`."""
+    has_word: bool = False
+    """Whether it tells other nodes and hears from them; else it learns all by polling."""
+    place: str = ""
     max_tenants: int = 10_000
     publish_timeout_s: float = 10.0
 
@@ -212,6 +217,7 @@ class Rig:
             version="0.0.0",
             lease_s=self.lease_s,
             is_alone=self.is_alone,
+            place=self.place,
         )
         self.configs = LaneConfigs(
             self.database,
@@ -229,6 +235,9 @@ class Rig:
         )
         self.lane_store = LaneStore(session("refill"))
         self.refiller = Refiller(self.lane_store, self.lanes, self.ownership, self.configs)
+        self.notifier = Notifier(
+            NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
+        )
         self.recorder = Recorder(
             RecordStore(session("record")), self.lanes, self.ownership, self.time, self.random
         )
@@ -277,10 +286,13 @@ class Rig:
         await self.changes.start()
         self.refiller.start()
         self.publisher.start()
+        if self.has_word:
+            self.notifier.start()
 
     async def stop(self) -> None:
         """Stop as `app.py` does."""
         self.deliverer.pause()
+        self.ownership.begin_leaving()
         await self.publisher.stop()
         await self.deliverer.stop()
         await self.recorder.stop()
@@ -288,6 +300,7 @@ class Rig:
         await self.changes.stop()
         await self.upkeep.stop()
         await self.ownership.stop()
+        await self.notifier.stop()
         self.timers.clear()
         await self.transport.aclose()
         await self.database.close()

@@ -1,7 +1,7 @@
 -- What operators see at a glance. Cheap enough to be asked every second, however much is pending.
 
 -- name: nodes
-SELECT n.node_id, n.hostname, n.version, n.start_time, n.lease_until,
+SELECT n.node_id, n.hostname, n.address, n.version, n.start_time, n.lease_until,
        (SELECT count(*) FROM bucket_leases b WHERE b.node_id = n.node_id) AS bucket_count
 FROM nodes n ORDER BY n.start_time, n.node_id
 
