@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from random import SystemRandom
+from random import Random, SystemRandom
 from typing import Final
 
 from service import VERSION
@@ -46,8 +46,9 @@ class Engine:
     """The parts of one node's data path; `start` in the order of construction, `stop` backwards."""
 
     def __init__(
-        self, settings: Settings, database: Database, box: SecretBox, clock: Clock
+        self, settings: Settings, database: Database, box: SecretBox, clock: Clock, place: str = ""
     ) -> None:
+        """`place` is the supervisor's name for this process; empty: there is none."""
         # A drawn number must not tell the next: ids are seen by tenants.
         random = SystemRandom()
         self.time = time = DatabaseTime(clock)
@@ -69,6 +70,7 @@ class Engine:
             version=VERSION,
             lease_s=settings.lease_s,
             is_alone=settings.database_url is None,
+            place=place,
         )
         self.event_types = EventTypes(database)
         self.catalog = EventTypeCatalog(
@@ -82,13 +84,7 @@ class Engine:
         self.notifier = Notifier(
             NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
         )
-        self.publisher = Publisher(
-            PublishStore(session("publish"), KEY_WINDOW_S),
-            Matcher(database),
-            self.catalog,
-            GroupBuilder(time, random, self.lanes),
-            settings.limits,
-        )
+        self.publisher = self._make_publisher(settings, database, random)
         self.recorder = Recorder(
             RecordStore(session("record")),
             self.lanes,
@@ -113,13 +109,26 @@ class Engine:
             operations, self.changes, time, retention_days=settings.retention_days
         )
         self.trial = Trial(operations, configs, self.catalog, sender, time, random)
-        self.upkeep = Upkeep(
-            UpkeepStore(session("upkeep")),
-            PublishStore(session("keys"), KEY_WINDOW_S),
-            retention_days=settings.retention_days,
-            pending_retention_days=settings.pending_retention_days,
+        self.upkeep = _make_upkeep(settings, database)
+
+    def _make_publisher(self, settings: Settings, database: Database, random: Random) -> Publisher:
+        return Publisher(
+            PublishStore(database.session("publish"), KEY_WINDOW_S),
+            Matcher(database),
+            self.catalog,
+            GroupBuilder(self.time, random, self.lanes),
+            settings.limits,
         )
 
     def _owns(self, bucket: int) -> bool:
         """Lanes and ownership know one another; lanes come first."""
         return self.ownership.owns(bucket)
+
+
+def _make_upkeep(settings: Settings, database: Database) -> Upkeep:
+    return Upkeep(
+        UpkeepStore(database.session("upkeep")),
+        PublishStore(database.session("keys"), KEY_WINDOW_S),
+        retention_days=settings.retention_days,
+        pending_retention_days=settings.pending_retention_days,
+    )

@@ -6,13 +6,11 @@ clock is ours: `turn` moves the database's due times and the node's durations to
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from service.domain.event import NewEvent
 from service.domain.ids import bucket_of, make_uuid7
@@ -46,15 +44,18 @@ from service.store.upkeep import UpkeepStore
 from service.webhook.egress import EgressPolicy
 from service.webhook.sender import WebhookSender
 from service.webhook.transport import WebhookTransport
+from tests.pipeline.receiver import Receiver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
     from uuid import UUID
 
     import asyncpg
 
     from service.domain.event import EventType
     from service.store.database import Session
+
+__all__ = ["KEY_WINDOW_S", "SECRET", "Receiver", "Rig", "TurnableClock", "order_created", "running"]
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 KEY_WINDOW_S = 72 * 3600.0
@@ -82,84 +83,6 @@ class TurnableClock(SystemClock):
     def wall_s(self) -> float:
         """Unix seconds, turned."""
         return super().wall_s() + self.ahead_s + self.wall_ahead_s
-
-
-class Receiver:
-    """A target: answers each request with a status, and remembers what it got.
-
-    `answers` is a status, or is asked with the webhook id; `gate`, where set, holds every answer back
-    until it is opened.
-    """
-
-    def __init__(self) -> None:
-        self.answers: int | Callable[[str], int] = 200
-        self.gate: asyncio.Event | None = None
-        self.headers: dict[str, str] = {}
-        self.body = b""
-        self.ids: list[str] = []
-        self.requests: list[tuple[dict[str, str], bytes]] = []
-        self.in_flight = 0
-        self.in_flight_most = 0
-        self._server: asyncio.Server | None = None
-        self._arrived = asyncio.Condition()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/hook"
-
-    @property
-    def counts(self) -> Counter[str]:
-        """How often each webhook id came."""
-        return Counter(self.ids)
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-
-    async def wait_for(self, count: int, within_s: float = 15.0) -> None:
-        """Wait until so many requests have come, in all."""
-        async with asyncio.timeout(within_s), self._arrived:
-            await self._arrived.wait_for(lambda: len(self.ids) >= count)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                await self._answer_one(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        headers = dict(_header(line) for line in head.strip().split("\r\n")[1:])
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
-        self.in_flight += 1
-        self.in_flight_most = max(self.in_flight_most, self.in_flight)
-        webhook_id = headers["webhook-id"]
-        async with self._arrived:
-            self.requests.append((headers, body))
-            self.ids.append(webhook_id)
-            self._arrived.notify_all()
-        if self.gate is not None:
-            await self.gate.wait()
-        status = self.answers if isinstance(self.answers, int) else self.answers(webhook_id)
-        lines = [f"HTTP/1.1 {status} X", f"content-length: {len(self.body)}"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        writer.write("\r\n".join([*lines, "", ""]).encode() + self.body)
-        self.in_flight -= 1
-        await writer.drain()
-
-
-def _header(line: str) -> tuple[str, str]:
-    name, _, value = line.partition(":")
-    return name.strip().lower(), value.strip()
 
 
 class _NoEventTypes:
@@ -238,8 +161,19 @@ class Rig:
         self.notifier = Notifier(
             NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
         )
+        self._make_sending()
+        self._make_publishing()
+        operations = OperationStore(self.database)
+        self.operator = Operator(operations, self.changes, self.time)
+        self.trial = Trial(
+            operations, self.configs, self.catalog, self.sender, self.time, self.random
+        )
+        self.upkeep_store = UpkeepStore(session("upkeep"))
+        self.upkeep = Upkeep(self.upkeep_store, PublishStore(session("sweep"), KEY_WINDOW_S))
+
+    def _make_sending(self) -> None:
         self.recorder = Recorder(
-            RecordStore(session("record")), self.lanes, self.ownership, self.time, self.random
+            RecordStore(self._session("record")), self.lanes, self.ownership, self.time, self.random
         )
         self.transport = WebhookTransport(
             egress=EgressPolicy((ipaddress.ip_network("127.0.0.0/8"),))
@@ -253,6 +187,8 @@ class Rig:
             self.ownership.may_send,
             max_in_flight=self.max_in_flight,
         )
+
+    def _make_publishing(self) -> None:
         self.matcher = Matcher(self.database, max_tenants=self.max_tenants)
         self.builder = GroupBuilder(self.time, self.random, self.lanes)
         self.publish_store = PublishStore(
@@ -266,13 +202,6 @@ class Rig:
             self.limits,
             self.group_limits,
         )
-        operations = OperationStore(self.database)
-        self.operator = Operator(operations, self.changes, self.time)
-        self.trial = Trial(
-            operations, self.configs, self.catalog, self.sender, self.time, self.random
-        )
-        self.upkeep_store = UpkeepStore(session("upkeep"))
-        self.upkeep = Upkeep(self.upkeep_store, PublishStore(session("sweep"), KEY_WINDOW_S))
 
     def _session(self, name: str, timeout_s: float | None = None) -> Session:
         url = self.session_urls.get(name, self.url)
