@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -87,21 +87,20 @@ def _backoff_in(
 
 
 def _schedule_in(
-    delays: Iterable[Duration], field: str, violations: list[Violation]
+    delays: Sequence[Duration], field: str, violations: list[Violation]
 ) -> tuple[float, ...]:
-    found = tuple(delays)
-    if len(found) > MAX_ATTEMPTS:
+    if len(delays) > MAX_ATTEMPTS:
         violations.append(
             Violation(
                 field,
-                f"has {len(found):,} entries; at most {MAX_ATTEMPTS} are allowed",
+                f"has {len(delays):,} entries; at most {MAX_ATTEMPTS} are allowed",
                 Reason.LIMIT_EXCEEDED,
             )
         )
         return ()
     return tuple(
         seconds_between(delay, 0, MAX_DELAY_S, f"{field}[{index}]", violations)
-        for index, delay in enumerate(found)
+        for index, delay in enumerate(delays)
     )
 
 

@@ -29,6 +29,7 @@ from service.domain.subscription import (
     Subscription,
 )
 from service.domain.target import (
+    MAX_FAILOVER_URLS,
     TargetUrlError,
     check_headers,
     check_url,
@@ -137,9 +138,11 @@ class SubscriptionReader:
             self._check_address(http.url, f"{path}url", violations)
             target = replace(target, url=http.url)
         if "http.failover_urls" in leaves:
-            urls = tuple(http.failover_urls)
             # The first URL is looked at above, if at all: here any good one stands for it.
-            violations += check_urls("https://a.b", urls, path, https_only=self._https_only)
+            violations += check_urls(
+                "https://a.b", http.failover_urls, path, https_only=self._https_only
+            )
+            urls = tuple(http.failover_urls[:MAX_FAILOVER_URLS])  # more of them are refused by now
             for index, url in enumerate(urls):
                 self._check_address(url, f"{path}failover_urls[{index}]", violations)
             target = replace(target, failover_urls=urls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -15,13 +16,14 @@ from service.api.errors import not_implemented
 from service.api.paging import NEWEST, Pages
 from service.api.unbuilt import UnbuiltDeliveryRpcs
 from service.domain.delivery import DeliveryState
-from service.domain.errors import Violation, invalid
+from service.domain.errors import Reason, Violation, invalid
 from service.domain.names import WILDCARD
 from service.pipeline.replay import Operator
 from service.store.deliveries import DeliveryStore, Selection
 
 _Context = ServicerContext[Any, Any]
 _NUMBER_BYTES = 4
+_STATES_MAX = 100
 
 
 class DeliveryServicer(UnbuiltDeliveryRpcs):
@@ -145,21 +147,31 @@ def _selection_in(
         )
         _check_owner(owner, tenant_id, "event", violations)
         tenant_id = owner if tenant_id == WILDCARD else tenant_id
-    states = {
-        _state_in(number, f"states[{index}]", violations)
-        for index, number in enumerate(request.states)
-    }
     return Selection(
         tenant_id=tenant_id,
         subscription=subscription,
         event_id=event_id,
-        states=frozenset(states or DeliveryState),
+        states=_states_in(request.states, violations),
     )
 
 
 def _check_owner(owner: str, tenant_id: str, field: str, violations: list[Violation]) -> None:
     if owner and tenant_id not in (owner, WILDCARD, ""):
         violations.append(Violation(field, "must be of the request's tenant"))
+
+
+def _states_in(
+    numbers: Sequence[delivery_pb2.DeliveryState.ValueType], violations: list[Violation]
+) -> frozenset[DeliveryState]:
+    """The states asked for; all of them where none is."""
+    if len(numbers) > _STATES_MAX:
+        text = f"has {len(numbers):,} entries; at most {_STATES_MAX} are allowed"
+        violations.append(Violation("states", text, Reason.LIMIT_EXCEEDED))
+        return frozenset()
+    found = {
+        _state_in(number, f"states[{index}]", violations) for index, number in enumerate(numbers)
+    }
+    return frozenset(found or DeliveryState)
 
 
 def _state_in(

@@ -24,6 +24,7 @@ FIELD: Final = "update_mask"
 
 _UPPER = re.compile(r"([A-Z])")
 _SHOWN_LENGTH_MAX = 64
+_PATHS_MAX = 100
 
 
 def leaves_in(
@@ -40,6 +41,10 @@ def leaves_in(
     """
     if not paths:
         return frozenset(leaf for leaf in leaves if _is_meant(resource, leaf, values))
+    if len(paths) > _PATHS_MAX:
+        text = f"has {len(paths):,} paths; at most {_PATHS_MAX} are allowed"
+        violations.append(Violation(FIELD, text, Reason.LIMIT_EXCEEDED))
+        return frozenset()
     if ALL in paths:
         if len(paths) > 1:
             violations.append(

@@ -1,0 +1,90 @@
+"""Lists of millions of entries, which a message has room for: refused at once, not read through.
+
+One event loop serves everybody: while it reads one client's list no other call is answered, and no
+lease renewed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, TypeVar
+from unittest.mock import sentinel
+from uuid import UUID
+
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+
+from hookline.v1.delivery_service_pb2 import ListDeliveriesRequest
+from hookline.v1.policy_pb2 import RetryPolicy
+from hookline.v1.subscription_pb2 import Subscription
+from hookline.v1.target_pb2 import HttpTarget
+from service.api.convert_policy import policy_in
+from service.api.convert_subscription import LEAVES, SubscriptionReader
+from service.api.delivery_service import DeliveryServicer
+from service.api.paging import Pages
+from service.api.update_mask import leaves_in
+from service.domain.errors import InvalidArgumentError, Reason, Violation
+from service.domain.limits import Limits
+from service.domain.subscription import HttpTarget as Target
+from service.domain.subscription import RetryPolicy as Policy
+from service.domain.subscription import Subscription as Seen
+from service.webhook.egress import EgressPolicy
+
+MANY = 2_500_000
+CPU_S_MAX = 0.5
+"""Reading them one by one takes many times as much."""
+
+M = TypeVar("M", bound=Message)
+
+
+def with_many(kind: type[M], field: str, entry: bytes) -> M:
+    """A message with MANY times this entry, of less than 64 bytes, in a repeated field."""
+    number = kind.DESCRIPTOR.fields_by_name[field].number
+    return kind.FromString(bytes([number << 3 | 2, len(entry), *entry]) * MANY)
+
+
+def refused(field: str, violations: list[Violation], began_s: float) -> None:
+    """It was refused for its length alone, and quickly."""
+    assert time.process_time() - began_s < CPU_S_MAX
+    assert [(found.field, found.reason) for found in violations] == [(field, Reason.LIMIT_EXCEEDED)]
+
+
+def test_a_schedule() -> None:
+    message = with_many(RetryPolicy, "schedule", b"")
+    violations: list[Violation] = []
+    began_s = time.process_time()
+    policy_in(message, frozenset({"retry_policy.schedule"}), Policy(), "p", violations)
+    refused("p.schedule", violations, began_s)
+
+
+def test_failover_urls() -> None:
+    message = Subscription(http=with_many(HttpTarget, "failover_urls", b"x"))
+    seen = Seen(tenant_id="", subscription_id="", uid=UUID(int=0), target=Target(url=""))
+    reader = SubscriptionReader(Limits(), EgressPolicy(), https_only=False)
+    violations: list[Violation] = []
+    began_s = time.process_time()
+    reader.read(message, frozenset({"http.failover_urls"}), seen, violations)
+    refused("subscription.http.failover_urls", violations, began_s)
+
+
+@pytest.mark.parametrize("path", [b"labels", b"nonsense"])
+def test_an_update_mask(path: bytes) -> None:
+    mask = with_many(FieldMask, "paths", path)
+    violations: list[Violation] = []
+    began_s = time.process_time()
+    leaves_in(mask.paths, Subscription(), LEAVES, violations)
+    refused("update_mask", violations, began_s)
+
+
+@pytest.mark.parametrize("state", [b"\x01", b"\x63"])
+async def test_states(state: bytes) -> None:
+    unused: Any = sentinel.unused
+    pages = Pages(b"key", Limits())
+    servicer = DeliveryServicer(deliveries=unused, operator=unused, pages=pages)
+    request = with_many(ListDeliveriesRequest, "states", state)
+    request.tenant = "tenants/acme"
+    began_s = time.process_time()
+    with pytest.raises(InvalidArgumentError) as caught:
+        await servicer.ListDeliveries(request, unused)
+    refused("states", list(caught.value.violations), began_s)
