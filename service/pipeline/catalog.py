@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _MAX_PROBLEMS = 5
+_MAX_EXPLAINED_BYTES = 16 * 1_024
+"""How much data of one call is looked through for where it is wrong. The validator lists every
+violation before it tells the first, 10 us each, and the event loop waits."""
 
 
 class EventTypeSource(Protocol):
@@ -121,6 +124,7 @@ class EventTypeCatalog:
             entries = self._entries
         revisions: list[int] = []
         violations: list[Violation] = []
+        left_bytes = _MAX_EXPLAINED_BYTES
         for position, event in enumerate(events):
             entry = entries.get(event.type)
             if entry is None:
@@ -131,7 +135,10 @@ class EventTypeCatalog:
             if entry.state is EventTypeState.ARCHIVED or entry.is_unusable:
                 raise _refused(event.type, field, position, entry)
             if entry.validator is not None:
-                violations += _violations(field.format(position), event, entry.validator)
+                found = _violations(field.format(position), event, entry.validator, left_bytes)
+                violations += found
+                if found and len(event.data) <= left_bytes:
+                    left_bytes -= len(event.data)
             revisions.append(entry.revision)
         if violations:
             raise invalid(violations)
@@ -154,7 +161,9 @@ def _refused(event_type: str, field: str, position: int, entry: _Entry | None) -
     )
 
 
-def _violations(field: str, event: NewEvent, validator: jsonschema_rs.Validator) -> list[Violation]:
+def _violations(
+    field: str, event: NewEvent, validator: jsonschema_rs.Validator, explained_bytes: int
+) -> list[Violation]:
     if not event.is_json:
         return [
             Violation(
@@ -166,6 +175,9 @@ def _violations(field: str, event: NewEvent, validator: jsonschema_rs.Validator)
     data = orjson.loads(event.data)
     if validator.is_valid(data):
         return []
+    if len(event.data) > explained_bytes:
+        text = "does not satisfy the event type's schema; where, is not told of so much data"
+        return [Violation(f"{field}.json_data", text, Reason.PAYLOAD_SCHEMA_MISMATCH)]
     problems: list[Violation] = []
     for error in validator.iter_errors(data):
         path = "".join(f"[{step!r}]" for step in error.instance_path)
