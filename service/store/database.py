@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 
-# A process that was frozen inside a transaction holds its locks no longer than this.
-_IDLE_LIMIT = {"idle_in_transaction_session_timeout": "5s"}
+# A process that was frozen inside a transaction holds its locks no longer than this; nor does the
+# backend of one that is dead, which would not notice while it waits for somebody's lock itself.
+_ABSENCE_LIMITS = {
+    "idle_in_transaction_session_timeout": "5s",
+    "client_connection_check_interval": "2s",
+}
 
 # The data path's statements walk from arrays into indexes, whatever the statistics say: the hot
 # table is empty at one moment and holds millions at the next, and a plan made for the one must do
@@ -226,7 +230,11 @@ async def _connect(url: str, name: str) -> tuple[asyncpg.Connection[asyncpg.Reco
     connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
         url,
         timeout=CONNECT_TIMEOUT_S,
-        server_settings={"application_name": f"hookline {name}", **_IDLE_LIMIT, **_PATH_SETTINGS},
+        server_settings={
+            "application_name": f"hookline {name}",
+            **_ABSENCE_LIMITS,
+            **_PATH_SETTINGS,
+        },
     )
     try:
         await _prepare_connection(connection)
@@ -262,7 +270,11 @@ class Database:
                 max_size=self._pool_size,
                 timeout=CONNECT_TIMEOUT_S,
                 init=_prepare_connection,
-                server_settings={"application_name": "hookline calls", "jit": "off", **_IDLE_LIMIT},
+                server_settings={
+                    "application_name": "hookline calls",
+                    "jit": "off",
+                    **_ABSENCE_LIMITS,
+                },
             )
         except (*_GONE, asyncpg.PostgresError) as error:
             raise unavailable(error) from error
@@ -296,7 +308,9 @@ class Database:
             yield connection
         except BaseException as error:
             if _is_broken(error):
-                with suppress(asyncpg.InterfaceError):  # the pool may have noticed, and taken it back
+                with suppress(
+                    asyncpg.InterfaceError
+                ):  # the pool may have noticed, and taken it back
                     connection.terminate()
             raise
         finally:

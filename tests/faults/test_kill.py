@@ -106,3 +106,25 @@ async def test_killed_after_the_commit_and_before_the_answer_a_retry_gets_the_sa
         assert result.name.endswith(format_type_id("evt", stored["event_id"]))
         stage.oracle.acknowledge([result.name])
         await stage.judge(duplicates_at_most=0)
+
+
+async def test_a_record_that_waits_for_a_lock_does_not_keep_others_from_a_killed_nodes_work(
+    database_url: str, tmp_path: pathlib.Path
+) -> None:
+    async with scene(database_url, tmp_path, nodes=1, HOOKLINE_LEASE_S="4") as stage:
+        (node,) = stage.nodes
+        stage.target.is_holding = True
+        await stage.publish(["fault.n0"])
+        await until(lambda: len(stage.target.held) == 1, "the request is on the wire")
+        async with rival(database_url) as blocker:
+            await blocker.fetch("SELECT FROM pending_deliveries FOR UPDATE")
+            stage.target.let_go()
+            await stage.waiting_backend("hookline record")
+            await stage.start_node()
+            await stage.kill(node)
+            others = stage.event_types[1:]
+            await stage.publish(others)
+            await until(
+                lambda: len(stage.target.counts) == 1 + len(others), "the others come", within_s=15
+            )
+        await stage.judge(duplicates_at_most=1)
