@@ -83,7 +83,7 @@ def seconds_between(
     count = len(violations)
     seconds = seconds_in(message, field, violations)
     if len(violations) == count and not least_s <= seconds <= most_s:
-        violations.append(Violation(field, f"must lie between {least_s:g}s and {most_s:g}s"))
+        violations.append(Violation(field, f"must lie between {least_s:.15g}s and {most_s:.15g}s"))
     return seconds
 
 

@@ -72,7 +72,7 @@ def unix_ms_of(uuid7: UUID) -> int:
 
 def first_uuid_of(unix_ms: int) -> UUID:
     """The lower bound, inclusive, of all ids made at or after the given Unix milliseconds."""
-    return UUID(int=unix_ms << 80)
+    return UUID(int=max(unix_ms, 0) << 80)
 
 
 def format_type_id(prefix: str, value: UUID) -> str:

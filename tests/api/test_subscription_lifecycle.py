@@ -106,6 +106,15 @@ async def test_resuming_can_leave_the_backlog_behind(control: Control) -> None:
         assert ended["state_reason"] == "OPERATOR"
 
 
+async def test_a_moment_before_all_events_leaves_none_behind(control: Control) -> None:
+    async with Receiver() as receiver:
+        await control.create(orders(http=HttpTarget(url=receiver.url)))
+        await control.pause()
+        await control.publish()
+        await control.resume(discard_before=Timestamp(seconds=-62_135_596_800))
+        await receiver.wait_for(1)
+
+
 async def test_what_a_lane_held_of_the_backlog_is_left_behind_too(control: Control) -> None:
     async with Receiver() as receiver:
         receiver.gate = asyncio.Event()

@@ -182,6 +182,7 @@ async def test_an_overlap_out_of_bounds(control: Control, overlap_s: int) -> Non
         )
     )
     assert found.violations == {"overlap": "FIELD_INVALID"}
+    assert found.descriptions == ["must lie between 0s and 2592000s"]
 
 
 @pytest.mark.parametrize("seconds,nanos", [(32_503_680_000, 0), (1, -1), (-62_135_596_801, 0)])
