@@ -17,6 +17,7 @@ import sys
 import tempfile
 from asyncio.subprocess import PIPE, STDOUT, Process
 from collections import deque
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Self
 
@@ -47,12 +48,12 @@ class DemoService:
         try:
             await self._start()
         except BaseException:
-            await asyncio.shield(self._stop())
+            await _to_its_end(self._stop())
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.shield(self._stop())
+        await _to_its_end(self._stop())
 
     async def _start(self) -> None:
         # The demo is the same for everybody: no setting of the environment reaches it.
@@ -113,3 +114,13 @@ class DemoService:
             await postgres.start()
             await postgres.remove()
         shutil.rmtree(self.data_dir, ignore_errors=True)
+
+
+async def _to_its_end(work: Coroutine[None, None, None]) -> None:
+    """Run it to its end, and only then be cancelled: an abandoned task would be cancelled too."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise

@@ -97,6 +97,20 @@ def test_interrupted_it_leaves_nothing(scratch: pathlib.Path, number: signal.Sig
     assert postgres_processes(demo.data_dir) == []
 
 
+def test_interrupted_while_it_tidies_up_it_leaves_nothing(scratch: pathlib.Path) -> None:
+    with playing(scratch) as demo:
+        assert demo.process.stdout is not None
+        for line in iter(demo.process.stdout.readline, "Final states, read back over gRPC\n"):
+            assert line, "ended before it read back"
+        for _ in range(3):
+            assert "SUCCEEDED" in demo.process.stdout.readline()
+        demo.process.send_signal(signal.SIGINT)
+        demo.process.communicate(timeout=60)
+    assert demo.process.returncode == 128 + signal.SIGINT
+    assert postgres_processes(demo.data_dir) == []
+    assert not list(scratch.iterdir())
+
+
 async def test_killed_it_takes_its_service_along(scratch: pathlib.Path) -> None:
     with playing(scratch) as demo:
         demo.process.kill()
