@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench import report, scale, throughput, trouble
-from tests.bench.machine import description
+from tests.bench.machine import CORES, description
 from tests.bench.measure import Figures
 from tests.bench.processes import BenchError
 from tests.bench.scenario import Extent, Scenario
-from tests.bench.stage import staged
+from tests.bench.stage import Meters, staged
 
 RESULTS = Path("bench-results")
 SCENARIOS = tuple(
@@ -37,10 +37,18 @@ async def play(scenario: Scenario, rounds: int, extent: Extent, workers: int) ->
         with tempfile.TemporaryDirectory(prefix="hookline-bench-") as directory:
             os.chmod(directory, 0o711)  # noqa: PTH101, S103 - Postgres's user must pass through
             async with staged(Path(directory), logs, scenario.groups, workers=workers) as stage:
+                before = await stage.meters()
                 figures = await scenario.play(stage, extent)
-                measured.append(figures | {"memory_mb": stage.peak_memory_mb()})
+                figures |= {"memory_mb": stage.peak_memory_mb()}
+                measured.append(figures | elsewhere(before, await stage.meters()))
         _say("  " + report.row(measured[-1]))
     return measured
+
+
+def elsewhere(before: Meters, after: Meters) -> Figures:
+    """How much of the machine others took: figures of a busy one mean little."""
+    whole_s = (after.moment_s - before.moment_s) * CORES
+    return {"elsewhere_percent": after.elsewhere_s(before) / whole_s * 100}
 
 
 def _say(text: str) -> None:

@@ -13,6 +13,7 @@ import platform
 import resource
 from pathlib import Path
 
+CORES = len(os.sched_getaffinity(0))
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PPID, _UTIME, _CSTIME = 1, 11, 14
 _IDLE = {3, 4, 7, 8, 9}
@@ -98,7 +99,7 @@ def description(directory: Path) -> dict[str, object]:
     ]
     memory_kb = int(Path("/proc/meminfo").read_text().split()[1])
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": CORES,
         "cpu": cpus[0] if cpus else platform.machine(),
         "memory_gb": round(memory_kb / 1_048_576, 1),
         "kernel": platform.release(),

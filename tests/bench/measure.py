@@ -59,17 +59,12 @@ async def costs(stage: Stage, before: Meters, after: Meters, count: int) -> Figu
         raise BenchError("nothing was delivered")
     hookline_s = after.hookline_cpu_s - before.hookline_cpu_s
     postgres_s = after.postgres_cpu_s - before.postgres_cpu_s
-    bench_s = (after.receiver_cpu_s - before.receiver_cpu_s) + (
-        after.publishers_cpu_s - before.publishers_cpu_s
-    )
-    elsewhere_s = (after.busy_s - before.busy_s) - hookline_s - postgres_s - bench_s
     logged = await stage.database.logged(before.wal_position, after.wal_position)
     figures = {
         "count": count,
         "hookline_cpu_us": hookline_s / count * 1e6,
         "postgres_cpu_us": postgres_s / count * 1e6,
-        "bench_cpu_us": bench_s / count * 1e6,
-        "elsewhere_cpu_us": elsewhere_s / count * 1e6,
+        "elsewhere_cpu_us": after.elsewhere_s(before) / count * 1e6,
         "wal_bytes": (after.wal_position - before.wal_position) / count,
     }
     if logged is None:

@@ -21,12 +21,12 @@ _COLUMNS = (
     ("p50_ms", "p50 ms", "{:.2f}"),
     ("p99_ms", "p99 ms", "{:.2f}"),
     ("memory_mb", "MB", "{:.0f}"),
-    ("elsewhere_cpu_us", "else µs", "{:.1f}"),
+    ("elsewhere_percent", "else %", "{:.1f}"),
 )
 _LEGEND = """\
 HL, PG: CPU of Hookline's processes and of Postgres's, a delivery. image: whole pages in the WAL.
 /commit: deliveries to a commit, storing and recording both counted. effic.: the floor's CPU over
-HL and PG. MB: peak of the largest process. else: CPU that was none of the run's, a delivery."""
+HL and PG. MB: peak of the largest process. else: of the machine's CPU time, what others took."""
 _CELL, _NAME = 9, 22
 
 

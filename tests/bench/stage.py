@@ -42,13 +42,25 @@ class Meters:
     hookline_cpu_s: float
     postgres_cpu_s: float
     receiver_cpu_s: float
-    publishers_cpu_s: float
-    """And the bench's own."""
+    bench_cpu_s: float
+    """Its own, and its publishers', who have ended."""
     busy_s: float
     """Of the whole machine."""
     wal_position: int
     distinct: int
     """Deliveries that the receivers' first group accepted."""
+    moment_s: float
+    """When it was, monotonic."""
+
+    def elsewhere_s(self, before: Meters) -> float:
+        """CPU seconds since then that were none of the run's."""
+        mine = (
+            (self.hookline_cpu_s - before.hookline_cpu_s)
+            + (self.postgres_cpu_s - before.postgres_cpu_s)
+            + (self.receiver_cpu_s - before.receiver_cpu_s)
+            + (self.bench_cpu_s - before.bench_cpu_s)
+        )
+        return self.busy_s - before.busy_s - mine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,10 +196,11 @@ class Stage:
             hookline_cpu_s=sum(cpu_s(node.process.pid) for node in self.nodes),
             postgres_cpu_s=cpu_s(self.postmaster_pid),
             receiver_cpu_s=cpu_s(self.receiver.pid),
-            publishers_cpu_s=own_cpu_s(),
+            bench_cpu_s=own_cpu_s(),
             busy_s=busy_s(),
             wal_position=await self.database.wal_position(),
             distinct=self.counters.distinct(),
+            moment_s=time.monotonic(),
         )
 
     def check_signatures(self) -> None:
