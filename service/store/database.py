@@ -308,9 +308,8 @@ class Database:
             yield connection
         except BaseException as error:
             if _is_broken(error):
-                with suppress(
-                    asyncpg.InterfaceError
-                ):  # the pool may have noticed, and taken it back
+                # The pool may have noticed, and taken it back.
+                with suppress(asyncpg.InterfaceError):
                     connection.terminate()
             raise
         finally:
