@@ -1,0 +1,67 @@
+"""The meters: a tree of processes is counted whole, and the largest of it is its memory."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bench.machine import busy_s, cpu_s, descendants, filesystem_of, peak_memory_mb
+
+TICK_S = 0.01
+WORK = """
+import subprocess, sys, time
+name, depth = sys.argv[1], int(sys.argv[2])
+ballast = bytearray(60_000_000) if depth == 0 else b""
+while time.process_time() < 0.15:
+    pass
+if depth:
+    child = subprocess.Popen([sys.executable, "-c", open(name).read(), name, str(depth - 1)],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child.stdout.readline()
+    ended = subprocess.Popen([sys.executable, "-c",
+                              "import time\\nwhile time.process_time() < 0.15: pass"])
+    ended.wait()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def tree() -> Iterator[int]:
+    """A process whose child lives, whose grandchild is heavy, and whose other child has ended."""
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as program:
+        program.write(WORK)
+        program.flush()
+        with subprocess.Popen(
+            [sys.executable, program.name, program.name, "2"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            while process.stdout.readline() != "ready\n":
+                pass
+            yield process.pid
+            process.kill()
+
+
+def test_a_tree_s_time_is_that_of_all_its_processes_those_that_ended_included(tree: int) -> None:
+    living, ended = 3, 2
+    assert len(descendants(tree)) == living
+    assert cpu_s(tree) >= (living + ended) * (0.15 - TICK_S)
+
+
+def test_what_the_processes_spent_the_machine_was_busy(tree: int) -> None:
+    assert busy_s() >= cpu_s(tree)
+
+
+def test_memory_is_that_of_the_largest_process_of_a_tree(tree: int) -> None:
+    heaviest = max(peak_memory_mb(pid) for pid in descendants(tree)[1:])
+    assert peak_memory_mb(tree) == heaviest > 55
+
+
+def test_a_file_system_is_that_of_the_nearest_mount() -> None:
+    assert filesystem_of(Path("/proc/self")) == "proc"

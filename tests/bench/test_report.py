@@ -1,0 +1,55 @@
+"""The report: medians, goals, and a table that says which were missed."""
+
+import json
+from pathlib import Path
+
+from tests.bench import report
+from tests.bench.__main__ import SCENARIOS
+from tests.bench.measure import Figures
+from tests.bench.scenario import Extent, Scenario, least, most
+from tests.bench.stage import Stage
+
+
+async def play(_stage: Stage, _extent: Extent) -> Figures:
+    """Never played here."""
+    raise NotImplementedError
+
+
+SCENARIO = Scenario(
+    number="1",
+    name="one",
+    title="the first",
+    play=play,
+    goals=(least("per_second", 9_000), most("wal_bytes", 1_600)),
+)
+ROUNDS: list[Figures] = [
+    {"per_second": 8_000, "wal_bytes": 1_500, "wal_image_bytes": 3},
+    {"per_second": 10_000, "wal_bytes": 1_700},
+    {"per_second": 9_500, "wal_bytes": 1_650},
+]
+
+
+def test_a_figure_is_the_median_of_the_rounds_that_have_it() -> None:
+    assert report.median(ROUNDS) == {
+        "per_second": 9_500,
+        "wal_bytes": 1_650,
+        "wal_image_bytes": 3,
+    }
+
+
+def test_the_table_says_which_goals_were_missed() -> None:
+    lines = report.table([SCENARIO], {"1": report.median(ROUNDS)}).splitlines()
+    assert any("reached per_second 9,500 (at least 9,000)" in line for line in lines)
+    assert any("MISSED  wal_bytes 1,650 (at most 1,600)" in line for line in lines)
+
+
+def test_the_json_has_every_round_and_every_verdict(tmp_path: Path) -> None:
+    report.write(tmp_path / "results.json", {"rounds": 3}, [SCENARIO], {"1": ROUNDS})
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["rounds"] == 3
+    assert written["scenarios"]["1"]["rounds"] == ROUNDS
+    assert [goal["is_reached"] for goal in written["scenarios"]["1"]["goals"]] == [True, False]
+
+
+def test_there_are_the_twelve_scenarios() -> None:
+    assert [scenario.number for scenario in SCENARIOS] == [str(n) for n in range(1, 13)]
