@@ -12,7 +12,9 @@ lone surrogates, which it calls unpredictable (section 8.2), are refused.
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
+from itertools import accumulate
 
 import orjson
 
@@ -48,7 +50,7 @@ _URI_REFERENCE = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f
 """The characters of RFC 3986 section 2, and its percent-encoding."""
 _JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_SQUARE = bytes.maketrans(b"{}", b"[]")
+_STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # 1 and -1, as signed bytes
 
 
 class EventReader:
@@ -240,13 +242,9 @@ def _utf8_bytes(text: str, limit: int) -> int:
 
 
 def _is_deeper(json_text: bytes, limit: int) -> bool:
-    """Whether valid JSON nests deeper than `limit`: peels off one level after the other."""
-    brackets = _JSON_STRING.sub(b"", json_text).translate(_SQUARE, _NO_BRACKETS)
-    for _ in range(limit):
-        brackets = brackets.replace(b"[]", b"")
-        if not brackets:
-            return False
-    return True
+    """Whether valid JSON nests deeper than `limit`: one step down or up for each bracket."""
+    steps = array("b", _JSON_STRING.sub(b"", json_text).translate(_STEPS, _NO_BRACKETS))
+    return max(accumulate(steps)) > limit
 
 
 def message_of(event: Event, *, with_data: bool) -> event_pb2.Event:
