@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.bench.measure import Figures
-from tests.bench.scenario import Scenario
+from tests.bench.scenario import Goal, Scenario
 
 _COLUMNS = (
     ("per_second", "per s", "{:,.0f}"),
@@ -63,6 +63,31 @@ def table(scenarios: Sequence[Scenario], results: Mapping[str, Figures]) -> str:
     )
 
 
+def markdown(scenarios: Sequence[Scenario], results: Mapping[str, Figures]) -> str:
+    """The same columns as a table of a document, each scenario with its goals."""
+    columns = [column for column in _COLUMNS if column[0] != "elsewhere_percent"]
+    lines = [
+        "| # | " + " | ".join(["scenario", *[title for _, title, _ in columns], "goals"]) + " |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
+    for scenario in scenarios:
+        if scenario.number in results:
+            figures = results[scenario.number]
+            cells = [
+                form.format(figures[name]) if name in figures else "" for name, _, form in columns
+            ]
+            goals = "; ".join(_verdict(goal, figures) for goal in scenario.goals)
+            row_cells = [scenario.number, scenario.title, *cells, goals]
+            lines.append("| " + " | ".join(row_cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(goal: Goal, figures: Figures) -> str:
+    verb = "reached" if goal.is_met(figures) else "**missed**"
+    sign = "≥" if goal.is_least else "≤"
+    return f"{goal.figure} {_short(figures[goal.figure])} {sign} {_short(goal.bound)} {verb}"
+
+
 def _head(scenario: Scenario) -> str:
     return f"{scenario.number:>2}  {scenario.name:<{_NAME}}"
 
@@ -98,7 +123,7 @@ def write(
     scenarios: Sequence[Scenario],
     rounds: Mapping[str, Sequence[Figures]],
 ) -> None:
-    """Write everything that was measured as JSON."""
+    """Write all that was measured as JSON, and beside it the table for docs/performance.md."""
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {
         **about,
@@ -109,6 +134,8 @@ def write(
         },
     }
     path.write_text(json.dumps(report, indent=2) + "\n")
+    medians = {number: median(figures) for number, figures in rounds.items()}
+    path.with_suffix(".md").write_text(markdown(scenarios, medians))
 
 
 def _entry(scenario: Scenario, rounds: Sequence[Figures]) -> dict[str, object]:

@@ -51,5 +51,12 @@ def test_the_json_has_every_round_and_every_verdict(tmp_path: Path) -> None:
     assert [goal["is_reached"] for goal in written["scenarios"]["1"]["goals"]] == [True, False]
 
 
+def test_the_document_s_table_says_the_same(tmp_path: Path) -> None:
+    report.write(tmp_path / "results.json", {}, [SCENARIO], {"1": ROUNDS})
+    row = (tmp_path / "results.md").read_text().splitlines()[2]
+    assert row.startswith("| 1 | the first | 9,500 |")
+    assert "wal_bytes 1,650 ≤ 1,600 **missed**" in row
+
+
 def test_there_are_the_twelve_scenarios() -> None:
     assert [scenario.number for scenario in SCENARIOS] == [str(n) for n in range(1, 13)]
