@@ -45,6 +45,17 @@ async def test_a_tenant_s_full_name_serves_too(service: Service, client: Hooklin
     assert service.events.requests[0].tenant == "tenants/acme"
 
 
+async def test_no_proxy_stands_between_us_and_this_machine(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A company's `http_proxy` is set everywhere; a proxy would also read the token along."""
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with HooklineClient(service.target, token="hk_x", timeout_s=5) as client:
+        await client.publish("acme", [Event(type="a.b")], timeout_s=5)
+    assert len(service.events.requests) == 1
+
+
 async def test_unavailable_is_repeated_with_the_same_keys_after_the_pushback(
     service: Service, client: HooklineClient
 ) -> None:

@@ -44,6 +44,8 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+_NO_PROXY: tuple[tuple[str, int], ...] = (("grpc.enable_http_proxy", 0),)
+"""grpc asks `http_proxy` the way even to this machine, where no proxy finds it."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -83,13 +85,14 @@ class HooklineClient:
         if plaintext and token is not None and not is_local:
             raise ValueError("the token would be sent in plaintext to another machine: use TLS")
         interceptors: list[grpc.aio.ClientInterceptor] = [_Deadlines(timeout_s, token)]
+        options = _CHANNEL_OPTIONS + (_NO_PROXY if is_local else ())
         if plaintext:
-            channel = grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS, interceptors=interceptors)
+            channel = grpc.aio.insecure_channel(target, options, interceptors=interceptors)
         else:
             channel = grpc.aio.secure_channel(
                 target,
                 credentials or grpc.ssl_channel_credentials(),
-                _CHANNEL_OPTIONS,
+                options,
                 interceptors=interceptors,
             )
         self.channel = channel
