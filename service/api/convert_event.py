@@ -244,7 +244,7 @@ def _utf8_bytes(text: str, limit: int) -> int:
 def _is_deeper(json_text: bytes, limit: int) -> bool:
     """Whether valid JSON nests deeper than `limit`: one step down or up for each bracket."""
     steps = array("b", _JSON_STRING.sub(b"", json_text).translate(_STEPS, _NO_BRACKETS))
-    return max(accumulate(steps)) > limit
+    return max(accumulate(steps), default=0) > limit
 
 
 def message_of(event: Event, *, with_data: bool) -> event_pb2.Event:

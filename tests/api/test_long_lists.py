@@ -100,6 +100,13 @@ def test_how_deep_json_is_costs_no_more_than_reading_it() -> None:
     assert took_s < 6 * reading_s
 
 
+def test_brackets_in_a_string_are_no_depth() -> None:
+    message = Event(type="order.created", json_data='"' + "[{" * 200 + '"')
+    violations: list[Violation] = []
+    EventReader(Limits()).read([message], violations)
+    assert violations == []
+
+
 @pytest.mark.parametrize("state", [b"\x01", b"\x63"])
 async def test_states(state: bytes) -> None:
     unused: Any = sentinel.unused
