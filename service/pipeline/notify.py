@@ -153,11 +153,14 @@ class Notifier:
     async def _turn(self) -> None:
         """Hear what is to be heard, and say what was gathered."""
         node_id, now_s = self._ownership.node_id, asyncio.get_running_loop().time()
-        messages = self._take_messages()
         if now_s >= self._listen_at_s or node_id != self._heard_as:
-            await self._store.listen([channel_of(node_id), ALL_NODES])
+            if await self._store.listen([channel_of(node_id), ALL_NODES]):
+                self._ownership.poke()
+                self._changes.hear()
+                self._refiller.sweep_soon()
             self._heard_as = node_id
             self._listen_at_s = now_s + LISTEN_INTERVAL_S
+        messages = self._take_messages()
         if messages:
             await self._store.notify(messages)
             self.said += len(messages)
@@ -174,7 +177,7 @@ class Notifier:
             elif owner is not None:
                 due[owner].append(uid)
         for owner, uids in due.items():
-            messages += [(channel_of(owner), f"d{names}") for names in _named(uids)]
+            messages += [(channel_of(owner), f"d{names}") for names in named(uids)]
         messages += [(channel_of(owner), "s") for owner in self._others(self._due_buckets)]
         messages += [(channel_of(owner), "c") for owner in self._others(self._changed_buckets)]
         self._due.clear()
@@ -204,7 +207,7 @@ class Notifier:
         # Anything else is a later version's.
 
     def _hear_due(self, names: str) -> None:
-        for uid in _uids_of(names):
+        for uid in uids_of(names):
             bucket = bucket_of(uid)
             # Never passed on: two nodes that each took the other for the owner would not stop.
             if self._ownership.owns(bucket):
@@ -216,14 +219,14 @@ def channel_of(node_id: UUID) -> str:
     return f"hookline_{node_id.hex}"
 
 
-def _named(uids: list[UUID]) -> Iterable[str]:
+def named(uids: list[UUID]) -> Iterable[str]:
     """The uids as text, as many in each as a notification carries."""
     letters = [base64.urlsafe_b64encode(uid.bytes)[:_UID_LETTERS].decode() for uid in uids]
     for begin in range(0, len(letters), _UIDS_PER_MESSAGE):
         yield "".join(letters[begin : begin + _UIDS_PER_MESSAGE])
 
 
-def _uids_of(names: str) -> Iterable[UUID]:
+def uids_of(names: str) -> Iterable[UUID]:
     """The uids in a text; nothing, from the first that is none on."""
     for begin in range(0, len(names), _UID_LETTERS):
         try:

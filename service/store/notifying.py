@@ -1,7 +1,7 @@
 """LISTEN and NOTIFY, on a connection of their own.
 
-Nothing else is written on it, so it does not wait for the disk: a notification costs a transaction's
-commit, which would otherwise be flushed for the sake of mere word of mouth.
+Nothing else is written on it, so it does not wait for the disk: a notification costs a
+transaction's commit, which would otherwise be flushed for the sake of mere word of mouth.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class NotifyStore:
         self.on_heard: Callable[[str, str], None] = lambda _channel, _payload: None
         """Called with the channel and what was said on it."""
 
-    async def listen(self, channels: Collection[str]) -> None:
-        """Hear these channels and no others.
+    async def listen(self, channels: Collection[str]) -> bool:
+        """Hear these channels and no others; whether something may have been missed before.
 
         To be called again from time to time: it asks the connection whether it lives, and where it
         was lost it hears again on another.
@@ -48,7 +48,9 @@ class NotifyStore:
                 await connection.add_listener(channel, self._pass_on)
             if self._channels == set(channels):
                 await connection.execute(SQL.ping)
+                return False
             self._channels = set(channels)
+            return True
 
     def _pass_on(self, _connection: object, _pid: int, channel: str, payload: object) -> None:
         self.on_heard(channel, str(payload))

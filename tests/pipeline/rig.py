@@ -1,7 +1,7 @@
 """A node of the data path in the test's own process: every part real, the clock turnable.
 
-Real Postgres, real lanes, real HTTP over loopback to a receiver that answers as it is told. Only the
-clock is ours: `turn` moves the database's due times and the node's durations together.
+Real Postgres, real lanes, real HTTP over loopback to a receiver that answers as it is told. Only
+the clock is ours: `turn` moves the database's due times and the node's durations together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.pipeline.catalog import EventTypeCatalog
 from service.pipeline.changes import Changes
 from service.pipeline.clock import DatabaseTime, SystemClock
 from service.pipeline.deliver import Deliverer
-from service.pipeline.group import GroupBuilder
+from service.pipeline.hand_off import GroupBuilder
 from service.pipeline.lanes import Lanes
 from service.pipeline.matching import Matcher
 from service.pipeline.notify import Notifier
@@ -125,7 +125,7 @@ class Rig:
         self.lanes = Lanes(
             self.clock,
             self.timers,
-            lambda bucket: self.ownership.owns(bucket),
+            lambda bucket: self.ownership.owns(bucket),  # noqa: PLW0108 - it comes after lanes
             max_queued_jobs=self.max_queued_jobs,
             max_queued_bytes=self.max_queued_bytes,
         )
@@ -158,8 +158,9 @@ class Rig:
         )
         self.lane_store = LaneStore(session("refill"))
         self.refiller = Refiller(self.lane_store, self.lanes, self.ownership, self.configs)
+        self.notify_store = NotifyStore(session("notify"))
         self.notifier = Notifier(
-            NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
+            self.notify_store, self.ownership, self.lanes, self.changes, self.refiller
         )
         self._make_sending()
         self._make_publishing()
@@ -266,7 +267,12 @@ class Rig:
         self, tenant_uid: UUID, url: str, *patterns: str, **columns: object
     ) -> UUID:
         """A subscription to the patterns (default: all), with its columns as named."""
-        uid = self.new_uid()
+        return await self.subscription_as(self.new_uid(), tenant_uid, url, *patterns, **columns)
+
+    async def subscription_as(
+        self, uid: UUID, tenant_uid: UUID, url: str, *patterns: str, **columns: object
+    ) -> UUID:
+        """The same, with a uid that decides on its bucket."""
         values: dict[str, object] = {
             "subscription_uid": uid,
             "tenant_uid": tenant_uid,
