@@ -11,7 +11,7 @@ from service.pipeline.catalog import EventTypeCatalog
 from service.pipeline.changes import Changes
 from service.pipeline.clock import Clock, DatabaseTime
 from service.pipeline.deliver import Deliverer
-from service.pipeline.group import GroupBuilder
+from service.pipeline.hand_off import GroupBuilder
 from service.pipeline.lanes import Lanes
 from service.pipeline.matching import Matcher
 from service.pipeline.notify import Notifier

@@ -1,8 +1,10 @@
-"""The path of an event, to be read in this order:
+"""The path of an event.
 
-`publish` (with `catalog` and `matching`) stores events and promises deliveries; `ownership` says who
-sends them; `lanes` holds what is due, `refill` fetches it; `deliver` sends; `record` writes what
-came of it. `changes` hears what others decided, `notify` carries word between nodes, `replay` and
-`trial` are the operator's hands, and `upkeep` keeps the house. No step looks back: publishing knows
-nothing of HTTP, delivering nothing of SQL.
+To be read in this order:
+
+`publish` (with `catalog` and `matching`) stores events and promises deliveries; `ownership` says
+who sends them; `lanes` holds what is due, `refill` fetches it; `deliver` sends; `record` writes
+what came of it. `changes` hears what others decided, `notify` carries word between nodes, `replay`
+and `trial` are the operator's hands, and `upkeep` keeps the house. No step looks back: publishing
+knows nothing of HTTP, delivering nothing of SQL.
 """

@@ -1,4 +1,4 @@
-"""The event types in memory: whether events of a type are accepted, and whether their data is right."""
+"""The event types in memory: whether an event's type is accepted, and its data right."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ class EventTypeCatalog:
     async def reload(self) -> None:
         """Read all event types. Raises `UnavailableError`.
 
-        One reading at a time, so that an older one never replaces a newer; whoever asks while one is
-        under way shares the next.
+        One reading at a time, so that an older one never replaces a newer; whoever asks while one
+        is under way shares the next.
         """
         self._asked += 1
         mine = self._asked

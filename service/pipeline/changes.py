@@ -1,10 +1,9 @@
 """What others decided: pauses, deletions, cancels, operator's retries, new event types.
 
 Owners read the change log every second, and at once when a call on this node wrote to it or another
-node says so. A change is an instruction to look again, never a command, so reading one twice does no
-harm. The cursor is the
-oldest transaction that may still commit (`pg_snapshot_xmin`): a change whose number is small but
-whose commit is late is not missed.
+node says so. A change is an instruction to look again, never a command, so reading one twice does
+no harm. The cursor is the oldest transaction that may still commit (`pg_snapshot_xmin`): a change
+whose number is small but whose commit is late is not missed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Delivering: take a job, sign it, send it, hand its outcome to the recorder.
 
 At most `max_in_flight` deliveries of a node are sent and not yet recorded; a slot is freed by the
-record's commit. Workers are long-lived and take the next job without waiting for anything, so that a
-busy node makes no task per delivery.
+record's commit. Workers are long-lived and take the next job without waiting for anything, so that
+a busy node makes no task per delivery.
 """
 
 from __future__ import annotations

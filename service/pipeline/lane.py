@@ -1,4 +1,4 @@
-"""One lane: the queue of one subscription, how good a cache of the hot table it is, and its target's health.
+"""One lane: the queue of one subscription, and its target's health.
 
 Knows nothing of other lanes; their turns and their shares are `lanes.py`'s.
 """
@@ -79,7 +79,7 @@ class Job:
         """Somebody else changed its row while it was sent."""
 
     def is_known(self) -> bool:
-        """Whether memory still has it; what it has forgotten is not this node's to send or record."""
+        """Whether memory still has it; what it forgot is not this node's to send or record."""
         return self.lane.known.get(self.delivery_id) is self
 
     @property

@@ -59,9 +59,7 @@ def counts_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool]) -> Lane
     )
 
 
-def top_of(
-    lanes: Collection[Lane], may_take: Callable[[Lane], bool], count: int
-) -> list[LaneView]:
+def top_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool], count: int) -> list[LaneView]:
     """The lanes with the most in memory."""
     return [
         LaneView(

@@ -7,11 +7,11 @@ Theory of operation. Memory is a cache of the hot table, and a lane says how goo
     COMPLETE   memory holds all that is due
 
 Only a COMPLETE lane with room takes hand-offs; any other drops them and becomes DIRTY. A publisher
-announces ids before its commit and withdraws them after. What is announced belongs to the publisher:
-no refill takes it, and nothing else is taken from the publisher, or a refill that read between a
-commit and its hand-off would put a delivery into memory twice. A refill clears DIRTY, reads, discards
-what others changed meanwhile, and makes the lane COMPLETE only if it found fewer than it had room for
-and nobody made the lane DIRTY.
+announces ids before its commit and withdraws them after. What is announced belongs to the
+publisher: no refill takes it, and nothing else is taken from the publisher, or a refill that read
+between a commit and its hand-off would put a delivery into memory twice. A refill clears DIRTY,
+reads, discards what others changed meanwhile, and makes the lane COMPLETE only if it found fewer
+than it had room for and nobody made the lane DIRTY.
 
 Whether a lane may send is asked apart from that: its subscription's state, its window (how many
 requests at once: halved by a throttling answer, widened by success), its rate, its circuit. Lanes
@@ -184,7 +184,7 @@ class Lanes:
         self._forget(job)
 
     def rescheduled(self, job: Job, delay_s: float) -> None:
-        """Its row waits for another attempt; within the minute memory keeps it, else Postgres alone."""
+        """Its row waits for another attempt; memory keeps it within the minute, else Postgres."""
         job.version += 1
         job.attempt_count += 1
         self.sending.recorded(job)
@@ -193,8 +193,8 @@ class Lanes:
     def released(self, job: Job, delay_s: float) -> None:
         """Nothing came of it that the target can answer for, and its row is as it was.
 
-        Where so many of a lane are released that memory does not keep them all, the lane rests: they
-        are due, and would be read and released again as fast as Postgres can be asked.
+        Where so many of a lane are released that memory does not keep them all, the lane rests:
+        they are due, and would be read and released again as fast as Postgres can be asked.
         """
         lane = job.lane
         if job.is_stale:
@@ -232,7 +232,7 @@ class Lanes:
             self._timers.add(lane.rests_until_s, lambda: self._probe(lane))
 
     def deleted(self, lane: Lane) -> None:
-        """Its subscription is gone: nothing goes out any more, what is pending is to be cancelled."""
+        """Its subscription is gone: nothing goes out, what is pending is to be cancelled."""
         lane.is_deleted = True
         self._empty(lane)
         self._want(lane)
@@ -252,8 +252,8 @@ class Lanes:
     def forget(self, lane: Lane, delivery_id: UUID) -> None:
         """Somebody changed this delivery: memory's copy is stale, the row is the truth.
 
-        What is on the wire stays known until it is recorded, and matches nothing then: a refill that
-        read it now would send it a second time.
+        What is on the wire stays known until it is recorded, and matches nothing then: a refill
+        that read it now would send it a second time.
         """
         if lane.state is LaneState.REFILLING:
             lane.stale.add(delivery_id)

@@ -1,8 +1,9 @@
 """Which subscriptions an event goes to, answered in memory.
 
-Per tenant an index `event type → subscriptions`: exact types, prefixes, all. The index belongs to the
-tenant's epoch, and both are read in one statement; a publish writes only if the epoch still stands,
-so an index can be stale but never wrong. Reloads bring what changed since the epoch that is held.
+Per tenant an index `event type → subscriptions`: exact types, prefixes, all. The index belongs to
+the tenant's epoch, and both are read in one statement; a publish writes only if the epoch still
+stands, so an index can be stale but never wrong. Reloads bring what changed since the epoch that
+is held.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class TenantIndex:
     """The routes of one tenant at one epoch."""
 
     __slots__ = (
-        "_all", "_cached", "_exact", "_prefixes", "_remembered", "_routes", "epoch", "tenant_id", "uid",
+        "_all", "_cached", "_exact", "_prefixes", "_remembered", "_routes", "epoch", "tenant_id",
+        "uid",
     )  # fmt: skip
 
     def __init__(self, tenant_id: str, uid: UUID) -> None:
@@ -159,8 +161,9 @@ class Matcher:
         return self._take_in(tenant_id, load, known)
 
     def _take_in(self, tenant_id: str, load: IndexLoad, known: TenantIndex | None) -> TenantIndex:
-        # Another read may have ended meanwhile, or the index have made room for others. What changed
-        # since `known` may be applied to it and to what is newer; an older load replaces neither.
+        # Another read may have ended meanwhile, or the index have made room for others. What
+        # changed since `known` may be applied to it and to what is newer; an older load replaces
+        # neither.
         held = [one for one in (self._indexes.get(tenant_id), known) if one is not None]
         index = max(held, key=lambda one: (one.uid, one.epoch), default=None)
         if index is None or (load.tenant_uid, load.epoch) > (index.uid, index.epoch):

@@ -1,10 +1,10 @@
 """Which buckets this node owns, and until when it may act on that.
 
 Theory of operation. Liveness is one row, renewed every third of the lease; owning a bucket is
-another row that changes only when ownership does. The local lease counts from before the renewal was
-sent, less a second for drift, so it ends before the database's does: a node that was frozen sends
-nothing more, even before it learns that it was buried. A node whose row is gone drops everything and
-registers anew under another id.
+another row that changes only when ownership does. The local lease counts from before the renewal
+was sent, less a second for drift, so it ends before the database's does: a node that was frozen
+sends nothing more, even before it learns that it was buried. A node whose row is gone drops
+everything and registers anew under another id.
 
     heartbeat: renew ─▶ survey ─▶ bury who is overdue, take what is vacant (up to the fair share)
                      │        └─▶ a surplus rests; each bucket of it is given as it falls quiet
@@ -66,7 +66,7 @@ class BucketHolder(Protocol):
 
 
 class Ownership:
-    """This node's row and its buckets."""
+    """The row of this node, and its buckets."""
 
     def __init__(  # noqa: PLR0913 - its parts, and what it says of itself by name
         self,
@@ -81,7 +81,9 @@ class Ownership:
         is_alone: bool = False,
         place: str = "",
     ) -> None:
-        """`is_alone`: no other node can live on this database (`hookline dev` holds its directory's
+        """Take what it is made of.
+
+        `is_alone`: no other node can live on this database (`hookline dev` holds its directory's
         lock), so whoever is registered is dead and waits for no lease to end. `place`: the
         supervisor's name for this process; whoever had it before is dead for sure. Empty: none.
         """
@@ -124,7 +126,7 @@ class Ownership:
         return self.node_id if bucket in self._buckets else self._owner_of.get(bucket)
 
     def may_send(self) -> bool:
-        """Whether the lease surely holds at this moment; asked just before a request's bytes go out."""
+        """Whether the lease surely holds now; asked just before a request's bytes go out."""
         return self._clock.boottime_s() < self._lease_until_s
 
     async def start(self) -> None:

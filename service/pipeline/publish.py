@@ -1,8 +1,8 @@
 """Publishing: validate, match in memory, store in a group commit, hand over.
 
-Theory of operation. Concurrent calls share one statement: while a group is being committed, the next
-one gathers. A group runs in a task of its own, so a caller that gives up stops nobody. What a group
-meets, it resolves for each call alone:
+Theory of operation. Concurrent calls share one statement: while a group is being committed, the
+next one gathers. A group runs in a task of its own, so a caller that gives up stops nobody. What a
+group meets, it resolves for each call alone:
 
     a tenant's epoch moved on     its calls are matched again, in the next group; where changes
                                   come faster than that, under the tenant's lock
@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from service.domain.event import NewEvent
     from service.domain.limits import Limits
     from service.pipeline.catalog import EventTypeCatalog
-    from service.pipeline.group import Group, GroupBuilder
+    from service.pipeline.group import Group
+    from service.pipeline.hand_off import GroupBuilder
     from service.pipeline.matching import Matcher
     from service.store.publishing import PublishRows, PublishStore
     from service.store.routes import Reader
@@ -259,11 +260,13 @@ class Publisher:
         return passed
 
     async def _write_held(self, group: Group) -> set[UUID]:
-        """Match while the tenants are locked: for calls that changes have beaten again and again."""
+        """Match while the tenants are locked: for calls that changes beat again and again."""
 
         async def place(reader: Reader) -> PublishRows:
             for tenant_id in group.tenant_ids():
-                with suppress(NotFoundError):  # then its epoch is not ours, and its calls hear of it
+                with suppress(
+                    NotFoundError
+                ):  # then its epoch is not ours, and its calls hear of it
                     await self._matcher.read(reader, tenant_id)
             self._builder.withdraw(group)
             group.place_again(self._matcher.cached)
@@ -284,13 +287,16 @@ class Publisher:
         )
         for call in reversed(calls):
             index = found[call.index.tenant_id]
+            if isinstance(index, Exception):
+                call.fail(index)
+                continue
+            if isinstance(index, BaseException):
+                raise index  # we are being cancelled, and so is this group
             try:
-                if isinstance(index, BaseException):
-                    raise index
                 call.misses += 1
                 call.match(index)
                 self._check_fan_out(call)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is the call's answer
+            except Exception as error:  # whatever it is, it is the call's answer
                 call.fail(error)
             else:
                 self._enqueue(call, first=True)

@@ -1,9 +1,9 @@
 """What fills the lanes from the hot table: the sweep that is the truth, and refills.
 
-Every second each owned bucket is asked for the earliest due row of each of its lanes; one that is not
-in memory makes its lane DIRTY. Hand-offs and notifications only hasten that. A DIRTY lane that can
-send is read, many lanes in one statement; one that is paused, disabled, limited or open-circuited is
-not read at all, so a dead target with a million pending costs nothing.
+Every second each owned bucket is asked for the earliest due row of each of its lanes; one that is
+not in memory makes its lane DIRTY. Hand-offs and notifications only hasten that. A DIRTY lane that
+can send is read, many lanes in one statement; one that is paused, disabled, limited or
+open-circuited is not read at all, so a dead target with a million pending costs nothing.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Refiller:
 def _within(
     shares: Shares, lane_of: Mapping[UUID, Lane], rows: Sequence[PendingRow]
 ) -> tuple[list[PendingRow], set[UUID]]:
-    """The first rows of each lane whose data fits its share, and the lanes of which some are left out."""
+    """The first rows of each lane that fit its share, and the lanes that lack some."""
     kept: list[PendingRow] = []
     left_out: set[UUID] = set()
     coming: Counter[UUID] = Counter()

@@ -1,7 +1,7 @@
 """The operator's hands on single deliveries: retry and cancel.
 
-Each reads where the delivery stands, asks the state machine, and makes one guarded move; a move that
-met another state than it was decided on is decided again.
+Each reads where the delivery stands, asks the state machine, and makes one guarded move; a move
+that met another state than it was decided on is decided again.
 """
 
 from __future__ import annotations

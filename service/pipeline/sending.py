@@ -1,7 +1,7 @@
 """Who may send now, and whose turn it is.
 
-A lane may send while it has something queued, its subscription lets things out, its window, rate and
-circuit allow one more, and its bucket does not rest. Lanes that may take turns (`turns.py`).
+A lane may send while it has something queued, its subscription lets things out, its window, rate
+and circuit allow one more, and its bucket does not rest. Lanes that may take turns (`turns.py`).
 """
 
 from __future__ import annotations

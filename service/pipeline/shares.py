@@ -1,8 +1,8 @@
 """How much of a node's memory each lane may take, so that the slow ones never have all of it.
 
-A lane may hold a quarter of what is left, of places and of bytes alike: the more lanes there are, the
-smaller each one's part, and there is always some left for one more. Two small reserves lie beyond:
-`LANE_QUEUE_MIN` places, and one event for a lane that holds none.
+A lane may hold a quarter of what is left, of places and of bytes alike: the more lanes there are,
+the smaller each one's part, and there is always some left for one more. Two small reserves lie
+beyond: `LANE_QUEUE_MIN` places, and one event for a lane that holds none.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Shares:
         """Event data of deliveries that are queued or wait for their time."""
 
     def room(self, lane: Lane) -> int:
-        """How many more deliveries a lane may queue; below zero where it holds more than its share."""
+        """How many more deliveries a lane may queue; below zero where it holds too many."""
         if lane.is_circuit_open:
             return 1 - len(lane.queue)
         most = min(LANE_QUEUE_MAX, max(LANE_QUEUE_MIN, (self.max_jobs - self.jobs) // SHARE))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Timers:
     """A heap of moments, and one timer of the event loop for the earliest.
 
-    Bounded by who adds to it: each lane has a quota. A clock that a test turns takes effect by `poke`.
+    Bounded by who adds to it: each lane has a quota. A clock that a test turns takes effect by
+    `poke`.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -54,8 +54,8 @@ class Trial:
     async def send(self, subscription: Subscription, event: NewEvent) -> tuple[UUID, Attempt]:
         """Send an event to a subscription alone and keep what came of it; delivery id and attempt.
 
-        Raises what publishing raises for the event's type and data, and `UnavailableError` where the
-        fault was ours and nothing was sent.
+        Raises what publishing raises for the event's type and data, and `UnavailableError` where
+        the fault was ours and nothing was sent.
         """
         (revision,) = await self._catalog.check([event], "event")
         prepared = await self._configs.prepare(subscription.uid)

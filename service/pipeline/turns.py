@@ -1,7 +1,7 @@
 """Who is next: lanes take turns within their tenant, and tenants between them.
 
-A tenant stands in the round exactly while one of its lanes does, and a lane at most once; so a tenant
-with a thousand busy lanes has one turn in the round, as has a tenant with one.
+A tenant stands in the round exactly while one of its lanes does, and a lane at most once; so a
+tenant with a thousand busy lanes has one turn in the round, as has a tenant with one.
 """
 
 from __future__ import annotations

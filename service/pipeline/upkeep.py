@@ -1,4 +1,4 @@
-"""The chores of the house: partitions, expiry, sweeps. One node at a time does them, every minute."""
+"""The chores of the house: partitions, expiry, sweeps; one node at a time, every minute."""
 
 from __future__ import annotations
 

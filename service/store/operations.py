@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from service.domain.delivery import DeliveryState
 from service.domain.ids import bucket_of_delivery
 from service.domain.subscription import RetryPolicy
+from service.store.event_rows import stored_content_type
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class OperationStore:
             event.is_json,
             event.type,
             event.source,
-            event.content_type,
+            stored_content_type(event),
             event.subject or None,
             event.external_id or None,
             event.data_schema or None,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence, Set
+    from collections.abc import Callable, Sequence
+    from collections.abc import Set as AbstractSet
     from uuid import UUID
 
     from service.store.database import Session
@@ -49,9 +50,9 @@ class Consequences:
 class Recorded:
     """What a batch came to."""
 
-    matched: Set[UUID]
+    matched: AbstractSet[UUID]
     """Deliveries whose rows were as they had been seen."""
-    disabled: Set[UUID]
+    disabled: AbstractSet[UUID]
     """Subscriptions that were turned off."""
 
 

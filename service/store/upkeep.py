@@ -62,7 +62,7 @@ class UpkeepStore:
             return await create_partitions(connection)
 
     async def drop_days_before(self, day: date) -> tuple[list[date], list[date]]:
-        """Drop the days before `day`, oldest first; the dropped, and those kept for pending work."""
+        """Drop the days before `day`, oldest first; the dropped, and those still needed."""
         async with self._session.connection(_DDL_TIMEOUT_S) as connection:
             days = await old_days(connection, day)
         for position, old in enumerate(days):

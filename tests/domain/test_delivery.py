@@ -34,7 +34,7 @@ LAW = """
     PENDING                       | cancelled by an operator; its subscription or tenant deleted | CANCELLED
     PENDING                       | older than the retention of pending work | EXPIRED
     EXHAUSTED, CANCELLED, EXPIRED | retried by an operator                 | PENDING
-"""
+"""  # noqa: E501 - the design's own lines
 
 SCHEDULE = RetrySchedule((0.0, 5.0, 60.0))
 FAILURES = [

@@ -38,22 +38,24 @@ GOOD: dict[Check, list[str]] = {
 }  # fmt: skip
 BAD: dict[Check, list[str]] = {
     check_id: [
-        "", "-", "-a", "1a", "A", "aA", "a_b", "a.b", "a/b", "a b", "a" * 64, "\xe4", "a\n", "a\x00",
-        "\u0660a", "a\u0660",
+        "", "-", "-a", "1a", "A", "aA", "a_b", "a.b", "a/b", "a b", "a" * 64, "\xe4", "a\n",
+        "a\x00", "\u0660a", "a\u0660",
     ],
     check_event_type: [
         "", ".", "a.", ".a", "a..b", "a b", "a/b", "a:b", "*", "a.*", "a" * 129, "\xe4", "a\n",
         "a.b\n", "a\x00", "a\u0660",
     ],
     check_pattern: [
-        "", "*.created", "order*", "order.*.eu", "**", "order.**", ".*", "*.*", "order.", "a" * 127 + ".*",
-        "order.*\n",
+        "", "*.created", "order*", "order.*.eu", "**", "order.**", ".*", "*.*", "order.",
+        "a" * 127 + ".*", "order.*\n",
     ],
-    check_attribute_name: ["", "A", "a_b", "a-b", "a" * 65, "\xe4", "a\n", "\u0660", *CLOUDEVENTS_CORE],
+    check_attribute_name: [
+        "", "A", "a_b", "a-b", "a" * 65, "\xe4", "a\n", "\u0660", *sorted(CLOUDEVENTS_CORE),
+    ],
     check_key: ["", "\x00", "\n", "a\n", "\x7f", "\xe4", "k" * 256, "\t"],
     check_content_type: [
-        "", "text", "text/", "/plain", "text/plain;", "text/plain; a", "text/plain\r\nx: y", "text plain/x",
-        'text/plain;a="\r\n"', "a/" + "b" * 254, "text/pl\xe4in", "text/plain\n",
+        "", "text", "text/", "/plain", "text/plain;", "text/plain; a", "text/plain\r\nx: y",
+        "text plain/x", 'text/plain;a="\r\n"', "a/" + "b" * 254, "text/pl\xe4in", "text/plain\n",
     ],
 }  # fmt: skip
 
@@ -110,9 +112,10 @@ def test_names_and_back() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "", "/", "tenants", "tenants/", "tenants/a", "tenants/a/", "tenants/a/events", "tenants/a/events/",
-        "tenants//events/b", "/tenants/a/events/b", "tenants/a/events/b/", "tenants/a/events/b/c",
-        "Tenants/a/events/b", "tenants/a/deliveries/b", "events/b", "tenants/a//events/b",
+        "", "/", "tenants", "tenants/", "tenants/a", "tenants/a/", "tenants/a/events",
+        "tenants/a/events/", "tenants//events/b", "/tenants/a/events/b", "tenants/a/events/b/",
+        "tenants/a/events/b/c", "Tenants/a/events/b", "tenants/a/deliveries/b", "events/b",
+        "tenants/a//events/b",
     ],
 )  # fmt: skip
 def test_what_is_no_name(name: str) -> None:

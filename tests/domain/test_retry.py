@@ -17,7 +17,8 @@ def test_the_default_schedule() -> None:
     """0, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h."""
     minute, hour = 60.0, 3_600.0
     assert RetrySchedule().delays_s == (
-        0, 5, 5 * minute, 30 * minute, 2 * hour, 5 * hour, 10 * hour, 14 * hour, 20 * hour, 24 * hour,
+        0, 5, 5 * minute, 30 * minute, 2 * hour, 5 * hour, 10 * hour, 14 * hour, 20 * hour,
+        24 * hour,
     )  # fmt: skip
     assert RetrySchedule().max_attempts == 10
 

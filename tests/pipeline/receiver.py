@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Receiver:
     """A target: answers each request with a status, and remembers what it got.
 
-    `answers` is a status, or is asked with the webhook id; `gate`, where set, holds every answer back
-    until it is opened.
+    `answers` is a status, or is asked with the webhook id; `gate`, where set, holds every answer
+    back until it is opened.
     """
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ LOOSER = '{"type": "object"}'
 
 
 class Source:
-    """Event types that a test sets; an answer is of the moment of its asking, however late it comes."""
+    """Event types that a test sets; an answer is of the moment it was asked for."""
 
     def __init__(self, *event_types: EventType) -> None:
         self.event_types = list(event_types)

@@ -9,8 +9,7 @@ from service.domain.errors import AlreadyExistsError, Reason
 from service.domain.event import NewEvent
 from service.domain.ids import format_type_id
 from service.pipeline.group import Published, fingerprint_of
-from service.store.publishing import SQL
-from tests.pipeline.rig import KEY_WINDOW_S, Receiver, Rig, order_created, running
+from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.pipeline.rival import BUMP, rival, until_blocked
 
 TARGET = "http://127.0.0.1:9/"
@@ -207,7 +206,8 @@ async def test_a_batch_of_old_and_new_stores_the_new_alone(acme: Rig) -> None:
     rows = await acme.database.fetch("SELECT data FROM events ORDER BY ordinal")
     assert [row["data"] for row in rows] == [b'{"id":1}', b'{"id":2}', b'{"id":3}']
     ordinals = await acme.database.fetch(
-        "SELECT FROM pending_deliveries p JOIN events e USING (event_id) WHERE p.ordinal = e.ordinal"
+        """SELECT FROM pending_deliveries p JOIN events e USING (event_id)
+           WHERE p.ordinal = e.ordinal"""
     )
     assert len(ordinals) == 3
 
@@ -281,131 +281,6 @@ async def test_an_epoch_and_a_taken_key_in_one_group(acme: Rig) -> None:
     assert isinstance(reused, AlreadyExistsError)
     assert isinstance(new, list)
     await _check_counts(acme, events=2, keys=2)
-
-
-# ------------------------------------------------------------------------------------ two nodes
-
-
-async def test_two_nodes_and_fifty_callers_store_one_event(acme: Rig) -> None:
-    async with running(acme.url, seed=2) as other:
-        await other.matcher.index("acme")
-        results = await asyncio.gather(
-            *(_publish(node, keyed()) for _ in range(25) for node in (acme, other))
-        )
-
-    assert len({result[0].event_id for result in results}) == 1
-    assert [result[0].deduplicated for result in results].count(False) == 1
-    await _check_counts(acme, events=1, keys=1)
-
-
-async def test_a_key_that_another_node_is_taking_is_waited_for(acme: Rig) -> None:
-    async with rival(acme.url) as other:
-        (tenant,) = await acme.database.fetch("SELECT tenant_uid FROM tenants")
-        event_id = acme.new_uid()
-        await other.execute(
-            """INSERT INTO idempotency_keys (tenant_uid, key, event_id, fingerprint,
-                                             delivery_count, expires_at)
-               VALUES ($1, 'k', $2, $3, 7, now() + interval '1 hour')""",
-            tenant["tenant_uid"],
-            event_id,
-            fingerprint_of(keyed(), "acme"),
-        )
-        publishing = asyncio.create_task(_publish(acme, keyed()))
-        await until_blocked(acme.database)
-        await other.execute("COMMIT")
-        assert await publishing == [Published(event_id, True, 7)]
-    await _check_counts(acme, events=0, keys=1)
-
-
-async def test_groups_of_two_nodes_take_keys_in_one_order(acme: Rig) -> None:
-    """Crosswise they would deadlock: a second of waiting, at best."""
-    keys = [f"k{n:02}" for n in range(20)]
-    async with running(acme.url, seed=2) as other:
-        await other.matcher.index("acme")
-        results = await asyncio.gather(
-            _publish(acme, *(keyed(key) for key in keys)),
-            _publish(other, *(keyed(key) for key in reversed(keys))),
-        )
-
-    assert {r.event_id for r in results[0]} == {r.event_id for r in results[1]}
-    await _check_counts(acme, events=20, keys=20)
-
-
-# ----------------------------------------------------------------------------------- expiration
-
-
-async def test_an_expired_key_is_free_whether_swept_or_not(acme: Rig) -> None:
-    (first,) = await _publish(acme, keyed())
-    await acme.turn(KEY_WINDOW_S - 60)
-    (repeated,) = await _publish(acme, keyed())
-    await acme.turn(61)
-
-    (anew,) = await _publish(acme, keyed(number=2))
-
-    assert repeated.event_id == first.event_id, "the window does not slide, and has not ended"
-    assert not anew.deduplicated
-    (again,) = await _publish(acme, keyed(number=2))
-    assert again == anew._replace(deduplicated=True)
-    await _check_counts(acme, events=2, keys=1)
-
-
-async def test_an_expired_key_taken_by_a_refused_call_is_gone(acme: Rig) -> None:
-    await _publish(acme, keyed("old"))
-    await acme.turn(KEY_WINDOW_S + 1)
-    await _publish(acme, keyed("taken"))
-    with pytest.raises(AlreadyExistsError):
-        await _publish(acme, keyed("old", number=5), keyed("taken", number=2))
-
-    (corrected,) = await _publish(acme, keyed("old", number=6))
-    assert not corrected.deduplicated
-
-
-async def test_the_sweeper_deletes_what_is_over_and_no_more(acme: Rig) -> None:
-    await _publish(acme, *(keyed(f"old{n}") for n in range(5)))
-    await acme.turn(KEY_WINDOW_S - 60)
-    await _publish(acme, keyed("new"))
-    await acme.turn(61)
-
-    assert await acme.publish_store.sweep_keys(3) == 3
-    assert await acme.publish_store.sweep_keys(3) == 2
-    assert await acme.publish_store.sweep_keys(3) == 0
-    rows = await acme.database.fetch("SELECT key FROM idempotency_keys")
-    assert [row["key"] for row in rows] == ["new"]
-
-
-async def test_the_sweeper_spares_a_key_that_is_taken_anew_under_its_hand(acme: Rig) -> None:
-    """It chose the row while it was over; when it comes to delete it, it stands for a new event."""
-    await _publish(acme, keyed())
-    await acme.turn(KEY_WINDOW_S + 1)
-    async with running(acme.url, seed=2) as sweeper, rival(acme.url) as other:
-        await other.execute(
-            "UPDATE idempotency_keys SET expires_at = hookline_now() + interval '72 hours'"
-        )
-        sweeping = asyncio.create_task(sweeper.publish_store.sweep_keys(10))
-        await until_blocked(acme.database)
-        await other.execute("COMMIT")
-        assert await sweeping == 0
-    await _check_counts(acme, events=1, keys=1)
-
-
-async def test_what_the_claim_ran_into_stays_until_it_is_read(acme: Rig) -> None:
-    """A sweep between the two statements would make the key vanish: the event would be stored
-    without holding it. The claim has locked the row, expired or not.
-    """
-    await _publish(acme, keyed())
-    (tenant,) = await acme.database.fetch("SELECT tenant_uid FROM tenants")
-    async with rival(acme.url) as claimer, running(acme.url, seed=2) as sweeper:
-        claimed = await claimer.fetch(
-            SQL.claim_keys, 60.0, [tenant["tenant_uid"]], ["k"], [acme.new_uid()], [b""], [0]
-        )
-        assert claimed == []
-        await acme.turn(KEY_WINDOW_S + 1)
-        sweeping = asyncio.create_task(sweeper.publish_store.sweep_keys(10))
-        await until_blocked(acme.database)
-        found = await claimer.fetch(SQL.read_keys, [tenant["tenant_uid"]], ["k"])
-        assert len(found) == 1
-        await claimer.execute("COMMIT")
-        assert await sweeping == 1
 
 
 async def _publish(rig: Rig, *events: NewEvent) -> list[Published]:

@@ -1,4 +1,4 @@
-"""Calls that share a commit share nothing else: one call's data, one deadlock, harms no neighbour."""
+"""Calls that share a commit share nothing else: no call's data harms its neighbour."""
 
 import asyncio
 
@@ -123,10 +123,9 @@ async def test_a_lost_deadlock_is_run_again(rig: Rig) -> None:
 async def _together(rig: Rig, *events: NewEvent) -> Outcomes:
     """Publish each event in a call of its own, all in one group."""
     await rig.publisher.publish("acme", [order_created(100)])
-    outcomes = await asyncio.gather(
+    return await asyncio.gather(
         *(rig.publisher.publish("acme", [event]) for event in events), return_exceptions=True
     )
-    return outcomes
 
 
 async def _outcome(rig: Rig, event: NewEvent) -> list[Published]:

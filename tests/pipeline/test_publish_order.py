@@ -1,7 +1,7 @@
 """Calls of one stream are stored in the order in which they were submitted, whatever befalls them.
 
-Rule 5 of the data path. A stream does not wait for its answers, so the order is the queue's to keep:
-where a call has to be queued again, those of its stream that come after it must not pass.
+Rule 5 of the data path. A stream does not wait for its answers, so the order is the queue's to
+keep: where a call has to be queued again, those of its stream that come after it must not pass.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ async def test_a_follower_with_events_of_its_own_is_not_passed(rig: Rig) -> None
         leader = await rig.publisher.submit("acme", [keyed])
         follower = await rig.publisher.submit("acme", [keyed, order_created(2)], stream)
         later = [
-            await rig.publisher.submit("acme", [order_created(number)], stream)
-            for number in (3, 4)
+            await rig.publisher.submit("acme", [order_created(number)], stream) for number in (3, 4)
         ]
         stranger = await rig.publisher.submit("acme", [order_created(5)])
     await asyncio.gather(first, leader, follower, *later, stranger)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-
 async def recorded(rig: Rig, count: int) -> None:
     await until(lambda: rig.recorder.recorded >= count, f"{count} outcomes are recorded")
 

@@ -155,7 +155,8 @@ async def test_what_was_given_up_goes_again(rig: Rig, failing: Receiver, state: 
     assert [row["state"] for row in await rig.finished()] == ["SUCCEEDED"]
 
 
-async def test_nothing_goes_to_a_deleted_subscription(rig: Rig, failing: Receiver) -> None:
+@pytest.mark.usefixtures("failing")
+async def test_nothing_goes_to_a_deleted_subscription(rig: Rig) -> None:
     delivery_id = await _exhausted(rig)
     await rig.database.fetch("UPDATE subscriptions SET deleted_at = now()")
     with pytest.raises(FailedPreconditionError) as refusal:
@@ -178,7 +179,8 @@ async def test_what_is_about_to_be_dropped_begins_nothing_anew(rig: Rig, failing
     await _recorded(rig, 3)
 
 
-async def test_a_delivery_whose_event_is_gone_stays_in_history(rig: Rig, failing: Receiver) -> None:
+@pytest.mark.usefixtures("failing")
+async def test_a_delivery_whose_event_is_gone_stays_in_history(rig: Rig) -> None:
     """Retention differs between nodes, perhaps. A move that has nothing to send must not happen."""
     delivery_id = await _exhausted(rig)
     await rig.database.fetch("DELETE FROM events")
@@ -249,9 +251,8 @@ async def test_what_has_ended_is_not_cancelled(rig: Rig, failing: Receiver, answ
     assert refusal.value.metadata["state"] == row["state"]
 
 
-async def test_an_unknown_delivery_and_a_foreign_one_look_alike(
-    rig: Rig, failing: Receiver
-) -> None:
+@pytest.mark.usefixtures("failing")
+async def test_an_unknown_delivery_and_a_foreign_one_look_alike(rig: Rig) -> None:
     delivery_id = await _exhausted(rig)
     await rig.tenant("globex")
     for operation in (rig.operator.retry, rig.operator.cancel):
@@ -266,9 +267,8 @@ async def test_an_unknown_delivery_and_a_foreign_one_look_alike(
     assert [row["state"] for row in await rig.finished()] == ["EXHAUSTED"]
 
 
-async def test_the_owner_hears_of_what_another_nodes_operator_did(
-    rig: Rig, failing: Receiver
-) -> None:
+@pytest.mark.usefixtures("failing")
+async def test_the_owner_hears_of_what_another_nodes_operator_did(rig: Rig) -> None:
     delivery_id = await _held(rig)
     async with running(rig.url, seed=2) as other:
         await other.operator.retry("acme", delivery_id)
@@ -288,7 +288,8 @@ async def _finished(rig: Rig) -> None:
 # ------------------------------------------------------------------------- moves and readings
 
 
-async def test_a_delivery_is_never_caught_between_its_places(rig: Rig, failing: Receiver) -> None:
+@pytest.mark.usefixtures("failing")
+async def test_a_delivery_is_never_caught_between_its_places(rig: Rig) -> None:
     """It moves back and forth; whoever reads finds it in exactly one place."""
     delivery_id = await _held(rig)
     await rig.database.fetch("UPDATE subscriptions SET state = 'PAUSED', state_reason = 'OPERATOR'")
@@ -314,7 +315,8 @@ async def test_a_delivery_is_never_caught_between_its_places(rig: Rig, failing: 
     assert await rig.finished() == []
 
 
-async def test_a_cancel_that_meets_a_record_decides_again(rig: Rig, failing: Receiver) -> None:
+@pytest.mark.usefixtures("failing")
+async def test_a_cancel_that_meets_a_record_decides_again(rig: Rig) -> None:
     """It waits for the row, finds it gone, and looks where it went."""
     delivery_id = await _held(rig)
     async with rival(rig.url) as other:

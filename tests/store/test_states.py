@@ -1,4 +1,4 @@
-"""The CHECKs of the schema name what the engine's enums name (and `tests/protos` the contract's)."""
+"""The CHECKs of the schema name what the engine's enums name."""
 
 import re
 from enum import StrEnum

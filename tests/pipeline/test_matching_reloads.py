@@ -1,0 +1,303 @@
+"""Reloads of an index: what changed and nothing else, and never an older for a newer."""
+
+import asyncio
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from service.domain.errors import NotFoundError, Reason, UnavailableError
+from service.domain.subscription import (
+    HttpTarget,
+    RetryPolicy,
+    SignatureScheme,
+    Subscription,
+)
+from service.pipeline.group import Published
+from service.pipeline.matching import Matcher
+from service.pipeline.publish import MAX_MISSES
+from service.store.database import Database
+from service.store.routes import load_index
+from service.store.subscriptions import NewSecret, Subscriptions
+from tests.pipeline.rig import SECRET, Rig, order_created, running
+from tests.pipeline.rival import BUMP, LOCK, copy_subscription, rival, until_blocked
+from tests.pipeline.wire import Wire
+from tests.waiting import until
+
+TARGET = "http://127.0.0.1:9/"
+
+
+@pytest.fixture
+async def subscriptions(rig: Rig) -> Subscriptions:
+    """The subscriptions as the API keeps them; tenant acme is there, and the rig has matched it."""
+    await rig.tenant()
+    await rig.publisher.publish("acme", [order_created(0)])
+    return Subscriptions(rig.database, rig.box, rig.random.getrandbits)
+
+
+async def _create(subscriptions: Subscriptions, name: str, url: str, *patterns: str) -> UUID:
+    draft = Subscription(
+        tenant_id="acme",
+        subscription_id=name,
+        uid=UUID(int=0),
+        event_types=patterns or ("*",),
+        target=HttpTarget(url=url),
+        retry_policy=RetryPolicy(schedule_s=(0.0, 60.0)),
+    )
+    secret = NewSecret(SignatureScheme.HMAC_SHA256, SECRET)
+    return (await subscriptions.create(draft, secret, max_of_tenant=100)).uid
+
+
+# --------------------------------------------------------------------------------- the index
+
+
+async def test_a_reload_brings_what_changed_and_nothing_else(
+    rig: Rig, subscriptions: Subscriptions
+) -> None:
+    for number in range(5):
+        await _create(subscriptions, f"s-{number}", TARGET)
+    await subscriptions.delete("acme", "s-4")
+    whole = await load_index(rig.database, "acme")
+    assert whole is not None
+    assert (whole.is_whole, len(whole.changed)) == (True, 4)
+
+    await subscriptions.pause("acme", "s-1")
+    await subscriptions.delete("acme", "s-2")
+    later = await load_index(rig.database, "acme", whole.epoch, whole.tenant_uid)
+    assert later is not None
+    assert (later.is_whole, [row.is_deleted for row in later.changed]) == (False, [False, True])
+    assert later.epoch == whole.epoch + 2
+
+    nothing = await load_index(rig.database, "acme", later.epoch, later.tenant_uid)
+    assert nothing is not None
+    assert (nothing.is_whole, nothing.epoch, nothing.changed) == (False, later.epoch, ())
+
+
+async def test_an_index_and_its_epoch_are_of_one_moment(
+    rig: Rig, subscriptions: Subscriptions
+) -> None:
+    """A change that has not committed is in neither."""
+    uid = await _create(subscriptions, "first", TARGET)
+    async with rival(rig.url) as other:
+        await copy_subscription(other, uid, rig.new_uid())
+        before = await load_index(rig.database, "acme")
+        await other.execute("COMMIT")
+    after = await load_index(rig.database, "acme")
+    assert before is not None
+    assert after is not None
+    assert (after.epoch, len(after.changed)) == (before.epoch + 1, len(before.changed) + 1)
+
+
+async def test_a_recreated_tenant_inherits_nothing(rig: Rig, subscriptions: Subscriptions) -> None:
+    await _create(subscriptions, "first", TARGET)
+    before = await rig.matcher.reload("acme")
+    await rig.database.fetch("UPDATE tenants SET deleted_at = now(), epoch = epoch + 1")
+    with pytest.raises(NotFoundError):
+        await rig.publisher.publish("acme", [order_created()])
+    uid = await rig.tenant("acme")
+    await rig.database.fetch("UPDATE tenants SET epoch = 50 WHERE tenant_uid = $1", uid)
+
+    (published,) = await rig.publisher.publish("acme", [order_created()])
+
+    assert published.delivery_count == 0
+    index = await rig.matcher.index("acme")
+    assert (index.uid, index.epoch) == (uid, 50)
+    assert index.uid != before.uid
+
+
+async def test_a_tenant_recreated_between_two_publishes_is_matched_anew(
+    rig: Rig, subscriptions: Subscriptions
+) -> None:
+    """The publisher holds the old tenant's index, and nothing has told it."""
+    await _create(subscriptions, "first", TARGET)
+    await rig.publisher.publish("acme", [order_created()])
+    await rig.database.fetch("UPDATE tenants SET deleted_at = now(), epoch = epoch + 1")
+    uid = await rig.tenant("acme")
+
+    (published,) = await rig.publisher.publish("acme", [order_created()])
+
+    (stored,) = await rig.database.fetch(
+        "SELECT tenant_uid FROM events WHERE event_id = $1", published.event_id
+    )
+    assert (stored["tenant_uid"], published.delivery_count) == (uid, 0)
+
+
+class DelayedReader:
+    """Reads at once and answers when it is let: a slow answer is an old one."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.gates: list[asyncio.Event] = []
+
+    async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
+        """The rows, held back by a gate of their own."""
+        rows = await self._database.fetch(statement, *args)
+        self.gates.append(gate := asyncio.Event())
+        await gate.wait()
+        return rows
+
+    async def until_read(self, count: int) -> None:
+        """Wait until so many reads are held back."""
+        await until(lambda: len(self.gates) >= count, f"{count} reads")
+
+
+async def test_an_older_load_never_replaces_a_newer(rig: Rig, subscriptions: Subscriptions) -> None:
+    """Whole or in part, and whatever has made room meanwhile."""
+    slow = DelayedReader(rig.database)
+    matcher = Matcher(rig.database, max_tenants=1)
+    await rig.tenant("globex")
+
+    old_whole = asyncio.create_task(matcher.read(slow, "acme"))
+    await slow.until_read(1)
+    await _create(subscriptions, "first", TARGET)
+    index = await matcher.reload("acme")
+    old_part = asyncio.create_task(matcher.read(slow, "acme"))
+    await slow.until_read(2)
+    await _create(subscriptions, "second", TARGET)
+    await matcher.reload("acme")
+    epoch = index.epoch
+
+    slow.gates[0].set()
+    assert await old_whole is index
+    slow.gates[1].set()
+    assert await old_part is index
+    assert (index.epoch, len(index.match("x"))) == (epoch, 2)
+
+    # The part is read since an index that then makes room; an older whole comes into its place.
+    older = asyncio.create_task(Matcher.read(matcher, slow, "acme"))
+    await slow.until_read(3)
+    matcher_epoch = index.epoch
+    await matcher.reload("globex")
+    assert matcher.cached("acme") is None
+    slow.gates[2].set()
+    assert (await older).epoch == matcher_epoch
+
+
+async def test_a_part_is_never_added_to_an_index_older_than_it(
+    rig: Rig, subscriptions: Subscriptions
+) -> None:
+    """Else the change between the two would be missing, and the epoch would hide it."""
+    slow = DelayedReader(rig.database)
+    matcher = Matcher(rig.database, max_tenants=1)
+    await rig.tenant("globex")
+
+    whole = asyncio.create_task(matcher.read(slow, "acme"))  # sees no subscription
+    await slow.until_read(1)
+    await _create(subscriptions, "first", TARGET)
+    await matcher.reload("acme")  # sees the first
+    await _create(subscriptions, "second", TARGET)
+    part = asyncio.create_task(matcher.read(slow, "acme"))  # what came after the first
+    await slow.until_read(2)
+    await matcher.reload("globex")  # acme's index makes room
+    slow.gates[0].set()
+    await whole
+    slow.gates[1].set()
+
+    assert len((await part).match("x")) == 2
+    assert len((await matcher.index("acme")).match("x")) == 2
+
+
+async def test_two_indexes_of_a_tenant_in_one_group_write_under_the_older_epoch(
+    database_url: str,
+) -> None:
+    """A call that waits may hold an index that has made room, beside one that was read after it."""
+    async with running(database_url, max_tenants=1) as rig:
+        acme, _, zeta = [await rig.tenant(name) for name in ("acme", "globex", "zeta")]
+        await rig.subscription(acme, TARGET, schedule_s=[90.0])
+
+        async def queue(tenant: str) -> asyncio.Task[list[Published]]:
+            task = asyncio.create_task(rig.publisher.publish(tenant, [order_created()]))
+            await until(lambda: rig.matcher.cached(tenant) is not None, f"{tenant} is matched")
+            await asyncio.sleep(0)
+            return task
+
+        async with rival(rig.url) as other:
+            await other.execute(LOCK, zeta)
+            tasks = [await queue("zeta")]
+            await until_blocked(rig.database)
+            tasks += [await queue("acme"), await queue("globex")]
+            await rig.subscription(acme, TARGET, schedule_s=[90.0])
+            tasks += [await queue("acme")]
+            await other.execute("COMMIT")
+            results = await asyncio.gather(*tasks)
+
+    assert [result[0].delivery_count for result in results] == [0, 2, 0, 2]
+
+
+async def test_callers_at_the_same_time_share_one_read(rig: Rig) -> None:
+    await rig.tenant()
+    await asyncio.gather(*(rig.publisher.publish("acme", [order_created()]) for _ in range(30)))
+    assert rig.matcher.reads == 1
+
+
+async def test_a_caller_that_gives_up_leaves_the_read_to_the_others(rig: Rig) -> None:
+    await rig.tenant()
+    async with rival(rig.url) as other:
+        await other.execute("LOCK TABLE tenants IN ACCESS EXCLUSIVE MODE")
+        impatient, patient = (asyncio.create_task(rig.matcher.reload("acme")) for _ in range(2))
+        await until_blocked(rig.database, "calls")
+        impatient.cancel()
+        await other.execute("ROLLBACK")
+        assert (await patient).tenant_id == "acme"
+        with pytest.raises(asyncio.CancelledError):
+            await impatient
+
+
+async def test_an_unknown_tenant_is_told_and_not_remembered(rig: Rig) -> None:
+    for _ in range(2):
+        with pytest.raises(NotFoundError) as refusal:
+            await rig.publisher.publish("acme", [order_created()])
+        assert refusal.value.reason is Reason.TENANT_NOT_FOUND
+    await rig.tenant()
+    await rig.publisher.publish("acme", [order_created()])
+
+
+async def test_a_read_that_is_lost_stored_nothing(rig: Rig) -> None:
+    await rig.tenant()
+    async with Wire(rig.url) as wire:
+        database = Database(wire.url, pool_size=1)
+        await database.open()
+        matcher = Matcher(database)
+        await matcher.reload("acme")
+        wire.cut_answer = b"acme"
+        with pytest.raises(UnavailableError):
+            await matcher.reload("acme")
+        assert (await matcher.reload("acme")).tenant_id == "acme"
+        await database.close()
+
+
+async def test_the_indexes_held_are_bounded(rig: Rig) -> None:
+    matcher = Matcher(rig.database, max_tenants=2)
+    for tenant in ("a", "b", "c"):
+        await rig.tenant(tenant)
+        await matcher.index(tenant)
+    assert matcher.cached("a") is None
+    assert matcher.cached("b") is not None
+    await matcher.index("a")
+    assert matcher.cached("c") is None, "the least recently used goes first"
+
+
+async def test_a_tenant_that_never_rests_is_published_to_all_the_same(rig: Rig) -> None:
+    """One change follows on the other: whoever matches first and locks after comes too late."""
+    tenant_uid = await rig.tenant()
+    await rig.publisher.publish("acme", [order_created(0)])
+    is_over = asyncio.Event()
+
+    async def change() -> None:
+        database = Database(rig.url, pool_size=1)
+        await database.open()
+        while not is_over.is_set():
+            await database.fetch(BUMP, tenant_uid)
+        await database.close()
+
+    changers = [asyncio.create_task(change()) for _ in range(8)]
+    try:
+        for number in range(10):
+            keyed = order_created(idempotency_key=f"k{number}")
+            await rig.publisher.publish("acme", [order_created(number), keyed])
+    finally:
+        is_over.set()
+        await asyncio.gather(*changers)
+    rows = await rig.database.fetch("SELECT count(*) FROM events")
+    assert rows[0][0] == 1 + 20
+    assert rig.matcher.reads <= 1 + 10 * (MAX_MISSES + 1)
