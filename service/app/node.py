@@ -40,8 +40,10 @@ class StartError(Exception):
 class App:
     """One node of the service."""
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, place: str = "") -> None:
+        """`place`: it shares its port, and the supervisor calls it so; empty: it is alone."""
         self._settings = settings
+        self._place = place
         self._clock = clock or SystemClock()
         self._stack = AsyncExitStack()
         self._hurry = asyncio.Event()
@@ -62,7 +64,8 @@ class App:
 
     async def _start(self) -> int:
         settings, push = self._settings, self._stack.push_async_callback
-        await _check_address(settings.listen)
+        if not self._place:  # else somebody holds the port for it
+            await _check_address(settings.listen)
         database = Database(
             await self._find_database(),
             pool_size=settings.pool_size,
@@ -75,7 +78,7 @@ class App:
         await Tenants(database).ensure_default()
         master_keys = self._master_keys()
         box = SecretBox(master_keys)
-        engine = Engine(settings, database, box, self._clock)
+        engine = Engine(settings, database, box, self._clock, self._place)
         push(engine.transport.aclose)
         self._stack.callback(engine.timers.clear)
         push(engine.notifier.stop)
@@ -99,6 +102,7 @@ class App:
             address=str(settings.listen),
             limits=settings.limits,
             max_calls=settings.max_calls,
+            share_port=bool(self._place),
         )
         push(self._stop_serving, server)
         port = await server.start()

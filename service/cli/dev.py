@@ -55,7 +55,7 @@ def run(asked: argparse.Namespace) -> int:
         )
         print(text, flush=True)
 
-    return node.run(settings, announce, stop_with_input=asked.stop_with_input)
+    return node.run(asked, settings, announce, ["dev", "--data-dir", str(settings.data_dir)])
 
 
 def _database(settings: Settings) -> str:

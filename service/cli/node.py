@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from service.app import StartError
 from service.cli.failure import CommandError
 from service.config import ListenAddress, Role, Settings, SettingsError
-from service.supervisor import run_node
+from service.supervisor import run_node, run_worker, run_workers
 from service.telemetry import configure_logging
 
 
@@ -26,11 +27,18 @@ def read_settings(role: Role, flags: Mapping[str, str | None]) -> Settings:
 
 
 def run(
-    settings: Settings, announce: Callable[[ListenAddress], None], *, stop_with_input: bool = False
+    asked: argparse.Namespace,
+    settings: Settings,
+    announce: Callable[[ListenAddress], None],
+    command: Sequence[str],
 ) -> int:
-    """Run a node to its end; the exit code."""
+    """Run one node, or `command` in several processes, to its end; the exit code."""
     try:
-        run_node(settings, announce, stop_with_input=stop_with_input)
+        if asked.worker:
+            return run_worker(settings, asked.worker)
+        if settings.workers > 1:
+            return run_workers(settings, announce, command, stop_with_input=asked.stop_with_input)
+        run_node(settings, announce, stop_with_input=asked.stop_with_input)
     except StartError as error:
         raise CommandError(str(error)) from error
     return 0

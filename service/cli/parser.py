@@ -19,8 +19,9 @@ Postgres included; a second one does not wait for deliveries that are under way.
 """
 _SERVE = """\
 Runs Hookline for production, on HOOKLINE_DATABASE_URL, whose schema `hookline migrate` brought up
-to date. Everything is set by HOOKLINE_* (docs/operating.md); what is wrong with them is told at
-once. SIGTERM hands everything over and exits 0.
+to date: HOOKLINE_WORKERS processes behind one port, by default one for each core. Everything is set
+by HOOKLINE_* (docs/operating.md); what is wrong with them is told at once. SIGTERM hands everything
+over and exits 0.
 """
 _MIGRATE = """\
 Brings the schema of HOOKLINE_DATABASE_URL up to this version: safe to repeat, and from several
@@ -67,7 +68,6 @@ def make_parser() -> argparse.ArgumentParser:
     dev = add("dev", _DEV, "run it on this machine, with a Postgres of its own")
     _add_node_arguments(dev)
     dev.add_argument("--data-dir", metavar="DIR", help="HOOKLINE_DATA_DIR; by default ./.hookline")
-    dev.add_argument("--stop-with-input", action="store_true", help=argparse.SUPPRESS)
     _add_node_arguments(add("serve", _SERVE, "run it for production"))
     migrate = add("migrate", _MIGRATE, "bring the database's schema up to date")
     migrate.add_argument("--post", action="store_true", help="also what the last version needed")
@@ -100,6 +100,8 @@ def _add_node_arguments(command: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help=f"HOOKLINE_LISTEN; by default {DEFAULT_SERVER}; port 0 takes any that is free",
     )
+    command.add_argument("--stop-with-input", action="store_true", help=argparse.SUPPRESS)
+    command.add_argument("--worker", metavar="PLACE", default="", help=argparse.SUPPRESS)
 
 
 def _add_server(command: argparse.ArgumentParser) -> None:

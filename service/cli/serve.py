@@ -1,4 +1,4 @@
-"""`hookline serve`: a node for production."""
+"""`hookline serve`: for production, a node for each core."""
 
 from __future__ import annotations
 
@@ -15,4 +15,5 @@ def run(asked: argparse.Namespace) -> int:
     def announce(address: ListenAddress) -> None:
         print(f"Hookline {VERSION} serves gRPC on {address}\nready", flush=True)
 
-    return node.run(node.read_settings(Role.SERVE, {"LISTEN": asked.listen}), announce)
+    settings = node.read_settings(Role.SERVE, {"LISTEN": asked.listen})
+    return node.run(asked, settings, announce, ["serve"])

@@ -171,13 +171,6 @@ def parse_path(text: str) -> Path:
     return Path(text)
 
 
-def parse_workers(text: str) -> int:
-    """How many processes."""
-    if integer(1, 256)(text) > 1:
-        raise ValueError("several worker processes are not built yet; must be 1")
-    return 1
-
-
 def parse_allowed_networks(text: str) -> tuple[Network, ...]:
     """Networks in CIDR notation, joined by commas."""
     try:

@@ -10,6 +10,7 @@ Owns what each setting is called, its default and bounds. Must not know who uses
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -27,7 +28,6 @@ from service.config.reading import (
     parse_database_url,
     parse_keys,
     parse_path,
-    parse_workers,
     switch,
     unbuilt,
 )
@@ -46,6 +46,13 @@ class Role(StrEnum):
     DEV = "dev"
     SERVE = "serve"
     MIGRATE = "migrate"
+
+
+def available_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class SettingsError(Exception):
@@ -68,7 +75,7 @@ class Settings:
     data_dir: Path
     """HOOKLINE_DATA_DIR"""
     workers: int
-    """HOOKLINE_WORKERS"""
+    """HOOKLINE_WORKERS: processes behind one port, each a node"""
     lease_s: float
     """HOOKLINE_LEASE_S: others take over a dead node's work after it"""
     egress_allow: tuple[Network, ...]
@@ -144,7 +151,9 @@ class Settings:
             listen=read("LISTEN", parse_address, ListenAddress("127.0.0.1", 50051)),
             database_url=read("DATABASE_URL", parse_database_url, None, secret=True),
             data_dir=read("DATA_DIR", parse_path, Path(".hookline")),
-            workers=read("WORKERS", parse_workers, 1),
+            workers=read(
+                "WORKERS", integer(1, 256), available_cores() if role is Role.SERVE else 1
+            ),
             lease_s=read("LEASE_S", number(4, 300, "seconds"), 10.0),
             egress_allow=(
                 *read("EGRESS_ALLOW", parse_allowed_networks, ()),
@@ -183,6 +192,11 @@ class Settings:
             problems.append("HOOKLINE_DATABASE_URL is not set: `serve` and `migrate` need one")
         if self.role is Role.MIGRATE:
             return problems
+        if self.role is Role.DEV and self.workers > 1 and self.database_url is None:
+            problems.append(
+                f"HOOKLINE_WORKERS is {self.workers}, and HOOKLINE_DATABASE_URL is not set: the"
+                " embedded Postgres serves one process, so set one of them otherwise"
+            )
         if self.role is Role.SERVE and not self.master_keys:
             problems.append(
                 "HOOKLINE_MASTER_KEY is not set: `serve` needs one, to seal signing secrets with;"

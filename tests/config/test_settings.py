@@ -1,6 +1,7 @@
 """Settings: defaults, bounds, contradictions, and how all that is wrong is told at once."""
 
 import base64
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -33,6 +34,7 @@ def test_dev_needs_nothing() -> None:
     settings = Settings.from_environ({"PATH": "/bin"}, Role.DEV)
     assert settings.listen == ListenAddress("127.0.0.1", 50051)
     assert settings.database_url is None
+    assert settings.workers == 1
     assert settings.data_dir == Path(".hookline")
     assert not settings.is_auth_on
     assert settings.limits == Limits()
@@ -44,6 +46,7 @@ def test_serve_needs_a_database_and_a_key_and_allows_no_loopback_target() -> Non
     assert settings.database_url == DATABASE_URL
     assert settings.master_keys == (bytes(range(32)),)
     assert settings.egress_allow == ()
+    assert settings.workers == len(os.sched_getaffinity(0))
     assert settings.log_format is LogFormat.JSON
     told = problems({"HOOKLINE_AUTH": "off"}, Role.SERVE)
     assert [line.split()[0] for line in told] == ["HOOKLINE_DATABASE_URL", "HOOKLINE_MASTER_KEY"]
@@ -132,7 +135,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ("TLS_CLIENT_CA", "ca.pem"),
         ("TLS_KEY", "key.pem"),
         ("WORKERS", "0"),
-        ("WORKERS", "2"),
+        ("WORKERS", "257"),
     ],
 )
 def test_a_wrong_value_is_named(name: str, text: str) -> None:
@@ -165,6 +168,13 @@ def test_settings_check_one_another(changes: dict[str, str], told_of: list[str])
     told = problems(SERVE | changes, Role.SERVE)
     assert len(told) == len(told_of)
     assert all(part in line for part, line in zip(told_of, told, strict=True))
+
+
+def test_the_embedded_postgres_serves_one_process() -> None:
+    (told,) = problems({"HOOKLINE_WORKERS": "2"})
+    assert told.startswith("HOOKLINE_WORKERS is 2, and HOOKLINE_DATABASE_URL is not set")
+    both = {"HOOKLINE_WORKERS": "2", "HOOKLINE_DATABASE_URL": DATABASE_URL}
+    assert Settings.from_environ(both, Role.DEV).workers == 2
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0", "127.8.8.8:1", "localhost:1"])

@@ -4,17 +4,18 @@
     a second one               the same at once: nothing is waited for
 
 A signal that comes while the node is still starting stops the start. Nothing is lost by any of
-this, nor by kill -9: an accepted event is in the database. Several processes behind one port will
-be the business of this room too. Must not know what a node is made of.
+this, nor by kill -9: an accepted event is in the database. Must not know what a node is made of.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 import uvloop
@@ -28,23 +29,39 @@ _log = structlog.get_logger(__name__)
 
 
 def run_node(
-    settings: Settings, announce: Callable[[ListenAddress], None], *, stop_with_input: bool = False
+    settings: Settings,
+    announce: Callable[[ListenAddress], None],
+    *,
+    stop_with_input: bool = False,
+    place: str = "",
 ) -> None:
     """Run a node until it is told to stop; `announce` is called once it serves.
 
     `stop_with_input`: the end of standard input is a signal too, so that a child outlives no
-    parent. Raises `StartError` where it cannot start; it has then stopped what it had started.
+    parent. `place`: it is one of several behind one port, and the supervisor calls it so. Raises
+    `StartError` where it cannot start; it has then stopped what it had started.
     """
-    uvloop.run(_run(settings, announce, stop_with_input=stop_with_input))
+    raise_descriptor_limit()
+    app = App(settings, place=place)
+    uvloop.run(_run(app, settings.listen.host, announce, stop_with_input=stop_with_input))
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may: each connection is one.
+
+    The soft limit is for programs that use `select`, and often a thousand.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # a kernel that has a lower limit of its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _run(
-    settings: Settings, announce: Callable[[ListenAddress], None], *, stop_with_input: bool
+    app: App, host: str, announce: Callable[[ListenAddress], None], *, stop_with_input: bool
 ) -> None:
-    app = App(settings)
-    asked = _listen_for_signals(app.hurry)
+    asked = listen_for_signals(app.hurry)
     if stop_with_input:
-        _watch_input(asked.set)
+        watch_input(asked.set)
     starting = asyncio.create_task(app.start())
     waiting = asyncio.create_task(asked.wait())
     await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -59,13 +76,13 @@ async def _run(
     finally:
         waiting.cancel()
     try:
-        announce(ListenAddress(settings.listen.host, port))
+        announce(ListenAddress(host, port))
         await asked.wait()
     finally:
         await app.stop()
 
 
-def _listen_for_signals(hurry: Callable[[], None]) -> asyncio.Event:
+def listen_for_signals(hurry: Callable[[], None]) -> asyncio.Event:
     """The event of the first signal; each further one calls `hurry`."""
     asked = asyncio.Event()
 
@@ -83,7 +100,8 @@ def _listen_for_signals(hurry: Callable[[], None]) -> asyncio.Event:
     return asked
 
 
-def _watch_input(ended: Callable[[], object]) -> None:
+def watch_input(ended: Callable[[], object]) -> None:
+    """Call `ended` once standard input is at its end: whoever held it is gone."""
     loop, file = asyncio.get_running_loop(), sys.stdin.fileno()
 
     def readable() -> None:

@@ -1,0 +1,48 @@
+"""One of several processes behind one port: a node, and what it tells its supervisor.
+
+It says so in lines on its standard output, and ends when its standard input does, so that it
+outlives no supervisor, however that ends:
+
+    ready               it serves
+    failed "SENTENCE"   it cannot start; then it ends
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+import structlog
+
+from service.app import StartError
+from service.config import ListenAddress, Settings
+from service.supervisor.node import run_node
+
+READY = "ready"
+FAILED = "failed "
+CANNOT_START = 2
+
+
+def run_worker(settings: Settings, place: str) -> int:
+    """Run a node at the supervisor's `place` (`…/NUMBER`) to its end; the exit code."""
+    structlog.contextvars.bind_contextvars(worker=int(place.rpartition("/")[2]))
+
+    def announce(_address: ListenAddress) -> None:
+        _say(READY)
+
+    try:
+        run_node(settings, announce, stop_with_input=True, place=place)
+    except StartError as error:
+        _say(FAILED + json.dumps(str(error)))
+        return CANNOT_START
+    return 0
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody is there any more; the end of the input tells the rest
+        print(line, flush=True)  # noqa: T201 - the line is for the supervisor
+
+
+def sentence_of(line: str) -> str:
+    """What a worker said that cannot start."""
+    return str(json.loads(line.removeprefix(FAILED)))
