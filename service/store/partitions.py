@@ -89,13 +89,13 @@ async def old_days(connection: Connection, before: date) -> list[date]:
     return sorted(day for day in days if day < before)
 
 
-async def drop_day(connection: Connection, day: date) -> None:
+async def drop_day(connection: Connection, day: date, *, lock_timeout_s: float = 5.0) -> None:
     """Detach and drop a day's partitions, wherever an earlier try was cut short.
 
     Raises where another session holds a partition for longer than the lock timeout; it is tried
     again.
     """
-    await connection.execute("SET lock_timeout = '5s'")
+    await connection.execute(f"SET lock_timeout = '{lock_timeout_s * 1_000:.0f}ms'")
     for parent in reversed(PARENTS):
         name = partition_name(parent, day)
         attached = {row["name"]: row["detaching"] for row in await connection.fetch(_LIST, parent)}

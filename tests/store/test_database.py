@@ -1,0 +1,398 @@
+"""The edge to Postgres: how a statement may end, and that nothing waits for a frozen server."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from service.domain.errors import UnavailableError
+from service.store.database import (
+    ContentionError,
+    Database,
+    OutcomeUnknownError,
+    RejectedError,
+    Session,
+    UnsafeServerError,
+)
+from service.store.embedded import EmbeddedPostgres
+from tests.pipeline.wire import Wire
+from tests.store.embedded_rig import make_ground
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+MARK = "SELECT 'mark'"
+ground = pytest.fixture(make_ground)
+
+
+@pytest.fixture
+async def wire(database_url: str) -> AsyncIterator[Wire]:
+    """A wire to the database that can be cut, or held still."""
+    async with Wire(database_url) as to_server:
+        yield to_server
+
+
+@pytest.fixture
+async def session(wire: Wire) -> AsyncIterator[Session]:
+    """A session over the wire, of little patience."""
+    opened = Database(wire.url, timeout_s=0.3).session("test")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def database(wire: Wire) -> AsyncIterator[Database]:
+    """A pool of one connection over the wire, of little patience."""
+    opened = Database(wire.url, pool_size=1, timeout_s=0.3)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+async def values(database: Session | Database, statement: str) -> list[object]:
+    """The first column of a statement's rows."""
+    return [row[0] for row in await database.fetch(statement)]
+
+
+def hold(wire: Wire) -> None:
+    """From now on the server is frozen, as far as whoever sends the mark can tell."""
+    wire.hold_answer = b"mark"
+
+
+# -------------------------------------------------------------------------------------- sessions
+
+
+async def test_a_session_opens_when_it_is_needed_and_keeps_its_connection(session: Session) -> None:
+    (first,) = await session.fetch("SELECT pg_backend_pid()")
+    (second,) = await session.fetch("SELECT pg_backend_pid()")
+
+    assert first[0] == second[0]
+
+
+async def test_a_session_is_named_and_hurries_whoever_is_idle_in_a_transaction(
+    session: Session,
+) -> None:
+    (row,) = await session.fetch(
+        """SELECT current_setting('application_name') AS name, current_setting('jit') AS jit,
+                  current_setting('plan_cache_mode') AS plans,
+                  current_setting('synchronous_commit') AS durable,
+                  current_setting('idle_in_transaction_session_timeout') AS idle"""
+    )
+
+    assert dict(row) == {
+        "name": "hookline test",
+        "jit": "off",
+        "plans": "force_generic_plan",
+        "durable": "on",
+        "idle": "5s",
+    }
+
+
+async def test_a_statement_that_never_reached_a_server_did_nothing(database_url: str) -> None:
+    session = Database(database_url.replace("hookline_test", "no_such")).session("test")
+
+    with pytest.raises(UnavailableError):
+        await session.fetch("SELECT 1")
+    with pytest.raises(UnavailableError):
+        async with session.transaction():
+            pass
+
+
+async def test_a_statement_whose_answer_is_lost_may_have_committed(
+    wire: Wire, session: Session
+) -> None:
+    await session.fetch("CREATE TABLE t (what text)")
+    wire.cut_answer = b"mark"
+
+    with pytest.raises(OutcomeUnknownError) as lost:
+        await session.fetch("INSERT INTO t VALUES ($1)", "mark")
+
+    assert lost.value.backend is not None
+    assert await values(session, "SELECT what FROM t") == ["mark"]
+
+
+async def test_a_frozen_server_is_given_up_at_the_deadline_and_the_session_recovers(
+    wire: Wire, session: Session
+) -> None:
+    (before,) = await session.fetch("SELECT pg_backend_pid()")
+    hold(wire)
+
+    async with asyncio.timeout(2):
+        with pytest.raises(OutcomeUnknownError):
+            await session.fetch(MARK)
+        (after,) = await session.fetch("SELECT pg_backend_pid()")
+
+    assert after[0] != before[0]
+
+
+async def test_a_transaction_on_a_frozen_server_is_given_up_at_the_deadline(
+    wire: Wire, session: Session
+) -> None:
+    """Rolling back would wait for the frozen server for ever."""
+    await session.fetch("CREATE TABLE t (n integer)")
+
+    async def insert_and_wait() -> None:
+        async with session.transaction() as connection:
+            await connection.execute("INSERT INTO t VALUES (1)")
+            hold(wire)
+            await connection.fetch(MARK)
+
+    async with asyncio.timeout(2):
+        with pytest.raises(OutcomeUnknownError):
+            await insert_and_wait()
+
+        assert await values(session, "SELECT n FROM t") == []
+
+
+async def test_a_transaction_commits_on_leaving_and_rolls_back_on_an_error(
+    session: Session,
+) -> None:
+    await session.fetch("CREATE TABLE t (n integer)")
+
+    async def insert(number: int, *, fails: bool) -> None:
+        async with session.transaction() as connection:
+            await connection.execute("INSERT INTO t VALUES ($1)", number)
+            if fails:
+                raise LookupError
+
+    await insert(1, fails=False)
+    with pytest.raises(LookupError):
+        await insert(2, fails=True)
+
+    assert await values(session, "SELECT n FROM t") == [1]
+
+
+async def test_a_lost_commit_is_an_unknown_outcome(wire: Wire, session: Session) -> None:
+    await session.fetch("CREATE TABLE t (n integer)")
+    wire.cut_answer = b"COMMIT;"
+
+    with pytest.raises(OutcomeUnknownError):
+        async with session.transaction() as connection:
+            await connection.execute("INSERT INTO t VALUES (1)")
+
+    assert await values(session, "SELECT n FROM t") == [1]
+
+
+async def test_a_killed_backend_is_replaced(session: Session, database_url: str) -> None:
+    (row,) = await session.fetch("SELECT pg_backend_pid() AS pid")
+    other = await asyncpg.connect(database_url)
+    await other.execute("SELECT pg_terminate_backend($1, 5000)", row["pid"])
+    await other.close()
+
+    with suppress(OutcomeUnknownError):  # it may have been on its way when the connection ended
+        await session.fetch("SELECT 1")
+    assert await values(session, "SELECT 1") == [1]
+
+
+@pytest.mark.parametrize(
+    "statement,arguments,sqlstate",
+    [
+        ("SELECT 1 / 0", (), "22012"),
+        ("SELECT $1::integer", ("no number",), "22000"),
+        ("SELECT $1::smallint", (70_000,), "22000"),
+        ("SELECT $1::text", ("a\0b",), "22021"),
+        ("INSERT INTO tenants (tenant_uid, tenant_id) VALUES (NULL, 'x')", (), "23502"),
+        ("SELECT * FROM nowhere", (), "42P01"),
+    ],
+)
+async def test_what_the_server_refuses_is_told_with_its_reason(
+    session: Session, statement: str, arguments: tuple[object, ...], sqlstate: str
+) -> None:
+    (before,) = await session.fetch("SELECT pg_backend_pid()")
+
+    with pytest.raises(RejectedError) as refusal:
+        await session.fetch(statement, *arguments)
+
+    assert refusal.value.sqlstate == sqlstate
+    assert await session.fetch("SELECT pg_backend_pid()") == [before]
+
+
+async def test_a_deadlock_is_contention(database_url: str) -> None:
+    database = Database(database_url)
+    one, two = database.session("one"), database.session("two")
+    await one.fetch("CREATE TABLE t AS SELECT generate_series(1, 2) AS n")
+    first_step = [asyncio.Event(), asyncio.Event()]
+
+    async def cross(session: Session, mine: int, theirs: int) -> None:
+        async with session.transaction() as connection:
+            await connection.execute("SELECT FROM t WHERE n = $1 FOR UPDATE", mine)
+            first_step[mine - 1].set()
+            await first_step[theirs - 1].wait()
+            await connection.execute("SELECT FROM t WHERE n = $1 FOR UPDATE", theirs)
+
+    ends = await asyncio.gather(cross(one, 1, 2), cross(two, 2, 1), return_exceptions=True)
+
+    assert [type(end) for end in ends if end is not None] == [ContentionError]
+    await one.close()
+    await two.close()
+
+
+async def test_closing_waits_for_no_frozen_server(wire: Wire) -> None:
+    session = Database(wire.url, timeout_s=60).session("test")
+    await session.fetch("SELECT 1")
+    hold(wire)
+    stuck = asyncio.create_task(session.fetch(MARK))
+    await wire.is_held.wait()
+
+    async with asyncio.timeout(5):
+        await session.close()
+        await asyncio.gather(stuck, return_exceptions=True)
+    assert stuck.exception() is not None
+
+
+async def test_whoever_is_idle_in_a_transaction_is_ended(session: Session) -> None:
+    """As a process is that was frozen there: its locks must not outlive its lease."""
+
+    async def idle() -> None:
+        async with session.transaction() as connection:
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '20ms'")
+            ended = asyncio.Event()
+            connection.add_termination_listener(lambda _: ended.set())
+            await ended.wait()
+
+    with pytest.raises(OutcomeUnknownError):
+        await idle()
+    assert await values(session, "SELECT 1") == [1]
+
+
+# ------------------------------------------------------------------------------------- the pool
+
+
+async def test_a_pooled_connection_that_overran_is_terminated_and_the_pool_recovers(
+    wire: Wire, database: Database
+) -> None:
+    hold(wire)
+
+    async with asyncio.timeout(1.5):  # releasing a frozen connection takes two seconds
+        with pytest.raises(OutcomeUnknownError):
+            await database.fetch(MARK)
+        assert await values(database, "SELECT 1") == [1]
+
+
+async def test_a_pooled_transaction_that_overran_is_terminated(
+    wire: Wire, database: Database
+) -> None:
+    async def wait() -> None:
+        async with database.transaction() as connection:
+            hold(wire)
+            await connection.fetch(MARK)
+
+    async with asyncio.timeout(1.5):
+        with pytest.raises(OutcomeUnknownError):
+            await wait()
+        assert await values(database, "SELECT 1") == [1]
+
+
+async def test_a_refused_statement_keeps_the_pooled_connection(database: Database) -> None:
+    (before,) = await database.fetch("SELECT pg_backend_pid()")
+    with pytest.raises(RejectedError):
+        await database.fetch("SELECT 1 / 0")
+    with pytest.raises(RejectedError):
+        async with database.transaction() as connection:
+            await connection.fetch("SELECT 1 / 0")
+
+    assert await database.fetch("SELECT pg_backend_pid()") == [before]
+
+
+async def test_a_caller_that_gives_up_leaves_the_pool_whole(wire: Wire, database: Database) -> None:
+    hold(wire)
+    call = asyncio.create_task(database.fetch(MARK))
+    await wire.is_held.wait()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+
+    async with asyncio.timeout(2):
+        assert await values(database, "SELECT 1") == [1]
+
+
+async def test_a_pool_without_a_server_is_unavailable(database_url: str) -> None:
+    database = Database(database_url.replace("hookline_test", "no_such"))
+
+    with pytest.raises(UnavailableError):
+        await database.open()
+    with pytest.raises(UnavailableError):
+        await database.fetch("SELECT 1")
+    await database.close()
+
+
+async def test_json_goes_in_and_out_as_objects(database: Database) -> None:
+    value = {"a": [1, None, "ü"], "b": {}}
+
+    row = await database.fetchrow("SELECT $1::jsonb AS value", value)
+
+    assert row is not None
+    assert row["value"] == value
+
+
+# -------------------------------------------------------------------------------- the server check
+
+
+async def checked(url: str) -> str:
+    """What is wrong with a server."""
+    database = Database(url)
+    await database.open()
+    try:
+        await database.check_server()
+    except UnsafeServerError as refusal:
+        return str(refusal).removeprefix("the database is refused: ")
+    finally:
+        await database.close()
+    return ""
+
+
+async def test_a_good_server_is_accepted(database_url: str) -> None:
+    assert await checked(database_url) == ""
+
+
+@pytest.mark.parametrize(
+    "setting,problem",
+    [
+        ("synchronous_commit = off", "its synchronous_commit is off, so a crash could lose events"),
+        ("default_transaction_read_only = on", "it is read-only"),
+    ],
+)
+async def test_a_database_that_could_lose_or_not_write_is_refused(
+    database_url: str, setting: str, problem: str
+) -> None:
+    connection = await asyncpg.connect(database_url)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f'ALTER DATABASE "{name}" SET {setting}')
+    await connection.close()
+
+    assert await checked(database_url) == problem
+
+
+async def test_an_old_server_is_refused(database_url: str) -> None:
+    """The one thing here that is pretended: a server that says that it is Postgres 14."""
+    connection = await asyncpg.connect(database_url)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(
+        f"""CREATE FUNCTION public.current_setting(asked text) RETURNS text LANGUAGE sql AS
+            $$SELECT CASE asked WHEN 'server_version_num' THEN '140011'
+                     ELSE pg_catalog.current_setting(asked) END$$;
+            ALTER DATABASE "{name}" SET search_path = public, pg_catalog"""
+    )
+    await connection.close()
+
+    assert await checked(database_url) == "it is Postgres 14; 15 or newer is needed"
+
+
+async def test_a_server_without_fsync_or_full_page_writes_is_refused(ground: Path) -> None:
+    server = EmbeddedPostgres(
+        ground / "data",
+        settings={"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"},
+    )
+    try:
+        problems = await checked(await server.start())
+    finally:
+        await server.remove()
+
+    assert problems == (
+        "its fsync is off, so a crash could lose events; "
+        "its full_page_writes is off, so a crash could lose events"
+    )

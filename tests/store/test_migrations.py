@@ -1,0 +1,154 @@
+"""The schema comes up to date once, whoever asks and however often; it only ever goes forward."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from service.store.migrations import (
+    Migration,
+    MigrationError,
+    all_migrations,
+    migrate,
+    pending_migrations,
+)
+from service.store.partitions import PARENTS
+from tests.postgres import execute
+
+if TYPE_CHECKING:
+    from tests.postgres import PostgresServer
+
+
+@pytest.fixture
+async def empty_url(database_url: str) -> str:
+    """A database without a schema."""
+    await execute(database_url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    return database_url
+
+
+async def tables(url: str) -> set[str]:
+    connection = await asyncpg.connect(url)
+    rows = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    await connection.close()
+    return {row[0] for row in rows}
+
+
+def numbered(*halves: tuple[int, str, str]) -> list[Migration]:
+    return [
+        Migration(number, f"step_{number}", "pre" if half == "pre" else "post", sql)
+        for number, half, sql in halves
+    ]
+
+
+def test_migrations_are_numbered_without_a_gap_each_with_one_pre_half() -> None:
+    found = all_migrations()
+
+    numbers = [m.number for m in found if m.half == "pre"]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert {m.number for m in found} == set(numbers)
+
+
+async def test_an_empty_database_gets_everything(empty_url: str) -> None:
+    assert [m.number for m in await pending_migrations(empty_url)] == [1]
+
+    applied = await migrate(empty_url)
+
+    assert [(m.number, m.half) for m in applied] == [(1, "pre")]
+    assert await pending_migrations(empty_url) == []
+    assert {"tenants", "pending_deliveries", "nodes", *PARENTS} <= await tables(empty_url)
+
+
+async def test_again_does_nothing(database_url: str) -> None:
+    before = await tables(database_url)
+
+    assert await migrate(database_url) == []
+    assert await tables(database_url) == before
+
+
+async def test_several_at_once_take_turns(empty_url: str) -> None:
+    applied = await asyncio.gather(*(migrate(empty_url) for _ in range(5)))
+
+    assert sorted(len(each) for each in applied) == [0, 0, 0, 0, 1]
+    assert await pending_migrations(empty_url) == []
+
+
+async def test_a_migration_that_fails_leaves_nothing_of_itself(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = all_migrations() + numbered(
+        (2, "pre", "CREATE TABLE good ()"),
+        (3, "pre", "CREATE TABLE half_way (); SELECT 1 / 0"),
+        (4, "pre", "CREATE TABLE never ()"),
+    )
+    monkeypatch.setattr("service.store.migrations.all_migrations", lambda: found)
+
+    with pytest.raises(MigrationError, match="division by zero"):
+        await migrate(database_url)
+
+    assert "good" in await tables(database_url)
+    assert not {"half_way", "never"} & await tables(database_url)
+    assert [m.number for m in await pending_migrations(database_url)] == [3, 4]
+
+
+async def test_post_halves_run_only_when_they_are_asked_for(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until no node of the version before is left."""
+    found = all_migrations() + numbered(
+        (2, "pre", "CREATE TABLE new_one ()"),
+        (2, "post", "DROP TABLE old_one"),
+        (3, "pre", "CREATE TABLE newer_one ()"),
+    )
+    monkeypatch.setattr("service.store.migrations.all_migrations", lambda: found)
+    await execute(database_url, "CREATE TABLE old_one ()")
+
+    assert [(m.number, m.half) for m in await migrate(database_url)] == [(2, "pre"), (3, "pre")]
+    assert "old_one" in await tables(database_url)
+    assert await pending_migrations(database_url) == []
+
+    assert [(m.number, m.half) for m in await migrate(database_url, post=True)] == [(2, "post")]
+    assert "old_one" not in await tables(database_url)
+
+
+async def test_an_older_version_leaves_a_newer_schema_alone(database_url: str) -> None:
+    await execute(
+        database_url,
+        "CREATE TABLE of_the_future (); "
+        "INSERT INTO schema_migrations (number, half, title) VALUES (99, 'pre', 'future')",
+    )
+
+    assert await migrate(database_url) == []
+    assert await pending_migrations(database_url) == []
+    assert "of_the_future" in await tables(database_url)
+
+
+async def test_a_server_that_is_not_there_is_told_as_one_sentence(
+    postgres_server: PostgresServer,
+) -> None:
+    with pytest.raises(MigrationError, match="cannot be brought up to date"):
+        await migrate(postgres_server.url_of("no_such_database"))
+
+
+async def test_whoever_migrates_holds_up_nobody_for_long(database_url: str) -> None:
+    """The partitions' locks are waited for two seconds at most."""
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("DROP TABLE events_" + await _far_day(connection))
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(MigrationError, match="lock timeout"):
+                await migrate(database_url)
+        assert await migrate(database_url) == []
+    finally:
+        await connection.close()
+
+
+async def _far_day(connection: asyncpg.Connection[asyncpg.Record]) -> str:
+    found = await connection.fetchval(
+        "SELECT max(right(tablename, 8)) FROM pg_tables WHERE tablename ~ '^events_[0-9]{8}$'"
+    )
+    assert isinstance(found, str)
+    return found

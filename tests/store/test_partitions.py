@@ -1,0 +1,191 @@
+"""Day partitions: made ahead, without a default, dropped whole and by one at a time. Rule 24."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from service.domain.ids import unix_ms_of
+from service.store.partitions import (
+    DAYS_AHEAD,
+    PARENTS,
+    create_partitions,
+    day_of,
+    drop_day,
+    first_id_of_day,
+    old_days,
+    partition_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+OLD = date(2026, 1, 31)
+INSERT = """INSERT INTO events (tenant_uid, event_id, ordinal, is_json, type, content_type, data)
+            VALUES (gen_random_uuid(), $1, 1, true, 'a', 'b', '{}')"""
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[Connection]:
+    opened = await asyncpg.connect(database_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def reader(database_url: str) -> AsyncIterator[Connection]:
+    """Somebody else, who may be in the middle of something."""
+    opened = await asyncpg.connect(database_url)
+    yield opened
+    await opened.close()
+
+
+async def attached(connection: Connection, parent: str) -> dict[str, bool]:
+    """A parent's partitions, and whether each is half detached."""
+    rows = await connection.fetch(
+        """SELECT c.relname, i.inhdetachpending
+           FROM pg_inherits i JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = $1::regclass""",
+        parent,
+    )
+    return dict(map(tuple, rows))
+
+
+async def make_old_day(connection: Connection, day: date = OLD) -> None:
+    """Partitions of a day long ago, with a row each."""
+    for parent in PARENTS:
+        name = partition_name(parent, day)
+        first, end = first_id_of_day(day), first_id_of_day(day + timedelta(days=1))
+        await connection.execute(
+            f"CREATE TABLE {name} PARTITION OF {parent} FOR VALUES FROM ('{first}') TO ('{end}')"
+        )
+    await connection.execute(INSERT, first_id_of_day(day))
+
+
+async def today(connection: Connection) -> date:
+    found = await connection.fetchval("SELECT (now() AT TIME ZONE 'UTC')::date")
+    assert isinstance(found, date)
+    return found
+
+
+def test_a_days_ids_begin_at_its_midnight_in_utc() -> None:
+    moment = datetime.fromtimestamp(unix_ms_of(first_id_of_day(OLD)) / 1_000, UTC)
+
+    assert moment == datetime(2026, 1, 31, tzinfo=UTC)
+    assert day_of(partition_name("events", OLD)) == OLD
+
+
+async def test_the_days_ahead_are_there_and_there_is_no_default(connection: Connection) -> None:
+    day = await today(connection)
+    expected = [day + timedelta(days=n) for n in range(-1, DAYS_AHEAD + 1)]
+    assert DAYS_AHEAD == 14
+
+    for parent in PARENTS:
+        names = await attached(connection, parent)
+        assert sorted(names) == [partition_name(parent, each) for each in expected]
+        assert not any(names.values())
+
+
+async def test_a_row_without_a_place_is_refused_not_misplaced(connection: Connection) -> None:
+    with pytest.raises(asyncpg.CheckViolationError):
+        await connection.execute(INSERT, first_id_of_day(OLD))
+
+
+async def test_missing_days_are_made_once(connection: Connection) -> None:
+    far = partition_name("events", await today(connection) + timedelta(days=DAYS_AHEAD))
+    await connection.execute(f"DROP TABLE {far}")
+
+    assert await create_partitions(connection) == [far]
+    assert await create_partitions(connection) == []
+    assert far in await attached(connection, "events")
+
+
+async def test_two_who_make_days_at_once_take_turns(
+    connection: Connection, reader: Connection
+) -> None:
+    far = partition_name("attempts", await today(connection) + timedelta(days=DAYS_AHEAD))
+    await connection.execute(f"DROP TABLE {far}")
+
+    made = await asyncio.gather(create_partitions(connection), create_partitions(reader))
+
+    assert sorted(made) == [[], [far]]
+
+
+async def test_making_a_day_waits_for_no_writer(connection: Connection, reader: Connection) -> None:
+    far = partition_name("events", await today(connection) + timedelta(days=DAYS_AHEAD))
+    await connection.execute(f"DROP TABLE {far}")
+    async with reader.transaction():
+        await reader.execute(INSERT, first_id_of_day(await today(connection)))
+        async with asyncio.timeout(1):
+            assert await create_partitions(connection) == [far]
+
+
+async def test_a_new_day_has_the_indexes_of_the_others(connection: Connection) -> None:
+    rows = await connection.fetch(
+        """SELECT tablename, count(*) FROM pg_indexes
+           WHERE tablename ~ '^(events|deliveries|attempts)_[0-9]{8}$' GROUP BY tablename"""
+    )
+    counts = {parent: {n for t, n in rows if t.startswith(f"{parent}_")} for parent in PARENTS}
+
+    assert counts == {"events": {1}, "deliveries": {4}, "attempts": {1}}
+
+
+async def test_an_old_day_is_dropped_whole(connection: Connection) -> None:
+    await make_old_day(connection)
+    assert await old_days(connection, OLD + timedelta(days=1)) == [OLD]
+    assert await old_days(connection, OLD) == []
+
+    await drop_day(connection, OLD)
+
+    assert await old_days(connection, OLD + timedelta(days=1)) == []
+    for parent in PARENTS:
+        assert partition_name(parent, OLD) not in await attached(connection, parent)
+
+
+async def test_dropping_a_day_is_tried_again_where_somebody_reads_it(
+    connection: Connection, reader: Connection
+) -> None:
+    """The first try leaves a partition half detached; the next one finishes it."""
+    await make_old_day(connection)
+    async with reader.transaction(isolation="repeatable_read"):
+        await reader.fetch("SELECT count(*) FROM events")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await drop_day(connection, OLD, lock_timeout_s=0.2)
+        assert (await attached(connection, "events"))[partition_name("events", OLD)] is True
+        assert await old_days(connection, OLD + timedelta(days=1)) == [OLD]
+
+    await drop_day(connection, OLD, lock_timeout_s=0.2)
+
+    assert await old_days(connection, OLD + timedelta(days=1)) == []
+
+
+async def test_a_day_that_was_detached_but_not_dropped_is_found_and_dropped(
+    connection: Connection,
+) -> None:
+    await make_old_day(connection)
+    name = partition_name("deliveries", OLD)
+    await connection.execute(f"ALTER TABLE deliveries DETACH PARTITION {name}")
+
+    assert await old_days(connection, OLD + timedelta(days=1)) == [OLD]
+    await drop_day(connection, OLD)
+    assert await old_days(connection, OLD + timedelta(days=1)) == []
+
+
+async def test_dropping_a_day_holds_up_no_writer(
+    connection: Connection, reader: Connection
+) -> None:
+    await make_old_day(connection)
+    day = await today(connection)
+    async with reader.transaction(isolation="repeatable_read"):
+        await reader.fetch("SELECT count(*) FROM attempts")
+        dropping = asyncio.create_task(drop_day(connection, OLD, lock_timeout_s=1))
+        async with asyncio.timeout(0.8):
+            for _ in range(5):
+                await reader.execute(INSERT, first_id_of_day(day))
+    await dropping
+    assert await old_days(connection, OLD + timedelta(days=1)) == []
