@@ -17,20 +17,16 @@ class Oracle:
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
-        self._file = path.open("w", encoding="utf-8")
+        self._path.touch()
         self.count = 0
 
     def acknowledge(self, names: Iterable[str]) -> None:
         """A publisher was answered OK."""
         lines = [f"{name}\n" for name in names]
-        self._file.writelines(lines)
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
         self.count += len(lines)
 
     def ids(self) -> set[str]:
         """The ids (`evt_…`) in the file, which are what receivers know as `webhook-id`."""
         return {line.strip().rpartition("/")[2] for line in self._path.read_text().splitlines()}
-
-    def close(self) -> None:
-        """Write no more."""
-        self._file.close()

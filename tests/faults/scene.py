@@ -231,7 +231,6 @@ async def scene(
             yield stage
         finally:
             await stage.close()
-            oracle.close()
 
 
 def node_id_of(node: Node) -> UUID:
