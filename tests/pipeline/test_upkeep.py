@@ -1,0 +1,157 @@
+"""What time does: days that come and go, work that waited too long, one node at a time."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+
+from service.pipeline.upkeep import Upkeep
+from service.store.partitions import DAYS_AHEAD, PARENTS, day_of, partition_name
+from service.store.publishing import PublishStore
+from service.store.upkeep import UpkeepStore
+from tests.pipeline.rig import KEY_WINDOW_S, Receiver, Rig, order_created, running
+from tests.waiting import until
+
+DAY_S = 86_400.0
+
+
+async def days_of(rig: Rig, parent: str = "events") -> list[date]:
+    """The days of which a table has a partition."""
+    rows = await rig.database.fetch(
+        """SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+           WHERE i.inhparent = $1::regclass ORDER BY c.relname""",
+        parent,
+    )
+    return [day_of(row["relname"]) for row in rows]
+
+
+async def today_of(rig: Rig) -> date:
+    """The day of an id that is made now, by the database's clock."""
+    await rig.ownership.heartbeat()
+    return datetime.fromtimestamp(rig.time.unix_s(), UTC).date()
+
+
+async def _delivered(rig: Rig, receiver: Receiver) -> None:
+    """An event of today that has reached its target, after a failure: each table has a row."""
+    await rig.subscription(await rig.tenant(), receiver.url, schedule_s=[0.0, 30.0])
+    receiver.answers = 500
+    await rig.publisher.publish("acme", [order_created()])
+    await until(lambda: rig.recorder.recorded == 1, "the failure is recorded")
+    receiver.answers = 200
+    await rig.turn(31)
+    await until(lambda: rig.recorder.recorded == 2, "the success is recorded")
+
+
+async def _held(rig: Rig, receiver: Receiver) -> None:
+    """An event of today whose delivery is held."""
+    uid = await rig.subscription(await rig.tenant(), receiver.url)
+    await rig.set_state(uid, "PAUSED")
+    await rig.publisher.publish("acme", [order_created()])
+    assert len(await rig.pending()) == 1
+
+
+def keeper(rig: Rig, *, pending_retention_days: int) -> Upkeep:
+    """Chores that keep history for 30 days, and pending work for so many."""
+    return Upkeep(
+        UpkeepStore(rig.database.session("upkeep")),
+        PublishStore(rig.database.session("sweep"), KEY_WINDOW_S),
+        retention_days=30,
+        pending_retention_days=pending_retention_days,
+    )
+
+
+# ---------------------------------------------------------------------------------------- days
+
+
+async def test_a_missing_day_is_made_at_the_next_chores(rig: Rig) -> None:
+    before = await days_of(rig)
+    await rig.database.fetch(f"DROP TABLE {partition_name('events', before[-1])}")
+    assert await rig.upkeep.do_chores()
+    assert await days_of(rig) == before
+
+
+async def test_a_day_past_its_retention_goes_with_all_its_history(
+    rig: Rig, receiver: Receiver
+) -> None:
+    await _delivered(rig, receiver)
+    today = await today_of(rig)
+    await rig.turn(32 * DAY_S)
+    assert await rig.upkeep.do_chores()
+    for parent in PARENTS:
+        assert today not in await days_of(rig, parent)
+    assert await rig.finished() == []
+    assert await rig.database.fetch("SELECT FROM attempts UNION ALL SELECT FROM events") == []
+
+
+async def test_a_day_within_its_retention_stays(rig: Rig, receiver: Receiver) -> None:
+    await _delivered(rig, receiver)
+    today = await today_of(rig)
+    await rig.turn(30 * DAY_S)
+    assert await rig.upkeep.do_chores()
+    assert today in await days_of(rig)
+    assert len(await rig.finished()) == 1
+
+
+async def test_a_day_on_which_something_is_pending_stays_and_so_do_those_after_it(
+    rig: Rig, receiver: Receiver
+) -> None:
+    await _held(rig, receiver)
+    today = await today_of(rig)
+    patient = keeper(rig, pending_retention_days=3_650)
+    await rig.turn(35 * DAY_S)
+    assert await patient.do_chores()
+    await patient.stop()
+    for parent in PARENTS:
+        days = await days_of(rig, parent)
+        assert days == [today + timedelta(n) for n in range(DAYS_AHEAD + 1)]
+    assert len(await rig.database.fetch("SELECT FROM events")) == 1
+
+
+# ------------------------------------------------------------------- what waited, and who does it
+
+
+async def test_work_that_waited_too_long_expires_however_it_was_held(
+    rig: Rig, receiver: Receiver
+) -> None:
+    await _held(rig, receiver)
+    impatient = keeper(rig, pending_retention_days=10)
+    await rig.turn(10 * DAY_S + 1)
+    assert await impatient.do_chores()
+    await impatient.stop()
+    assert await rig.pending() == []
+    (row,) = await rig.finished()
+    assert (row["state"], row["state_reason"]) == ("EXPIRED", "RETENTION")
+    assert receiver.requests == []
+
+
+async def test_work_that_has_not_waited_too_long_stays(rig: Rig, receiver: Receiver) -> None:
+    await _held(rig, receiver)
+    await rig.turn(29 * DAY_S)
+    assert await rig.upkeep.do_chores()
+    assert len(await rig.pending()) == 1
+
+
+async def test_the_owner_hears_of_what_expired(rig: Rig, receiver: Receiver) -> None:
+    await rig.subscription(await rig.tenant(), receiver.url, schedule_s=[0.0, 30.0])
+    receiver.answers = 500
+    await rig.publisher.publish("acme", [order_created()])
+    await until(lambda: rig.recorder.recorded == 1, "the failure is recorded")
+    (lane,) = rig.lanes.all()
+    await until(lambda: len(lane.known) == 1, "its retry waits in memory")
+    await rig.database.fetch("UPDATE test_clock SET ahead = '31 days'")
+    assert await rig.upkeep.do_chores()
+    await rig.changes.read()
+    assert lane.known == {}
+
+
+async def test_one_node_at_a_time_does_the_chores(rig: Rig) -> None:
+    async with running(rig.url) as other:
+        assert await other.upkeep_store.try_lock()
+        assert not await rig.upkeep.do_chores()
+        await other.upkeep_store.unlock()
+        assert await rig.upkeep.do_chores()
+
+
+async def test_the_chores_are_free_again_once_their_node_is_gone(rig: Rig) -> None:
+    async with running(rig.url) as other:
+        assert await other.upkeep_store.try_lock()
+    await until(rig.upkeep.do_chores, "the lock went with its connection")
