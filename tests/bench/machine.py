@@ -11,13 +11,15 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import time
 from pathlib import Path
 
 CORES = len(os.sched_getaffinity(0))
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PPID, _UTIME, _CSTIME = 1, 11, 14
-_IDLE = {3, 4, 7, 8, 9}
-"""Columns of /proc/stat: idle, waiting for I/O, stolen; and guests, whom user time has already."""
+_IDLE = (3, 4, 7)
+"""Columns of /proc/stat: idle, waiting for I/O, stolen. The kernel times these; how it was busy it
+samples, and misses what is short."""
 
 
 def _stat(pid: int) -> list[str] | None:
@@ -61,9 +63,10 @@ def own_cpu_s() -> float:
 
 
 def busy_s() -> float:
-    """CPU seconds that the cores of this machine were busy, since it started."""
+    """CPU seconds that the cores of this machine were busy, since some moment."""
     fields = Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
-    return sum(int(n) for column, n in enumerate(fields) if column not in _IDLE) / _TICKS_PER_S
+    idle_s = sum(int(fields[column]) for column in _IDLE) / _TICKS_PER_S
+    return time.monotonic() * (os.cpu_count() or 1) - idle_s
 
 
 def peak_memory_mb(root: int) -> float:
