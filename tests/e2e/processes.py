@@ -125,6 +125,16 @@ class Node:
         return "\n".join(self.lines)
 
 
+def workers(node: Node) -> list[int]:
+    """The processes of a node that is several, as the kernel knows them."""
+    with suppress(FileNotFoundError):
+        text = pathlib.Path(
+            f"/proc/{node.process.pid}/task/{node.process.pid}/children"
+        ).read_text()
+        return [int(pid) for pid in text.split()]
+    return []
+
+
 class Dev(Node):
     """One `hookline dev`."""
 

@@ -18,7 +18,7 @@ from hookline.v1.event_pb2 import Event
 from hookline.v1.operations_service_pb2 import GetStatusRequest
 from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
 from service.cli.receiver import Receiver
-from tests.e2e.processes import Node, run_hookline
+from tests.e2e.processes import Node, run_hookline, workers
 from tests.e2e.test_serve import execute, settings, subscribe
 from tests.waiting import until
 
@@ -26,16 +26,6 @@ pytestmark = pytest.mark.timeout(180)
 
 LONG_LEASE_S = "120"
 """So long that no test outlasts it: what is seen to within a test is not seen to by its end."""
-
-
-def workers(node: Node) -> list[int]:
-    """The processes of a supervisor, as the kernel knows them."""
-    with contextlib.suppress(FileNotFoundError):
-        text = pathlib.Path(
-            f"/proc/{node.process.pid}/task/{node.process.pid}/children"
-        ).read_text()
-        return [int(pid) for pid in text.split()]
-    return []
 
 
 def lives(pid: int) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import secrets
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Self
 
 from hookline.errors import (
@@ -22,7 +23,6 @@ from hookline.v1.event_pb2 import Event
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Callable
 
     from hookline import HooklineClient
@@ -64,6 +64,8 @@ class Publishers:
         """The event's name for each key that was acknowledged."""
         self.repeats = 0
         """Calls that had to be made again."""
+        self.refusals: Counter[type[Exception]] = Counter()
+        """What they were refused with."""
         self._published_before = oracle.count
         self._arrived_before = len(arrived)
 
@@ -103,7 +105,8 @@ class Publishers:
             clients = self._clients()
             try:
                 results = await clients[number % len(clients)].publish(TENANT, events)
-            except REPEATED:
+            except REPEATED as error:
+                self.refusals[type(error)] += 1
                 assert time.monotonic() < give_up_at_s, "the service did not come back"
                 self.repeats += 1
             else:

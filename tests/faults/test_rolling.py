@@ -1,0 +1,74 @@
+"""Every process is replaced, one by one, under load: who repeats UNAVAILABLE notices nothing."""
+
+import asyncio
+import os
+import pathlib
+import random
+import signal
+from functools import partial
+
+import pytest
+
+from hookline.errors import UnavailableError
+from tests.e2e.processes import workers
+from tests.faults.publishing import Publishers
+from tests.faults.scene import Scene, scene, shared
+from tests.waiting import until
+
+pytestmark = pytest.mark.timeout(1_800)
+
+LEASE_S = "60"
+"""So long that nothing that is seen to soon is seen to by its end, or at a beat."""
+SOON_S = 5.0
+
+
+async def test_three_nodes_are_restarted_one_by_one(
+    database_url: str, tmp_path: pathlib.Path, chance: random.Random
+) -> None:
+    async with scene(database_url, tmp_path, nodes=3, HOOKLINE_LEASE_S=LEASE_S) as stage:
+        await shared(stage, 3)
+        async with stage.publishing() as publishers:
+            for node in list(stage.nodes):
+                await stage.more_arrivals(chance.randint(1, 300))
+                assert await stage.stop(node) == 0
+                await stage.delivered(stage.oracle.ids(), within_s=SOON_S)
+                await stage.start_node()
+                await shared(stage, 3, within_s=SOON_S)
+        await judge(stage, publishers)
+
+
+async def test_the_processes_of_one_node_are_replaced_one_by_one(
+    database_url: str, tmp_path: pathlib.Path, chance: random.Random
+) -> None:
+    async with scene(
+        database_url, tmp_path, nodes=1, HOOKLINE_LEASE_S=LEASE_S, HOOKLINE_WORKERS="2"
+    ) as stage:
+        (node,) = stage.nodes
+        await shared(stage, 2)
+        async with stage.publishing() as publishers:
+            for pid in workers(node):
+                await stage.more_arrivals(chance.randint(1, 300))
+                before = await ids(stage)
+                os.kill(pid, signal.SIGTERM)
+                await until(partial(is_replaced, stage, before), "another is there")
+                await shared(stage, 2, within_s=SOON_S)
+                await stage.delivered(stage.oracle.ids(), within_s=SOON_S)
+        await judge(stage, publishers)
+        assert await asyncio.to_thread(node.stop) == 0
+
+
+async def ids(stage: Scene) -> set[object]:
+    """The nodes that have a lease."""
+    return {row["node_id"] for row in await stage.rows("SELECT node_id FROM nodes")}
+
+
+async def is_replaced(stage: Scene, known: set[object]) -> bool:
+    """Whether one of the nodes has gone, and one has come."""
+    now = await ids(stage)
+    return len(now) == len(known) and now != known
+
+
+async def judge(stage: Scene, publishers: Publishers) -> None:
+    """Everything has come once, and nobody was told anything but to repeat."""
+    await stage.judge(duplicates_at_most=0)
+    assert set(publishers.refusals) <= {UnavailableError}
