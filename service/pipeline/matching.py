@@ -74,9 +74,12 @@ class TenantIndex:
         """Patterns that nobody has any more leave nothing behind."""
         place = self._place_of(pattern)
         place.pop(uid, None)
-        if not place:
-            self._exact.pop(pattern, None)
-            self._prefixes.pop(pattern[:-1], None)
+        if place or pattern == "*":
+            return
+        if pattern.endswith(".*"):
+            del self._prefixes[pattern[:-1]]
+        else:
+            del self._exact[pattern]
 
     def _forget_answers(self) -> None:
         self._cached.clear()

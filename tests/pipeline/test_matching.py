@@ -70,6 +70,13 @@ def test_the_index_answers_as_the_patterns_read(
             }
 
 
+def test_an_exact_type_that_nobody_wants_any_more_takes_no_prefix_along() -> None:
+    index = TenantIndex("acme", UUID(int=1))
+    index.apply(1, [row(0, ["a.b"]), row(1, ["a.*"])])
+    index.apply(2, [row(0, ["c"])])
+    assert [route.subscription_uid for route in index.match("a.z")] == [UUID(int=1)]
+
+
 @pytest.mark.parametrize(
     "pattern, event_type, is_covered",
     [
