@@ -40,6 +40,8 @@ from service.webhook.transport import WebhookTransport
 
 KEY_WINDOW_S: Final = 72 * 3_600.0
 """How long an idempotency key is remembered; the contract names it."""
+SESSIONS: Final = 8
+"""Connections that the data path has beside the pool of the calls."""
 
 
 class Engine:

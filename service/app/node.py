@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from service.api.server import ApiServer, CannotListenError
-from service.app.engine import Engine
+from service.app.engine import SESSIONS, Engine
 from service.app.servicers import make_servicers
 from service.config import ListenAddress, Role, Settings
 from service.domain.errors import UnavailableError
@@ -74,6 +74,8 @@ class App:
         push(database.close)
         await database.open()
         await database.check_server()
+        if not self._place or self._place.endswith("/1"):  # of several, one tells
+            await _check_connections(settings, database)
         await _prepare_schema(settings, database)
         await Tenants(database).ensure_default()
         master_keys = self._master_keys()
@@ -218,6 +220,14 @@ async def _check_address(address: ListenAddress) -> None:
             " --listen or HOOKLINE_LISTEN"
         ) from error
     server.close()
+
+
+async def _check_connections(settings: Settings, database: Database) -> None:
+    """Whether the server takes what all processes of this machine may come to need."""
+    needed = settings.workers * (settings.pool_size + SESSIONS)
+    limit = await database.connection_limit()
+    if needed > limit:
+        _log.warning("connections_short", needed=needed, limit=limit, workers=settings.workers)
 
 
 async def _prepare_schema(settings: Settings, database: Database) -> None:

@@ -339,6 +339,16 @@ class Database:
         rows = await self.fetch(statement, *args)
         return rows[0] if rows else None
 
+    async def connection_limit(self) -> int:
+        """How many connections the server takes in all, of those who are no superusers."""
+        row = await self.fetchrow(
+            """SELECT sum(setting::int * CASE name WHEN 'max_connections' THEN 1 ELSE -1 END)::int
+               FROM pg_settings
+               WHERE name IN ('max_connections', 'reserved_connections',
+                              'superuser_reserved_connections')"""
+        )
+        return 0 if row is None else int(row[0])
+
     async def check_server(self) -> None:
         """Refuse a server that could lose what it acknowledged, or that is too old or read-only."""
         row = await self.fetchrow(

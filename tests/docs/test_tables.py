@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from service.app.engine import SESSIONS
 from service.config import Role, Settings, SettingsError
 from service.config.reading import NOT_OURS
 from service.config.settings import available_cores
@@ -138,7 +139,8 @@ def test_a_bound_that_the_contract_tells_is_the_default(
 
 def test_a_node_has_as_many_connections_as_is_said() -> None:
     sessions = re.findall(r'\bsession\("', text(pathlib.PurePosixPath("service/app/engine.py")))
-    assert f"`HOOKLINE_POOL_SIZE` + {len(sessions)} connections" in OPERATING.text
+    assert len(sessions) == SESSIONS
+    assert f"`HOOKLINE_POOL_SIZE` + {SESSIONS} connections" in OPERATING.text
     assert "the data path has eight of its own" in OPERATING.text
 
 
