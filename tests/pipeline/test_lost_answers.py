@@ -44,14 +44,18 @@ async def subscribed(rig: Rig, receiver: Receiver) -> Receiver:
 
 
 async def test_a_commit_whose_answer_was_lost_is_found(
-    rig: Rig, wire: Wire, subscribed: Receiver
+    rig: Rig, wire: Wire, subscribed: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def nothing(_self: object) -> None:
+        pass
+
+    monkeypatch.setattr("service.pipeline.refill.Refiller.sweep", nothing)
     wire.cut_answer = MARK
     (published,) = await _publish(rig, _marked())
 
     assert wire.is_cut.is_set()
     assert await _stored(rig) == [published.event_id]
-    await subscribed.wait_for(2)  # its lane is DIRTY: the refill found it
+    await subscribed.wait_for(2)  # its lane is DIRTY: a refill found it, without any sweep
     await until(lambda: rig.recorder.recorded == 2, "the delivery is recorded")
     assert set(subscribed.counts.values()) == {1}
 
@@ -169,6 +173,21 @@ async def test_a_lost_transaction_of_keys_is_run_again(rig: Rig, wire: Wire) -> 
     assert wire.is_cut.is_set()
     assert (old[0].event_id, old[0].deduplicated) == (first.event_id, True)
     assert await _stored(rig) == [first.event_id, new[0].event_id]
+
+
+async def test_what_was_decided_before_a_loss_is_decided_anew(rig: Rig, wire: Wire) -> None:
+    """By the time the group runs again, the key that it ran into is over."""
+    await _publish(rig, order_created(1, idempotency_key="k"))
+
+    wire.cut_request, wire.is_open = b"COMMIT;", False
+    publishing = asyncio.create_task(_publish(rig, _marked(idempotency_key="k")))
+    await wire.is_cut.wait()
+    await rig.database.fetch("DELETE FROM idempotency_keys")
+    wire.is_open = True
+    (published,) = await publishing
+
+    assert not published.deduplicated
+    assert await _stored(rig) == [published.event_id]
 
 
 async def test_a_lane_that_appears_during_the_commit_is_not_handed_twice(
