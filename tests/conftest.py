@@ -5,6 +5,7 @@ Rooms have fixtures of their own beside their tests; here is only what several r
 
 import os
 import pathlib
+import resource
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping
 
@@ -20,6 +21,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Before anything imports grpc: its fork handlers are for those who fork and go on. Our children
 # become other programs, and some were seen to die of the handlers before they had.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+# Five hundred connections, both ends ours, and what the tests before them hold still: most systems
+# give a process 1,024 descriptors until it asks for more.
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+if 0 <= soft < 4_096:  # -1: as many as it likes
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4_096 if hard < 0 else min(hard, 4_096), hard))
 
 # A loaded machine is no failure: the timeout of the whole test is the bound, not one of an example.
 hypothesis.settings.register_profile("hookline", deadline=None, print_blob=True)
