@@ -1,0 +1,110 @@
+"""The room's SQL: every statement is found by its name, and the data path's walk indexes."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.store.database import Database, Session
+from service.store.statements import Statements
+from tests.store.hot_rows import HotRows
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+FILES = sorted(
+    file.name.removesuffix(".sql")
+    for file in resources.files("service.store").joinpath("sql").iterdir()
+    if file.name.endswith(".sql")
+)
+
+
+@pytest.fixture
+async def session(database_url: str) -> AsyncIterator[Session]:
+    """A connection as the data path has it."""
+    opened = Database(database_url).session("test")
+    yield opened
+    await opened.close()
+
+
+async def plan_of(session: Session, statement: str, *arguments: str) -> str:
+    """The plan that the data path runs a statement by, whatever the arguments."""
+    async with session.transaction() as connection:
+        await connection.execute(f"PREPARE probe AS {statement}")
+        rows = await connection.fetch(f"EXPLAIN EXECUTE probe ({', '.join(arguments)})")
+        await connection.execute("DEALLOCATE probe")
+    return "\n".join(row[0] for row in rows)
+
+
+def test_a_statement_is_an_attribute_by_its_name() -> None:
+    statements = Statements("recording")
+
+    assert statements.names()[0] == "record"
+    assert statements.record.startswith("-- The fence")
+    with pytest.raises(AttributeError, match=r"sql/recording\.sql has no statement 'recrod'"):
+        _ = statements.recrod
+
+
+@pytest.mark.parametrize("noun", FILES)
+def test_every_file_holds_named_statements_each_of_them_once(noun: str) -> None:
+    text = resources.files("service.store").joinpath(f"sql/{noun}.sql").read_text("utf-8")
+    heads = re.findall(r"^-- name: (\w+)", text, re.MULTILINE)
+
+    assert len(set(heads)) == len(heads) > 0
+    assert Statements(noun).names() == tuple(heads)
+
+
+@pytest.mark.parametrize("noun", FILES)
+async def test_every_statement_is_one_that_the_server_understands(
+    session: Session, noun: str
+) -> None:
+    statements = Statements(noun)
+
+    for name in statements.names():
+        async with session.transaction() as connection:
+            prepared = await connection.prepare(getattr(statements, name))
+            assert prepared.get_query(), name
+
+
+async def test_what_is_in_memory_is_hashed_not_compared_one_by_one(session: Session) -> None:
+    """`<> ALL` took a second for 64 lanes with 500 known deliveries, and grew with the square."""
+    plan = await plan_of(
+        session, Statements("lanes").refill, "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"
+    )
+
+    assert "hashed SubPlan" in plan
+    assert "Index Scan using pending_by_lane" in plan
+    assert "Seq Scan" not in plan
+
+
+async def test_the_sweep_descends_an_index_for_each_lane(session: Session) -> None:
+    plan = await plan_of(session, Statements("lanes").heads, "'{}'")
+
+    assert plan.count("using pending_by_lane") == 2
+    assert "Seq Scan" not in plan
+
+
+async def test_a_record_finds_its_rows_by_their_key(session: Session) -> None:
+    plan = await plan_of(session, Statements("recording").record, "NULL", *["'{}'"] * 25)
+
+    assert plan.count("Index Scan using pending_deliveries_pkey") == 2
+    assert "Seq Scan" not in plan
+
+
+async def test_plans_do_not_change_with_what_the_table_happens_to_hold(session: Session) -> None:
+    """It is empty at one moment and full at the next; statistics of either must not matter."""
+    rows, statement = HotRows(session), Statements("lanes").refill
+    arguments = ["'{}'"] * 5
+    empty = await plan_of(session, statement, *arguments)
+    uid = await rows.subscription()
+    for _ in range(200):
+        await rows.pending(uid)
+    await session.fetch("ANALYZE pending_deliveries")
+
+    full = await plan_of(session, statement, *arguments)
+
+    shape = re.compile(r"\(cost=.*?\)|_\d{8}\w*|\be_\d+\b|\bevents\w*")
+    assert shape.sub("", full) == shape.sub("", empty)
