@@ -1,6 +1,7 @@
 """Calls that share a commit share nothing else: no call's data harms its neighbour."""
 
 import asyncio
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -101,23 +102,42 @@ async def test_a_lost_deadlock_is_run_again(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
     await _outcome(rig, order_created(0))
 
+    # Whoever has waited for a second looks for a deadlock: the publish, which begins to wait first,
+    # unless this machine is so busy that the rival comes a second late.
+    for number in range(1, 6):
+        if await _loses_deadlock(rig, tenant_uid, number):
+            break
+    else:
+        pytest.fail("the rival has lost every deadlock")
+
+
+async def _loses_deadlock(rig: Rig, tenant_uid: UUID, number: int) -> bool:
+    """Whether the publish lost; it is stored once, whoever did."""
+    is_lost = True
     async with rival(rig.url) as other, rival(rig.url) as witness:
-        # The publish holds the tenant and waits for the key; the rival the other way round. Whoever
-        # has waited for a second looks for a deadlock: the publish, which began to wait first.
+        # The publish holds the tenant and waits for the key; the rival the other way round.
         await other.execute(
-            """INSERT INTO idempotency_keys VALUES ($1, $1, now() + interval '1 h', 0, 'k', '')""",
+            """INSERT INTO idempotency_keys (tenant_uid, key, event_id, fingerprint, delivery_count,
+                                             expires_at)
+               VALUES ($1, $2, $1, '', 0, now() + interval '1 h')""",
             tenant_uid,
+            f"k{number}",
         )
-        publishing = asyncio.create_task(_outcome(rig, order_created(1, idempotency_key="k")))
+        event = order_created(number, idempotency_key=f"k{number}")
+        publishing = asyncio.create_task(_outcome(rig, event))
         await until_blocked(rig.database)
         with pytest.raises(asyncpg.LockNotAvailableError):
             await witness.execute(f"{LOCK} NOWAIT", tenant_uid)
-        await other.execute(LOCK, tenant_uid)  # granted, so the publish lost and let go
+        try:
+            await other.execute(LOCK, tenant_uid)  # granted: the publish lost, and let go
+        except asyncpg.DeadlockDetectedError:
+            is_lost = False
         await other.execute("ROLLBACK")
         (published,) = await publishing
 
-    rows = await rig.database.fetch("SELECT event_id FROM events WHERE data = $1", b'{"id":1}')
+    rows = await rig.database.fetch("SELECT event_id FROM events WHERE data = $1", event.data)
     assert [row["event_id"] for row in rows] == [published.event_id]
+    return is_lost
 
 
 async def _together(rig: Rig, *events: NewEvent) -> Outcomes:
