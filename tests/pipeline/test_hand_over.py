@@ -13,7 +13,8 @@ import pytest
 
 from service.domain.ids import BUCKET_COUNT, bucket_of
 from service.pipeline import ownership
-from tests.pipeline.pair import pair, shared
+from tests.pipeline.frozen import freeze
+from tests.pipeline.pair import pair, shared, uid_of
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
 
@@ -134,6 +135,22 @@ async def test_what_is_published_at_a_node_that_leaves_is_sent_by_its_heir(
         await until(lambda: two.recorder.recorded == 5, "the other has sent it")
 
 
+async def test_what_waited_with_the_last_owner_is_looked_for_at_once(
+    database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the heir would have swept anyway."""
+    monkeypatch.setattr("service.pipeline.refill.SWEEP_INTERVAL_S", 3_600.0)
+    async with pair(database_url) as (one, two):
+        tenant_uid = await one.tenant()
+        await one.subscription_as(uid_of(one), tenant_uid, receiver.url)
+        one.deliverer.pause()
+        await one.publisher.publish("acme", [order_created()])
+
+        one.ownership.begin_leaving()
+
+        await until(lambda: two.recorder.recorded == 1, "the heir has sent it")
+
+
 async def test_a_bucket_that_a_slow_target_holds_up_is_kept_and_another_given(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +190,7 @@ async def test_a_lease_that_ends_is_seen_when_it_ends(database_url: str) -> None
     """Not at the next beat after it, which is a third of a lease away."""
     async with node(database_url) as one, node(database_url, 2) as two:
         await shared(one, two)
+        freeze(two)
         await one.database.fetch(
             """UPDATE nodes SET lease_until = clock_timestamp() + interval '300 ms'
                WHERE node_id = $1""",
@@ -188,7 +206,7 @@ async def test_who_starts_at_a_dead_ones_place_waits_for_no_lease(
     database_url: str, place: str
 ) -> None:
     async with running(database_url, lease_s=LONG_S, place="supervisor/1") as dead:
-        dead.ownership.heartbeat = asyncio.Event().wait  # type: ignore[method-assign,assignment]
+        freeze(dead)
 
         async with running(database_url, seed=2, lease_s=LONG_S, place=place) as heir:
             has_succeeded = place == "supervisor/1"
