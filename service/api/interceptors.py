@@ -218,8 +218,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
     ) -> None:
         """Answer a call that failed; always raises."""
         if isinstance(error, grpc.aio.BaseError):
-            # The servicer ended the call by itself, as grpc_health does; or the core could not write
-            # because the client is gone, which it may find out before it cancels the call.
+            # The servicer ended the call by itself, as grpc_health does; or the core could not
+            # write, for the client is gone: it may find that out before it cancels the call.
             is_ended = isinstance(error, grpc.aio.AbortError)
             code = _code_of(context) if is_ended else grpc.StatusCode.CANCELLED
             self._observer.call_ended(method, code, perf_counter() - started)
