@@ -10,6 +10,7 @@ this, nor by kill -9: an accepted event is in the database. Must not know what a
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -23,6 +24,7 @@ import uvloop
 from service.app import App
 from service.config import ListenAddress, Settings
 
+_GC_THRESHOLDS = (5_000, 50, 100)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _log = structlog.get_logger(__name__)
@@ -76,10 +78,22 @@ async def _run(
     finally:
         waiting.cancel()
     try:
+        settle_memory()
         announce(ListenAddress(host, port))
         await asked.wait()
     finally:
         await app.stop()
+
+
+def settle_memory() -> None:
+    """Spare the garbage collector what lives as long as the process, and let it come less often.
+
+    A full collection of a node took 20 to 35 ms, several times a second at full speed: that was a
+    large part of the slowest answers. What the data path makes is freed by reference counts.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def listen_for_signals(hurry: Callable[[], None]) -> asyncio.Event:
