@@ -206,6 +206,7 @@ async def test_a_row_that_cannot_be_written_at_all_is_put_off_and_hides_no_other
     receiver.answers = lambda _: 299 if len(receiver.ids) == 1 else 200
     (first,) = await rig.publisher.publish("acme", [order_created()])
     lane = rig.lanes.get(uid)
+    await receiver.wait_for(1)  # slots are free before it is sent, too
     await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "it is dealt with")
 
     await rig.publisher.publish("acme", [order_created(n) for n in range(3)])
