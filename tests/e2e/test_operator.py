@@ -156,9 +156,11 @@ async def test_listen_shows_and_verifies_what_a_subscription_sends(
             )
             await until(lambda: '"é": 1' in shown.read_text(), "it shows the webhook")
             assert f"{last_part(published.name)}  verified  -> 202" in shown.read_text()
-        finally:
             listening.send_signal(signal.SIGINT)
-    assert listening.wait(20) == 128 + signal.SIGINT
+            assert listening.wait(20) == 128 + signal.SIGINT
+        finally:
+            listening.kill()
+            listening.wait()
 
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
