@@ -24,6 +24,7 @@ from service.api.server import CONTRACT_SERVICES, ApiServer, CannotListenError
 from service.domain.limits import Limits
 from tests.api.conftest import Api, servicers_of
 from tests.api.refusals import refusal
+from tests.waiting import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -73,6 +74,8 @@ async def test_health_is_told_for_the_whole_and_for_each_service(api: Api) -> No
 async def test_health_of_what_is_not_served_is_not_found(api: Api) -> None:
     answer = await refusal(health_of(api.channel).Check(health_pb2.HealthCheckRequest(service="x")))
     assert answer.code is grpc.StatusCode.NOT_FOUND
+    # Health ends its calls by itself, so that its client may hear of it before we do.
+    await until(lambda: len(api.calls.ended) == 1, "the call has ended")
     assert api.calls.ended == [("grpc.health.v1.Health/Check", grpc.StatusCode.NOT_FOUND)]
 
 
