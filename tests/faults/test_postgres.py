@@ -1,6 +1,7 @@
 """Postgres crashes, its backends die or freeze, it has no connection left: nothing is lost."""
 
 import asyncio
+import os
 import pathlib
 import random
 import signal
@@ -18,6 +19,7 @@ from tests.faults.cluster import Cluster, cluster
 from tests.faults.conftest import IS_LONG
 from tests.faults.publishing import TENANT
 from tests.faults.scene import Scene, scene, shared
+from tests.pipeline.rival import rival
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(1_800)
@@ -169,6 +171,28 @@ async def test_a_publisher_whose_backend_is_frozen_refuses_what_it_has_not_sent(
 async def are_many(postgres: Cluster, name: str) -> bool:
     """Whether a session has more than one backend."""
     return len(await postgres.backends(name)) > 1
+
+
+async def test_a_record_whose_backend_freezes_in_its_midst_is_written_once_and_sent_once(
+    tmp_path: pathlib.Path,
+) -> None:
+    async with (
+        cluster() as postgres,
+        scene(postgres.url, tmp_path, nodes=1, HOOKLINE_STATEMENT_TIMEOUT_S="1") as stage,
+    ):
+        stage.target.is_holding = True
+        await stage.publish(stage.event_types, 20)
+        await until(lambda: len(stage.target.held) == stage.oracle.count, "all are on the wire")
+        async with rival(postgres.url) as blocker:
+            await blocker.fetch("SELECT FROM pending_deliveries FOR UPDATE")
+            stage.target.let_go()
+            pid = await stage.waiting_backend("hookline record")
+            os.kill(pid, signal.SIGSTOP)
+        with postgres.frozen(pid):
+            await until(lambda: are_many(postgres, "hookline record"), "it is written again")
+            await stage.publish(stage.event_types)
+            await stage.delivered(stage.oracle.ids(), within_s=15)
+        await stage.judge(duplicates_at_most=0)
 
 
 async def test_without_a_connection_publishing_is_refused_before_the_commit_and_recovers(
