@@ -124,7 +124,7 @@ async def test_what_may_have_been_stored_is_sent_again_with_the_same_keys(
         await asyncio.gather(*start(publisher, range(5)))
     first, second, third = service.events.requests
     assert first == second == third
-    assert service.events.times[1] - service.events.times[0] >= 0.2, "as the service advised"
+    assert service.events.times[1] - service.events.times[0] >= 0.19, "as the service advised"
 
 
 async def test_order_is_kept_across_what_is_repeated(
@@ -154,7 +154,7 @@ async def test_advice_holds_for_the_next_batch_too(
         await until(lambda: sizes(service) == [1], "the first is sent")
         first.cancel()
         await second
-    assert service.events.times[1] - service.events.times[0] >= 0.4
+    assert service.events.times[1] - service.events.times[0] >= 0.39
     assert subjects(service) == [0, 1]
 
 

@@ -66,7 +66,7 @@ async def test_unavailable_is_repeated_with_the_same_keys_after_the_pushback(
     await client.publish("acme", [Event(type="a.b"), Event(type="a.c")])
     first, second, third = service.events.requests
     assert first == second == third
-    assert service.events.times[1] - service.events.times[0] >= 0.3
+    assert service.events.times[1] - service.events.times[0] >= 0.29
 
 
 async def test_overload_is_repeated_when_the_service_says(
@@ -76,7 +76,7 @@ async def test_overload_is_repeated_when_the_service_says(
     retry.retry_delay.FromMilliseconds(200)
     service.events.script = [refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, info("OVERLOADED"), retry)]
     await client.publish("acme", [Event(type="a.b")])
-    assert service.events.times[1] - service.events.times[0] >= 0.2
+    assert service.events.times[1] - service.events.times[0] >= 0.19
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ async def test_no_read_walks_through_what_it_is_not_asked_for(rows: Rows) -> Non
         (20, SQL.list_of_tenant, (*page, letters, acme)),
         (20, SQL.list_of_subscriptions, (*page, letters, [busy.uid])),
         (100, SQL.list_of_subscriptions, (*page, ALL_STATES, [quiet.uid])),
-        (250, SQL.list_of_subscriptions, (*page, ALL_STATES, [busy.uid])),
-        (250, SQL.list_of_tenant, (*page, ALL_STATES, acme)),
+        (350, SQL.list_of_subscriptions, (*page, ALL_STATES, [busy.uid])),
+        (350, SQL.list_of_tenant, (*page, ALL_STATES, acme)),
         # Each of the 256 buckets is looked into.
         (700, SQL.list_of_event, (*page, ALL_STATES, *of_event)),
         (900, SQL.list_of_all, (*page, ALL_STATES)),
