@@ -58,7 +58,7 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
             raise invalid(violations)
         _refuse_unbuilt(request.event_type, leaves)
         event_type = await self._event_types.create(draft)
-        self._changes.poke()
+        await self._changes.event_types_changed()
         return event_type_service_pb2.CreateEventTypeResponse(event_type=_message_of(event_type))
 
     async def GetEventType(
@@ -116,7 +116,7 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
             return wanted
 
         event_type = await self._event_types.change(name, decide, etag=etag)
-        self._changes.poke()
+        await self._changes.event_types_changed()
         return event_type_service_pb2.UpdateEventTypeResponse(event_type=_message_of(event_type))
 
     async def ArchiveEventType(
@@ -125,7 +125,7 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
         """Closed for publishing, for good."""
         del context
         event_type = await self._event_types.archive(_named(request.name), etag=request.etag)
-        self._changes.poke()
+        await self._changes.event_types_changed()
         return event_type_service_pb2.ArchiveEventTypeResponse(event_type=_message_of(event_type))
 
     def _check_fields(

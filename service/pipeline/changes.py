@@ -9,6 +9,7 @@ whose number is small but whose commit is late is not missed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import structlog
@@ -66,6 +67,15 @@ class Changes:
         """Read the log now: a call on this node has just written to it, and others should know."""
         self._is_poked = True
         self._wake.set()
+
+    async def event_types_changed(self) -> None:
+        """A call on this node has changed event types: the very next publish here is bound by it.
+
+        Other nodes are told, and bound within a second.
+        """
+        self.poke()
+        with contextlib.suppress(UnavailableError):  # it is stored, and the log tells of it again
+            await self._catalog.reload()
 
     def hear(self) -> None:
         """Read the log now: another node says that there is something in it."""

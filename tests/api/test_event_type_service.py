@@ -21,6 +21,7 @@ from hookline.v1.event_type_service_pb2 import (
     UpdateEventTypeRequest,
 )
 from service.domain.limits import Limits
+from service.store.event_types import EventTypes
 from tests.api.control import INVALID, Control, controlling
 from tests.api.refusals import refusal
 
@@ -187,6 +188,23 @@ async def test_the_nodes_catalog_hears_of_every_change(control: Control) -> None
     rows = await control.rig.database.fetch("SELECT kind, bucket FROM change_log")
     assert [tuple(row) for row in rows] == [("EVENT_TYPE", None)] * 3
     assert made.name == NAME
+
+
+async def test_the_very_next_publish_is_checked_by_it(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the contract says of a changed schema: it binds events published from then on."""
+    monkeypatch.setattr(control.rig.event_types, "all", EventTypes(control.rig.database).all)
+    for number in range(10):
+        name = f"eventTypes/order.t{number}"
+        await create(control, f"order.t{number}", json_schema=SCHEMA)
+        answer = await refusal(control.publish(f"order.t{number}"))
+        assert answer.reason == "PAYLOAD_SCHEMA_MISMATCH"
+        await update(control, EventType(json_schema='{"type": "object"}'), name=name)
+        await control.publish(f"order.t{number}")
+        await archive(control, name)
+        answer = await refusal(control.publish(f"order.t{number}"))
+        assert answer.reason == "EVENT_TYPE_ARCHIVED"
 
 
 async def test_what_a_later_version_builds_is_refused(control: Control) -> None:
