@@ -60,4 +60,6 @@ def check_example(
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:_SHOWN_LENGTH_MAX]
+    text = str(error).partition("\n")[0]
+    # What we raised when asked to fetch something comes back wrapped, with its class before it.
+    return text.rpartition("ValueError: ")[2][:_SHOWN_LENGTH_MAX]

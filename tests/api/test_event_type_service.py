@@ -264,6 +264,7 @@ async def test_what_is_no_usable_schema_is_refused_when_written(
     refused = await refusal(create(control, json_schema=schema))
     assert (refused.code, refused.reason) == (INVALID, "SCHEMA_INVALID")
     assert refused.violations == {"event_type.json_schema": "SCHEMA_INVALID"}
+    assert "Error" not in refused.message
     await create(control)
     refused = await refusal(update(control, EventType(json_schema=schema)))
     assert refused.violations == {"event_type.json_schema": "SCHEMA_INVALID"}
