@@ -18,7 +18,7 @@ from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import GetEventRequest
 from hookline.v1.subscription_service_pb2 import GetSubscriptionRequest
 from service.cli.server import ask
-from service.cli.wording import duration, state_of, time_of, until, wording_of_attempt
+from service.cli.wording import duration, plain, state_of, time_of, until, wording_of_attempt
 
 _MAX_DELIVERIES = 100
 _MAX_ATTEMPTS = 1_000
@@ -74,7 +74,7 @@ async def _tell(client: HooklineClient, event: Event) -> AsyncIterator[str]:
         ("idempotency key", event.idempotency_key),
     ):
         if text:
-            yield f"  {label} {text}"
+            yield f"  {label} {plain(text)}"
     listed = await client.deliveries.ListDeliveries(
         ListDeliveriesRequest(
             tenant=event.name.partition("/events/")[0],
@@ -105,7 +105,7 @@ async def _tell_delivery(client: HooklineClient, delivery: Delivery) -> AsyncIte
 def _attempt(attempt: Attempt) -> str:
     took = duration(attempt.latency.ToTimedelta().total_seconds())
     excerpt = " ".join(attempt.response_excerpt.split())
-    said = f', saying "{excerpt[:80]}"' if excerpt else ""
+    said = f', saying "{plain(excerpt[:80])}"' if excerpt else ""
     start = time_of(attempt.start_time)
     return f"{attempt.number:>3}  {start}  {wording_of_attempt(attempt)} after {took}{said}"
 

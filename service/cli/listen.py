@@ -10,6 +10,7 @@ import json
 from hookline.webhook import SecretError, Verifier
 from service.cli.failure import CommandError
 from service.cli.receiver import Arrival, Receiver
+from service.cli.wording import plain
 
 _SHOWN_BODY_BYTES = 2_000
 
@@ -39,6 +40,6 @@ def _show(arrival: Arrival) -> None:
     verdict = "verified" if arrival.webhook else arrival.fault or "not verified: no --secret"
     print(f"\n{arrival.webhook_id or 'no webhook-id'}  {verdict}  -> {arrival.status}")
     body = arrival.body[:_SHOWN_BODY_BYTES].decode("utf-8", "replace")
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         body = json.dumps(json.loads(body), indent=2, ensure_ascii=False)
-    print(body, flush=True)
+    print("\n".join(plain(line) for line in body.splitlines()), flush=True)

@@ -20,6 +20,14 @@ def last_part(name: str) -> str:
     return name.rpartition("/")[2]
 
 
+def plain(text: str) -> str:
+    """What others wrote, on one line, without a word to the terminal that shows it."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
+
+
 def duration(seconds: float) -> str:
     """Such as `350 ms`, `4.2 s`, `3 min`, `2.5 h`, `12 d`; of no sign."""
     seconds = abs(seconds)

@@ -12,7 +12,15 @@ from hookline.v1.attempt_pb2 import (
     Attempt,
 )
 from hookline.v1.delivery_pb2 import DELIVERY_STATE_PENDING, DELIVERY_STATE_SUCCEEDED, Delivery
-from service.cli.wording import duration, last_part, state_of, time_of, until, wording_of_attempt
+from service.cli.wording import (
+    duration,
+    last_part,
+    plain,
+    state_of,
+    time_of,
+    until,
+    wording_of_attempt,
+)
 
 
 def stamp(moment: datetime) -> Timestamp:
@@ -71,3 +79,17 @@ def test_states_and_attempts() -> None:
 def test_the_last_part_of_a_name() -> None:
     assert last_part("tenants/acme/events/evt_1") == "evt_1"
     assert last_part("evt_1") == "evt_1"
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("Bestellung 7, größer", "Bestellung 7, größer"),
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("one\ntwo\ttabbed", "one\\ntwo\\ttabbed"),
+        ("\u202eback\x9b1m\x00", "\\u202eback\\x9b1m\\x00"),
+        (r"a\x1b", r"a\x1b"),
+    ],
+)
+def test_what_others_wrote_cannot_speak_to_a_terminal(text: str, told: str) -> None:
+    assert plain(text) == told
