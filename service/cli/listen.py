@@ -26,7 +26,7 @@ def run(asked: argparse.Namespace) -> int:
 
 
 async def _listen(asked: argparse.Namespace, verifier: Verifier | None) -> None:
-    receiver = Receiver("listen", _show, answers=asked.answer or [200], port=asked.port)
+    receiver = Receiver("listen", show, answers=asked.answer or [200], port=asked.port)
     receiver.verifier = verifier
     try:
         async with receiver:
@@ -36,7 +36,8 @@ async def _listen(asked: argparse.Namespace, verifier: Verifier | None) -> None:
         raise CommandError(f"cannot listen on port {asked.port}: {error.strerror}") from error
 
 
-def _show(arrival: Arrival) -> None:
+def show(arrival: Arrival) -> None:
+    """One request: its id, whether it is what it says, and what it brings."""
     verdict = "verified" if arrival.webhook else arrival.fault or "not verified: no --secret"
     print(f"\n{arrival.webhook_id or 'no webhook-id'}  {verdict}  -> {arrival.status}")
     body = arrival.body[:_SHOWN_BODY_BYTES].decode("utf-8", "replace")

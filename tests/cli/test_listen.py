@@ -17,6 +17,15 @@ from service.cli.receiver import Arrival
     ],
 )
 def test_a_body(body: bytes, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
-    listen._show(Arrival("listen", 0.0, {"webhook-id": "evt_1"}, body, None, "", 200))
+    arrival = Arrival(
+        receiver="listen",
+        at_s=0.0,
+        headers={"webhook-id": "evt_1"},
+        body=body,
+        webhook=None,
+        fault="",
+        status=200,
+    )
+    listen.show(arrival)
     head, _, told = capsys.readouterr().out.lstrip("\n").partition("\n")
     assert (head, told) == ("evt_1  not verified: no --secret  -> 200", f"{shown}\n")
