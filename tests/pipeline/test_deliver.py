@@ -180,7 +180,8 @@ async def test_one_probe_is_on_the_wire_while_the_circuit_is_open(
     await receiver.wait_for(10)
     await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "the first wave is over")
     before = len(receiver.ids)
-    assert before <= 64
+    # A window of 64, and what took the room of failures that were recorded before the tenth.
+    assert before <= 64 + 9
     receiver.in_flight_most = 0
 
     for probes, backoff_s in enumerate((5, 10, 20), start=1):
