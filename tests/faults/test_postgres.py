@@ -24,6 +24,7 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(1_800)
 
+NODES = 2
 MAX_IN_FLIGHT = 100
 SHORT_LEASE_S = 4.0
 BUSY = [f"hookline {name}" for name in ("publish", "record", "refill", "changes", "calls")]
@@ -88,7 +89,7 @@ async def test_sessions_whose_backends_are_killed_under_load_are_there_again(
     tmp_path: pathlib.Path, rounds: int
 ) -> None:
     async with cluster() as postgres, scene(postgres.url, tmp_path) as stage:
-        await shared(stage, 2)
+        await shared(stage, NODES)
         async with stage.publishing():
             await stage.more_arrivals(100)
             for name in (BUSY + SELDOM) * (rounds // 3):
@@ -104,9 +105,12 @@ async def test_sessions_whose_backends_are_killed_under_load_are_there_again(
 
 
 async def are_anew(postgres: Cluster, name: str, old: set[int]) -> bool:
-    """Whether each session of a name has another backend than before."""
+    """Whether each session of a name has another backend than before.
+
+    A pool may have had more than it needs; one for each node is what it comes back to.
+    """
     now = set(await postgres.backends(name))
-    return len(now) >= len(old) and not now & old
+    return len(now) >= min(len(old), NODES) and not now & old
 
 
 async def test_sessions_whose_backends_freeze_under_load_get_others(
