@@ -3,6 +3,8 @@
 import asyncio
 import pathlib
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -10,7 +12,7 @@ from hookline.errors import UnavailableError
 from hookline.v1.event_pb2 import Event
 from service.domain.ids import format_type_id
 from tests.faults.publishing import TENANT
-from tests.faults.scene import scene, shared
+from tests.faults.scene import Scene, scene, shared
 from tests.pipeline.rival import rival
 from tests.pipeline.wire import Wire
 from tests.waiting import until
@@ -45,18 +47,24 @@ async def test_nodes_killed_at_random_moments_lose_nothing_and_their_work_goes_o
         await stage.judge(duplicates_at_most=rounds * MAX_IN_FLIGHT)
 
 
+@asynccontextmanager
+async def record_that_waits(stage: Scene, database_url: str) -> AsyncIterator[int]:
+    """An event has been answered, and its record waits for a lock while inside: its backend."""
+    stage.target.is_holding = True
+    await stage.publish(["fault.n0"])
+    await until(lambda: len(stage.target.held) == 1, "the request is on the wire")
+    async with rival(database_url) as blocker:
+        await blocker.fetch("SELECT FROM pending_deliveries FOR UPDATE")
+        stage.target.let_go()
+        yield await stage.waiting_backend("hookline record")
+
+
 async def test_killed_after_the_2xx_and_before_the_record_an_event_comes_twice_with_one_id(
     database_url: str, tmp_path: pathlib.Path
 ) -> None:
     async with scene(database_url, tmp_path, nodes=1, HOOKLINE_LEASE_S="4") as stage:
         (node,) = stage.nodes
-        stage.target.is_holding = True
-        await stage.publish(["fault.n0"])
-        await until(lambda: len(stage.target.held) == 1, "the request is on the wire")
-        async with rival(database_url) as blocker:
-            await blocker.fetch("SELECT FROM pending_deliveries FOR UPDATE")
-            stage.target.let_go()
-            record = await stage.waiting_backend("hookline record")
+        async with record_that_waits(stage, database_url) as record:
             await stage.kill(node)
             # Else it would carry on without the client that is gone, once the row is free.
             await stage.rows("SELECT pg_terminate_backend($1, 10000)", record)
@@ -71,13 +79,7 @@ async def test_a_record_that_was_sent_is_written_although_its_node_is_killed(
 ) -> None:
     async with scene(database_url, tmp_path, nodes=1, HOOKLINE_LEASE_S="4") as stage:
         (node,) = stage.nodes
-        stage.target.is_holding = True
-        await stage.publish(["fault.n0"])
-        await until(lambda: len(stage.target.held) == 1, "the request is on the wire")
-        async with rival(database_url) as blocker:
-            await blocker.fetch("SELECT FROM pending_deliveries FOR UPDATE")
-            stage.target.let_go()
-            await stage.waiting_backend("hookline record")
+        async with record_that_waits(stage, database_url):
             await stage.kill(node)
         await stage.start_node()
         await stage.judge(duplicates_at_most=0)
@@ -113,13 +115,7 @@ async def test_a_record_that_waits_for_a_lock_does_not_keep_others_from_a_killed
 ) -> None:
     async with scene(database_url, tmp_path, nodes=1, HOOKLINE_LEASE_S="4") as stage:
         (node,) = stage.nodes
-        stage.target.is_holding = True
-        await stage.publish(["fault.n0"])
-        await until(lambda: len(stage.target.held) == 1, "the request is on the wire")
-        async with rival(database_url) as blocker:
-            await blocker.fetch("SELECT FROM pending_deliveries FOR UPDATE")
-            stage.target.let_go()
-            await stage.waiting_backend("hookline record")
+        async with record_that_waits(stage, database_url):
             await stage.start_node()
             await stage.kill(node)
             others = stage.event_types[1:]

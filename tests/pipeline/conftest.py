@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.pipeline.rig import Receiver, Rig, running
+from service.store.subscriptions import Subscriptions
+from tests.pipeline.rig import Receiver, Rig, order_created, running
 
 
 @pytest.fixture
@@ -20,3 +21,23 @@ async def receiver() -> AsyncIterator[Receiver]:
     """A target that answers as it is told."""
     async with Receiver() as target:
         yield target
+
+
+@pytest.fixture
+async def acme(rig: Rig) -> Rig:
+    """The rig with tenant acme, its index in memory, and one subscription whose deliveries wait.
+
+    So that their rows can be counted.
+    """
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, "http://127.0.0.1:9/", "order.*", schedule_s=[90.0])
+    await rig.matcher.index("acme")
+    return rig
+
+
+@pytest.fixture
+async def subscriptions(rig: Rig) -> Subscriptions:
+    """The subscriptions as the API keeps them; tenant acme is there, and the rig has matched it."""
+    await rig.tenant()
+    await rig.publisher.publish("acme", [order_created(0)])
+    return Subscriptions(rig.database, rig.box, rig.random.getrandbits)

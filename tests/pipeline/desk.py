@@ -9,7 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from service.domain.attempt import AttemptOutcome, Outcome
-from service.domain.event import Event
+from service.domain.event import NewEvent, accepted
 from service.domain.ids import bucket_of, make_uuid7
 from service.domain.instants import from_unix_ms
 from service.domain.retry import RetrySchedule
@@ -104,25 +104,8 @@ class Desk:
     def message(self, data: bytes = b"{}") -> Message:
         """An event, ready to be sent."""
         event_id = self.new_id()
-        event = Event(
-            event_id=event_id,
-            tenant_uid=event_id,
-            tenant_id="acme",
-            type="order.created",
-            data=data,
-            is_json=True,
-            content_type="application/json",
-            source="/tenants/acme",
-            subject="",
-            occur_time=None,
-            external_id="",
-            data_schema="",
-            idempotency_key="",
-            ordering_key="",
-            attributes={},
-            event_type_revision=0,
-            create_time=from_unix_ms(NOW_MS),
-        )
+        new = NewEvent(type="order.created", data=data)
+        event = accepted(new, event_id, event_id, "acme", 0, from_unix_ms(NOW_MS))
         return Message(event, f"evt_{event_id}")
 
     def publish(self, lane: Lane, count: int = 1, data: bytes = b"{}") -> list[UUID]:

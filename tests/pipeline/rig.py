@@ -170,7 +170,7 @@ class Rig:
             operations, self.configs, self.catalog, self.sender, self.time, self.random
         )
         self.upkeep_store = UpkeepStore(session("upkeep"))
-        self.upkeep = Upkeep(self.upkeep_store, PublishStore(session("sweep"), KEY_WINDOW_S))
+        self.upkeep = Upkeep(self.upkeep_store)
 
     def _make_sending(self) -> None:
         self.recorder = Recorder(

@@ -6,51 +6,31 @@ from datetime import UTC, datetime
 import pytest
 
 from service.domain.errors import AlreadyExistsError, Reason
-from service.domain.event import NewEvent
-from service.domain.ids import format_type_id
-from service.pipeline.group import Published, fingerprint_of
+from service.pipeline.group import fingerprint_of
+from tests.pipeline.keys import check_counts, keyed, name_of, publish
 from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.pipeline.rival import BUMP, rival, until_blocked
-
-TARGET = "http://127.0.0.1:9/"
-LATER = {"schedule_s": [90.0]}
-"""Deliveries that wait, so that their rows can be counted."""
-
-
-@pytest.fixture
-async def acme(rig: Rig) -> Rig:
-    """The rig with tenant acme, one subscription, and its index in memory."""
-    tenant_uid = await rig.tenant()
-    await rig.subscription(tenant_uid, TARGET, "order.*", **LATER)
-    await rig.matcher.index("acme")
-    return rig
-
-
-def keyed(key: str = "k", number: int = 1, **fields: object) -> NewEvent:
-    """An event with an idempotency key."""
-    return order_created(number, idempotency_key=key, **fields)
-
 
 # ------------------------------------------------------------------------------- within a batch
 
 
 async def test_equal_events_of_one_key_in_a_batch_are_one(acme: Rig) -> None:
-    first, other, again = await _publish(acme, keyed("a"), keyed("b"), keyed("a"))
+    first, other, again = await publish(acme, keyed("a"), keyed("b"), keyed("a"))
 
     assert again == first._replace(deduplicated=True)
     assert not first.deduplicated
     assert other.event_id != first.event_id
-    await _check_counts(acme, events=2, keys=2)
+    await check_counts(acme, events=2, keys=2)
 
 
 async def test_unequal_events_of_one_key_in_a_batch_are_refused_whole(acme: Rig) -> None:
     with pytest.raises(AlreadyExistsError) as refusal:
-        await _publish(acme, keyed("a"), order_created(), keyed("a", number=2))
+        await publish(acme, keyed("a"), order_created(), keyed("a", number=2))
 
     assert refusal.value.reason is Reason.IDEMPOTENCY_KEY_REUSED
     assert refusal.value.metadata["index"] == "2"
-    await _check_counts(acme, events=0, keys=0)
-    (corrected,) = await _publish(acme, keyed("a", number=2))
+    await check_counts(acme, events=0, keys=0)
+    (corrected,) = await publish(acme, keyed("a", number=2))
     assert not corrected.deduplicated
 
 
@@ -58,59 +38,59 @@ async def test_unequal_events_of_one_key_in_a_batch_are_refused_whole(acme: Rig)
 
 
 async def test_callers_at_the_same_time_share_one_event(acme: Rig) -> None:
-    results = await asyncio.gather(*(_publish(acme, keyed()) for _ in range(50)))
+    results = await asyncio.gather(*(publish(acme, keyed()) for _ in range(50)))
 
     assert len({result[0].event_id for result in results}) == 1
     assert [result[0].deduplicated for result in results].count(False) == 1
     assert {result[0].delivery_count for result in results} == {1}
     assert acme.publisher.committed_groups == 1, "the others followed the first one in memory"
-    await _check_counts(acme, events=1, keys=1)
+    await check_counts(acme, events=1, keys=1)
 
 
 async def test_another_event_at_the_same_time_is_told_the_first_ones_name(acme: Rig) -> None:
     first, reused = await asyncio.gather(
-        _publish(acme, keyed()),
-        _publish(acme, order_created(7), keyed(number=2)),
+        publish(acme, keyed()),
+        publish(acme, order_created(7), keyed(number=2)),
         return_exceptions=True,
     )
 
     assert isinstance(first, list)
     assert isinstance(reused, AlreadyExistsError)
-    assert reused.metadata == {"index": "1", "name": _name(first[0])}
-    await _check_counts(acme, events=1, keys=1)
+    assert reused.metadata == {"index": "1", "name": name_of(first[0])}
+    await check_counts(acme, events=1, keys=1)
 
 
 async def test_a_follower_with_more_than_the_group_has_goes_on_by_itself(acme: Rig) -> None:
     first, second = await asyncio.gather(
-        _publish(acme, keyed("a")), _publish(acme, keyed("a"), keyed("b", number=2))
+        publish(acme, keyed("a")), publish(acme, keyed("a"), keyed("b", number=2))
     )
 
     assert second[0] == first[0]._replace(deduplicated=True)
     assert not second[1].deduplicated
-    await _check_counts(acme, events=2, keys=2)
+    await check_counts(acme, events=2, keys=2)
 
 
 async def test_a_follower_of_a_refused_leader_is_stored_itself(acme: Rig) -> None:
-    await _publish(acme, keyed("taken"))
+    await publish(acme, keyed("taken"))
 
     refused, follower = await asyncio.gather(
-        _publish(acme, keyed("new", number=5), keyed("taken", number=2)),
-        _publish(acme, keyed("new", number=5)),
+        publish(acme, keyed("new", number=5), keyed("taken", number=2)),
+        publish(acme, keyed("new", number=5)),
         return_exceptions=True,
     )
 
     assert isinstance(refused, AlreadyExistsError)
     assert isinstance(follower, list)
     assert not follower[0].deduplicated
-    await _check_counts(acme, events=2, keys=2)
+    await check_counts(acme, events=2, keys=2)
 
 
 async def test_a_follower_of_a_deduplicated_leader_is_told_the_same(acme: Rig) -> None:
-    (first,) = await _publish(acme, keyed())
-    results = await asyncio.gather(*(_publish(acme, keyed()) for _ in range(3)))
+    (first,) = await publish(acme, keyed())
+    results = await asyncio.gather(*(publish(acme, keyed()) for _ in range(3)))
 
     assert [result[0] for result in results] == [first._replace(deduplicated=True)] * 3
-    await _check_counts(acme, events=1, keys=1)
+    await check_counts(acme, events=1, keys=1)
 
 
 async def test_equal_keys_of_two_tenants_are_two_keys(acme: Rig) -> None:
@@ -119,7 +99,7 @@ async def test_equal_keys_of_two_tenants_are_two_keys(acme: Rig) -> None:
         *(acme.publisher.publish(tenant, [keyed()]) for tenant in ("acme", "globex"))
     )
     assert [result[0].deduplicated for result in results] == [False, False]
-    await _check_counts(acme, events=2, keys=2, deliveries=1)
+    await check_counts(acme, events=2, keys=2, deliveries=1)
 
 
 # -------------------------------------------------------------------------------- across groups
@@ -130,12 +110,12 @@ async def test_a_repeated_key_gets_the_first_name_and_no_second_fan_out(
 ) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
-    (first,) = await _publish(rig, keyed())
+    (first,) = await publish(rig, keyed())
     await receiver.wait_for(1)
     await rig.subscription(tenant_uid, receiver.url)  # a second fan-out would reach this one, too
 
-    (again,) = await _publish(rig, keyed())
-    (other,) = await _publish(rig, order_created(2))
+    (again,) = await publish(rig, keyed())
+    (other,) = await publish(rig, order_created(2))
 
     assert again == first._replace(deduplicated=True)
     assert other.delivery_count == 2
@@ -144,15 +124,15 @@ async def test_a_repeated_key_gets_the_first_name_and_no_second_fan_out(
 
 
 async def test_occur_time_is_not_compared(acme: Rig) -> None:
-    (first,) = await _publish(acme, keyed(occur_time=datetime(2026, 1, 1, tzinfo=UTC)))
-    (again,) = await _publish(acme, keyed(occur_time=datetime(2026, 1, 2, tzinfo=UTC)))
+    (first,) = await publish(acme, keyed(occur_time=datetime(2026, 1, 1, tzinfo=UTC)))
+    (again,) = await publish(acme, keyed(occur_time=datetime(2026, 1, 2, tzinfo=UTC)))
     assert again == first._replace(deduplicated=True)
 
 
 async def test_the_default_source_is_equal_to_itself_spelt_out(acme: Rig) -> None:
     """A client that publishes again what GetEvent showed it has the source that was defaulted."""
-    (first,) = await _publish(acme, keyed())
-    (again,) = await _publish(acme, keyed(source="/tenants/acme"))
+    (first,) = await publish(acme, keyed())
+    (again,) = await publish(acme, keyed(source="/tenants/acme"))
     assert again == first._replace(deduplicated=True)
 
 
@@ -166,11 +146,11 @@ async def test_the_default_source_is_equal_to_itself_spelt_out(acme: Rig) -> Non
     ids=lambda changed: next(iter(changed)),
 )  # fmt: skip
 async def test_everything_else_is_compared(acme: Rig, changed: dict[str, object]) -> None:
-    (first,) = await _publish(acme, keyed())
+    (first,) = await publish(acme, keyed())
     with pytest.raises(AlreadyExistsError) as refusal:
-        await _publish(acme, keyed(**changed))  # type: ignore[arg-type]  # a test's own fields
-    assert refusal.value.metadata == {"index": "0", "name": _name(first)}
-    await _check_counts(acme, events=1, keys=1)
+        await publish(acme, keyed(**changed))  # type: ignore[arg-type]  # a test's own fields
+    assert refusal.value.metadata == {"index": "0", "name": name_of(first)}
+    await check_counts(acme, events=1, keys=1)
 
 
 def test_no_field_runs_into_the_next() -> None:
@@ -186,23 +166,23 @@ def test_attributes_have_no_order() -> None:
 
 async def test_a_refused_calls_new_keys_are_free_again(acme: Rig) -> None:
     """Else the corrected retry would be told the name of an event that does not exist."""
-    await _publish(acme, keyed("taken"))
+    await publish(acme, keyed("taken"))
     with pytest.raises(AlreadyExistsError):
-        await _publish(acme, keyed("new", number=5), keyed("taken", number=2))
-    await _check_counts(acme, events=1, keys=1)
+        await publish(acme, keyed("new", number=5), keyed("taken", number=2))
+    await check_counts(acme, events=1, keys=1)
 
-    corrected = await _publish(acme, keyed("new", number=6), keyed("other", number=2))
+    corrected = await publish(acme, keyed("new", number=6), keyed("other", number=2))
     assert [result.deduplicated for result in corrected] == [False, False]
-    await _check_counts(acme, events=3, keys=3)
+    await check_counts(acme, events=3, keys=3)
 
 
 async def test_a_batch_of_old_and_new_stores_the_new_alone(acme: Rig) -> None:
-    (old,) = await _publish(acme, keyed("old"))
-    results = await _publish(acme, order_created(2), keyed("old"), keyed("new", number=3))
+    (old,) = await publish(acme, keyed("old"))
+    results = await publish(acme, order_created(2), keyed("old"), keyed("new", number=3))
 
     assert [result.deduplicated for result in results] == [False, True, False]
     assert results[1].event_id == old.event_id
-    await _check_counts(acme, events=3, keys=2)
+    await check_counts(acme, events=3, keys=2)
     rows = await acme.database.fetch("SELECT data FROM events ORDER BY ordinal")
     assert [row["data"] for row in rows] == [b'{"id":1}', b'{"id":2}', b'{"id":3}']
     ordinals = await acme.database.fetch(
@@ -213,18 +193,18 @@ async def test_a_batch_of_old_and_new_stores_the_new_alone(acme: Rig) -> None:
 
 
 async def test_a_group_of_fates_answers_each_its_own(acme: Rig) -> None:
-    (old,) = await _publish(acme, keyed("old"))
+    (old,) = await publish(acme, keyed("old"))
     results = await asyncio.gather(
-        _publish(acme, order_created(2)),
-        _publish(acme, keyed("old")),
-        _publish(acme, keyed("fresh", number=9), keyed("old", number=3)),
-        _publish(acme, keyed("new", number=4)),
+        publish(acme, order_created(2)),
+        publish(acme, keyed("old")),
+        publish(acme, keyed("fresh", number=9), keyed("old", number=3)),
+        publish(acme, keyed("new", number=4)),
         return_exceptions=True,
     )
 
     assert [isinstance(result, list) for result in results] == [True, True, False, True]
     assert results[1] == [old._replace(deduplicated=True)]
-    await _check_counts(acme, events=3, keys=2)
+    await check_counts(acme, events=3, keys=2)
 
 
 # ---------------------------------------------------------------------------------- with an epoch
@@ -245,7 +225,7 @@ async def test_keys_of_a_tenant_that_moved_on_are_not_left_behind(acme: Rig) -> 
         results = await asyncio.gather(*publishing)
 
     assert [result[0].deduplicated for result in results] == [False, False]
-    await _check_counts(acme, events=3, keys=2, deliveries=1)
+    await check_counts(acme, events=3, keys=2, deliveries=1)
 
 
 async def test_a_tenant_deleted_under_its_keys_leaves_none(acme: Rig) -> None:
@@ -262,42 +242,22 @@ async def test_a_tenant_deleted_under_its_keys_leaves_none(acme: Rig) -> None:
         (result,) = await asyncio.gather(publishing, return_exceptions=True)
 
     assert isinstance(result, Exception)
-    await _check_counts(acme, events=1, keys=0, deliveries=0)
+    await check_counts(acme, events=1, keys=0, deliveries=0)
 
 
 async def test_an_epoch_and_a_taken_key_in_one_group(acme: Rig) -> None:
     (tenant,) = await acme.database.fetch("SELECT tenant_uid FROM tenants")
-    (old,) = await _publish(acme, keyed("old"))
+    (old,) = await publish(acme, keyed("old"))
     await acme.database.fetch(BUMP, tenant["tenant_uid"])
 
     repeated, reused, new = await asyncio.gather(
-        _publish(acme, keyed("old")),
-        _publish(acme, keyed("old", number=2)),
-        _publish(acme, keyed("new", number=3)),
+        publish(acme, keyed("old")),
+        publish(acme, keyed("old", number=2)),
+        publish(acme, keyed("new", number=3)),
         return_exceptions=True,
     )
 
     assert repeated == [old._replace(deduplicated=True)]
     assert isinstance(reused, AlreadyExistsError)
     assert isinstance(new, list)
-    await _check_counts(acme, events=2, keys=2)
-
-
-async def _publish(rig: Rig, *events: NewEvent) -> list[Published]:
-    return await rig.publisher.publish("acme", events)
-
-
-async def _check_counts(rig: Rig, *, events: int, keys: int, deliveries: int | None = None) -> None:
-    """Each event of acme's fans out to one delivery."""
-    (row,) = await rig.database.fetch(
-        """SELECT (SELECT count(*) FROM events) AS events,
-                  (SELECT count(*) FROM idempotency_keys) AS keys,
-                  (SELECT count(*) FROM pending_deliveries)
-                  + (SELECT count(*) FROM deliveries) AS deliveries"""
-    )
-    wanted = events if deliveries is None else deliveries
-    assert (row["events"], row["keys"], row["deliveries"]) == (events, keys, wanted)
-
-
-def _name(published: Published) -> str:
-    return f"tenants/acme/events/{format_type_id('evt', published.event_id)}"
+    await check_counts(acme, events=2, keys=2)

@@ -5,31 +5,11 @@ import asyncio
 import pytest
 
 from service.domain.errors import AlreadyExistsError
-from service.domain.event import NewEvent
-from service.domain.ids import format_type_id
 from service.pipeline.group import Published, fingerprint_of
 from service.store.publishing import SQL
-from tests.pipeline.rig import KEY_WINDOW_S, Rig, order_created, running
+from tests.pipeline.keys import check_counts, keyed, publish
+from tests.pipeline.rig import KEY_WINDOW_S, Rig, running
 from tests.pipeline.rival import rival, until_blocked
-
-TARGET = "http://127.0.0.1:9/"
-LATER = {"schedule_s": [90.0]}
-"""Deliveries that wait, so that their rows can be counted."""
-
-
-@pytest.fixture
-async def acme(rig: Rig) -> Rig:
-    """The rig with tenant acme, one subscription, and its index in memory."""
-    tenant_uid = await rig.tenant()
-    await rig.subscription(tenant_uid, TARGET, "order.*", **LATER)
-    await rig.matcher.index("acme")
-    return rig
-
-
-def keyed(key: str = "k", number: int = 1, **fields: object) -> NewEvent:
-    """An event with an idempotency key."""
-    return order_created(number, idempotency_key=key, **fields)
-
 
 # ------------------------------------------------------------------------------------ two nodes
 
@@ -38,12 +18,12 @@ async def test_two_nodes_and_fifty_callers_store_one_event(acme: Rig) -> None:
     async with running(acme.url, seed=2) as other:
         await other.matcher.index("acme")
         results = await asyncio.gather(
-            *(_publish(node, keyed()) for _ in range(25) for node in (acme, other))
+            *(publish(node, keyed()) for _ in range(25) for node in (acme, other))
         )
 
     assert len({result[0].event_id for result in results}) == 1
     assert [result[0].deduplicated for result in results].count(False) == 1
-    await _check_counts(acme, events=1, keys=1)
+    await check_counts(acme, events=1, keys=1)
 
 
 async def test_a_key_that_another_node_is_taking_is_waited_for(acme: Rig) -> None:
@@ -58,11 +38,11 @@ async def test_a_key_that_another_node_is_taking_is_waited_for(acme: Rig) -> Non
             event_id,
             fingerprint_of(keyed(), "acme"),
         )
-        publishing = asyncio.create_task(_publish(acme, keyed()))
+        publishing = asyncio.create_task(publish(acme, keyed()))
         await until_blocked(acme.database)
         await other.execute("COMMIT")
         assert await publishing == [Published(event_id, True, 7)]
-    await _check_counts(acme, events=0, keys=1)
+    await check_counts(acme, events=0, keys=1)
 
 
 async def test_a_group_takes_its_keys_in_one_order(acme: Rig) -> None:
@@ -73,7 +53,7 @@ async def test_a_group_takes_its_keys_in_one_order(acme: Rig) -> None:
     async with rival(acme.url) as other:
         await other.execute("SET LOCAL lock_timeout = '300ms'")
         await other.execute(take, "k00")
-        publishing = asyncio.create_task(_publish(acme, keyed("k02"), keyed("k01"), keyed("k00")))
+        publishing = asyncio.create_task(publish(acme, keyed("k02"), keyed("k01"), keyed("k00")))
         await until_blocked(acme.database)
         await other.execute(take, "k01")
         await other.execute(take, "k02")
@@ -81,81 +61,81 @@ async def test_a_group_takes_its_keys_in_one_order(acme: Rig) -> None:
         results = await publishing
 
     assert [result.deduplicated for result in results] == [False, False, False]
-    await _check_counts(acme, events=3, keys=3)
+    await check_counts(acme, events=3, keys=3)
 
 
 # ----------------------------------------------------------------------------------- expiration
 
 
 async def test_an_expired_key_is_free_whether_swept_or_not(acme: Rig) -> None:
-    (first,) = await _publish(acme, keyed())
+    (first,) = await publish(acme, keyed())
     await acme.turn(KEY_WINDOW_S - 60)
-    (repeated,) = await _publish(acme, keyed())
+    (repeated,) = await publish(acme, keyed())
     await acme.turn(61)
 
-    (anew,) = await _publish(acme, keyed(number=2))
+    (anew,) = await publish(acme, keyed(number=2))
 
     assert repeated.event_id == first.event_id, "the window does not slide, and has not ended"
     assert not anew.deduplicated
-    (again,) = await _publish(acme, keyed(number=2))
+    (again,) = await publish(acme, keyed(number=2))
     assert again == anew._replace(deduplicated=True)
-    await _check_counts(acme, events=2, keys=1)
+    await check_counts(acme, events=2, keys=1)
 
 
 async def test_an_expired_key_beside_a_live_one_is_free(acme: Rig) -> None:
-    await _publish(acme, keyed("old"))
+    await publish(acme, keyed("old"))
     await acme.turn(KEY_WINDOW_S + 1)
-    (live,) = await _publish(acme, keyed("live"))
+    (live,) = await publish(acme, keyed("live"))
 
-    anew, again = await _publish(acme, keyed("old"), keyed("live"))
+    anew, again = await publish(acme, keyed("old"), keyed("live"))
 
     assert not anew.deduplicated
     assert again == live._replace(deduplicated=True)
-    await _check_counts(acme, events=3, keys=2)
+    await check_counts(acme, events=3, keys=2)
 
 
 async def test_an_expired_key_taken_by_a_refused_call_is_gone(acme: Rig) -> None:
-    await _publish(acme, keyed("old"))
+    await publish(acme, keyed("old"))
     await acme.turn(KEY_WINDOW_S + 1)
-    await _publish(acme, keyed("taken"))
+    await publish(acme, keyed("taken"))
     with pytest.raises(AlreadyExistsError):
-        await _publish(acme, keyed("old", number=5), keyed("taken", number=2))
+        await publish(acme, keyed("old", number=5), keyed("taken", number=2))
 
-    (corrected,) = await _publish(acme, keyed("old", number=6))
+    (corrected,) = await publish(acme, keyed("old", number=6))
     assert not corrected.deduplicated
 
 
 async def test_the_sweeper_deletes_what_is_over_and_no_more(acme: Rig) -> None:
-    await _publish(acme, *(keyed(f"old{n}") for n in range(5)))
+    await publish(acme, *(keyed(f"old{n}") for n in range(5)))
     await acme.turn(KEY_WINDOW_S - 60)
-    await _publish(acme, keyed("new"))
+    await publish(acme, keyed("new"))
     await acme.turn(61)
 
-    assert await acme.publish_store.sweep_keys(3) == 3
-    assert await acme.publish_store.sweep_keys(3) == 2
-    assert await acme.publish_store.sweep_keys(3) == 0
+    assert await acme.upkeep_store.sweep_keys(3) == 3
+    assert await acme.upkeep_store.sweep_keys(3) == 2
+    assert await acme.upkeep_store.sweep_keys(3) == 0
     rows = await acme.database.fetch("SELECT key FROM idempotency_keys")
     assert [row["key"] for row in rows] == ["new"]
 
 
 async def test_the_sweeper_spares_a_key_that_is_taken_anew_under_its_hand(acme: Rig) -> None:
     """It chose the row while it was over; when it comes to delete it, it stands for a new event."""
-    await _publish(acme, keyed())
+    await publish(acme, keyed())
     await acme.turn(KEY_WINDOW_S + 1)
     async with running(acme.url, seed=2) as sweeper, rival(acme.url) as other:
         await other.execute(
             "UPDATE idempotency_keys SET expires_at = hookline_now() + interval '72 hours'"
         )
-        sweeping = asyncio.create_task(sweeper.publish_store.sweep_keys(10))
-        await until_blocked(acme.database)
+        sweeping = asyncio.create_task(sweeper.upkeep_store.sweep_keys(10))
+        await until_blocked(acme.database, "upkeep")
         await other.execute("COMMIT")
         assert await sweeping == 0
-    await _check_counts(acme, events=1, keys=1)
+    await check_counts(acme, events=1, keys=1)
 
 
 async def test_what_the_claim_ran_into_stays_until_it_is_read(acme: Rig) -> None:
     """The claim has locked the row, expired or not: no sweep comes between the two statements."""
-    await _publish(acme, keyed())
+    await publish(acme, keyed())
     (tenant,) = await acme.database.fetch("SELECT tenant_uid FROM tenants")
     async with rival(acme.url) as claimer, running(acme.url, seed=2) as sweeper:
         claimed = await claimer.fetch(
@@ -163,29 +143,9 @@ async def test_what_the_claim_ran_into_stays_until_it_is_read(acme: Rig) -> None
         )
         assert claimed == []
         await acme.turn(KEY_WINDOW_S + 1)
-        sweeping = asyncio.create_task(sweeper.publish_store.sweep_keys(10))
-        await until_blocked(acme.database)
+        sweeping = asyncio.create_task(sweeper.upkeep_store.sweep_keys(10))
+        await until_blocked(acme.database, "upkeep")
         found = await claimer.fetch(SQL.read_keys, [tenant["tenant_uid"]], ["k"])
         assert len(found) == 1
         await claimer.execute("COMMIT")
         assert await sweeping == 1
-
-
-async def _publish(rig: Rig, *events: NewEvent) -> list[Published]:
-    return await rig.publisher.publish("acme", events)
-
-
-async def _check_counts(rig: Rig, *, events: int, keys: int, deliveries: int | None = None) -> None:
-    """Each event of acme's fans out to one delivery."""
-    (row,) = await rig.database.fetch(
-        """SELECT (SELECT count(*) FROM events) AS events,
-                  (SELECT count(*) FROM idempotency_keys) AS keys,
-                  (SELECT count(*) FROM pending_deliveries)
-                  + (SELECT count(*) FROM deliveries) AS deliveries"""
-    )
-    wanted = events if deliveries is None else deliveries
-    assert (row["events"], row["keys"], row["deliveries"]) == (events, keys, wanted)
-
-
-def _name(published: Published) -> str:
-    return f"tenants/acme/events/{format_type_id('evt', published.event_id)}"

@@ -9,18 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.domain.subscription import (
-    HttpTarget,
     PayloadFormat,
-    RetryPolicy,
-    SignatureScheme,
-    Subscription,
     matches,
 )
 from service.pipeline.matching import TenantIndex
 from service.store.routes import IndexRow
-from service.store.subscriptions import NewSecret, Subscriptions
-from tests.pipeline.rig import SECRET, Receiver, Rig, order_created, running
+from service.store.subscriptions import Subscriptions
+from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import LOCK, rival, until_blocked
+from tests.pipeline.subscribing import create
 from tests.waiting import until
 
 TARGET = "http://127.0.0.1:9/"
@@ -103,27 +100,6 @@ def test_patterns(pattern: str, event_type: str, is_covered: bool) -> None:  # n
 # --------------------------------------------------------------------------- the next publish
 
 
-@pytest.fixture
-async def subscriptions(rig: Rig) -> Subscriptions:
-    """The subscriptions as the API keeps them; tenant acme is there, and the rig has matched it."""
-    await rig.tenant()
-    await rig.publisher.publish("acme", [order_created(0)])
-    return Subscriptions(rig.database, rig.box, rig.random.getrandbits)
-
-
-async def _create(subscriptions: Subscriptions, name: str, url: str, *patterns: str) -> UUID:
-    draft = Subscription(
-        tenant_id="acme",
-        subscription_id=name,
-        uid=UUID(int=0),
-        event_types=patterns or ("*",),
-        target=HttpTarget(url=url),
-        retry_policy=RetryPolicy(schedule_s=(0.0, 60.0)),
-    )
-    secret = NewSecret(SignatureScheme.HMAC_SHA256, SECRET)
-    return (await subscriptions.create(draft, secret, max_of_tenant=100)).uid
-
-
 async def test_the_very_next_publish_honours_every_change_on_every_node(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
@@ -137,11 +113,11 @@ async def test_the_very_next_publish_honours_every_change_on_every_node(
             ]
             return [result[0].delivery_count for result in results]
 
-        await _create(subscriptions, "first", TARGET)
+        await create(subscriptions, "first", TARGET)
         assert await counts() == [1, 1]
-        await _create(subscriptions, "second", TARGET, "order.*", "order.created", "*")
+        await create(subscriptions, "second", TARGET, "order.*", "order.created", "*")
         assert await counts() == [2, 2], "a subscription is counted once"
-        await _create(subscriptions, "third", TARGET, "user.registered")
+        await create(subscriptions, "third", TARGET, "user.registered")
         assert await counts() == [2, 2]
         assert await counts("user.registered") == [3, 3]
         await subscriptions.pause("acme", "first")
@@ -152,7 +128,7 @@ async def test_the_very_next_publish_honours_every_change_on_every_node(
         assert await counts() == [1, 1]
         await subscriptions.delete("acme", "first")
         assert await counts() == [0, 0]
-        await _create(subscriptions, "first", TARGET)
+        await create(subscriptions, "first", TARGET)
         assert await counts() == [1, 1]
 
 
@@ -162,7 +138,7 @@ async def test_every_change_moves_the_epoch(rig: Rig, subscriptions: Subscriptio
         return int(rows[0]["epoch"])
 
     seen = [await epoch()]
-    await _create(subscriptions, "first", TARGET)
+    await create(subscriptions, "first", TARGET)
     seen.append(await epoch())
     await subscriptions.pause("acme", "first")
     seen.append(await epoch())
@@ -176,7 +152,7 @@ async def test_every_change_moves_the_epoch(rig: Rig, subscriptions: Subscriptio
 async def test_a_paused_subscription_holds_what_is_published_next(
     rig: Rig, subscriptions: Subscriptions, receiver: Receiver
 ) -> None:
-    await _create(subscriptions, "first", receiver.url)
+    await create(subscriptions, "first", receiver.url)
     await rig.publisher.publish("acme", [order_created(1)])
     await receiver.wait_for(1)
     (lane,) = rig.lanes.all()
@@ -201,7 +177,7 @@ async def test_a_publish_that_was_checked_before_a_delete_strands_nothing(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
     """The delete waits for the commit; the row that is then there, the bucket's owner cancels."""
-    await _create(subscriptions, "first", TARGET)
+    await create(subscriptions, "first", TARGET)
     blocker = await rig.tenant("zeta")
     await rig.publisher.publish("zeta", [order_created(0)])
     await rig.publisher.publish("acme", [order_created(0)])
@@ -227,7 +203,7 @@ async def test_a_publish_that_was_checked_before_a_delete_strands_nothing(
 async def test_a_row_that_comes_after_the_cancelling_is_found_by_the_sweep(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
-    uid = await _create(subscriptions, "first", TARGET)
+    uid = await create(subscriptions, "first", TARGET)
     await subscriptions.pause("acme", "first")
     await rig.publisher.publish("acme", [order_created(1)])
     await subscriptions.delete("acme", "first")

@@ -1,51 +1,24 @@
 """Reloads of an index: what changed and nothing else, and never an older for a newer."""
 
 import asyncio
-from uuid import UUID
 
 import asyncpg
 import pytest
 
 from service.domain.errors import NotFoundError, Reason, UnavailableError
-from service.domain.subscription import (
-    HttpTarget,
-    RetryPolicy,
-    SignatureScheme,
-    Subscription,
-)
 from service.pipeline.group import Published
 from service.pipeline.matching import Matcher
 from service.pipeline.publish import MAX_MISSES
 from service.store.database import Database
 from service.store.routes import load_index
-from service.store.subscriptions import NewSecret, Subscriptions
-from tests.pipeline.rig import SECRET, Rig, order_created, running
+from service.store.subscriptions import Subscriptions
+from tests.pipeline.rig import Rig, order_created, running
 from tests.pipeline.rival import BUMP, LOCK, copy_subscription, rival, until_blocked
+from tests.pipeline.subscribing import create
 from tests.pipeline.wire import Wire
 from tests.waiting import until
 
 TARGET = "http://127.0.0.1:9/"
-
-
-@pytest.fixture
-async def subscriptions(rig: Rig) -> Subscriptions:
-    """The subscriptions as the API keeps them; tenant acme is there, and the rig has matched it."""
-    await rig.tenant()
-    await rig.publisher.publish("acme", [order_created(0)])
-    return Subscriptions(rig.database, rig.box, rig.random.getrandbits)
-
-
-async def _create(subscriptions: Subscriptions, name: str, url: str, *patterns: str) -> UUID:
-    draft = Subscription(
-        tenant_id="acme",
-        subscription_id=name,
-        uid=UUID(int=0),
-        event_types=patterns or ("*",),
-        target=HttpTarget(url=url),
-        retry_policy=RetryPolicy(schedule_s=(0.0, 60.0)),
-    )
-    secret = NewSecret(SignatureScheme.HMAC_SHA256, SECRET)
-    return (await subscriptions.create(draft, secret, max_of_tenant=100)).uid
 
 
 # --------------------------------------------------------------------------------- the index
@@ -55,7 +28,7 @@ async def test_a_reload_brings_what_changed_and_nothing_else(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
     for number in range(5):
-        await _create(subscriptions, f"s-{number}", TARGET)
+        await create(subscriptions, f"s-{number}", TARGET)
     await subscriptions.delete("acme", "s-4")
     whole = await load_index(rig.database, "acme")
     assert whole is not None
@@ -77,7 +50,7 @@ async def test_an_index_and_its_epoch_are_of_one_moment(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
     """A change that has not committed is in neither."""
-    uid = await _create(subscriptions, "first", TARGET)
+    uid = await create(subscriptions, "first", TARGET)
     async with rival(rig.url) as other:
         await copy_subscription(other, uid, rig.new_uid())
         before = await load_index(rig.database, "acme")
@@ -89,7 +62,7 @@ async def test_an_index_and_its_epoch_are_of_one_moment(
 
 
 async def test_a_recreated_tenant_inherits_nothing(rig: Rig, subscriptions: Subscriptions) -> None:
-    await _create(subscriptions, "first", TARGET)
+    await create(subscriptions, "first", TARGET)
     before = await rig.matcher.reload("acme")
     await rig.database.fetch("UPDATE tenants SET deleted_at = now(), epoch = epoch + 1")
     with pytest.raises(NotFoundError):
@@ -109,7 +82,7 @@ async def test_a_tenant_recreated_between_two_publishes_is_matched_anew(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
     """The publisher holds the old tenant's index, and nothing has told it."""
-    await _create(subscriptions, "first", TARGET)
+    await create(subscriptions, "first", TARGET)
     await rig.publisher.publish("acme", [order_created()])
     await rig.database.fetch("UPDATE tenants SET deleted_at = now(), epoch = epoch + 1")
     uid = await rig.tenant("acme")
@@ -149,11 +122,11 @@ async def test_an_older_load_never_replaces_a_newer(rig: Rig, subscriptions: Sub
 
     old_whole = asyncio.create_task(matcher.read(slow, "acme"))
     await slow.until_read(1)
-    await _create(subscriptions, "first", TARGET)
+    await create(subscriptions, "first", TARGET)
     index = await matcher.reload("acme")
     old_part = asyncio.create_task(matcher.read(slow, "acme"))
     await slow.until_read(2)
-    await _create(subscriptions, "second", TARGET)
+    await create(subscriptions, "second", TARGET)
     await matcher.reload("acme")
     epoch = index.epoch
 
@@ -183,9 +156,9 @@ async def test_a_part_is_never_added_to_an_index_older_than_it(
 
     whole = asyncio.create_task(matcher.read(slow, "acme"))  # sees no subscription
     await slow.until_read(1)
-    await _create(subscriptions, "first", TARGET)
+    await create(subscriptions, "first", TARGET)
     await matcher.reload("acme")  # sees the first
-    await _create(subscriptions, "second", TARGET)
+    await create(subscriptions, "second", TARGET)
     part = asyncio.create_task(matcher.read(slow, "acme"))  # what came after the first
     await slow.until_read(2)
     await matcher.reload("globex")  # acme's index makes room

@@ -6,9 +6,8 @@ from datetime import UTC, date, datetime, timedelta
 
 from service.pipeline.upkeep import Upkeep
 from service.store.partitions import DAYS_AHEAD, PARENTS, day_of, partition_name
-from service.store.publishing import PublishStore
 from service.store.upkeep import UpkeepStore
-from tests.pipeline.rig import KEY_WINDOW_S, Receiver, Rig, order_created, running
+from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
 
 DAY_S = 86_400.0
@@ -53,7 +52,6 @@ def keeper(rig: Rig, *, pending_retention_days: int) -> Upkeep:
     """Chores that keep history for 30 days, and pending work for so many."""
     return Upkeep(
         UpkeepStore(rig.database.session("upkeep")),
-        PublishStore(rig.database.session("sweep"), KEY_WINDOW_S),
         retention_days=30,
         pending_retention_days=pending_retention_days,
     )
