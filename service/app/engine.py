@@ -40,7 +40,7 @@ from service.webhook.transport import WebhookTransport
 
 KEY_WINDOW_S: Final = 72 * 3_600.0
 """How long an idempotency key is remembered; the contract names it."""
-SESSIONS: Final = 8
+SESSIONS: Final = 7
 """Connections that the data path has beside the pool of the calls."""
 
 
@@ -130,7 +130,6 @@ class Engine:
 def _make_upkeep(settings: Settings, database: Database) -> Upkeep:
     return Upkeep(
         UpkeepStore(database.session("upkeep")),
-        PublishStore(database.session("keys"), KEY_WINDOW_S),
         retention_days=settings.retention_days,
         pending_retention_days=settings.pending_retention_days,
     )

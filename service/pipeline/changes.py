@@ -16,7 +16,7 @@ import structlog
 
 from service.domain.errors import UnavailableError
 from service.domain.ids import bucket_of
-from service.store.database import ContentionError, OutcomeUnknownError
+from service.store.database import TRANSIENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,9 +91,9 @@ class Changes:
             self._wake.clear()
             try:
                 await self.read()
-            except (UnavailableError, OutcomeUnknownError, ContentionError) as error:
+            except TRANSIENT as error:
                 _log.warning("changes_unread", error=str(error))
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
                 _log.exception("changes_broken")
 
     async def read(self) -> None:

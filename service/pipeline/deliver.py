@@ -115,8 +115,7 @@ class Deliverer:
             outcome = await self._attempt(job, start_us)
         except asyncio.CancelledError:
             raise
-        except Exception:
-            # Whatever it is, it is ours: the target is not blamed, and the worker goes on.
+        except Exception:  # noqa: BLE001 - it is ours: the target is not blamed, the worker goes on
             _log.exception("attempt_broken", delivery=str(job.delivery_id))
             outcome = Outcome(AttemptOutcome.OWN_FAULT, 0, "", error="an error of our own")
         self._sending.answered(job, outcome)

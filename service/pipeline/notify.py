@@ -25,9 +25,8 @@ from uuid import UUID
 
 import structlog
 
-from service.domain.errors import UnavailableError
 from service.domain.ids import bucket_of
-from service.store.database import ContentionError, OutcomeUnknownError, RejectedError
+from service.store.database import TRANSIENT, RejectedError
 from service.store.notifying import MAX_PAYLOAD_BYTES
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from service.store.notifying import NotifyStore
 
 _log = structlog.get_logger(__name__)
-_FAILURES = (UnavailableError, OutcomeUnknownError, ContentionError, RejectedError)
+_FAILURES = (*TRANSIENT, RejectedError)
 
 ALL_NODES = "hookline_nodes"
 LISTEN_INTERVAL_S = 3.0
@@ -144,7 +143,7 @@ class Notifier:
                 self.failures += 1
                 self._listen_at_s = 0.0
                 await asyncio.sleep(REPEAT_S)
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
                 _log.exception("notifier_broken")
                 await asyncio.sleep(REPEAT_S)
             if self._is_stopping and not self._wake.is_set():

@@ -25,9 +25,8 @@ from uuid import UUID
 
 import structlog
 
-from service.domain.errors import UnavailableError
 from service.domain.ids import BUCKET_COUNT, make_uuid7
-from service.store.database import ContentionError, OutcomeUnknownError
+from service.store.database import TRANSIENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -43,7 +42,6 @@ SLOW_S = 1.0
 """A surplus bucket that has rested for so long without falling quiet is kept, and another given."""
 
 _log = structlog.get_logger(__name__)
-_TRANSIENT = (UnavailableError, OutcomeUnknownError, ContentionError)
 
 
 class BucketHolder(Protocol):
@@ -161,7 +159,7 @@ class Ownership:
         self._lease_until_s = 0.0
         try:
             await self._store.leave(self.node_id)
-        except _TRANSIENT:
+        except TRANSIENT:
             _log.warning("node_left_without_goodbye", node_id=str(self.node_id))
         self.on_moved()
         await self._store.close()
@@ -195,9 +193,9 @@ class Ownership:
             began_s = loop.time()
             try:
                 await self.heartbeat()
-            except _TRANSIENT as error:
+            except TRANSIENT as error:
                 _log.warning("heartbeat_failed", error=str(error))
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
                 _log.exception("heartbeat_broken")
 
     async def _wait(self, began_s: float) -> None:

@@ -36,6 +36,7 @@ from service.domain.errors import (
 )
 from service.pipeline.group import PublishCall, Published
 from service.store.database import (
+    TRANSIENT,
     ContentionError,
     OutcomeUnknownError,
     RejectedError,
@@ -215,7 +216,7 @@ class Publisher:
         """Store a group and answer its calls; those whose tenant changed are left, in order."""
         try:
             return await self._try_commit(group)
-        except Exception as error:  # a bug of ours: its calls must not wait for ever
+        except Exception as error:  # noqa: BLE001 - a bug of ours: its calls must not wait for ever
             _log.exception("publish_group_broken")
             self._builder.withdraw(group, may_have_written=True)
             group.fail(error)
@@ -264,9 +265,8 @@ class Publisher:
 
         async def place(reader: Reader) -> PublishRows:
             for tenant_id in group.tenant_ids():
-                with suppress(
-                    NotFoundError
-                ):  # then its epoch is not ours, and its calls hear of it
+                # Where it is gone, its epoch is not ours, and its calls hear of it.
+                with suppress(NotFoundError):
                     await self._matcher.read(reader, tenant_id)
             self._builder.withdraw(group)
             group.place_again(self._matcher.cached)
@@ -296,7 +296,7 @@ class Publisher:
                 call.misses += 1
                 call.match(index)
                 self._check_fan_out(call)
-            except Exception as error:  # whatever it is, it is the call's answer
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the call's answer
                 call.fail(error)
             else:
                 self._enqueue(call, first=True)
@@ -330,7 +330,7 @@ class Publisher:
                 return await self._store.find_stored(lost, group.witnesses())
             except RejectedError as error:
                 raise lost from error  # it may have been stored, and its callers are told so
-            except (UnavailableError, OutcomeUnknownError, ContentionError) as error:
+            except TRANSIENT as error:
                 group.fail_followers(unavailable(error))
                 self._fail_queued(unavailable(error))
                 await asyncio.sleep(RECONNECT_S)
@@ -356,7 +356,7 @@ def _overloaded(setting: str, what: str) -> ResourceExhaustedError:
 def _add(group: Group, call: PublishCall) -> None:
     try:
         group.add(call)
-    except Exception as error:  # data that nobody foresaw: it must not stop the others
+    except Exception as error:  # noqa: BLE001 - data nobody foresaw must not stop the others
         _log.exception("publish_call_unfit")
         call.fail(error)
 

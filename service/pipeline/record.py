@@ -133,7 +133,7 @@ class Recorder:
             del self._waiting[:MAX_BATCH]
             try:
                 await self._record(batch)
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged whole; the next batch goes on
                 _log.exception("record_broken", deliveries=len(batch))
                 self._settle(batch, _NOTHING)
             self.on_recorded(len(batch))
@@ -149,7 +149,7 @@ class Recorder:
                 )
             except ContentionError:
                 continue
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a row that cannot be written is found
                 if not _is_trouble(error):
                     await self._split(batch, error)
                     return
@@ -233,8 +233,7 @@ class Recorder:
         return rows, may_turn
 
     def _may_turn_by_failure(self, record: _Record) -> bool:
-        since_us = record.job.lane.failing_since_us
-        return since_us is None or record.start_us - since_us > self._disable_after_us
+        return record.job.lane.failing_since_us is None or self._has_failed_too_long(record)
 
     def _consequences_of(self, batch: Sequence[_Record]) -> Callable[[set[UUID]], Consequences]:
         def consequences(matched: set[UUID]) -> Consequences:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from service.domain.errors import UnavailableError
 from service.domain.ids import format_type_id
 from service.pipeline.group import EVENT_ID
 from service.pipeline.lane import Message
-from service.store.database import ContentionError, OutcomeUnknownError
+from service.store.database import TRANSIENT
 from service.store.lanes import RefillWish
 
 if TYPE_CHECKING:
@@ -83,10 +82,10 @@ class Refiller:
                     self._sweep_at_s = loop.time() + SWEEP_INTERVAL_S
                     await self.sweep()
                 await self.refill()
-            except (UnavailableError, OutcomeUnknownError, ContentionError) as error:
+            except TRANSIENT as error:
                 _log.warning("refill_failed", error=str(error))
                 self._wake.clear()
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
                 _log.exception("refill_broken")
                 self._wake.clear()
             try:

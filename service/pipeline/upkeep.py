@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from service.domain.errors import UnavailableError
-from service.store.database import ContentionError, OutcomeUnknownError, RejectedError
+from service.store.database import TRANSIENT, RejectedError
 
 if TYPE_CHECKING:
-    from service.store.publishing import PublishStore
     from service.store.upkeep import UpkeepStore
 
 _log = structlog.get_logger(__name__)
@@ -28,14 +26,11 @@ class Upkeep:
     def __init__(
         self,
         store: UpkeepStore,
-        keys: PublishStore,
         *,
         retention_days: int = 30,
         pending_retention_days: int = 30,
     ) -> None:
-        """`keys` is a store on a connection of its own, apart from the publisher's."""
         self._store = store
-        self._keys = keys
         self._retention_days = retention_days
         self._pending_retention_days = pending_retention_days
         self._task: asyncio.Task[None] | None = None
@@ -50,18 +45,17 @@ class Upkeep:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._store.close()
-        await self._keys.close()
 
     async def _run(self) -> None:
         while True:
             try:
                 await self.do_chores()
-            except (UnavailableError, OutcomeUnknownError, ContentionError) as error:
+            except TRANSIENT as error:
                 _log.warning("upkeep_failed", error=str(error))
             except RejectedError as error:
                 # Such as a lock that was not to be had; the next minute tries again.
                 _log.warning("upkeep_refused", sqlstate=error.sqlstate, error=str(error))
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
                 _log.exception("upkeep_broken")
             await asyncio.sleep(INTERVAL_S)
 
@@ -77,7 +71,7 @@ class Upkeep:
             )
             if expired:
                 _log.warning("deliveries_expired", count=expired)
-            while await self._keys.sweep_keys(BATCH) == BATCH:
+            while await self._store.sweep_keys(BATCH) == BATCH:
                 pass
             await self._store.sweep_changes(CHANGES_KEPT_S)
             dropped, kept = await self._store.drop_days_before(

@@ -75,6 +75,10 @@ class RejectedError(Exception):
         self.sqlstate = sqlstate
 
 
+TRANSIENT = (UnavailableError, OutcomeUnknownError, ContentionError)
+"""What passes by itself: a loop says so and takes its next turn."""
+
+
 class Backend:
     """The server process behind a connection, so that it can be made sure that it is gone."""
 

@@ -167,10 +167,6 @@ class PublishStore:
         rows = await self._session.fetch(SQL.find_events, list(witnesses), list(witnesses.values()))
         return {row["tenant_uid"] for row in rows}
 
-    async def sweep_keys(self, limit: int) -> int:
-        """Delete up to `limit` keys whose window is over; how many."""
-        return len(await self._session.fetch(SQL.sweep_keys, limit))
-
     async def close(self) -> None:
         """Close the connection."""
         await self._session.close()

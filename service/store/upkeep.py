@@ -52,6 +52,10 @@ class UpkeepStore:
                 expired += count
         return expired
 
+    async def sweep_keys(self, limit: int) -> int:
+        """Delete up to `limit` idempotency keys whose window is over; how many."""
+        return len(await self._session.fetch(SQL.sweep_keys, limit))
+
     async def sweep_changes(self, older_than_s: float) -> int:
         """Delete what every owner has read long ago; how many rows."""
         return len(await self._session.fetch(SQL.sweep_changes, older_than_s))

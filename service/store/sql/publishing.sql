@@ -94,11 +94,3 @@ WHERE EXISTS (SELECT FROM events e WHERE e.tenant_uid = w.tenant_uid AND e.event
 -- Ends the backend of a lost statement and waits until its process is gone, a second at most; its start time keeps a
 -- recycled pid safe.
 SELECT pg_terminate_backend(pid, 1000) AS is_gone FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2
-
--- name: sweep_keys
--- The outer WHERE repeats the inner one: a key may have been taken anew between the two.
-DELETE FROM idempotency_keys
-WHERE (tenant_uid, key) IN (
-    SELECT tenant_uid, key FROM idempotency_keys WHERE expires_at <= hookline_now() ORDER BY expires_at LIMIT $1)
-  AND expires_at <= hookline_now()
-RETURNING 1

@@ -19,6 +19,14 @@ SELECT s.tenant_uid, e.delivery_id, e.subscription_uid, e.event_id, hookline_now
 FROM expired e JOIN subscriptions s USING (subscription_uid)
 RETURNING delivery_id
 
+-- name: sweep_keys
+-- The outer WHERE repeats the inner one: a key may have been taken anew between the two.
+DELETE FROM idempotency_keys
+WHERE (tenant_uid, key) IN (
+    SELECT tenant_uid, key FROM idempotency_keys WHERE expires_at <= hookline_now() ORDER BY expires_at LIMIT $1)
+  AND expires_at <= hookline_now()
+RETURNING 1
+
 -- name: sweep_changes
 DELETE FROM change_log WHERE create_time < now() - make_interval(secs => $1) RETURNING 1
 
