@@ -17,7 +17,7 @@ from service.store.migrations import migrate
 from tests.postgres import MEMORY, SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Iterator
 
 
 class Cluster:
@@ -41,7 +41,10 @@ class Cluster:
         await self._postgres.start()
 
     async def crash(self, number: signal.Signals = signal.SIGQUIT) -> None:
-        """End it as `pg_ctl stop -m immediate` does, or by another signal; it stays down."""
+        """End it as `pg_ctl stop -m immediate` does, or by another signal; it stays down.
+
+        After a SIGKILL its backends first finish what they are at.
+        """
         os.kill(self.postmaster_pid, number)
         await self._postgres.stop()
 
@@ -73,16 +76,48 @@ class Cluster:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
 
+    async def freeze(self, name: str) -> int:
+        """Stop a session's backend while it waits for its client; its process id.
+
+        One that was stopped at work may hold a lock inside Postgres that every commit needs: then
+        the whole server is frozen, which is another fault. It is let go, and tried again.
+        """
+        while True:
+            for pid in await self.backends(name):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    if await self._waits_for_its_client(pid):
+                        return pid
+                    os.kill(pid, signal.SIGCONT)
+
+    async def _waits_for_its_client(self, pid: int) -> bool:
+        try:
+            async with asyncio.timeout(1):
+                connection = await asyncpg.connect(self.url)
+                try:
+                    event = await connection.fetchval(
+                        "SELECT wait_event FROM pg_stat_activity WHERE pid = $1", pid
+                    )
+                finally:
+                    connection.terminate()
+        except TimeoutError:
+            return False
+        return bool(event == "ClientRead")
+
     @asynccontextmanager
     async def crowded(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         """While inside, strangers grab every connection that becomes free; one of theirs."""
-        strangers = [await asyncpg.connect(self.url)]
+
+        def stranger() -> Awaitable[asyncpg.Connection[asyncpg.Record]]:
+            return asyncpg.connect(self.url, server_settings={"application_name": "stranger"})
+
+        strangers = [await stranger()]
         is_full = asyncio.Event()
 
         async def crowd() -> None:
             while True:
                 try:
-                    strangers.append(await asyncpg.connect(self.url))
+                    strangers.append(await stranger())
                 except asyncpg.TooManyConnectionsError:
                     is_full.set()
 
@@ -94,8 +129,8 @@ class Cluster:
         finally:
             crowding.cancel()
             await asyncio.gather(crowding, return_exceptions=True)
-            for stranger in strangers:
-                await stranger.close()
+            for connection in strangers:
+                await connection.close()
 
 
 @contextmanager
