@@ -4,12 +4,13 @@ Theory of operation. grpc.aio answers an uncaught exception with its class and t
 request that does not parse likewise, and leaves the client of a handler that raises CancelledError
 waiting for ever. So each handler is wrapped, once, when its method is first called:
 
-- its deserialiser answers `_MALFORMED` instead of raising, and the wrapper refuses that;
+- who calls is asked first (`authentication.py`), then whether he may (`scopes.py`), then whether
+  there is room; only then is his request read, from the bytes that gRPC hands over as they came;
+- the handler runs inside `calling(caller)`;
 - an exception becomes a `Refusal` (`errors.py`);
 - a CancelledError passes only if the call's own task was cancelled, as when the client went away;
-  otherwise something that the call waited for was cancelled, or the node stops and ends its
-  streams, and the caller is told so. A stream that takes messages is not cancelled by a stop: its
-  reading ends with the reason, so that it may answer what it has read.
+  otherwise something that the call waited for was cancelled, or we have ended a stream
+  (`streams.py`), and the caller is told so.
 
 Must not know what any service does.
 """
@@ -19,11 +20,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from time import perf_counter
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
 
+from service.api.authentication import Identities, Metadata
 from service.api.errors import (
     Refusal,
     deadline_exceeded,
@@ -32,7 +35,10 @@ from service.api.errors import (
     not_implemented,
     refusal_of,
 )
-from service.domain.errors import Reason, ResourceExhaustedError
+from service.api.scopes import KNOWN, RULES, Rule
+from service.api.streams import Stream, Streams
+from service.domain.caller import Caller, calling
+from service.domain.errors import PermissionDeniedError, Reason, ResourceExhaustedError
 
 UNKNOWN_METHOD = "_OTHER"
 """What a method is called in the records where there is none (OpenTelemetry's word for it)."""
@@ -42,13 +48,15 @@ MAX_CALLS_DEFAULT = 4_096
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs alone
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Behaviour = Callable[[Any, _Context], Any]
+_Read = Callable[[bytes], Any]
 
 _CODES: dict[object, grpc.StatusCode] = {
     key: code for code in grpc.StatusCode for key in (code, code.value[0])
 }
-_MALFORMED = object()
 _UNSAFE_TO_REPEAT = ("Create", "Publish", "Send", "StartReplay")
 """Methods that may do harm when they are made again although they were done."""
+_STRANGER = Caller(principal="anonymous", scopes=frozenset())
+"""Who calls what is open to everybody."""
 
 
 class CallObserver(Protocol):
@@ -69,25 +77,24 @@ class CallGuard(grpc.aio.ServerInterceptor):
     """Wraps every method of the server; bounds how many calls run at once."""
 
     def __init__(
-        self, observer: CallObserver | None = None, *, max_calls: int = MAX_CALLS_DEFAULT
+        self,
+        identities: Identities,
+        observer: CallObserver | None = None,
+        *,
+        max_calls: int = MAX_CALLS_DEFAULT,
     ) -> None:
+        self._identities = identities
         self._observer = observer or Unobserved()
         self._max_calls = max_calls
         self._running = 0
-        self._streams: set[asyncio.Task[Any]] = set()
-        self._readers: set[asyncio.Task[Any]] = set()
-        """Who waits for the next message of a stream."""
-        self._is_stopping = False
+        self._streams = Streams()
         self._wrapped: dict[str, _Handler] = {}
-        self._unknown = self._wrap(
-            UNKNOWN_METHOD, grpc.stream_stream_rpc_method_handler(_refuse_unknown)
-        )
+        unknown: _Handler = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
+        self._unknown = self._wrap(UNKNOWN_METHOD, unknown, KNOWN)
 
     def end_streams(self) -> None:
         """End every stream, and refuse new ones: none ends by itself, and a stop waits for all."""
-        self._is_stopping = True
-        for task in self._streams | self._readers:
-            task.cancel()
+        self._streams.end_all()
 
     async def intercept_service(
         self,
@@ -101,30 +108,35 @@ class CallGuard(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return self._unknown
-            wrapped = self._wrapped[method] = self._wrap(method.removeprefix("/"), handler)
+            name = method.removeprefix("/")
+            wrapped = self._wrapped[method] = self._wrap(name, handler, RULES.get(name))
         return wrapped
 
-    def _wrap(self, method: str, handler: _Handler) -> _Handler:
+    def _wrap(self, method: str, handler: _Handler, rule: Rule | None) -> _Handler:
         behaviour, make = _parts_of(handler)
-        if handler.request_streaming:
-            behaviour = self._reading(behaviour)
-        if handler.response_streaming:
-            guarded = self._guard_stream(method, behaviour, ends_itself=handler.request_streaming)
-        else:
-            guarded = self._guard_unary(method, behaviour)
+        guard = self._guard_unary
+        if handler.request_streaming or handler.response_streaming:
+            guard = partial(
+                self._guard_stream,
+                takes_messages=handler.request_streaming,
+                answers_once=not handler.response_streaming,
+            )
         return make(
-            guarded,
-            request_deserializer=_tolerant(handler.request_deserializer),
+            guard(method, behaviour, rule, _reader_of(handler.request_deserializer)),
+            request_deserializer=None,  # it is read once its sender is known
             response_serializer=handler.response_serializer,
         )
 
-    def _guard_unary(self, method: str, behaviour: _Behaviour) -> _Behaviour:
-        async def guarded(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
+    def _guard_unary(
+        self, method: str, behaviour: _Behaviour, rule: Rule | None, read: _Read
+    ) -> _Behaviour:
+        async def guarded(request: bytes, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._running += 1
             try:
-                self._admit(request, context)
-                response = await behaviour(request, context)
+                caller = await self._admit(method, rule, context)
+                with calling(caller):
+                    response = await behaviour(read(request), context)
             except BaseException as error:  # noqa: BLE001 (this is the place where all end)
                 await self._end(method, started, context, error)
             else:
@@ -135,72 +147,66 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    def _guard_stream(self, method: str, behaviour: _Behaviour, *, ends_itself: bool) -> _Behaviour:
-        async def guarded(request: Any, context: _Context) -> None:  # noqa: ANN401 (any message)
+    def _guard_stream(
+        self,
+        method: str,
+        behaviour: _Behaviour,
+        rule: Rule | None,
+        read: _Read,
+        *,
+        takes_messages: bool,
+        answers_once: bool,
+    ) -> _Behaviour:
+        async def guarded(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._running += 1
+            stream, response = Stream(takes_messages=takes_messages), None
+            recheck = partial(self._identify, method, rule, context)
+            following: asyncio.Task[None] | None = None
             try:
-                self._admit(request, context)
-                self._enter_stream(ends_itself=ends_itself)
-                responses = behaviour(request, context)
-                if hasattr(responses, "aclose"):
-                    async with aclosing(responses):
-                        async for response in responses:
-                            await context.write(response)
-                else:  # a coroutine that writes by itself, as grpc_health's
-                    await responses
+                caller = await self._admit(method, rule, context)
+                self._streams.enter(stream)
+                following = asyncio.create_task(self._streams.follow(stream, recheck))
+                if takes_messages:
+                    argument = stream.messages(request, read, recheck)
+                else:
+                    argument = read(request)
+                with calling(caller):
+                    response = await _answered(behaviour(argument, context), context)
             except BaseException as error:  # noqa: BLE001 (this is the place where all end)
-                await self._end(method, started, context, error)
+                await self._end(method, started, context, error, stream)
             else:
                 self._observer.call_ended(method, grpc.StatusCode.OK, perf_counter() - started)
+                return response if answers_once else None
             finally:
                 self._running -= 1
-                self._leave_stream()
+                self._streams.leave(stream)
+                if following is not None:
+                    following.cancel()
 
         return guarded
 
-    def _enter_stream(self, *, ends_itself: bool) -> None:
-        if self._is_stopping:
-            raise interrupted()
-        if not ends_itself and (task := asyncio.current_task()) is not None:
-            self._streams.add(task)
+    async def _identify(self, method: str, rule: Rule | None, context: _Context) -> Caller:
+        """Who calls; raises where that is not known, or he may not."""
+        if rule is not None and rule.is_open:
+            return _STRANGER
+        peer = context.peer()
+        known = await self._identities.authenticate(
+            cast("Metadata", context.invocation_metadata()), context.auth_context(), peer
+        )
+        if rule is None:
+            raise PermissionDeniedError("nobody may make this call", Reason.PERMISSION_DENIED)
+        rule.check(known)
+        return Caller(
+            principal=known.principal,
+            scopes=known.scopes,
+            tenant_id=known.tenant_id,
+            method=f"/{method}",
+            remote_address=peer,
+        )
 
-    def _leave_stream(self) -> None:
-        if (task := asyncio.current_task()) is not None:
-            self._streams.discard(task)
-
-    def _reading(self, behaviour: _Behaviour) -> _Behaviour:
-        def reading(requests: AsyncIterator[Any], context: _Context) -> Any:  # noqa: ANN401
-            return behaviour(self._messages(requests), context)
-
-        return reading
-
-    async def _messages(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """What the client sends; raises for what is no message of the method, and at a stop."""
-        while not self._is_stopping:
-            try:
-                request = await self._next(requests)
-            except StopAsyncIteration:
-                return
-            if request is _MALFORMED:
-                raise malformed()
-            yield request
-        raise interrupted()
-
-    async def _next(self, requests: AsyncIterator[Any]) -> Any:  # noqa: ANN401 (any message)
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - coroutines of a server run in tasks
-        self._readers.add(task)
-        try:
-            return await anext(requests)
-        except asyncio.CancelledError:
-            if self._is_stopping and not task.uncancel():  # else the client is gone as well
-                raise interrupted() from None
-            raise
-        finally:
-            self._readers.discard(task)
-
-    def _admit(self, request: object, context: _Context) -> None:
+    async def _admit(self, method: str, rule: Rule | None, context: _Context) -> Caller:
+        caller = await self._identify(method, rule, context)
         if self._running > self._max_calls:
             raise ResourceExhaustedError(
                 f"{self._max_calls:,} calls are running, which is as many as this node takes",
@@ -210,11 +216,15 @@ class CallGuard(grpc.aio.ServerInterceptor):
             )
         if context.time_remaining() == 0:  # never less; None without a deadline
             raise _DeadlineExceededError
-        if request is _MALFORMED:
-            raise malformed()
+        return caller
 
     async def _end(
-        self, method: str, started: float, context: _Context, error: BaseException
+        self,
+        method: str,
+        started: float,
+        context: _Context,
+        error: BaseException,
+        stream: Stream | None = None,
     ) -> None:
         """Answer a call that failed; always raises."""
         if isinstance(error, grpc.aio.BaseError):
@@ -224,10 +234,13 @@ class CallGuard(grpc.aio.ServerInterceptor):
             code = _code_of(context) if is_ended else grpc.StatusCode.CANCELLED
             self._observer.call_ended(method, code, perf_counter() - started)
             raise error
-        if isinstance(error, asyncio.CancelledError) and _is_cancelled() and not self._is_stopping:
-            code = grpc.StatusCode.CANCELLED
-            self._observer.call_ended(method, code, perf_counter() - started)
-            raise error
+        if isinstance(error, asyncio.CancelledError):
+            reason = None if stream is None else stream.reason
+            if reason is None and _is_cancelled() and not self._streams.is_stopping:
+                code = grpc.StatusCode.CANCELLED
+                self._observer.call_ended(method, code, perf_counter() - started)
+                raise error
+            error = reason or interrupted()
         refusal = _refusal_of(method, error)
         self._observer.call_ended(method, refusal.code, perf_counter() - started)
         await context.abort(*refusal)
@@ -240,8 +253,6 @@ class _DeadlineExceededError(Exception):
 def _refusal_of(method: str, error: BaseException) -> Refusal:
     if isinstance(error, _DeadlineExceededError):
         return deadline_exceeded()
-    if isinstance(error, asyncio.CancelledError):
-        error = interrupted()
     repeatable = not method.rpartition("/")[2].startswith(_UNSAFE_TO_REPEAT)
     return refusal_of(error, repeatable=repeatable)
 
@@ -270,16 +281,26 @@ def _parts_of(handler: _Handler) -> tuple[_Behaviour, Callable[..., _Handler]]:
     return behaviour, make
 
 
-def _tolerant(deserialise: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    def tolerant(data: bytes) -> Any:  # noqa: ANN401 (any message)
+def _reader_of(deserialise: _Read | None) -> _Read:
+    def read(data: bytes) -> Any:  # noqa: ANN401 (any message)
         if deserialise is None:
             return data
         try:
             return deserialise(data)
         except Exception:  # noqa: BLE001 (DecodeError, and what else a broken message may cause)
-            return _MALFORMED
+            raise malformed() from None
 
-    return tolerant
+    return read
+
+
+async def _answered(responses: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
+    """Write what a behaviour yields, or wait for one that answers, or writes, by itself."""
+    if not hasattr(responses, "aclose"):
+        return await responses
+    async with aclosing(responses):
+        async for response in responses:
+            await context.write(response)
+    return None
 
 
 def _refuse_unknown(requests: object, context: object) -> AsyncIterator[bytes]:

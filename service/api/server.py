@@ -6,6 +6,7 @@ composition root's (health, lanes, calls, records, leases); the steps that are g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -28,6 +29,7 @@ from hookline.v1 import (
     tenant_service_pb2_grpc,
 )
 from service.api import reflection
+from service.api.authentication import Authenticator, Identities
 from service.api.interceptors import MAX_CALLS_DEFAULT, CallGuard, CallObserver
 from service.domain.limits import Limits
 
@@ -83,15 +85,19 @@ class ApiServer:
         *,
         address: str,
         limits: Limits,
+        identities: Sequence[Authenticator],
         credentials: grpc.ServerCredentials | None = None,
         share_port: bool = False,
         max_calls: int = MAX_CALLS_DEFAULT,
         observer: CallObserver | None = None,
     ) -> None:
-        """`share_port`: several processes of this service listen on the same port together."""
+        """`identities`: who knows callers, in the order in which they are asked; none: nobody does.
+
+        `share_port`: several processes of this service listen on the same port together.
+        """
         self._address = address
         self._credentials = credentials
-        self._guard = CallGuard(observer, max_calls=max_calls)
+        self._guard = CallGuard(Identities(identities), observer, max_calls=max_calls)
         self._server = grpc.aio.server(
             interceptors=[self._guard],
             options=_options(limits, share_port=share_port),

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from service.api.authentication import Anonymous
 from service.api.server import ApiServer, CannotListenError
 from service.app.engine import SESSIONS, Engine
 from service.app.servicers import make_servicers
@@ -103,6 +104,7 @@ class App:
             make_servicers(settings, database, engine, box, page_key=master_keys[0]),
             address=str(settings.listen),
             limits=settings.limits,
+            identities=[Anonymous()],
             max_calls=settings.max_calls,
             share_port=bool(self._place),
         )

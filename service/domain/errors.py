@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Code(StrEnum):
     """The canonical status a refusal answers with, by its gRPC name."""
 
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     NOT_FOUND = "NOT_FOUND"
     ALREADY_EXISTS = "ALREADY_EXISTS"
@@ -119,6 +121,18 @@ class HooklineError(Exception):
         self.retry_after_s = retry_after_s
 
 
+class UnauthenticatedError(HooklineError):
+    """Who calls is not known; made by `unauthenticated()` alone, so that no cause is told."""
+
+    code = Code.UNAUTHENTICATED
+
+
+class PermissionDeniedError(HooklineError):
+    """Who calls is known, and may not do this anywhere."""
+
+    code = Code.PERMISSION_DENIED
+
+
 class InvalidArgumentError(HooklineError):
     """The request itself is wrong, whatever the state of the world; names every invalid field."""
 
@@ -165,6 +179,15 @@ class UnimplementedError(HooklineError):
     """Part of the contract that this version does not build yet; refused, never ignored."""
 
     code = Code.UNIMPLEMENTED
+
+
+def unauthenticated() -> UnauthenticatedError:
+    """The one answer to credentials that are missing, garbled, unknown, expired or revoked."""
+    return UnauthenticatedError(
+        "the caller is not known: send credentials that are valid, such as an API key in"
+        " `authorization: Bearer hk_…`",
+        Reason.UNAUTHENTICATED,
+    )
 
 
 def invalid(violations: Sequence[Violation]) -> InvalidArgumentError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from hookline.v1 import tenant_service_pb2_grpc as tenants_grpc
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.operations_service_pb2_grpc import OperationsServiceStub
+from service.api.authentication import Anonymous, Authenticator
 from service.api.delivery_service import DeliveryServicer
 from service.api.errors import not_implemented
 from service.api.event_service import EventServicer
@@ -114,6 +115,7 @@ async def serving(
     *,
     limits: Limits | None = None,
     max_calls: int = MAX_CALLS_DEFAULT,
+    identities: Sequence[Authenticator] = (Anonymous(),),
     **replaced: Any,  # noqa: ANN401 (any servicer)
 ) -> AsyncIterator[Api]:
     """A server that serves, on a database of its own, while inside."""
@@ -124,6 +126,7 @@ async def serving(
             servicers_of(rig, **replaced),
             address="127.0.0.1:0",
             limits=rig.limits,
+            identities=identities,
             max_calls=max_calls,
             observer=calls,
         )

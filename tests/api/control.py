@@ -31,6 +31,7 @@ from hookline.v1.subscription_service_pb2 import (
 from hookline.v1.subscription_service_pb2_grpc import SubscriptionServiceStub
 from hookline.v1.target_pb2 import HttpTarget
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
+from service.api.authentication import Anonymous, Authenticator
 from service.api.convert_subscription import SubscriptionReader
 from service.api.event_type_service import EventTypeServicer
 from service.api.paging import Pages
@@ -149,6 +150,7 @@ async def controlling(
     limits: Limits | None = None,
     https_only: bool = False,
     allow: Sequence[str] = ("127.0.0.0/8",),
+    identities: Sequence[Authenticator] = (Anonymous(),),
 ) -> AsyncIterator[Control]:
     """A server that serves, and a tenant `acme`."""
     async with AsyncExitStack() as stack:
@@ -175,7 +177,9 @@ async def controlling(
                 limits=rig.limits,
             ),
         )
-        server = ApiServer(servicers, address="127.0.0.1:0", limits=rig.limits)
+        server = ApiServer(
+            servicers, address="127.0.0.1:0", limits=rig.limits, identities=identities
+        )
         port = await server.start()
         stack.push_async_callback(server.stop, 0)
         await server.set_serving(True)

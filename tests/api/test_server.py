@@ -20,6 +20,7 @@ from hookline.v1 import (
     tenant_service_pb2,
 )
 from service.api import unbuilt
+from service.api.authentication import Anonymous
 from service.api.server import CONTRACT_SERVICES, ApiServer, CannotListenError
 from service.domain.limits import Limits
 from tests.api.conftest import Api, servicers_of
@@ -56,6 +57,16 @@ def health_of(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401 (its stubs have
     return health_pb2_grpc.HealthStub(channel)
 
 
+def server_at(api: Api, address: str, *, share_port: bool = False) -> ApiServer:
+    return ApiServer(
+        servicers_of(api.rig),
+        address=address,
+        limits=Limits(),
+        identities=[Anonymous()],
+        share_port=share_port,
+    )
+
+
 async def test_the_contract_has_seven_services() -> None:
     assert len(CONTRACT_SERVICES) == 7
     assert {name.split("/")[1] for name in METHODS} == set(CONTRACT_SERVICES)
@@ -88,7 +99,7 @@ async def test_a_change_of_health_is_seen_by_who_watches(api: Api) -> None:
 
 
 async def test_a_server_is_unready_until_it_is_told(api: Api) -> None:
-    server = ApiServer(servicers_of(api.rig), address="127.0.0.1:0", limits=Limits())
+    server = server_at(api, "127.0.0.1:0")
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         answer = await health_of(channel).Check(health_pb2.HealthCheckRequest())
@@ -97,7 +108,12 @@ async def test_a_server_is_unready_until_it_is_told(api: Api) -> None:
 
 
 async def test_a_taken_port_is_refused_not_shared(api: Api) -> None:
-    server = ApiServer(servicers_of(api.rig), address=f"127.0.0.1:{api.port}", limits=Limits())
+    server = ApiServer(
+        servicers_of(api.rig),
+        address=f"127.0.0.1:{api.port}",
+        limits=Limits(),
+        identities=[Anonymous()],
+    )
     with pytest.raises(CannotListenError, match=f"127.0.0.1:{api.port}"):
         await server.start()
     await server.stop(0)
@@ -105,12 +121,22 @@ async def test_a_taken_port_is_refused_not_shared(api: Api) -> None:
 
 async def test_several_processes_may_share_a_port_if_they_mean_to(api: Api) -> None:
     servers = [
-        ApiServer(servicers_of(api.rig), address="127.0.0.1:0", limits=Limits(), share_port=True)
+        ApiServer(
+            servicers_of(api.rig),
+            address="127.0.0.1:0",
+            limits=Limits(),
+            identities=[Anonymous()],
+            share_port=True,
+        )
     ]
     port = await servers[0].start()
     servers.append(
         ApiServer(
-            servicers_of(api.rig), address=f"127.0.0.1:{port}", limits=Limits(), share_port=True
+            servicers_of(api.rig),
+            address=f"127.0.0.1:{port}",
+            limits=Limits(),
+            identities=[Anonymous()],
+            share_port=True,
         )
     )
     assert await servers[1].start() == port

@@ -17,6 +17,7 @@ from hookline.batching import BatchingPublisher
 from hookline.errors import HooklineError
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import PublishResult
+from service.api.authentication import Anonymous
 from service.api.server import ApiServer
 from service.app import App
 from service.config import Role, Settings
@@ -131,7 +132,10 @@ async def test_an_answer_that_was_lost_is_asked_for_again_and_nothing_is_stored_
                 await until_blocked(api.rig.database)
                 await api.server.stop(0)  # the call is cut off; its group goes on
             again = ApiServer(
-                servicers_of(api.rig), address=f"127.0.0.1:{api.port}", limits=api.rig.limits
+                servicers_of(api.rig),
+                address=f"127.0.0.1:{api.port}",
+                limits=api.rig.limits,
+                identities=[Anonymous()],
             )
             await again.start()
             results = await asyncio.gather(*publishing)

@@ -1,0 +1,265 @@
+"""At the door: who calls is asked of each call before all else, and of a stream again and again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from hookline.v1.event_service_pb2 import StreamPublishEventsRequest
+from hookline.v1.event_service_pb2_grpc import EventServiceStub
+from hookline.v1.tenant_service_pb2 import GetTenantRequest, GetTenantResponse
+from hookline.v1.tenant_service_pb2_grpc import TenantServiceServicer, TenantServiceStub
+from service.api.authentication import Identities, bearer_token_in
+from service.api.scopes import RULES
+from service.api.streams import Stream, Streams
+from service.domain.caller import Caller, Scope, current_caller
+from service.domain.errors import HooklineError, UnauthenticatedError, unauthenticated
+from tests.api.conftest import Api, refusing, serving
+from tests.api.identities import Words, caller
+from tests.api.publishing import order
+from tests.api.refusals import Refused, refusal
+from tests.api.test_server import METHODS
+from tests.waiting import until
+
+REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+UNAUTHENTICATED = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+BOSS = (("who", "boss"),)
+STRANGER = (("who", "a stranger"),)
+Metadata = tuple[tuple[str, str], ...]
+
+
+class Asking(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
+    """GetTenant notes who calls."""
+
+    def __init__(self) -> None:
+        self.callers: list[Caller] = []
+
+    async def GetTenant(self, request: GetTenantRequest, context: object) -> GetTenantResponse:
+        del request, context
+        self.callers.append(current_caller())
+        return GetTenantResponse()
+
+
+@pytest.fixture
+def words() -> Words:
+    return Words(boss=caller(), reader=caller(Scope.OPERATE, tenant="acme"))
+
+
+@pytest.fixture
+def asking() -> Asking:
+    return Asking()
+
+
+@pytest.fixture
+async def api(database_url: str, words: Words, asking: Asking) -> AsyncIterator[Api]:
+    async with serving(database_url, identities=[words], tenants=asking) as api:
+        await api.rows.tenant("acme")
+        yield api
+
+
+async def send(api: Api, method: str, metadata: Metadata, data: bytes = b"") -> Refused:
+    """A call that must be refused; any method takes the bytes of one message, whatever it is."""
+    call: Any = api.channel.unary_unary(method)
+    return await refusal(call(data, metadata=metadata, timeout=20))
+
+
+@pytest.mark.parametrize("method", [*sorted(METHODS), REFLECT, "/hookline.v1.X/Y", "/", "/a/b/c"])
+async def test_without_a_name_nothing_is_told_not_even_what_there_is(api: Api, method: str) -> None:
+    for metadata in ((), STRANGER):
+        for data in (b"", b"\xff\xff\xff"):
+            answer = await send(api, method, metadata, data)
+            assert (answer.code, answer.reason) == UNAUTHENTICATED
+            assert answer == await send(api, "/hookline.v1.TenantService/GetTenant", ())
+
+
+async def test_health_is_told_to_everybody_and_nobody_is_asked(api: Api, words: Words) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(api.channel)
+    for metadata in ((), STRANGER, BOSS):
+        await stub.Check(health_pb2.HealthCheckRequest(), metadata=metadata)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), metadata=metadata)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+    assert words.asked == []
+
+
+async def test_who_is_known_is_told_what_there_is_not(api: Api) -> None:
+    for method in ("/hookline.v1.X/Y", "/"):
+        answer = await send(api, method, BOSS)
+        assert (answer.code, answer.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+
+
+async def test_who_lacks_a_scope_is_told_which_whatever_he_sends(api: Api) -> None:
+    for data in (b"", b"\xff\xff\xff"):
+        answer = await send(
+            api, "/hookline.v1.EventService/PublishEvents", (("who", "reader"),), data
+        )
+        assert (answer.code, answer.reason) == (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "PERMISSION_DENIED",
+        )
+        assert answer.metadata == {"scope": "PUBLISH"}
+
+
+async def test_a_method_without_a_rule_is_for_nobody(
+    database_url: str, words: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = "hookline.v1.TenantService/GetTenant"
+    monkeypatch.setattr(
+        "service.api.interceptors.RULES",
+        {name: rule for name, rule in RULES.items() if name != method},
+    )
+    async with serving(database_url, identities=[words]) as api:
+        answer = await send(api, f"/{method}", BOSS)
+        assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_call_knows_for_whom_it_runs(api: Api, asking: Asking) -> None:
+    await TenantServiceStub(api.channel).GetTenant(GetTenantRequest(), metadata=BOSS)
+    [found] = asking.callers
+    assert found.principal == "somebody"
+    assert found.method == "/hookline.v1.TenantService/GetTenant"
+    assert found.remote_address.startswith("ipv4:127.0.0.1:")
+    assert current_caller().principal == "hookline"
+
+
+async def test_who_cannot_be_asked_for_at_present_is_to_come_again(api: Api, words: Words) -> None:
+    words.is_away = True
+    answer = await send(api, "/hookline.v1.TenantService/GetTenant", BOSS)
+    assert (answer.code, answer.reason) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "DATABASE_UNAVAILABLE",
+    )
+
+
+# ----------------------------------------------------------------------------------- streams
+
+
+class Publishing:
+    """A publishing stream of the boss's."""
+
+    def __init__(self, api: Api) -> None:
+        self.call: Any = EventServiceStub(api.channel).StreamPublishEvents(metadata=BOSS)
+
+    async def send(self, sequence: int) -> None:
+        await self.call.write(
+            StreamPublishEventsRequest(sequence=sequence, tenant="tenants/acme", events=[order()])
+        )
+
+    async def ends(self) -> Refused:
+        async def read_on() -> None:
+            while await self.call.read() is not grpc.aio.EOF:
+                pass
+            if await self.call.code() is not grpc.StatusCode.OK:
+                raise grpc.aio.AioRpcError(
+                    await self.call.code(),
+                    await self.call.initial_metadata(),
+                    await self.call.trailing_metadata(),
+                    await self.call.details(),
+                )
+
+        async with asyncio.timeout(20):
+            return await refusal(read_on())
+
+
+async def test_a_silent_stream_ends_once_its_caller_is_not_known_any_more(
+    api: Api, words: Words
+) -> None:
+    stream = Publishing(api)
+    await stream.send(1)
+    assert (await stream.call.read()).published.results
+    del words.callers["boss"]
+    answer = await stream.ends()
+    assert (answer.code, answer.reason) == UNAUTHENTICATED
+
+
+async def test_a_message_is_not_taken_of_who_is_not_known_any_more(api: Api, words: Words) -> None:
+    stream = Publishing(api)
+    await stream.send(1)
+    assert (await stream.call.read()).published.results
+    del words.callers["boss"]
+    await stream.send(2)
+    assert (await stream.ends()).code is grpc.StatusCode.UNAUTHENTICATED
+    assert len(await api.rig.database.fetch("SELECT FROM events")) == 1
+
+
+async def test_a_reflection_ends_too(api: Api, words: Words) -> None:
+    call: Any = api.channel.stream_stream(REFLECT)(metadata=BOSS)
+    await call.write(b"")
+    await call.read()
+    del words.callers["boss"]
+    assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_stream_outlives_that_nobody_can_be_asked(api: Api, words: Words) -> None:
+    stream = Publishing(api)
+    await stream.send(1)
+    assert (await stream.call.read()).published.results
+    words.is_away, before = True, len(words.asked)
+    await until(lambda: len(words.asked) >= before + 2, "it is asked twice")
+    words.is_away = False
+    await stream.send(2)
+    assert (await stream.call.read()).published.results
+    stream.call.cancel()
+
+
+async def test_a_stream_that_takes_no_message_is_cut_off_at_the_second_look() -> None:
+    """Its client may not read the answers, so that it waits elsewhere and for ever."""
+
+    async def streaming() -> HooklineError | None:
+        stream = Stream(takes_messages=True)
+        following = asyncio.create_task(Streams(recheck_s=0).follow(stream, nobody))
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return stream.reason
+        finally:
+            following.cancel()
+        return None
+
+    async def nobody() -> None:
+        raise unauthenticated()
+
+    assert isinstance(await asyncio.create_task(streaming()), UnauthenticatedError)
+
+
+# ----------------------------------------------------------------------------------- sources
+
+
+async def test_the_first_source_that_knows_is_believed_and_one_that_refuses_is_too() -> None:
+    first, second = Words(a=caller(Scope.PUBLISH)), Words(a=caller(Scope.ADMIN), b=caller())
+    both = Identities([first, second])
+    assert (await both.authenticate((("who", "a"),), {}, "")).scopes == {Scope.PUBLISH}
+    with pytest.raises(UnauthenticatedError):
+        await both.authenticate((("who", "b"),), {}, "")
+    assert len(second.asked) == 0
+    for sources in ([], [first, second]):
+        with pytest.raises(UnauthenticatedError):
+            await Identities(sources).authenticate((), {}, "")
+
+
+@pytest.mark.parametrize(
+    "value,token",
+    [
+        ("Bearer hk_1_2", "hk_1_2"),
+        ("bearer hk_1_2", "hk_1_2"),
+        ("BEARER  hk_1_2 ", "hk_1_2"),
+        ("Bearer", None),
+        ("Bearer ", None),
+        ("Basic aGs6", None),
+        ("hk_1_2", None),
+        ("", None),
+    ],
+)
+def test_a_bearer_token_is_what_follows_the_word(value: str, token: str | None) -> None:
+    assert bearer_token_in((("user-agent", "x"), ("authorization", value))) == token
+
+
+def test_of_two_authorizations_none_counts() -> None:
+    assert bearer_token_in(()) is None
+    with pytest.raises(UnauthenticatedError):
+        bearer_token_in((("authorization", "Bearer a"), ("authorization", "Bearer a")))
