@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +10,7 @@ from grpc.aio import ServicerContext
 
 from hookline.v1 import operations_service_pb2, operations_service_pb2_grpc
 from service.api.convert import timestamp_of, timestamp_of_ms
+from service.identity.files import SourceState
 from service.pipeline.lanes import Lanes, LaneView
 from service.store.status import Node, StatusStore
 
@@ -22,13 +23,20 @@ class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
     """The calls of OperationsService."""
 
     def __init__(
-        self, *, status: StatusStore, lanes: Lanes, version: str, node_id: Callable[[], UUID]
+        self,
+        *,
+        status: StatusStore,
+        lanes: Lanes,
+        version: str,
+        node_id: Callable[[], UUID],
+        sources: Callable[[], Sequence[SourceState]],
     ) -> None:
         """`node_id` is asked each time: a node that was declared dead registers under another."""
         self._status = status
         self._lanes = lanes
         self._version = version
         self._node_id = node_id
+        self._sources = sources
 
     async def GetStatus(
         self, request: operations_service_pb2.GetStatusRequest, context: _Context
@@ -50,7 +58,19 @@ class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
                 held_count=counts.held,
             ),
             top_lanes=[_lane_message(lane) for lane in self._lanes.top(TOP_LANES_MAX)],
+            sources=[_source_message(source) for source in self._sources()],
         )
+
+
+def _source_message(source: SourceState) -> operations_service_pb2.Source:
+    expires_at = source.expires_at
+    return operations_service_pb2.Source(
+        setting=source.setting,
+        summary=source.summary,
+        load_time=timestamp_of(source.loaded_at),
+        expire_time=None if expires_at is None else timestamp_of(expires_at),
+        problem=source.problem,
+    )
 
 
 def _node_message(node: Node) -> operations_service_pb2.Node:

@@ -17,9 +17,11 @@ import structlog
 from service.api.authentication import Anonymous
 from service.api.server import ApiServer, CannotListenError
 from service.app.engine import SESSIONS, Engine
+from service.app.following import Following
 from service.app.servicers import make_servicers
 from service.config import ListenAddress, Role, Settings
 from service.domain.errors import UnavailableError
+from service.identity.files import SourceError
 from service.pipeline.clock import MAX_SKEW_S, Clock, DatabaseTime, SystemClock
 from service.store.database import Database, OutcomeUnknownError, UnsafeServerError
 from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -100,11 +102,15 @@ class App:
         push(self._wait_for, engine.publisher.stop)
         engine.publisher.start()
         engine.notifier.start()
+        following = Following(settings)
+        push(following.stop)
+        following.start()
         server = ApiServer(
-            make_servicers(settings, database, engine, box, page_key=master_keys[0]),
+            make_servicers(settings, database, engine, box, following, page_key=master_keys[0]),
             address=str(settings.listen),
             limits=settings.limits,
             identities=[Anonymous()],
+            credentials=following.server_credentials(),
             max_calls=settings.max_calls,
             share_port=bool(self._place),
         )
@@ -255,6 +261,7 @@ _FORESEEN = (
     MasterKeyError,
     MigrationError,
     OutcomeUnknownError,
+    SourceError,
     UnavailableError,
     UnsafeServerError,
 )

@@ -14,6 +14,7 @@ from service.api.subscription_service import SubscriptionServicer
 from service.api.tenant_service import TenantServicer
 from service.api.unbuilt import UnbuiltAccessRpcs
 from service.app.engine import Engine
+from service.app.following import Following
 from service.config import Settings
 from service.store.database import Database
 from service.store.deliveries import DeliveryStore
@@ -25,7 +26,13 @@ from service.store.tenants import Tenants
 
 
 def make_servicers(
-    settings: Settings, database: Database, engine: Engine, box: SecretBox, *, page_key: bytes
+    settings: Settings,
+    database: Database,
+    engine: Engine,
+    box: SecretBox,
+    following: Following,
+    *,
+    page_key: bytes,
 ) -> Servicers:
     """All of them. `page_key` signs page tokens: the same on every node of a deployment."""
     limits, pages = settings.limits, Pages(page_key, settings.limits)
@@ -55,6 +62,7 @@ def make_servicers(
             lanes=engine.lanes,
             version=VERSION,
             node_id=lambda: engine.ownership.node_id,
+            sources=following.states,
         ),
         access=UnbuiltAccessRpcs(),
     )

@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     # Read when grpc is first imported, which the commands do by themselves. No process forks after.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    # By default every stranger whose TLS handshake fails writes a line of his own into the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no reason to fail
             stream.reconfigure(errors="backslashreplace")

@@ -8,26 +8,27 @@ import json
 from service import VERSION
 from service.cli import node
 from service.config import ListenAddress, Role, Settings
+from service.config.tls import TlsSettings
 
 # Lines that work as they stand: the end-to-end tests run them.
 _NEXT = """\
 Hookline {version} serves gRPC on {address}
-  for development: no authentication, and targets on this machine are allowed
+  for development: no authentication, and targets on this machine are allowed{tls}
   the database is {database}; Ctrl-C stops it all
 
 Try, in another terminal:
 
-  grpcurl -plaintext {address} list
-  grpcurl -plaintext {address} describe hookline.v1.Subscription
+  grpcurl {options} {address} list
+  grpcurl {options} {address} describe hookline.v1.Subscription
 
   hookline listen --port 8080
 
-  grpcurl -plaintext -d '{subscription}' {address} {prefix}.SubscriptionService/CreateSubscription
-  grpcurl -plaintext -d '{events}' {address} {prefix}.EventService/PublishEvents
-  grpcurl -plaintext -d '{{"tenant":"tenants/default"}}' {address} {prefix}.DeliveryService/ListDeliveries
+  grpcurl {options} -d '{subscription}' {address} {prefix}.SubscriptionService/CreateSubscription
+  grpcurl {options} -d '{events}' {address} {prefix}.EventService/PublishEvents
+  grpcurl {options} -d '{{"tenant":"tenants/default"}}' {address} {prefix}.DeliveryService/ListDeliveries
 
-  hookline status --server {address}
-  hookline event evt_... --server {address}
+  hookline status --server {address}{flags}
+  hookline event evt_... --server {address}{flags}
 
 ready"""  # noqa: E501 - lines to be typed
 _SUBSCRIPTION = {
@@ -48,6 +49,7 @@ def run(asked: argparse.Namespace) -> int:
         text = _NEXT.format(
             version=VERSION,
             address=address,
+            **_tls_words(settings.tls),
             database=_database(settings),
             subscription=_compact(_SUBSCRIPTION),
             events=_compact(_EVENTS),
@@ -56,6 +58,18 @@ def run(asked: argparse.Namespace) -> int:
         print(text, flush=True)
 
     return node.run(asked, settings, announce, ["dev", "--data-dir", str(settings.data_dir)])
+
+
+def _tls_words(tls: TlsSettings) -> dict[str, str]:
+    """How whoever types along says that he means TLS."""
+    if tls.files is None:
+        return {"options": "-plaintext", "flags": "", "tls": ""}
+    told, options, flags = "ca.pem has signed its certificate", "-cacert ca.pem", " --ca ca.pem"
+    if tls.client_ca is not None:
+        told += ", and client.pem is one of yours, signed by an authority of HOOKLINE_TLS_CLIENT_CA"
+        options += " -cert client.pem -key client.key"
+        flags += " --cert client.pem --key client.key"
+    return {"options": options, "flags": flags, "tls": f"\n  TLS: {told}"}
 
 
 def _database(settings: Settings) -> str:

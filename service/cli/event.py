@@ -62,7 +62,7 @@ def run(asked: argparse.Namespace) -> int:
             print(line)
         return 0
 
-    return ask(asked.server, questions)
+    return ask(asked, questions)
 
 
 async def _tell(client: HooklineClient, event: Event) -> AsyncIterator[str]:

@@ -111,6 +111,23 @@ def _add_server(command: argparse.ArgumentParser) -> None:
         default=os.environ.get("HOOKLINE_SERVER", DEFAULT_SERVER),
         help=f"where Hookline serves; by default HOOKLINE_SERVER or {DEFAULT_SERVER}",
     )
+    for flag, metavar, variable, text in (
+        (
+            "--ca",
+            "FILE",
+            "HOOKLINE_SERVER_CA",
+            "PEM: who may have signed the service's certificate",
+        ),
+        ("--cert", "FILE", "HOOKLINE_CLIENT_CERT", "PEM: a certificate to show the service"),
+        ("--key", "FILE", "HOOKLINE_CLIENT_KEY", "PEM: its private key"),
+        ("--server-name", "NAME", "HOOKLINE_SERVER_NAME", "what the service's certificate is for"),
+    ):
+        command.add_argument(
+            flag,
+            metavar=metavar,
+            default=os.environ.get(variable) or None,
+            help=f"{text}; by default {variable}",
+        )
 
 
 def _add_listen_arguments(command: argparse.ArgumentParser) -> None:

@@ -6,35 +6,77 @@ user of a machine.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
 from hookline import HooklineClient
 from hookline.errors import HooklineError, UnavailableError
+from hookline.tls import Tls
 from service.cli.failure import CommandError
 
+_UNREACHED = (
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "shows a certificate that nobody trusted here has signed: name its authority by --ca FILE",
+    ),
+    (
+        "Hostname Verification",
+        "shows a certificate for another name: say by --server-name NAME for which",
+    ),
+    ("WRONG_VERSION_NUMBER", "does not speak TLS: leave --ca, --cert and --server-name out"),
+    (
+        "Socket closed",
+        "hangs up: it may serve TLS (--ca FILE), or ask for a certificate (--cert, --key FILE)",
+    ),
+)
+"""What gRPC says of a connection, and what that means."""
 
-def ask(target: str, questions: Callable[[HooklineClient], Awaitable[int]]) -> int:
-    """Connect and run a command's calls; the exit code."""
-    return asyncio.run(_ask(target, questions))
+
+def ask(asked: argparse.Namespace, questions: Callable[[HooklineClient], Awaitable[int]]) -> int:
+    """Connect as the command line says and run a command's calls; the exit code."""
+    return asyncio.run(_ask(asked, questions))
 
 
-async def _ask(target: str, questions: Callable[[HooklineClient], Awaitable[int]]) -> int:
+async def _ask(
+    asked: argparse.Namespace, questions: Callable[[HooklineClient], Awaitable[int]]
+) -> int:
+    target = asked.server
     try:
-        client = HooklineClient(target, token=os.environ.get("HOOKLINE_TOKEN") or None)
+        client = HooklineClient(
+            target, token=os.environ.get("HOOKLINE_TOKEN") or None, tls=_tls(asked)
+        )
     except ValueError as error:
         raise CommandError(f"{target}: {error}") from error
+    except OSError as error:
+        raise CommandError(f"{error.filename} cannot be read: {error.strerror}") from error
     async with client:
         try:
             return await questions(client)
         except UnavailableError as error:
             if error.reason:
                 raise CommandError(f"{target} answered {error}", code=1) from error
-            raise CommandError(
-                f"nothing answers at {target}: start `hookline dev`, or name the service with"
-                " --server HOST:PORT",
-                code=1,
-            ) from error
+            raise CommandError(_unreached(target, str(error)), code=1) from error
         except HooklineError as error:
             raise CommandError(f"{target} answered {error}", code=1) from error
+
+
+def _unreached(target: str, said: str) -> str:
+    """What to do where gRPC could not connect, by what it said of that."""
+    for part, sentence in _UNREACHED:
+        if part in said:
+            return f"{target} {sentence}"
+    return (
+        f"nothing answers at {target}: start `hookline dev`, or name the service with"
+        " --server HOST:PORT"
+    )
+
+
+def _tls(asked: argparse.Namespace) -> Tls | None:
+    """What was said of TLS; None: nothing, and the client decides."""
+    if not (asked.ca or asked.cert or asked.key or asked.server_name):
+        return None
+    return Tls(
+        ca_file=asked.ca, cert_file=asked.cert, key_file=asked.key, server_name=asked.server_name
+    )

@@ -13,9 +13,10 @@ from hookline.v1.operations_service_pb2 import (
     Lane,
     LaneState,
     Node,
+    Source,
 )
 from service.cli.server import ask
-from service.cli.wording import time_of, until
+from service.cli.wording import plain, time_of, until
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -26,7 +27,7 @@ def run(asked: argparse.Namespace) -> int:
         print("\n".join(_lines(status, asked.server)))
         return 0
 
-    return ask(asked.server, questions)
+    return ask(asked, questions)
 
 
 def _lines(status: GetStatusResponse, server: str) -> Iterator[str]:
@@ -42,6 +43,10 @@ def _lines(status: GetStatusResponse, server: str) -> Iterator[str]:
     )
     for lane in status.top_lanes:
         yield f"  {_lane(lane)}"
+    for source in status.sources:
+        yield f"follows  {_source(source)}"
+        if source.problem:
+            yield f"  but what is there now does not count: {plain(source.problem)}"
 
 
 def _pending(status: GetStatusResponse) -> str:
@@ -58,6 +63,13 @@ def _node(node: Node, asked_node_id: str) -> str:
     if node.node_id == asked_node_id:
         parts.append("(this one)")
     return "  ".join(part for part in parts if part)
+
+
+def _source(source: Source) -> str:
+    parts = [source.setting, plain(source.summary)]
+    if source.HasField("expire_time"):
+        parts.append(f"expires {until(source.expire_time)}")
+    return "  ".join(parts)
 
 
 def _lane(lane: Lane) -> str:

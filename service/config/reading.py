@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
 from service.store.secrets import MasterKeyError, parse_master_keys
 from service.webhook.egress import Network, parse_networks
@@ -29,7 +29,17 @@ _HOSTS = re.compile(rf"{_HOST}(?:,{_HOST})*")
 """libpq's: none (a socket), one or several."""
 
 PREFIX: Final = "HOOKLINE_"
-NOT_OURS: Final = frozenset({"HOOKLINE_SERVER", "HOOKLINE_TOKEN", "HOOKLINE_TEST_DATABASE"})
+NOT_OURS: Final = frozenset(
+    {
+        "HOOKLINE_CLIENT_CERT",
+        "HOOKLINE_CLIENT_KEY",
+        "HOOKLINE_SERVER",
+        "HOOKLINE_SERVER_CA",
+        "HOOKLINE_SERVER_NAME",
+        "HOOKLINE_TEST_DATABASE",
+        "HOOKLINE_TOKEN",
+    }
+)
 """Read by the command line's client and by the tests; no settings of the service."""
 
 
@@ -171,6 +181,13 @@ def parse_path(text: str) -> Path:
     return Path(text)
 
 
+def parse_file(text: str) -> Path:
+    """A file; whether it can be used is told where it is read."""
+    if not text or "\0" in text:
+        raise ValueError("must be a file")
+    return Path(text)
+
+
 def parse_allowed_networks(text: str) -> tuple[Network, ...]:
     """Networks in CIDR notation, joined by commas."""
     try:
@@ -185,12 +202,3 @@ def parse_keys(text: str) -> tuple[bytes, ...]:
         return parse_master_keys(text)
     except MasterKeyError as error:
         raise ValueError(str(error)) from None
-
-
-def unbuilt(what: str) -> Callable[[str], NoReturn]:
-    """Nothing: whatever is set is refused, and told why."""
-
-    def parse(_text: str) -> NoReturn:
-        raise ValueError(f"{what} is not built yet; must be unset")
-
-    return parse

@@ -29,8 +29,8 @@ from service.config.reading import (
     parse_keys,
     parse_path,
     switch,
-    unbuilt,
 )
+from service.config.tls import TlsSettings, read_tls
 from service.domain.limits import Limits
 from service.domain.subscription import MAX_TIMEOUT_S
 from service.telemetry import LogFormat, LogLevel
@@ -86,8 +86,7 @@ class Settings:
     """HOOKLINE_MASTER_KEY; empty: one that is kept in `data_dir`"""
     is_auth_on: bool
     """HOOKLINE_AUTH"""
-    is_plaintext_allowed: bool
-    """HOOKLINE_ALLOW_PLAINTEXT: also where other machines can read along"""
+    tls: TlsSettings
     retention_days: int
     """HOOKLINE_RETENTION_DAYS: events and finished deliveries"""
     pending_retention_days: int
@@ -143,9 +142,6 @@ class Settings:
     @classmethod
     def _read(cls, read: Reader, role: Role) -> Settings:
         is_dev = role is Role.DEV
-        # Variables that are read in no other way than to refuse them.
-        for name in ("TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA"):
-            read(name, unbuilt("TLS"), None)
         return cls(
             role=role,
             listen=read("LISTEN", parse_address, ListenAddress("127.0.0.1", 50051)),
@@ -162,7 +158,7 @@ class Settings:
             is_https_only=read("HTTPS_ONLY", switch, default=False),
             master_keys=read("MASTER_KEY", parse_keys, (), secret=True),
             is_auth_on=read("AUTH", switch, default=not is_dev),
-            is_plaintext_allowed=read("ALLOW_PLAINTEXT", switch, default=False),
+            tls=read_tls(read),
             retention_days=read("RETENTION_DAYS", integer(5, 3_650, "days"), 30),
             pending_retention_days=read("PENDING_RETENTION_DAYS", integer(1, 3_650, "days"), 30),
             disable_after_days=read("DISABLE_AFTER_DAYS", number(0.01, 365, "days"), 5.0),
@@ -212,11 +208,7 @@ class Settings:
                 f"HOOKLINE_AUTH is off, and HOOKLINE_LISTEN is {self.listen}: without"
                 " authentication only a loopback address may be served, such as 127.0.0.1:50051"
             )
-        if not self.listen.is_loopback and not self.is_plaintext_allowed:
-            problems.append(
-                f"HOOKLINE_LISTEN is {self.listen}, which other machines reach, in plaintext: serve"
-                " a loopback address, or set HOOKLINE_ALLOW_PLAINTEXT=on"
-            )
+        problems += self.tls.contradictions(self.listen)
         problems += [
             f"HOOKLINE_{low_name} is {low:g}, above HOOKLINE_{high_name}, which is {high:g}: {why}"
             for low_name, low, high_name, high, why in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import grpc
@@ -25,6 +26,7 @@ from service.api.paging import Pages
 from service.api.server import ApiServer, Servicers
 from service.api.unbuilt import UnbuiltAccessRpcs, UnbuiltEventTypeRpcs
 from service.domain.limits import Limits
+from service.identity.files import SourceState
 from service.store.deliveries import DeliveryStore
 from service.store.events import EventStore
 from service.store.status import StatusStore
@@ -33,6 +35,13 @@ from tests.store.rows import Rows, rows_in
 
 VERSION = "1.2.3"
 PAGE_KEY = b"a key of every node"
+SOURCE = SourceState(
+    setting="HOOKLINE_TLS_CERT",
+    summary="certificate of hookline.internal",
+    loaded_at=datetime(2026, 11, 24, 8, 30, tzinfo=UTC),
+    expires_at=datetime(2027, 2, 22, 8, 30, tzinfo=UTC),
+    problem="",
+)
 
 
 @dataclass
@@ -104,6 +113,7 @@ def servicers_of(rig: Rig, **replaced: Any) -> Servicers:  # noqa: ANN401 (any s
             lanes=rig.lanes,
             version=VERSION,
             node_id=lambda: rig.ownership.node_id,
+            sources=lambda: [SOURCE],
         ),
     }
     return Servicers(**(by_field | replaced))

@@ -8,7 +8,7 @@ import pytest
 
 from hookline.v1.operations_service_pb2 import LANE_STATE_HELD, GetStatusRequest
 from service.store.status import StatusStore
-from tests.api.conftest import VERSION, Api
+from tests.api.conftest import SOURCE, VERSION, Api
 from tests.api.publishing import order, publish
 from tests.waiting import until
 
@@ -41,6 +41,9 @@ async def test_an_idle_node_says_what_it_is(api: Api) -> None:
     assert node.node_id == answer.node_id == str(api.rig.ownership.node_id)
     assert (node.version, node.bucket_count) == ("0.0.0", 256)
     assert node.hostname
+    [source] = answer.sources
+    assert (source.setting, source.summary) == (SOURCE.setting, SOURCE.summary)
+    assert (source.problem, source.HasField("expire_time")) == ("", True)
     assert node.lease_expire_time.ToMilliseconds() > node.start_time.ToMilliseconds()
     assert answer.HasField("pending_count")
     assert answer.pending_count == 0

@@ -23,6 +23,7 @@ ROOMS = (
     "pipeline",
     "store",
     "webhook",
+    "identity",
     "telemetry",
     "domain",
 )
@@ -91,7 +92,10 @@ def test_a_bare_house_keeps_them_too(bare_house: pathlib.Path) -> None:
         ("service/api", "import service.app"),
         ("service/app", "import service.supervisor"),
         ("service/supervisor", "import service.cli"),
+        ("service/identity", "import service.store"),
+        ("service/store", "import service.identity"),
         ("service/pipeline", "import grpc"),
+        ("service/identity", "import grpc"),
         ("service/webhook", "import hookline"),
         ("service/pipeline", "import asyncpg"),
         ("service/store", "import httpx"),

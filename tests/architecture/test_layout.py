@@ -31,6 +31,7 @@ ROOMS = {
     "cli",
     "config",
     "domain",
+    "identity",
     "pipeline",
     "store",
     "supervisor",

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import pytest
@@ -19,9 +21,11 @@ from hookline.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from hookline.tls import Tls
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import PublishEventsRequest
 from hookline.v1.tenant_service_pb2 import GetTenantRequest
+from tests.certificates import Authority
 from tests.client.service import Answer, Context, Service, hang, info, refuse
 
 
@@ -216,7 +220,42 @@ def test_a_token_is_never_sent_in_plaintext_to_another_machine(target: str) -> N
 
 def test_credentials_for_a_plaintext_connection_are_a_mistake() -> None:
     with pytest.raises(ValueError, match="plaintext"):
-        HooklineClient(plaintext=True, credentials=grpc.ssl_channel_credentials())
+        HooklineClient(plaintext=True, tls=grpc.ssl_channel_credentials())
+
+
+async def test_a_connection_is_tls_with_files_of_ones_own_and_the_name_of_the_service(
+    tmp_path: Path,
+) -> None:
+    authority = Authority(tmp_path)
+    (cert, key), (server_cert, server_key) = (
+        authority.issue("client", "shop.internal"),
+        authority.issue("server", "hookline.internal"),
+    )
+    pair = (server_key.read_bytes(), server_cert.read_bytes())
+    secure = Service(grpc.ssl_server_credentials([pair], authority.pem, require_client_auth=True))
+    await secure.server.start()
+    nameless = Tls(ca_file=authority.file, cert_file=cert, key_file=str(key))
+    tls = replace(nameless, server_name="hookline.internal")
+    async with HooklineClient(secure.target, tls=tls, token="hk_1_secret") as client:
+        await client.publish("acme", [Event(type="a.b")])
+    for wrong in (nameless, replace(tls, cert_file=None, key_file=None)):
+        async with HooklineClient(secure.target, tls=wrong) as stranger:
+            with pytest.raises(UnavailableError):
+                await stranger.publish("acme", [Event(type="a.b")], timeout_s=0.5)
+    await secure.server.stop(0)
+    assert len(secure.events.requests) == 1
+
+
+def test_files_that_cannot_be_used_are_told_when_the_client_is_made(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, _ = authority.issue("client", "shop.internal")
+    with pytest.raises(ValueError, match="name both files"):
+        HooklineClient(tls=Tls(cert_file=cert))
+    with pytest.raises(FileNotFoundError, match=r"none\.pem"):
+        HooklineClient(tls=Tls(ca_file=tmp_path / "none.pem"))
+    (tmp_path / "empty.pem").touch()
+    with pytest.raises(ValueError, match=r"empty\.pem is no file in PEM"):
+        HooklineClient(tls=Tls(ca_file=tmp_path / "empty.pem"))
 
 
 async def test_a_connection_is_tls_where_credentials_are_given() -> None:
@@ -226,7 +265,7 @@ async def test_a_connection_is_tls_where_credentials_are_given() -> None:
     secure = Service(grpc.ssl_server_credentials([pair]))
     await secure.server.start()
     trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
-    async with HooklineClient(secure.target, credentials=trusted, token="hk_1_secret") as client:
+    async with HooklineClient(secure.target, tls=trusted, token="hk_1_secret") as client:
         await client.publish("acme", [Event(type="a.b")])
     async with HooklineClient(secure.target, plaintext=False) as stranger:
         with pytest.raises(UnavailableError):

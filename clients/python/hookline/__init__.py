@@ -1,6 +1,7 @@
 """Hookline's client: publish events over gRPC, operate deliveries, verify webhooks.
 
     from hookline import HooklineClient      # hookline.client: publish, batching, the typed stubs
+    from hookline.tls import Tls             # how the connection is secured
     from hookline import webhook             # hookline.webhook: verify a request that was received
     from hookline.errors import NotFoundError
     from hookline.v1.event_pb2 import Event  # the messages, generated from the contract

@@ -23,6 +23,7 @@ from hookline.errors import HooklineError, error_of
 from hookline.keys import KeySource
 from hookline.pending import Bounds
 from hookline.repeating import MAX_BACKOFF_S, MIN_BACKOFF_S, wait_before_repeating
+from hookline.tls import Tls
 from hookline.v1.access_service_pb2_grpc import AccessServiceStub
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from hookline.v1.event_pb2 import Event
@@ -65,36 +66,38 @@ class HooklineClient:
         target: str = DEFAULT_TARGET,
         *,
         token: str | None = None,
-        credentials: grpc.ChannelCredentials | None = None,
+        tls: Tls | grpc.ChannelCredentials | None = None,
         plaintext: bool | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         publish_timeout_s: float = DEFAULT_PUBLISH_TIMEOUT_S,
     ) -> None:
         """Connects when first called.
 
-        `target` is `HOST:PORT` or any target of gRPC. The connection is TLS with `credentials` (by
-        default the system's roots), or plaintext; by default it is plaintext to this machine only.
-        `token` (`hk_…`) goes with every call. ValueError: a token would go in plaintext to another
-        machine, or credentials are given for a plaintext connection.
+        `target` is `HOST:PORT` or any target of gRPC. The connection is TLS as `tls` says (by
+        default with the system's roots), or plaintext; by default it is plaintext to this machine
+        only. `token` (`hk_…`) goes with every call. ValueError: a token would go in plaintext to
+        another machine, or `tls` is given for a plaintext connection, or half a pair in it;
+        OSError: a file that `tls` names cannot be read.
         """
         is_local = _is_loopback(target)
         if plaintext is None:
-            plaintext = is_local and credentials is None
-        if plaintext and credentials is not None:
-            raise ValueError("credentials are of no use on a plaintext connection")
+            plaintext = is_local and tls is None
+        if plaintext and tls is not None:
+            raise ValueError("`tls` is of no use on a plaintext connection")
         if plaintext and token is not None and not is_local:
             raise ValueError("the token would be sent in plaintext to another machine: use TLS")
         interceptors: list[grpc.aio.ClientInterceptor] = [_Deadlines(timeout_s, token)]
-        options = _CHANNEL_OPTIONS + (_NO_PROXY if is_local else ())
+        options: tuple[tuple[str, int | str], ...] = _CHANNEL_OPTIONS
+        options += _NO_PROXY if is_local else ()
         if plaintext:
             channel = grpc.aio.insecure_channel(target, options, interceptors=interceptors)
         else:
-            channel = grpc.aio.secure_channel(
-                target,
-                credentials or grpc.ssl_channel_credentials(),
-                options,
-                interceptors=interceptors,
-            )
+            if tls is None:
+                tls = Tls()
+            if isinstance(tls, Tls):
+                options += tls.channel_options()
+                tls = tls.credentials()
+            channel = grpc.aio.secure_channel(target, tls, options, interceptors=interceptors)
         self.channel = channel
         """For stubs of other services, such as health."""
         self.tenants = TenantServiceStub(channel)

@@ -82,6 +82,7 @@ class GetStatusResponse(_message.Message):
     OLDEST_PENDING_TIME_FIELD_NUMBER: _builtins.int
     LANES_FIELD_NUMBER: _builtins.int
     TOP_LANES_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of the node that answers, `1.4.0`."""
     node_id: _builtins.str
@@ -106,6 +107,12 @@ class GetStatusResponse(_message.Message):
     def top_lanes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lane]:
         """Those of its lanes that have the most in memory, most first, at most 20."""
 
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]:
+        """What settings of the node that answers point at, and it reads again when that changes:
+        certificates, identities, keys of token issuers. Those that are set.
+        """
+
     def __init__(
         self,
         *,
@@ -116,16 +123,59 @@ class GetStatusResponse(_message.Message):
         oldest_pending_time: _timestamp_pb2.Timestamp | None = ...,
         lanes: Global___LaneCounts | None = ...,
         top_lanes: _abc.Iterable[Global___Lane] | None = ...,
+        sources: _abc.Iterable[Global___Source] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_pending_count", b"_pending_count", "lanes", b"lanes", "oldest_pending_time", b"oldest_pending_time", "pending_count", b"pending_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pending_count", b"_pending_count", "lanes", b"lanes", "node_id", b"node_id", "nodes", b"nodes", "oldest_pending_time", b"oldest_pending_time", "pending_count", b"pending_count", "top_lanes", b"top_lanes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pending_count", b"_pending_count", "lanes", b"lanes", "node_id", b"node_id", "nodes", b"nodes", "oldest_pending_time", b"oldest_pending_time", "pending_count", b"pending_count", "sources", b"sources", "top_lanes", b"top_lanes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__pending_count: _TypeAlias = _typing.Literal["pending_count"]  # noqa: Y015
     _WhichOneofArgType__pending_count: _TypeAlias = _typing.Literal["_pending_count", b"_pending_count"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pending_count) -> _WhichOneofReturnType__pending_count | None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Source(_message.Message):
+    """Something that a setting points at, and that a node reads again when it changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTING_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    LOAD_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    setting: _builtins.str
+    """The setting, `HOOKLINE_TLS_CERT`."""
+    summary: _builtins.str
+    """What counts at present, `certificate of hookline.internal`."""
+    problem: _builtins.str
+    """Why what is there now does not count, so that the node keeps what it had; empty where it does."""
+    @_builtins.property
+    def load_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it counts."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself; unset where it does not."""
+
+    def __init__(
+        self,
+        *,
+        setting: _builtins.str = ...,
+        summary: _builtins.str = ...,
+        load_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "load_time", b"load_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "load_time", b"load_time", "problem", b"problem", "setting", b"setting", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Source: _TypeAlias = Source  # noqa: Y015
 
 @_typing.final
 class Node(_message.Message):
