@@ -168,9 +168,9 @@ class SubscriptionReader:
         return target
 
     def _check_address(self, url: str, field: str, violations: list[Violation]) -> None:
-        """A host that is an address is judged now; a name at every connection."""
+        """A host is judged now; the addresses that a name leads to at every connection."""
         try:
-            problem = self._egress.check_literal(parse_target_url(url).host)
+            problem = self._egress.check_host(parse_target_url(url).host)
         except TargetUrlError:
             return  # said already
         if problem:

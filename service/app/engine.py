@@ -34,7 +34,7 @@ from service.store.publishing import PublishStore
 from service.store.recording import RecordStore
 from service.store.secrets import SecretBox
 from service.store.upkeep import UpkeepStore
-from service.webhook.egress import EgressPolicy
+from service.webhook.dialer import make_tls_context
 from service.webhook.sender import WebhookSender
 from service.webhook.transport import WebhookTransport
 
@@ -95,8 +95,11 @@ class Engine:
             random,
             disable_after_s=settings.disable_after_days * 86_400,
         )
-        self.egress = EgressPolicy(settings.egress_allow)
-        self.transport = WebhookTransport(egress=self.egress)
+        self.transport = WebhookTransport(
+            egress=settings.egress.policy,
+            proxy=settings.egress.proxy,
+            tls_context=make_tls_context(settings.egress.ca_file),
+        )
         sender = WebhookSender(self.transport, unix_s=time.unix_s)
         self.deliverer = Deliverer(
             self.lanes,

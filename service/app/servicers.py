@@ -51,7 +51,7 @@ def make_servicers(
             changes=engine.changes,
             trial=engine.trial,
             reader=SubscriptionReader(
-                limits=limits, egress=engine.egress, https_only=settings.is_https_only
+                limits=limits, egress=settings.egress.policy, https_only=settings.is_https_only
             ),
             pages=pages,
             limits=limits,

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from service.store.secrets import MasterKeyError, parse_master_keys
-from service.webhook.egress import Network, parse_networks
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -186,14 +185,6 @@ def parse_file(text: str) -> Path:
     if not text or "\0" in text:
         raise ValueError("must be a file")
     return Path(text)
-
-
-def parse_allowed_networks(text: str) -> tuple[Network, ...]:
-    """Networks in CIDR notation, joined by commas."""
-    try:
-        return parse_networks(part.strip() for part in text.split(","))
-    except ValueError:
-        raise ValueError("must be networks such as 10.1.0.0/16,fd00::/8") from None
 
 
 def parse_keys(text: str) -> tuple[bytes, ...]:

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
 
+from service.config.egress import EgressSettings, read_egress
 from service.config.reading import (
     ListenAddress,
     Reader,
@@ -24,7 +24,6 @@ from service.config.reading import (
     number,
     one_of,
     parse_address,
-    parse_allowed_networks,
     parse_database_url,
     parse_keys,
     parse_path,
@@ -34,9 +33,7 @@ from service.config.tls import TlsSettings, read_tls
 from service.domain.limits import Limits
 from service.domain.subscription import MAX_TIMEOUT_S
 from service.telemetry import LogFormat, LogLevel
-from service.webhook.egress import Network, parse_networks
 
-_LOOPBACK: Final = parse_networks(["127.0.0.0/8", "::1/128"])
 _KIB, _MIB = 1024, 1024 * 1024
 
 
@@ -78,8 +75,8 @@ class Settings:
     """HOOKLINE_WORKERS: processes behind one port, each a node"""
     lease_s: float
     """HOOKLINE_LEASE_S: others take over a dead node's work after it"""
-    egress_allow: tuple[Network, ...]
-    """HOOKLINE_EGRESS_ALLOW: networks that deliveries may reach although they are not public"""
+    egress: EgressSettings
+    """What deliveries may reach, and by which way"""
     is_https_only: bool
     """HOOKLINE_HTTPS_ONLY: refuse `http://` targets"""
     master_keys: tuple[bytes, ...] = field(repr=False)
@@ -151,10 +148,7 @@ class Settings:
                 "WORKERS", integer(1, 256), available_cores() if role is Role.SERVE else 1
             ),
             lease_s=read("LEASE_S", number(4, 300, "seconds"), 10.0),
-            egress_allow=(
-                *read("EGRESS_ALLOW", parse_allowed_networks, ()),
-                *(_LOOPBACK if is_dev else ()),
-            ),
+            egress=read_egress(read, is_dev=is_dev),
             is_https_only=read("HTTPS_ONLY", switch, default=False),
             master_keys=read("MASTER_KEY", parse_keys, (), secret=True),
             is_auth_on=read("AUTH", switch, default=not is_dev),

@@ -119,7 +119,7 @@ def parse_target_url(url: str) -> TargetUrl:
     scheme, rest = _split_scheme(url)
     authority, request_target = _split_authority(rest)
     host, port_text = _split_port(authority)
-    return TargetUrl(scheme, _parse_host(host), _parse_port(port_text, scheme), request_target)
+    return TargetUrl(scheme, parse_host(host), _parse_port(port_text, scheme), request_target)
 
 
 def _refuse_characters(url: str) -> None:
@@ -188,7 +188,8 @@ def _parse_port(text: str | None, scheme: str) -> int:
     return int(text)
 
 
-def _parse_host(host: str) -> str:
+def parse_host(host: str) -> str:
+    """A URL's host in its one spelling, an address without brackets; raises `TargetUrlError`."""
     if not host:
         raise TargetUrlError("must have a host")
     if host.startswith("["):

@@ -1,6 +1,6 @@
 """One request and its answer: the only room that knows httpx and httptools, and nothing of SQL.
 
 Read in this order: `sender` (what the pipeline calls), `prepared`, `payload` and `signature` (what
-is sent), `transport`, `pool`, `dialer`, `resolver`, `egress`, `connection` and `answer` (how it
-travels), `failure` (how what goes wrong becomes a value).
+is sent), `transport`, `pool`, `dialer`, `resolver`, `egress`, `hosts`, `route`, `proxy`,
+`connection` and `answer` (how it travels), `failure` (how what goes wrong becomes a value).
 """

@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
     def __init__(
         self,
         origin: Origin,
-        remote_address: str,
+        remote_address: str | None,
         owner: ConnectionOwner,
         reader: AnswerReader,
         loop: asyncio.AbstractEventLoop,

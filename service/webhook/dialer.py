@@ -1,8 +1,9 @@
 """From an origin to an open connection: resolve, refuse what is not allowed, connect, TLS.
 
-Theory. All addresses of a name are checked before any is tried: one that is not allowed taints the
-name, since its owner chose it. Then they are tried in turn, each with a share of what is left of
-the deadline. What was checked is what is connected to; the socket's own idea of its peer is checked
+Theory. The host is held against the deployment's lists. All addresses of a name are checked before
+any is tried: one that is not allowed taints the name, since its owner chose it. Then they are tried
+in turn, each with a share of what is left of the deadline, by a route: straight, or through an
+egress proxy. What was checked is what is connected to; the socket's own idea of its peer is checked
 once more before a byte is sent. The name stays with the connection, for SNI and for the
 certificate.
 """
@@ -10,7 +11,6 @@ certificate.
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -23,11 +23,12 @@ from service.webhook.egress import EgressPolicy
 from service.webhook.failure import AttemptFailure, failure_of_os_error
 from service.webhook.origin import Origin
 from service.webhook.resolver import Resolver
+from service.webhook.route import BLOCKED, Route, RouteFailure
 
-MakeConnection = Callable[[Origin, str], Connection]
-"""A new connection to an origin, at the address that is being tried."""
+MakeConnection = Callable[[Origin, str | None], Connection]
+"""A new connection to an origin, at the address that is being tried; None where nobody knows it."""
 
-_BLOCKED = "the host leads to an address that is neither public nor expressly allowed"
+_HOST_BLOCKED = "the host is not one that this service may send to"
 
 
 def make_tls_context(extra_ca_file: Path | None = None) -> ssl.SSLContext:
@@ -50,6 +51,7 @@ class Dialer:
         *,
         resolver: Resolver,
         egress: EgressPolicy,
+        route: Route,
         tls_context: ssl.SSLContext,
         addresses_max: int = 16,
         address_share_max_s: float = 5.0,
@@ -61,6 +63,7 @@ class Dialer:
         """
         self._resolver = resolver
         self._egress = egress
+        self._route = route
         self._tls_context = tls_context
         self._addresses_max = addresses_max
         self._address_share_max_s = address_share_max_s
@@ -68,37 +71,35 @@ class Dialer:
     async def dial(self, origin: Origin, deadline: float, make: MakeConnection) -> Connection:
         """A new connection; `deadline` is on the loop's clock."""
         loop = asyncio.get_running_loop()
-        addresses = await self._addresses_of(origin.host, deadline)
-        if not self._egress.allows_all(addresses):
-            raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, _BLOCKED)
-        addresses = addresses[: self._addresses_max]
+        if not self._egress.allows_host(origin.host):
+            raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, _HOST_BLOCKED)
+        places = await self._places_of(origin.host, deadline)
         failures: list[AttemptFailure] = []
-        for index, address in enumerate(addresses):
+        for index, place in enumerate(places):
             now = loop.time()
-            share_s = (deadline - now) / (len(addresses) - index)
-            is_last = index == len(addresses) - 1
+            share_s = (deadline - now) / (len(places) - index)
+            is_last = index == len(places) - 1
             limit = deadline if is_last else now + min(share_s, self._address_share_max_s)
             try:
-                async with asyncio.timeout_at(limit):
-                    return await self._connect(origin, address, make)
+                return await self._connect(origin, place, limit, make)
+            except RouteFailure:
+                raise
             except AttemptFailure as failure:
                 if failure.kind is AttemptOutcome.ADDRESS_BLOCKED:
                     raise
                 failures.append(failure)
-            except TimeoutError:
-                message = "no connection could be made before the deadline"
-                failures.append(
-                    AttemptFailure(AttemptOutcome.TIMEOUT, message, remote_address=address)
-                )
         raise _verdict(failures)
 
-    async def _addresses_of(self, host: str, deadline: float) -> tuple[str, ...]:
-        try:
-            ip_address(host)
-        except ValueError:
-            pass
-        else:
+    async def _places_of(self, host: str, deadline: float) -> tuple[str, ...]:
+        """The addresses to try, all of them allowed; or the name, where the route judges it."""
+        if not is_address(host) and self._route.takes_names:
             return (host,)
+        addresses = (host,) if is_address(host) else await self._resolve(host, deadline)
+        if not self._egress.allows_all(addresses):
+            raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, BLOCKED)
+        return addresses[: self._addresses_max]
+
+    async def _resolve(self, host: str, deadline: float) -> tuple[str, ...]:
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._resolver.resolve(host)
@@ -109,8 +110,23 @@ class Dialer:
                 AttemptOutcome.OWN_FAULT, "the host's name did not resolve before the deadline"
             ) from None
 
-    async def _connect(self, origin: Origin, address: str, make: MakeConnection) -> Connection:
-        sock = await self._connect_socket(address, origin.port)
+    async def _connect(
+        self, origin: Origin, place: str, limit: float, make: MakeConnection
+    ) -> Connection:
+        """A connection through the route to an address, or to a name where the route takes it."""
+        sock = await self._route.open(place, origin.port, limit)
+        address = place if is_address(place) else None
+        try:
+            async with asyncio.timeout_at(limit):
+                return await self._greet(origin, sock, address, make)
+        except TimeoutError:
+            message = "no connection could be made before the deadline"
+            raise AttemptFailure(AttemptOutcome.TIMEOUT, message, remote_address=address) from None
+
+    async def _greet(
+        self, origin: Origin, sock: socket.socket, address: str | None, make: MakeConnection
+    ) -> Connection:
+        """What a connected socket becomes: a connection, through TLS where that is asked for."""
         loop = asyncio.get_running_loop()
         is_tls = origin.scheme == "https"
         try:
@@ -126,37 +142,17 @@ class Dialer:
             raise _handshake_failure(error, address) from None
         return connection
 
-    async def _connect_socket(self, address: str, port: int) -> socket.socket:
-        """A connected socket, whose peer is allowed."""
-        loop = asyncio.get_running_loop()
-        try:
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            sock = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as error:
-            raise failure_of_os_error(error) from None
-        try:
-            sock.setblocking(False)  # noqa: FBT003 - the standard library's own signature
-            await loop.sock_connect(sock, (address, port))
-            self._check_peer(sock)
-        except TimeoutError:
-            sock.close()
-            raise
-        except OSError as error:
-            sock.close()
-            if family == socket.AF_INET6 and error.errno == errno.EADDRNOTAVAIL:
-                raise _no_ipv6(address) from None
-            raise failure_of_os_error(error, remote_address=address) from None
-        except BaseException:
-            sock.close()
-            raise
-        return sock
 
-    def _check_peer(self, sock: socket.socket) -> None:
-        if not self._egress.allows(sock.getpeername()[0]):
-            raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, _BLOCKED)
+def is_address(host: str) -> bool:
+    """Whether a host is an address and no name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
-def _handshake_failure(error: OSError | ValueError, address: str) -> AttemptFailure:
+def _handshake_failure(error: OSError | ValueError, address: str | None) -> AttemptFailure:
     """The failure of a handshake that ended without TLS saying why: reset, closed, an odd name."""
     if isinstance(error, OSError):
         failure = failure_of_os_error(error, remote_address=address)
@@ -165,15 +161,6 @@ def _handshake_failure(error: OSError | ValueError, address: str) -> AttemptFail
     return AttemptFailure(
         AttemptOutcome.TLS_FAILED,
         "the connection was closed during the TLS handshake",
-        remote_address=address,
-    )
-
-
-def _no_ipv6(address: str) -> AttemptFailure:
-    """A machine without IPv6 says EADDRNOTAVAIL for good: that is no passing fault of ours."""
-    return AttemptFailure(
-        AttemptOutcome.CONNECTION_FAILED,
-        "this machine has no IPv6 to reach the address with",
         remote_address=address,
     )
 

@@ -1,13 +1,16 @@
-"""Which addresses may be connected to: public ones, and networks that were expressly allowed.
+"""What may be connected to: public addresses, unless a deployment's lists say otherwise.
 
-Knows addresses only, no names and no sockets. The lists are written out, because
+Knows hosts and addresses, no sockets and no resolver. Hosts are judged as the URL writes them, when
+it is created and again when it is sent to; addresses when they are literals, and for each
+connection that is made. The lists are written out, because
 `ipaddress.is_global` is no egress filter: it is true for multicast, for the 6to4 relay anycast, for
 168.63.129.16 (a cloud's metadata), for NAT64 of private addresses, and it changes with the Python
 version.
 
 IPv6 is allowed by exception: only global unicast (2000::/3) less the special-purpose blocks within
 it. That shuts out mapped, compatible, NAT64, unique-local, link-local, site-local and multicast
-addresses, so no IPv4 address hides in an IPv6 one.
+addresses, so no IPv4 address hides in an IPv6 one. Where an operator allows a network of such
+addresses (NAT64, on a machine without IPv4), the IPv4 address within is judged, too.
 
 Source: the IANA special-purpose address registries (RFC 6890 and successors).
 """
@@ -17,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from service.webhook.hosts import NO_HOSTS, HostList
 
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
@@ -39,6 +44,12 @@ DENIED_IPV6 = tuple(
 )  # fmt: skip
 
 
+_COMPATIBLE = IPv6Network("::/96")
+_NAT64 = IPv6Network("64:ff9b::/96")
+_IPV4_MASK = 0xFFFFFFFF
+_FIRST_COMPATIBLE = 2  # :: and ::1 are addresses of their own
+
+
 def is_public(address: Address) -> bool:
     """Whether an address is one that anybody on the Internet may be reached at."""
     if isinstance(address, IPv4Address):
@@ -51,11 +62,38 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
     return tuple(ip_network(text) for text in texts)
 
 
+def embedded_ipv4(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that packets to an IPv6 address may end up at; None where there is none.
+
+    Mapped and compatible ones (RFC 4291 section 2.5.5), NAT64's well-known prefix (RFC 6052), 6to4
+    (RFC 3056), and the client's of Teredo (RFC 4380).
+    """
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address.teredo is not None:
+        return address.teredo[1]
+    number = int(address)
+    if address in _NAT64 or (address in _COMPATIBLE and number >= _FIRST_COMPATIBLE):
+        return IPv4Address(number & _IPV4_MASK)
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """Public addresses, and what the operator allowed beside them (`HOOKLINE_EGRESS_ALLOW`)."""
+    """What a deployment lets its deliveries reach. What is denied is denied, whatever allows it."""
 
     allow: tuple[Network, ...] = ()
+    """Allowed although not public (`HOOKLINE_EGRESS_ALLOW`)."""
+    deny: tuple[Network, ...] = ()
+    """Never reached, public or not (`HOOKLINE_EGRESS_DENY`)."""
+    is_public_allowed: bool = True
+    """False: `allow` is all that may be reached (`HOOKLINE_EGRESS_PUBLIC`)."""
+    allow_hosts: HostList = NO_HOSTS
+    """The only hosts that URLs may name; empty: all (`HOOKLINE_EGRESS_ALLOW_HOSTS`)."""
+    deny_hosts: HostList = NO_HOSTS
+    """Hosts that no URL may name (`HOOKLINE_EGRESS_DENY_HOSTS`)."""
 
     def allows(self, address: str) -> bool:
         """Whether an address may be connected to; what is no address may not.
@@ -66,25 +104,42 @@ class EgressPolicy:
             parsed = ip_address(address.partition("%")[0])
         except ValueError:
             return False
-        if any(parsed.version == block.version and parsed in block for block in self.allow):
-            return True
-        return is_public(parsed)
+        return self._allows(parsed)
+
+    def _allows(self, address: Address) -> bool:
+        if _is_in(address, self.deny):
+            return False
+        if not (_is_in(address, self.allow) or (self.is_public_allowed and is_public(address))):
+            return False
+        within = embedded_ipv4(address) if isinstance(address, IPv6Address) else None
+        return within is None or self._allows(within)
 
     def allows_all(self, addresses: Iterable[str]) -> bool:
         """Whether every address of a name may be connected to: one that may not taints the name."""
         return all(self.allows(address) for address in addresses)
 
-    def check_literal(self, host: str) -> str | None:
+    def allows_host(self, host: str) -> bool:
+        """Whether URLs may name a host, written as in `TargetUrl`, whatever it leads to."""
+        if host in self.deny_hosts:
+            return False
+        return not self.allow_hosts or host in self.allow_hosts
+
+    def check_host(self, host: str) -> str | None:
         """Why a URL with this host is refused when it is created; None where it is not.
 
-        Only literals are judged here. A name is judged at every connection, by what it leads to
-        then.
+        Of addresses only literals are judged here. A name is judged at every connection, by what it
+        leads to then.
         """
-        text = host.removeprefix("[").removesuffix("]")
+        if not self.allows_host(host):
+            return f"{host} is not a host that this service may send to"
         try:
-            ip_address(text.partition("%")[0])
+            ip_address(host)
         except ValueError:
             return None
-        if self.allows(text):
+        if self.allows(host):
             return None
-        return f"{text} is neither a public address nor one that this service was told to allow"
+        return f"{host} is neither a public address nor one that this service was told to allow"
+
+
+def _is_in(address: Address, networks: Iterable[Network]) -> bool:
+    return any(address.version == block.version and address in block for block in networks)

@@ -42,7 +42,9 @@ from service.webhook.egress import EgressPolicy
 from service.webhook.failure import AttemptFailure
 from service.webhook.origin import Origin, origin_of
 from service.webhook.pool import IdlePool
+from service.webhook.proxy import EgressProxy, ProxyRoute
 from service.webhook.resolver import Resolver
+from service.webhook.route import DirectRoute
 
 if TYPE_CHECKING:
     from typing import Self
@@ -78,11 +80,14 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         self,
         *,
         egress: EgressPolicy,
+        proxy: EgressProxy | None = None,
         resolver: Resolver | None = None,
         tls_context: ssl.SSLContext | None = None,
         limits: TransportLimits | None = None,
     ) -> None:
         """`resolver` asks the system by default, `tls_context` is what `make_tls_context` makes.
+
+        With a `proxy` every connection is a tunnel through it.
 
         The transport closes its resolver.
         """
@@ -91,6 +96,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         self._dialer = Dialer(
             resolver=self._resolver,
             egress=egress,
+            route=ProxyRoute(proxy, self._resolver) if proxy else DirectRoute(egress),
             tls_context=tls_context or make_tls_context(),
             addresses_max=self._limits.addresses_max,
         )
@@ -255,7 +261,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             if idle is not None:
                 idle.abort()
 
-    def _make_connection(self, origin: Origin, address: str) -> Connection:
+    def _make_connection(self, origin: Origin, address: str | None) -> Connection:
         reader = AnswerReader(self._limits.answer_bytes_max, self._limits.kept_body_bytes)
         return Connection(origin, address, self, reader, self._loop)
 

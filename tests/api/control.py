@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -44,7 +43,8 @@ from service.store.deliveries import DeliveryStore
 from service.store.event_types import EventTypes
 from service.store.subscriptions import Subscriptions
 from service.store.tenants import Tenants
-from service.webhook.egress import EgressPolicy
+from service.webhook.egress import EgressPolicy, parse_networks
+from service.webhook.hosts import parse_hosts
 from tests.api.conftest import CLIENT_OPTIONS, PAGE_KEY, servicers_of
 from tests.api.refusals import Refused, refusal
 from tests.pipeline.rig import Rig, running
@@ -151,12 +151,13 @@ async def controlling(
     https_only: bool = False,
     allow: Sequence[str] = ("127.0.0.0/8",),
     identities: Sequence[Authenticator] = (Anonymous(),),
+    deny_hosts: Sequence[str] = (),
 ) -> AsyncIterator[Control]:
     """A server that serves, and a tenant `acme`."""
     async with AsyncExitStack() as stack:
         rig = await stack.enter_async_context(running(url, limits=limits or Limits()))
         pages = Pages(PAGE_KEY, rig.limits)
-        egress = EgressPolicy(tuple(ipaddress.ip_network(network) for network in allow))
+        egress = EgressPolicy(parse_networks(allow), deny_hosts=parse_hosts(deny_hosts))
         tenants = Tenants(rig.database)
         servicers = servicers_of(
             rig,

@@ -129,6 +129,20 @@ async def test_an_address_is_taken_where_it_is_public_or_expressly_allowed(
         assert found.violations == {"subscription.http.url": "TARGET_ADDRESS_FORBIDDEN"}
 
 
+async def test_a_host_that_the_deployment_denies(database_url: str) -> None:
+    async with controlling(database_url, deny_hosts=["*.rival.example", "127.0.0.1"]) as control:
+        await control.create()
+        denied = http(
+            url="https://Hooks.Rival.example/", failover_urls=["https://127.0.0.1/", "http://a.b/"]
+        )
+        found = await refused_both_ways(control, http=denied)
+        assert found.violations == {
+            "subscription.http.url": "TARGET_ADDRESS_FORBIDDEN",
+            "subscription.http.failover_urls[0]": "TARGET_ADDRESS_FORBIDDEN",
+        }
+        await control.create(orders(http=http(url="https://rival.example/")), "theirs")
+
+
 async def test_plain_http_where_only_https_is_wanted(database_url: str) -> None:
     async with controlling(database_url, https_only=True) as control:
         found = await refusal(

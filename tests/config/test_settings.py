@@ -38,14 +38,14 @@ def test_dev_needs_nothing() -> None:
     assert settings.data_dir == Path(".hookline")
     assert not settings.is_auth_on
     assert settings.limits == Limits()
-    assert [str(network) for network in settings.egress_allow] == ["127.0.0.0/8", "::1/128"]
+    assert [str(network) for network in settings.egress.policy.allow] == ["127.0.0.0/8", "::1/128"]
 
 
 def test_serve_needs_a_database_and_a_key_and_allows_no_loopback_target() -> None:
     settings = Settings.from_environ(SERVE, Role.SERVE)
     assert settings.database_url == DATABASE_URL
     assert settings.master_keys == (bytes(range(32)),)
-    assert settings.egress_allow == ()
+    assert settings.egress.policy.allow == ()
     assert settings.workers == len(os.sched_getaffinity(0))
     assert settings.log_format is LogFormat.JSON
     told = problems({"HOOKLINE_AUTH": "off"}, Role.SERVE)
@@ -201,7 +201,7 @@ def test_several_keys_are_read_and_networks_too() -> None:
     }
     settings = Settings.from_environ(SERVE | changes, Role.SERVE)
     assert settings.master_keys == (bytes(range(1, 33)), bytes(range(32)))
-    assert [str(network) for network in settings.egress_allow] == ["10.1.0.0/16", "fd00::/8"]
+    assert [str(network) for network in settings.egress.policy.allow] == ["10.1.0.0/16", "fd00::/8"]
 
 
 def test_secrets_are_never_shown() -> None:

@@ -19,6 +19,7 @@ from service.webhook.dialer import make_tls_context
 from service.webhook.egress import EgressPolicy, parse_networks
 from service.webhook.payload import Payload
 from service.webhook.prepared import prepare_target
+from service.webhook.proxy import EgressProxy
 from service.webhook.resolver import Resolver
 from service.webhook.sender import WebhookSender
 from service.webhook.signature import Signer, SigningSecret, generate_secret
@@ -88,6 +89,7 @@ async def make_post() -> AsyncIterator[MakePost]:
         def make(
             *,
             egress: EgressPolicy = LOOPBACK,
+            proxy: EgressProxy | None = None,
             names: Mapping[str, Sequence[str]] | None = None,
             resolver: Resolver | None = None,
             tls_context: ssl.SSLContext | None = None,
@@ -101,6 +103,7 @@ async def make_post() -> AsyncIterator[MakePost]:
 
             transport = WebhookTransport(
                 egress=egress,
+                proxy=proxy,
                 resolver=resolver or Resolver(lookup),
                 tls_context=tls_context,
                 limits=TransportLimits(**{"tick_s": 0.02, **limits}),  # type: ignore[arg-type]

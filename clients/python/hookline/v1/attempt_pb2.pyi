@@ -101,7 +101,7 @@ class Attempt(_message.Message):
     """
     remote_address: _builtins.str
     """Output only. The address that was connected to, without the port, `192.0.2.1` or `2001:db8::1`;
-    empty where none was.
+    empty where none was, and where a proxy resolved the name.
     """
     trace_id: _builtins.str
     """Output only. The OpenTelemetry trace that shows it, 32 hexadecimal digits; empty where it was

@@ -112,7 +112,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     `http://0x7f.1/`.
     """
     ERROR_REASON_TARGET_ADDRESS_FORBIDDEN: _ErrorReason.ValueType  # 19
-    """INVALID_ARGUMENT. A target's URL names an address that deliveries may not reach.
+    """INVALID_ARGUMENT. A target's URL names an address or a host that deliveries may not reach.
     Example: `subscription.http.url` is `http://169.254.169.254/`.
     """
     ERROR_REASON_HEADER_INVALID: _ErrorReason.ValueType  # 20
@@ -348,7 +348,7 @@ Example: `subscription.http.url` is `ftp://example.com`, `https://user@example.c
 `http://0x7f.1/`.
 """
 ERROR_REASON_TARGET_ADDRESS_FORBIDDEN: ErrorReason.ValueType  # 19
-"""INVALID_ARGUMENT. A target's URL names an address that deliveries may not reach.
+"""INVALID_ARGUMENT. A target's URL names an address or a host that deliveries may not reach.
 Example: `subscription.http.url` is `http://169.254.169.254/`.
 """
 ERROR_REASON_HEADER_INVALID: ErrorReason.ValueType  # 20

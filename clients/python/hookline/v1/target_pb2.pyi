@@ -104,7 +104,7 @@ class HttpTarget(_message.Message):
     url: _builtins.str
     """Required. Where to send: an absolute `https` (or, unless the service forbids it, `http`) URL
     without userinfo and fragment, at most 2,048 characters. A host that is an address must be
-    public or expressly allowed.
+    public or expressly allowed; a deployment may allow some hosts only, or deny some.
     """
     signature_scheme: Global___SignatureScheme.ValueType
     """Optional. How requests are signed. Default: HMAC_SHA256. Changing it makes a new secret

@@ -1,0 +1,86 @@
+"""What deliveries may reach, and by which way.
+
+Owns what these settings are called, and how they contradict one another. Must not know who uses
+them.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from service.config.reading import Reader, parse_file, switch
+from service.webhook.dialer import make_tls_context
+from service.webhook.egress import EgressPolicy, Network, parse_networks
+from service.webhook.hosts import NO_HOSTS, HostList, parse_hosts
+from service.webhook.proxy import EgressProxy, parse_proxy
+
+T = TypeVar("T")
+
+_LOOPBACK: Final = parse_networks(["127.0.0.0/8", "::1/128"])
+
+
+@dataclass(frozen=True, slots=True)
+class EgressSettings:
+    """All that can be set about the way out."""
+
+    policy: EgressPolicy
+    """HOOKLINE_EGRESS_ALLOW, _DENY, _PUBLIC, _ALLOW_HOSTS, _DENY_HOSTS"""
+    proxy: EgressProxy | None = None
+    """HOOKLINE_EGRESS_PROXY, _PROXY_RESOLVES; None: connections are direct"""
+    ca_file: Path | None = None
+    """HOOKLINE_EGRESS_CA_FILE: authorities beside the system's, for targets of one's own"""
+
+
+def read_egress(read: Reader, *, is_dev: bool) -> EgressSettings:
+    """Read them; `dev` may reach this machine."""
+    proxy = read("EGRESS_PROXY", parse_proxy, None, secret=True)
+    resolves = read("EGRESS_PROXY_RESOLVES", switch, default=False)
+    if proxy is not None:
+        proxy = replace(proxy, resolves=resolves)
+    elif resolves:
+        read.problems.append(
+            "HOOKLINE_EGRESS_PROXY_RESOLVES is on, and HOOKLINE_EGRESS_PROXY is not set: there is"
+            " no proxy to resolve names"
+        )
+    return EgressSettings(
+        EgressPolicy(
+            allow=(*read("EGRESS_ALLOW", _networks, ()), *(_LOOPBACK if is_dev else ())),
+            deny=read("EGRESS_DENY", _networks, ()),
+            is_public_allowed=read("EGRESS_PUBLIC", switch, default=True),
+            allow_hosts=read("EGRESS_ALLOW_HOSTS", _hosts, NO_HOSTS),
+            deny_hosts=read("EGRESS_DENY_HOSTS", _hosts, NO_HOSTS),
+        ),
+        proxy,
+        read("EGRESS_CA_FILE", _ca_file, None),
+    )
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    """Networks in CIDR notation, joined by commas."""
+    return _list(text, parse_networks, "must be networks such as 10.1.0.0/16,fd00::/8")
+
+
+def _hosts(text: str) -> HostList:
+    """Hosts, joined by commas."""
+    return _list(text, parse_hosts, "must be hosts such as hooks.example,*.internal.example")
+
+
+def _list(text: str, parse: Callable[[list[str]], T], allowed: str) -> T:
+    try:
+        return parse([part.strip() for part in text.split(",")])
+    except ValueError:
+        raise ValueError(allowed) from None
+
+
+def _ca_file(text: str) -> Path:
+    """A file of certificates; read once here, so that a start tells what a delivery would."""
+    path = parse_file(text)
+    try:
+        make_tls_context(path)
+    except (ssl.SSLError, OSError):
+        raise ValueError("must be a file of certificates in PEM format") from None
+    return path

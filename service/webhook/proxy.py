@@ -1,0 +1,261 @@
+"""Out through an egress proxy: a tunnel (HTTP CONNECT) for every connection, `http://` ones too.
+
+Theory. The addresses of a name are checked as without a proxy, and the tunnel is asked for by the
+checked address, so that the proxy resolves nothing and a name cannot lead elsewhere a second time.
+Where only the proxy can resolve, the operator says so (`HOOKLINE_EGRESS_PROXY_RESOLVES`), and it is
+the proxy that guards: it is given names, and literal addresses are still checked here. TLS runs
+inside the tunnel and is verified against the target's name; the proxy sees who, not what.
+
+Whose fault is a tunnel that is refused? What the proxy itself lacks (no connection, no answer that
+is HTTP, bad credentials) is ours: no target can answer for it. "Forbidden", a 5xx and silence may
+be the target's doing or a proxy that is cut off, and proxies use them for both. So another host
+that a tunnel led to before, the witness, is asked for: if it opens, the proxy works, and the fault
+is the target's. The resolver tells its own faults from a name's in the same way.
+
+Sources: RFC 9110 sections 9.3.6 (CONNECT) and 11.7.2; RFC 7617 (Basic).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from base64 import b64encode
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Final, NamedTuple, NoReturn
+from urllib.parse import unquote
+
+import structlog
+
+from service.domain.attempt import AttemptOutcome
+from service.domain.target import TargetUrlError, parse_target_url
+from service.webhook.failure import AttemptFailure, failure_of_os_error
+from service.webhook.resolver import Resolver
+from service.webhook.route import RouteFailure, connect_socket
+
+HEAD_BYTES_MAX: Final = 16_384
+"""What is read of the proxy's answer to CONNECT."""
+WITNESSES_MAX: Final = 8
+WITNESSES_ASKED: Final = 3
+VERDICT_TTL_S: Final = 2.0
+PROBE_S_MAX: Final = 2.0
+PROBE_SHARE: Final = 0.25
+"""The part of an attempt's time, up to `PROBE_S_MAX`, that is kept for asking the witness."""
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r\n")
+_HEAD_END = b"\r\n\r\n"
+
+
+class Refusal(NamedTuple):
+    """Why there is no tunnel, where that may be the target's doing."""
+
+    kind: AttemptOutcome
+    message: str
+
+
+_AMBIGUOUS: Final = {
+    403: Refusal(
+        AttemptOutcome.ADDRESS_BLOCKED, "the egress proxy does not let the target be reached"
+    ),
+    500: Refusal(AttemptOutcome.CONNECTION_FAILED, "the egress proxy did not reach the target"),
+    502: Refusal(AttemptOutcome.CONNECTION_FAILED, "the egress proxy did not reach the target"),
+    503: Refusal(AttemptOutcome.CONNECTION_FAILED, "the egress proxy did not reach the target"),
+    504: Refusal(
+        AttemptOutcome.TIMEOUT, "the egress proxy did not reach the target in its own time"
+    ),
+}
+_SILENT: Final = Refusal(
+    AttemptOutcome.TIMEOUT, "the egress proxy opened no tunnel before the deadline"
+)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EgressProxy:
+    """A proxy, as an operator names it. Its credentials stand in no repr."""
+
+    host: str
+    port: int
+    authorization: str = field(default="", repr=False)
+    """The value of `proxy-authorization`; empty: none is sent."""
+    resolves: bool = False
+    """It is given names, and guards what they lead to."""
+
+
+def parse_proxy(text: str) -> EgressProxy:
+    """`http://[user:password@]host:port`; raises ValueError, with nothing of what was given."""
+    scheme, separator, rest = text.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    try:
+        url = parse_target_url(f"{scheme}{separator}{place}")
+    except TargetUrlError as error:
+        raise ValueError(f"must be a URL such as http://proxy.internal:3128; it {error}") from None
+    if url.scheme != "http" or url.request_target != "/" or not re.search(r":[0-9]+/?\Z", place):
+        raise ValueError(
+            "must be http://, with a port and no path: http://user:password@proxy.internal:3128"
+        )
+    return EgressProxy(url.host, url.port, _basic(credentials) if at else "")
+
+
+def _basic(credentials: str) -> str:
+    user, colon, password = (unquote(part) for part in credentials.partition(":"))
+    if not colon or not user or ":" in user or not (user + password).isprintable():
+        raise ValueError("must have user:password before the @, percent-encoded, without controls")
+    return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+class ProxyRoute:
+    """Tunnels through one proxy."""
+
+    def __init__(self, proxy: EgressProxy, resolver: Resolver) -> None:
+        self._proxy = proxy
+        self._resolver = resolver
+        self._opened: OrderedDict[tuple[str, int], None] = OrderedDict()
+        """Whom tunnels led to, the latest last: the witnesses."""
+        self._probing = asyncio.Lock()
+        self._works = False
+        self._judged_at = float("-inf")
+        self._is_failing = False
+
+    @property
+    def takes_names(self) -> bool:
+        """Whether the proxy resolves, and guards."""
+        return self._proxy.resolves
+
+    async def open(self, host: str, port: int, limit: float) -> socket.socket:
+        """A tunnel to the host within the limit, the time to find out whose fault included."""
+        left_s = limit - asyncio.get_running_loop().time()
+        answer_by = limit - min(PROBE_S_MAX, max(0.0, left_s) * PROBE_SHARE)
+        try:
+            found = await self._tunnel(host, port, answer_by)
+            if isinstance(found, Refusal):
+                await self._blame(found, host, port, limit)
+        except RouteFailure as failure:
+            self._tell(failure)
+            raise
+        self._tell(None)
+        return found
+
+    async def _tunnel(self, host: str, port: int, limit: float) -> socket.socket | Refusal:
+        """A tunnel, or how it was refused where that may be the host's doing."""
+        sock = await self._reach(limit)
+        try:
+            async with asyncio.timeout_at(limit):
+                status = await self._connect(sock, host, port)
+        except TimeoutError:
+            sock.close()
+            return _SILENT
+        except OSError:
+            sock.close()
+            raise RouteFailure("the connection to the egress proxy was lost") from None
+        except BaseException:
+            sock.close()
+            raise
+        if 200 <= status < 300:  # noqa: PLR2004 - any 2xx opens it (RFC 9110 section 9.3.6)
+            self._opened[host, port] = None
+            self._opened.move_to_end((host, port))
+            if len(self._opened) > WITNESSES_MAX:
+                self._opened.popitem(last=False)
+            return sock
+        sock.close()
+        if status not in _AMBIGUOUS:
+            raise RouteFailure(f"the egress proxy answered {status}")
+        return _AMBIGUOUS[status]
+
+    async def _reach(self, limit: float) -> socket.socket:
+        """A connection to the proxy itself."""
+        host, sock = self._proxy.host, None
+        shortage = False
+        try:
+            async with asyncio.timeout_at(limit):
+                for address in await self._addresses_of(host):
+                    try:
+                        sock, _ = await connect_socket(address, self._proxy.port)
+                        break
+                    except OSError as error:
+                        shortage = failure_of_os_error(error).is_shortage
+        except (TimeoutError, AttemptFailure):
+            sock = None
+        if sock is None:
+            raise RouteFailure("the egress proxy cannot be reached", is_shortage=shortage)
+        return sock
+
+    async def _addresses_of(self, host: str) -> tuple[str, ...]:
+        try:
+            ip_address(host)
+        except ValueError:
+            return await self._resolver.resolve(host)
+        return (host,)
+
+    async def _connect(self, sock: socket.socket, host: str, port: int) -> int:
+        """Ask for a tunnel; the answer's status. Raises OSError and `RouteFailure`."""
+        loop = asyncio.get_running_loop()
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        lines = [f"CONNECT {place} HTTP/1.1", f"host: {place}"]
+        if self._proxy.authorization:
+            lines.append(f"proxy-authorization: {self._proxy.authorization}")
+        await loop.sock_sendall(sock, "\r\n".join([*lines, "", ""]).encode())
+        head = b""
+        while _HEAD_END not in head:
+            data = await loop.sock_recv(sock, HEAD_BYTES_MAX)
+            head += data
+            if not data or len(head) > HEAD_BYTES_MAX:
+                raise RouteFailure("the egress proxy did not answer in HTTP")
+        line = _STATUS_LINE.match(head)
+        if line is None:
+            raise RouteFailure("the egress proxy did not answer in HTTP")
+        status = int(line[1])
+        if 200 <= status < 300 and not head.endswith(_HEAD_END):  # noqa: PLR2004 - as above
+            # It came through the tunnel: nobody asked the target yet.
+            raise AttemptFailure(
+                AttemptOutcome.PROTOCOL_ERROR, "the target spoke before it was asked"
+            )
+        return status
+
+    async def _blame(self, refusal: Refusal, host: str, port: int, limit: float) -> NoReturn:
+        """Raise the target's failure where the proxy works for others, else `RouteFailure`."""
+        if not await self._works_for_another(host, port, limit):
+            raise RouteFailure(refusal.message)
+        self._tell(None)
+        raise AttemptFailure(refusal.kind, refusal.message)
+
+    async def _works_for_another(self, host: str, port: int, limit: float) -> bool:
+        """Whether a tunnel to a witness opens; askers within `VERDICT_TTL_S` share the answer."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(limit), self._probing:
+                if loop.time() - self._judged_at > VERDICT_TTL_S:
+                    self._works = await self._probe((host, port), limit)
+                    self._judged_at = loop.time()
+        except TimeoutError:
+            return False
+        return self._works
+
+    async def _probe(self, accused: tuple[str, int], limit: float) -> bool:
+        witnesses = [place for place in reversed(self._opened) if place != accused]
+        for witness in witnesses[:WITNESSES_ASKED]:
+            try:
+                found = await self._tunnel(*witness, limit)
+            except RouteFailure:
+                return False
+            except AttemptFailure:
+                continue
+            if isinstance(found, socket.socket):
+                found.close()
+                return True
+            self._opened.pop(witness, None)
+        return False
+
+    def _tell(self, failure: RouteFailure | None) -> None:
+        """Log when it begins to fail and when it works again, not each attempt between."""
+        is_failing = failure is not None
+        if is_failing is self._is_failing:
+            return
+        self._is_failing = is_failing
+        if failure is not None:
+            _log.warning("egress_proxy_failed", error=failure.message)
+        else:
+            _log.info("egress_proxy_works")
