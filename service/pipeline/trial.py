@@ -85,7 +85,7 @@ class Trial:
         state = advance(DeliveryState.PENDING, trigger)
         delivery_id = delivery_id_of(stored.event_id, 0, route.bucket)
         await self._store.store_trial(
-            stored, delivery_id, subscription.uid, outcome, from_unix_us(start_us), state
+            stored, delivery_id, subscription, outcome, from_unix_us(start_us), state
         )
         return delivery_id, Attempt(1, start_us, outcome)
 

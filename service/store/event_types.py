@@ -1,7 +1,7 @@
 """Event types: created, read, changed, archived. Global, not of a tenant; a name stays taken.
 
-A change is decided on a version and written only over that version, as with subscriptions. Must not
-know whether a schema is one (the API has checked it).
+A change is decided on a version and written only over that version, and audited with it, as with
+subscriptions. Must not know whether a schema is one (the API has checked it).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
+from service.domain.audit_view import event_type_view
 from service.domain.errors import AbortedError, AlreadyExistsError, NotFoundError, Reason
 from service.domain.event import EventType, EventTypeState
 from service.domain.names import event_type_name
+from service.store.audit import draft
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
@@ -36,14 +38,19 @@ class EventTypes:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, draft: EventType) -> EventType:
+    async def create(self, new: EventType) -> EventType:
         """A new event type; raises `AlreadyExistsError` where the name is taken."""
         row = await self._database.fetchrow(
-            SQL.create, draft.name, draft.description, draft.json_schema, draft.example_json
+            SQL.create,
+            new.name,
+            new.description,
+            new.json_schema,
+            new.example_json,
+            _draft(None, replace(new, etag="1")),
         )
         if row is None:
             raise AlreadyExistsError(
-                f"{event_type_name(draft.name)} is there already",
+                f"{event_type_name(new.name)} is there already",
                 Reason.EVENT_TYPE_ALREADY_EXISTS,
             )
         return _event_type_of(row)
@@ -92,6 +99,7 @@ class EventTypes:
                 wanted.json_schema,
                 wanted.example_json,
                 wanted.state.value,
+                _draft(seen, _next(seen, wanted)),
             )
             if row is not None:
                 return _event_type_of(row)
@@ -105,6 +113,20 @@ class EventTypes:
         return await self.change(
             name, lambda seen: replace(seen, state=EventTypeState.ARCHIVED), etag=etag
         )
+
+
+def _next(seen: EventType, wanted: EventType) -> EventType:
+    """What the statement `update` makes of it."""
+    is_revised = wanted.json_schema != seen.json_schema
+    return replace(wanted, revision=seen.revision + is_revised, etag=str(int(seen.etag) + 1))
+
+
+def _draft(before: EventType | None, after: EventType) -> dict[str, str]:
+    return draft(
+        event_type_name(after.name),
+        before=event_type_view(before) if before else None,
+        after=event_type_view(after),
+    )
 
 
 def _event_type_of(row: asyncpg.Record) -> EventType:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from service.domain.audit_view import delivery_view
 from service.domain.delivery import DeliveryState
-from service.domain.ids import bucket_of_delivery
+from service.domain.ids import bucket_of_delivery, format_type_id
+from service.domain.names import delivery_name, event_name, subscription_name
 from service.domain.subscription import RetryPolicy
+from service.store.audit import draft
 from service.store.event_rows import stored_content_type
 from service.store.statements import Statements
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from service.domain.attempt import Outcome
     from service.domain.event import Event
+    from service.domain.subscription import Subscription
     from service.store.database import Database
 
 SQL = Statements("operations")
@@ -28,7 +32,9 @@ class FoundDelivery:
 
     delivery_id: UUID
     event_id: UUID
+    tenant_id: str
     tenant_uid: UUID
+    subscription_id: str
     bucket: int
     state: DeliveryState
     is_due: bool
@@ -54,7 +60,9 @@ class OperationStore:
         return FoundDelivery(
             delivery_id=row["delivery_id"],
             event_id=row["event_id"],
+            tenant_id=row["tenant_id"],
             tenant_uid=row["tenant_uid"],
+            subscription_id=row["subscription_id"],
             bucket=row["bucket"],
             state=DeliveryState(row["state"]),
             is_due=row["is_due"],
@@ -70,20 +78,35 @@ class OperationStore:
 
     async def retry_pending(self, found: FoundDelivery) -> bool:
         """Make a waiting delivery due now; False where it waits no longer."""
-        rows = await self._database.fetch(SQL.retry_pending, found.bucket, found.delivery_id)
+        rows = await self._database.fetch(
+            SQL.retry_pending,
+            found.bucket,
+            found.delivery_id,
+            found.tenant_uid,
+            _draft(found, DeliveryState.PENDING),
+        )
         return bool(rows)
 
     async def retry_finished(self, found: FoundDelivery, max_attempts: int) -> bool:
         """Move a finished delivery back; False where somebody else was faster."""
         rows = await self._database.fetch(
-            SQL.retry_finished, found.tenant_uid, found.delivery_id, found.bucket, max_attempts
+            SQL.retry_finished,
+            found.tenant_uid,
+            found.delivery_id,
+            found.bucket,
+            max_attempts,
+            _draft(found, DeliveryState.PENDING),
         )
         return bool(rows)
 
     async def cancel(self, found: FoundDelivery) -> bool:
         """End a pending delivery; False where it is pending no longer."""
         rows = await self._database.fetch(
-            SQL.cancel, found.tenant_uid, found.bucket, found.delivery_id
+            SQL.cancel,
+            found.tenant_uid,
+            found.bucket,
+            found.delivery_id,
+            _draft(found, DeliveryState.CANCELLED),
         )
         return bool(rows)
 
@@ -91,7 +114,7 @@ class OperationStore:
         self,
         event: Event,
         delivery_id: UUID,
-        subscription_uid: UUID,
+        subscription: Subscription,
         outcome: Outcome,
         start_time: datetime,
         state: DeliveryState,
@@ -114,7 +137,7 @@ class OperationStore:
             event.attributes or None,
             event.data,
             delivery_id,
-            subscription_uid,
+            subscription.uid,
             state,
             outcome.http_status,
             outcome.latency_us,
@@ -124,4 +147,28 @@ class OperationStore:
             outcome.remote_address,
             outcome.error.encode(),
             outcome.excerpt,
+            _draft_of_trial(event, delivery_id, subscription, state),
         )
+
+
+def _draft(found: FoundDelivery, state: DeliveryState) -> dict[str, str]:
+    name = delivery_name(found.tenant_id, format_type_id("dlv", found.delivery_id))
+    event = event_name(found.tenant_id, format_type_id("evt", found.event_id))
+    subscription = subscription_name(found.tenant_id, found.subscription_id)
+    return draft(
+        name,
+        tenant_id=found.tenant_id,
+        before=delivery_view(name, event, subscription, found.state),
+        after=delivery_view(name, event, subscription, state),
+    )
+
+
+def _draft_of_trial(
+    event: Event, delivery_id: UUID, subscription: Subscription, state: DeliveryState
+) -> dict[str, str]:
+    tenant_id = subscription.tenant_id
+    delivery = delivery_name(tenant_id, format_type_id("dlv", delivery_id))
+    name = subscription_name(tenant_id, subscription.subscription_id)
+    sent = event_name(tenant_id, format_type_id("evt", event.event_id))
+    after = delivery_view(delivery, sent, name, state)
+    return draft(name, tenant_id=tenant_id, after=after)

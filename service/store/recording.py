@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from service.store.audit import SQL as AUDIT
 from service.store.statements import Statements
+from service.store.subscription_audit import disabling
+from service.store.subscription_rows import subscription_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from collections.abc import Set as AbstractSet
     from uuid import UUID
 
-    from service.store.database import Session
+    from service.store.database import Connection, Session
 
 SQL = Statements("recording")
+_READ = Statements("subscriptions").read
 
 _FINISHED_COLUMNS = 13
 _RESCHEDULED_COLUMNS = 12
@@ -117,6 +121,7 @@ class RecordStore:
                 columns = _columns(fields, 4)
                 turned = await connection.fetch(SQL.disable, *columns, effect.disable_after_s)
                 disabled = {row[0] for row in turned}
+                await _audit_disabled(connection, disabled)
         return Recorded(matched, disabled)
 
     async def park(
@@ -129,3 +134,12 @@ class RecordStore:
     async def close(self) -> None:
         """Close the connection."""
         await self._session.close()
+
+
+async def _audit_disabled(connection: Connection, disabled: AbstractSet[UUID]) -> None:
+    """Tell the audit log, in the transaction that turned them off."""
+    if not disabled:
+        return
+    rows = await connection.fetch(_READ, sorted(disabled))
+    entries = [disabling(subscription_of(row)) for row in rows]
+    await connection.execute(AUDIT.add, [row["tenant_uid"] for row in rows], entries)

@@ -3,8 +3,8 @@
 Theory of operation. A change is decided on a version and written only over that version: `change`
 reads, lets its caller decide, writes, and begins anew if somebody was quicker, unless the caller
 named the etag that he had decided on. Each write is one statement which also gives the subscription
-the tenant's next epoch and tells the change log, so that the very next publish on any node honours
-it.
+the tenant's next epoch, tells the change log, so that the very next publish on any node honours it,
+and is audited.
 
 Must not know what a field may hold (the API has checked it), nor who matches or sends.
 """
@@ -34,6 +34,7 @@ from service.domain.subscription import (
     SubscriptionState,
     SubscriptionStateReason,
 )
+from service.store import subscription_audit as audit
 from service.store.database import ContentionError, OutcomeUnknownError, RejectedError
 from service.store.routes import open_secrets
 from service.store.secrets import SealedSecretError, SecretBox, SecretPlace
@@ -118,6 +119,7 @@ class Subscriptions:
             *policy_columns_of(draft),
             self._box.seal(secret.text.encode(), place),
             secret.public_key,
+            audit.creation(draft, uid, secret.scheme, secret.public_key),
         )
         if not await self._insert(uid, draft, arguments):
             await self._tenant(draft.tenant_id)
@@ -223,6 +225,7 @@ class Subscriptions:
             reason and reason.value,
             wanted.state_message,
             clears_failures,
+            audit.change(seen, wanted),
         )
         return bool(await self._fetch_changing(SQL.update, *arguments))
 
@@ -254,6 +257,7 @@ class Subscriptions:
 
     async def _discard(self, tenant_id: str, subscription_id: str, before: datetime) -> int:
         row = await self._find(tenant_id, subscription_id)
+        entry = audit.discard(tenant_id, subscription_id)
         bound = first_uuid_of(math.ceil(before.timestamp() * 1_000))
         due_at, delivery_id = _BEGINNING
         discarded = 0
@@ -267,6 +271,7 @@ class Subscriptions:
                 delivery_id,
                 _DISCARD_BATCH,
                 row["tenant_uid"],
+                entry,
             )
             discarded += len(batch)
             if len(batch) < _DISCARD_BATCH:
@@ -297,6 +302,7 @@ class Subscriptions:
                 secret.scheme.value,
                 self._box.seal(secret.text.encode(), place),
                 secret.public_key,
+                audit.rotation(subscription_of(row), secret.scheme, secret.public_key, overlap_s),
             )
             if rows:
                 return Rotation(rows[0]["expire_time"])
@@ -313,7 +319,8 @@ class Subscriptions:
         for _ in range(_TRIES):
             seen = await self.get(tenant_id, subscription_id)
             _check_etag(seen, etag)
-            if await self._fetch_changing(SQL.delete, seen.uid, version_of(seen)):
+            entry = audit.deletion(seen)
+            if await self._fetch_changing(SQL.delete, seen.uid, version_of(seen), entry):
                 return
         raise _concurrent(tenant_id, subscription_id)
 

@@ -1,15 +1,19 @@
 """Tenants: created, read, changed, deleted when nothing of theirs is left.
 
-A deletion is a tombstone: history goes on naming the uid, and a recreated name is a new uid.
+A deletion is a tombstone: history goes on naming the uid, and a recreated name is a new uid. A
+change is written only over what it was decided on, and audited in its own statement.
 """
 
 from __future__ import annotations
 
 import secrets as randomness
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 from uuid import UUID
 
+from service.domain.audit_view import tenant_view
 from service.domain.errors import (
+    AbortedError,
     AlreadyExistsError,
     FailedPreconditionError,
     NotFoundError,
@@ -17,6 +21,7 @@ from service.domain.errors import (
 )
 from service.domain.names import tenant_name
 from service.domain.tenant import DEFAULT_TENANT_ID, Tenant, TenantState
+from service.store.audit import draft
 from service.store.statements import Statements
 from service.store.uids import make_uid
 
@@ -32,6 +37,8 @@ SQL = Statements("tenants")
 NEWEST = UUID(int=(1 << 128) - 1)
 """Where a list begins: behind every uid."""
 
+_TRIES = 5
+
 
 class Tenants:
     """All tenants of the deployment."""
@@ -44,7 +51,7 @@ class Tenants:
 
     async def ensure_default(self) -> None:
         """Make the tenant that always exists, if it does not yet."""
-        await self._insert(DEFAULT_TENANT_ID, "", {})
+        await self._insert(DEFAULT_TENANT_ID, "", {}, action="EnsureDefaultTenant")
 
     async def create(self, tenant_id: str, display_name: str, labels: Mapping[str, str]) -> Tenant:
         """A new tenant; raises `AlreadyExistsError` where the id is taken."""
@@ -56,11 +63,19 @@ class Tenants:
         return _tenant_of(row)
 
     async def _insert(
-        self, tenant_id: str, display_name: str, labels: Mapping[str, str]
+        self, tenant_id: str, display_name: str, labels: Mapping[str, str], *, action: str = ""
     ) -> asyncpg.Record | None:
         (time,) = await self._database.fetch(SQL.database_time)
         uid = make_uid(time["unix_us"], self._random_bits)
-        return await self._database.fetchrow(SQL.create, uid, tenant_id, display_name, dict(labels))
+        new = Tenant(tenant_id=tenant_id, uid=uid, display_name=display_name, labels=labels)
+        return await self._database.fetchrow(
+            SQL.create,
+            uid,
+            tenant_id,
+            display_name,
+            dict(labels),
+            _draft(tenant_id, None, new, action),
+        )
 
     async def get(self, tenant_id: str) -> Tenant:
         """One live tenant; raises `NotFoundError`."""
@@ -81,11 +96,29 @@ class Tenants:
         labels: Mapping[str, str] | None = None,
     ) -> Tenant:
         """Change what is not None; raises `NotFoundError`."""
-        new_labels = None if labels is None else dict(labels)
-        row = await self._database.fetchrow(SQL.update, tenant_id, display_name, new_labels)
-        if row is None:
-            _raise_not_found(tenant_id)
-        return _tenant_of(row)
+        for _ in range(_TRIES):
+            seen = await self.get(tenant_id)
+            wanted = replace(
+                seen,
+                display_name=seen.display_name if display_name is None else display_name,
+                labels=seen.labels if labels is None else dict(labels),
+            )
+            if wanted == seen:
+                return seen
+            row = await self._database.fetchrow(
+                SQL.update,
+                seen.uid,
+                wanted.display_name,
+                dict(wanted.labels),
+                seen.display_name,
+                dict(seen.labels),
+                _draft(tenant_id, seen, wanted),
+            )
+            if row is not None:
+                return _tenant_of(row)
+        raise AbortedError(
+            f"{tenant_name(tenant_id)} is being changed by others: repeat", Reason.CONCURRENT_CHANGE
+        )
 
     async def delete(self, tenant_id: str) -> None:
         """End an empty tenant: a tombstone, and an epoch that no publish has matched under.
@@ -111,7 +144,20 @@ class Tenants:
                     " cancelled: repeat in a moment",
                     Reason.TENANT_NOT_EMPTY,
                 )
-            await connection.execute(SQL.delete, tenant["tenant_uid"])
+            gone = _draft(tenant_id, _tenant_of(tenant), None)
+            await connection.execute(SQL.delete, tenant["tenant_uid"], gone)
+
+
+def _draft(
+    tenant_id: str, before: Tenant | None, after: Tenant | None, action: str = ""
+) -> dict[str, str]:
+    return draft(
+        tenant_name(tenant_id),
+        tenant_id=tenant_id,
+        before=tenant_view(before) if before else None,
+        after=tenant_view(after) if after else None,
+        action=action,
+    )
 
 
 def _tenant_of(row: asyncpg.Record) -> Tenant:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from service.domain.caller import Caller, calling
 from service.store.database import Database, RejectedError
 from service.store.recording import Consequences, Disabling, OutcomeRows, RecordStore
 from tests.pipeline.rival import rival, until_blocked
+from tests.store.audit_log import entries_of, shown, verified
 from tests.store.hot_rows import URL, HotRows, finished_row, rescheduled_row
 
 if TYPE_CHECKING:
@@ -301,3 +303,33 @@ async def test_failing_since_is_the_first_failure_after_the_last_success(
     assert second > first
     await recording.record(node_id, effect=Consequences(recovered=[uid]))
     assert await since() is None
+
+
+async def test_disabling_is_told_the_audit_log_as_the_services_own_doing(
+    recording: Recording,
+) -> None:
+    uid = await recording.rows.subscription()
+    with calling(Caller(principal="apiKeys/4rTq", scopes=frozenset())):
+        assert await disabled_by(recording, uid) == {uid}
+        assert await disabled_by(recording, uid) == set()
+
+    (entry,) = await entries_of(recording.database)
+    assert (entry.principal, entry.method) == ("hookline", "DisableSubscription")
+    assert (shown(entry.before_json)["state"], shown(entry.after_json)["state"]) == (
+        "ACTIVE",
+        "DISABLED",
+    )
+    assert shown(entry.after_json)["state_reason"] == "GONE"
+    (row,) = await recording.rows.all("subscriptions")
+    assert entry.tenant_uid == row["tenant_uid"]
+    await verified(recording.database)
+
+
+async def test_disabling_waits_for_no_change_under_way(
+    recording: Recording, database_url: str
+) -> None:
+    """Somebody's transaction that has its entry to make holds up no record."""
+    uid = await recording.rows.subscription()
+    async with rival(database_url) as slow:
+        await slow.execute("INSERT INTO audit_drafts (entry) VALUES ('{}')")
+        assert await disabled_by(recording, uid) == {uid}

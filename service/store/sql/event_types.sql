@@ -1,4 +1,4 @@
--- Event types. Every change is one statement that also tells the change log, for every node.
+-- Event types. Every change is one statement that also tells the change log, for every node, and is audited.
 
 -- name: create
 -- Nothing where the name is taken, be it archived.
@@ -9,6 +9,8 @@ WITH created AS (
     RETURNING *
 ), logged AS (
     INSERT INTO change_log (kind) SELECT 'EVENT_TYPE' FROM created
+), audited AS (
+    INSERT INTO audit_drafts (entry) SELECT $5 FROM created
 )
 SELECT * FROM created
 
@@ -32,5 +34,7 @@ WITH changed AS (
     RETURNING *
 ), logged AS (
     INSERT INTO change_log (kind) SELECT 'EVENT_TYPE' FROM changed
+), audited AS (
+    INSERT INTO audit_drafts (entry) SELECT $7 FROM changed
 )
 SELECT * FROM changed

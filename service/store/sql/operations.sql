@@ -1,14 +1,15 @@
--- What operators do to one delivery, and what a trial leaves behind. Each move is guarded by the state it was decided on.
+-- What operators do to one delivery, and what a trial leaves behind. Each move is guarded by the state it was decided on, and
+-- audited.
 
 -- name: find
 -- One delivery wherever it stands: the hot table and history in one statement, so that it is never caught in between.
-SELECT p.delivery_id, 'PENDING' AS state, p.due_at <= hookline_now() AS is_due, p.attempt_count, p.event_id,
+SELECT p.delivery_id, t.tenant_id, s.subscription_id, 'PENDING' AS state, p.due_at <= hookline_now() AS is_due, p.attempt_count, p.event_id,
        s.subscription_uid, s.bucket, s.tenant_uid, s.deleted_at IS NOT NULL AS is_deleted,
        s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, true AS has_event
 FROM pending_deliveries p JOIN subscriptions s USING (subscription_uid) JOIN tenants t USING (tenant_uid)
 WHERE p.bucket = $2 AND p.delivery_id = $3 AND t.tenant_id = $1 AND t.deleted_at IS NULL
 UNION ALL
-SELECT d.delivery_id, d.state, false, d.attempt_count, d.event_id,
+SELECT d.delivery_id, t.tenant_id, s.subscription_id, d.state, false, d.attempt_count, d.event_id,
        s.subscription_uid, s.bucket, s.tenant_uid, s.deleted_at IS NOT NULL,
        s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s,
        EXISTS (SELECT FROM events e WHERE e.tenant_uid = d.tenant_uid AND e.event_id = d.event_id)
@@ -21,6 +22,8 @@ WITH moved AS (
     UPDATE pending_deliveries SET due_at = hookline_now(), version = version + 1
     WHERE bucket = $1 AND delivery_id = $2 AND due_at > hookline_now()
     RETURNING bucket, subscription_uid, delivery_id
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) SELECT $3, $4 FROM moved
 )
 INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id) SELECT 'DELIVERY', moved.* FROM moved
 RETURNING delivery_id
@@ -39,6 +42,8 @@ WITH taken AS (
            d.attempt_count, least(d.attempt_count + $4::integer, 32767)
     FROM taken d JOIN events e ON e.tenant_uid = d.tenant_uid AND e.event_id = d.event_id
     RETURNING bucket, subscription_uid, delivery_id
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) SELECT $1, $5 FROM moved
 )
 INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id) SELECT 'DELIVERY', moved.* FROM moved
 RETURNING delivery_id
@@ -52,6 +57,8 @@ WITH taken AS (
     SELECT $1, delivery_id, subscription_uid, event_id, hookline_now(), version + 1, attempt_count, attempts_base,
            attempts_until, 'CANCELLED', 'OPERATOR'
     FROM taken
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) SELECT $1, $4 FROM taken
 )
 INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id)
 SELECT 'DELIVERY', bucket, subscription_uid, delivery_id FROM taken
@@ -66,6 +73,8 @@ WITH stored AS (
 ), finished AS (
     INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count, state)
     VALUES ($1, $15, $16, $2, hookline_now(), 0, 1, $17)
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) VALUES ($1, $26)
 )
 INSERT INTO attempts (delivery_id, number, http_status, latency_us, start_time, outcome, url, remote_address, error,
                       response_excerpt)

@@ -1,6 +1,6 @@
 -- Subscriptions and their signing keys. Every change is one statement: it locks the tenant first and the subscription after
--- it (whoever changes both, in this order), gives the subscription the tenant's next epoch, and tells the change log. A
--- change that finds another version than the one it was decided on does nothing.
+-- it (whoever changes both, in this order), gives the subscription the tenant's next epoch, tells the change log, and is
+-- audited. A change that finds another version than the one it was decided on does nothing.
 
 -- name: find_tenant
 SELECT tenant_uid, state, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS unix_us
@@ -23,12 +23,14 @@ WITH bumped AS (
     SELECT tenant_uid, epoch, $3, $4, $5, hookline_now(), hookline_now(),
            $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20
     FROM bumped
-    RETURNING subscription_uid, bucket
+    RETURNING tenant_uid, subscription_uid, bucket
 ), keyed AS (
     INSERT INTO signing_keys (subscription_uid, version, scheme, sealed_secret, public_key, create_time)
     SELECT subscription_uid, 1, $12, $21, $22, hookline_now() FROM created
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM created
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $23 FROM created
 )
 SELECT subscription_uid FROM created
 
@@ -86,6 +88,8 @@ WITH locked AS MATERIALIZED (
     UPDATE tenants t SET epoch = t.epoch + 1 FROM changed WHERE t.tenant_uid = changed.tenant_uid
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM changed
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $21 FROM changed
 )
 SELECT subscription_uid FROM changed
 
@@ -115,6 +119,8 @@ WITH locked AS MATERIALIZED (
     SELECT subscription_uid, $3 + 1, $5, $6, $7, hookline_now() FROM changed
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM changed
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $8 FROM changed
 )
 SELECT expire_time FROM previous
 
@@ -138,6 +144,8 @@ WITH locked AS MATERIALIZED (
     DELETE FROM signing_keys k USING changed WHERE k.subscription_uid = changed.subscription_uid
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM changed
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $3 FROM changed
 )
 SELECT subscription_uid FROM changed
 
@@ -162,6 +170,10 @@ WITH doomed AS MATERIALIZED (
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id)
     SELECT 'DELIVERY', bucket, subscription_uid, delivery_id FROM gone
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry)
+    SELECT $7, $8::jsonb || jsonb_build_object('after_json', jsonb_build_object('cancelled_count', count(*))::text)
+    FROM gone HAVING count(*) > 0
 )
 SELECT due_at, delivery_id FROM doomed ORDER BY due_at, delivery_id
 

@@ -1,14 +1,19 @@
--- Tenants. The epoch and the count of subscriptions are moved by subscriptions.sql.
+-- Tenants. The epoch and the count of subscriptions are moved by subscriptions.sql. Every change is audited in its statement.
 
 -- name: database_time
 SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS unix_us
 
 -- name: create
 -- Nothing where the id is taken.
-INSERT INTO tenants (tenant_uid, tenant_id, display_name, labels, create_time)
-VALUES ($1, $2, $3, $4, hookline_now())
-ON CONFLICT (tenant_id) WHERE deleted_at IS NULL DO NOTHING
-RETURNING *
+WITH created AS (
+    INSERT INTO tenants (tenant_uid, tenant_id, display_name, labels, create_time)
+    VALUES ($1, $2, $3, $4, hookline_now())
+    ON CONFLICT (tenant_id) WHERE deleted_at IS NULL DO NOTHING
+    RETURNING *
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $5 FROM created
+)
+SELECT * FROM created
 
 -- name: get
 SELECT * FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
@@ -17,14 +22,19 @@ SELECT * FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
 SELECT * FROM tenants WHERE tenant_uid < $1 AND deleted_at IS NULL ORDER BY tenant_uid DESC LIMIT $2
 
 -- name: update
--- NULL leaves a field as it is.
-UPDATE tenants SET display_name = coalesce($2, display_name), labels = coalesce($3, labels)
-WHERE tenant_id = $1 AND deleted_at IS NULL
-RETURNING *
+-- Over what the change was decided on ($4, $5).
+WITH changed AS (
+    UPDATE tenants SET display_name = $2, labels = $3
+    WHERE tenant_uid = $1 AND deleted_at IS NULL AND display_name = $4 AND labels = $5
+    RETURNING *
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $6 FROM changed
+)
+SELECT * FROM changed
 
 -- name: lock
 -- Publishes to the tenant end before this returns, or begin after the transaction and find another epoch.
-SELECT tenant_uid, subscription_count FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE
+SELECT * FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE
 
 -- name: has_pending
 -- Of deleted subscriptions, whose owners have not cancelled all yet.
@@ -34,4 +44,7 @@ SELECT EXISTS (
 )
 
 -- name: delete
-UPDATE tenants SET deleted_at = hookline_now(), epoch = epoch + 1 WHERE tenant_uid = $1
+WITH deleted AS (
+    UPDATE tenants SET deleted_at = hookline_now(), epoch = epoch + 1 WHERE tenant_uid = $1 RETURNING tenant_uid
+)
+INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $2 FROM deleted

@@ -1,0 +1,40 @@
+-- The audit log. Changes insert their draft in their own statements (`audited`); the schema makes entries of drafts.
+
+-- name: add_read
+-- A read that is told of: of a live tenant's, or of none's.
+INSERT INTO audit_drafts (tenant_uid, entry)
+SELECT (SELECT tenant_uid FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL), $2
+
+-- name: add
+INSERT INTO audit_drafts (tenant_uid, entry) SELECT * FROM unnest($1::uuid[], $2::jsonb[])
+
+-- name: find_tenant
+SELECT tenant_uid FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
+
+-- name: list_of_tenant
+-- Newest first, before $2; at most $3, and no more than fit into $4 bytes, but one at least.
+WITH found AS MATERIALIZED (
+    SELECT * FROM audit_entries WHERE tenant_uid = $1 AND sequence < $2 ORDER BY sequence DESC LIMIT $3
+), weighed AS (
+    SELECT *, count(*) OVER () AS found, row_number() OVER newest AS place,
+           sum(octet_length(before_json) + octet_length(after_json)) OVER newest AS total_bytes
+    FROM found WINDOW newest AS (ORDER BY sequence DESC)
+)
+SELECT * FROM weighed WHERE place = 1 OR total_bytes <= $4 ORDER BY sequence DESC
+
+-- name: list_of_all
+WITH found AS MATERIALIZED (
+    SELECT * FROM audit_entries WHERE sequence < $1 ORDER BY sequence DESC LIMIT $2
+), weighed AS (
+    SELECT *, count(*) OVER () AS found, row_number() OVER newest AS place,
+           sum(octet_length(before_json) + octet_length(after_json)) OVER newest AS total_bytes
+    FROM found WINDOW newest AS (ORDER BY sequence DESC)
+)
+SELECT * FROM weighed WHERE place = 1 OR total_bytes <= $3 ORDER BY sequence DESC
+
+-- name: head
+SELECT sequence, hash FROM audit_head
+
+-- name: walk
+-- Oldest first, behind $1, up to $2.
+SELECT * FROM audit_entries WHERE sequence > $1 AND sequence <= $2 ORDER BY sequence LIMIT $3
