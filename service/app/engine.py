@@ -24,6 +24,7 @@ from service.pipeline.targets import LaneConfigs
 from service.pipeline.timers import Timers
 from service.pipeline.trial import Trial
 from service.pipeline.upkeep import Upkeep
+from service.store.data_keys import TenantSecrets
 from service.store.database import Database
 from service.store.event_types import EventTypes
 from service.store.lanes import LaneStore
@@ -32,7 +33,6 @@ from service.store.operations import OperationStore
 from service.store.ownership import OwnershipStore
 from service.store.publishing import PublishStore
 from service.store.recording import RecordStore
-from service.store.secrets import SecretBox
 from service.store.upkeep import UpkeepStore
 from service.webhook.dialer import make_tls_context
 from service.webhook.sender import WebhookSender
@@ -48,7 +48,12 @@ class Engine:
     """The parts of one node's data path; `start` in the order of construction, `stop` backwards."""
 
     def __init__(
-        self, settings: Settings, database: Database, box: SecretBox, clock: Clock, place: str = ""
+        self,
+        settings: Settings,
+        database: Database,
+        secrets: TenantSecrets,
+        clock: Clock,
+        place: str = "",
     ) -> None:
         """`place` is the supervisor's name for this process; empty: there is none."""
         # A drawn number must not tell the next: ids are seen by tenants.
@@ -79,7 +84,13 @@ class Engine:
             self.event_types, is_strict=settings.is_strict_about_event_types
         )
         configs = LaneConfigs(
-            database, box, self.lanes, self.timers, clock, time, user_agent=f"hookline/{VERSION}"
+            database,
+            secrets,
+            self.lanes,
+            self.timers,
+            clock,
+            time,
+            user_agent=f"hookline/{VERSION}",
         )
         self.changes = Changes(LaneStore(session("changes")), self.lanes, configs, self.catalog)
         self.refiller = Refiller(LaneStore(session("refill")), self.lanes, self.ownership, configs)
@@ -87,19 +98,8 @@ class Engine:
             NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
         )
         self.publisher = self._make_publisher(settings, database, random)
-        self.recorder = Recorder(
-            RecordStore(session("record")),
-            self.lanes,
-            self.ownership,
-            time,
-            random,
-            disable_after_s=settings.disable_after_days * 86_400,
-        )
-        self.transport = WebhookTransport(
-            egress=settings.egress.policy,
-            proxy=settings.egress.proxy,
-            tls_context=make_tls_context(settings.egress.ca_file),
-        )
+        self.recorder = self._make_recorder(settings, database, random)
+        self.transport = _make_transport(settings)
         sender = WebhookSender(self.transport, unix_s=time.unix_s)
         self.deliverer = Deliverer(
             self.lanes,
@@ -125,9 +125,27 @@ class Engine:
             settings.limits,
         )
 
+    def _make_recorder(self, settings: Settings, database: Database, random: Random) -> Recorder:
+        return Recorder(
+            RecordStore(database.session("record")),
+            self.lanes,
+            self.ownership,
+            self.time,
+            random,
+            disable_after_s=settings.disable_after_days * 86_400,
+        )
+
     def _owns(self, bucket: int) -> bool:
         """Lanes and ownership know one another; lanes come first."""
         return self.ownership.owns(bucket)
+
+
+def _make_transport(settings: Settings) -> WebhookTransport:
+    return WebhookTransport(
+        egress=settings.egress.policy,
+        proxy=settings.egress.proxy,
+        tls_context=make_tls_context(settings.egress.ca_file),
+    )
 
 
 def _make_upkeep(settings: Settings, database: Database) -> Upkeep:

@@ -23,8 +23,10 @@ from service.config import ListenAddress, Role, Settings
 from service.domain.errors import UnavailableError
 from service.identity.files import SourceError
 from service.pipeline.clock import MAX_SKEW_S, Clock, DatabaseTime, SystemClock
+from service.store.data_keys import TenantSecrets
 from service.store.database import Database, OutcomeUnknownError, UnsafeServerError
 from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from service.store.master_keys import check_master_keys
 from service.store.migrations import Migration, MigrationError, migrate, pending_migrations
 from service.store.secrets import MasterKeyError, SecretBox, load_or_create_master_key
 from service.store.tenants import Tenants
@@ -61,8 +63,8 @@ class App:
             return await self._start()
         except BaseException as error:
             await asyncio.shield(self.stop())
-            if isinstance(error, _FORESEEN):
-                raise StartError(_sentence_of(error)) from error
+            if isinstance(error, FORESEEN):
+                raise StartError(sentence_of(error)) from error
             raise
 
     async def _start(self) -> int:
@@ -82,8 +84,9 @@ class App:
         await _prepare_schema(settings, database)
         await Tenants(database).ensure_default()
         master_keys = self._master_keys()
-        box = SecretBox(master_keys)
-        engine = Engine(settings, database, box, self._clock, self._place)
+        secrets = TenantSecrets(SecretBox(master_keys))
+        await check_master_keys(database, secrets.box)
+        engine = Engine(settings, database, secrets, self._clock, self._place)
         push(engine.transport.aclose)
         self._stack.callback(engine.timers.clear)
         push(engine.notifier.stop)
@@ -106,7 +109,7 @@ class App:
         push(following.stop)
         following.start()
         server = ApiServer(
-            make_servicers(settings, database, engine, box, following, page_key=master_keys[0]),
+            make_servicers(settings, database, engine, secrets, following, page_key=master_keys[0]),
             address=str(settings.listen),
             limits=settings.limits,
             identities=[Anonymous()],
@@ -196,8 +199,8 @@ async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]
         await database.open()
         await database.check_server()
         return await migrate(database.url, post=post)
-    except _FORESEEN as error:
-        raise StartError(_sentence_of(error)) from error
+    except FORESEEN as error:
+        raise StartError(sentence_of(error)) from error
     finally:
         await database.close()
 
@@ -255,7 +258,7 @@ async def _prepare_schema(settings: Settings, database: Database) -> None:
         await days.close()
 
 
-_FORESEEN = (
+FORESEEN = (
     CannotListenError,
     EmbeddedPostgresError,
     MasterKeyError,
@@ -265,9 +268,10 @@ _FORESEEN = (
     UnavailableError,
     UnsafeServerError,
 )
+"""What keeps a node from starting, and has a sentence of its own."""
 
 
-def _sentence_of(error: BaseException) -> str:
+def sentence_of(error: BaseException) -> str:
     """What whoever starts a node is told; unlike a caller, he may know why the database is away."""
     if isinstance(error, UnavailableError) and error.__cause__ is not None:
         return f"the database cannot be reached ({error.__cause__})"

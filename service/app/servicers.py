@@ -16,10 +16,10 @@ from service.api.unbuilt import UnbuiltAccessRpcs
 from service.app.engine import Engine
 from service.app.following import Following
 from service.config import Settings
+from service.store.data_keys import TenantSecrets
 from service.store.database import Database
 from service.store.deliveries import DeliveryStore
 from service.store.events import EventStore
-from service.store.secrets import SecretBox
 from service.store.status import StatusStore
 from service.store.subscriptions import Subscriptions
 from service.store.tenants import Tenants
@@ -29,7 +29,7 @@ def make_servicers(
     settings: Settings,
     database: Database,
     engine: Engine,
-    box: SecretBox,
+    secrets: TenantSecrets,
     following: Following,
     *,
     page_key: bytes,
@@ -46,7 +46,7 @@ def make_servicers(
             publisher=engine.publisher, events=EventStore(database), pages=pages, limits=limits
         ),
         subscriptions=SubscriptionServicer(
-            subscriptions=Subscriptions(database, box),
+            subscriptions=Subscriptions(database, secrets),
             deliveries=deliveries,
             changes=engine.changes,
             trial=engine.trial,

@@ -28,6 +28,20 @@ Brings the schema of HOOKLINE_DATABASE_URL up to this version: safe to repeat, a
 machines at once. The previous version goes on running meanwhile. Once none of its nodes is left,
 `--post` removes what only they needed.
 """
+_KEYS = """\
+Keeps the master keys, those that seal every secret in the database. Works on HOOKLINE_DATABASE_URL
+itself, with the HOOKLINE_MASTER_KEY that nodes have, and needs none of them.
+"""
+_ROTATE_MASTER = """\
+Seals anew, with the first key of HOOKLINE_MASTER_KEY, what its other keys have sealed. Nodes that
+have all of these keys serve on meanwhile. Safe to repeat, and to cut off. Tells at the end which
+keys are still in use: one that is not may go.
+"""
+_FORGET_MASTER = """\
+Lets nodes start without a master key that is lost for good. What it sealed stays in the database,
+and opens again if the key is found. Until then each subscription whose secret it sealed is held:
+RotateSigningSecret gives it a new one, UpdateSubscription new secret headers and certificates.
+"""
 _DEMO = """\
 Starts a service and two small receivers, publishes, and shows each webhook as it arrives, each
 retry and each final state. Needs nothing, leaves nothing behind, ends by itself; exits 1 if
@@ -71,6 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_node_arguments(add("serve", _SERVE, "run it for production"))
     migrate = add("migrate", _MIGRATE, "bring the database's schema up to date")
     migrate.add_argument("--post", action="store_true", help="also what the last version needed")
+    _add_keys_arguments(add("keys", _KEYS, "rotate the master key"))
     demo = add("demo", _DEMO, "see it work, in a few seconds")
     # A flag and not a variable: HOOKLINE_* are the service's, and it refuses what it does not know.
     demo.add_argument(
@@ -128,6 +143,25 @@ def _add_server(command: argparse.ArgumentParser) -> None:
             default=os.environ.get(variable) or None,
             help=f"{text}; by default {variable}",
         )
+
+
+def _add_keys_arguments(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(
+        title="what to do", metavar="ACTION", dest="action", required=True
+    )
+
+    def add(name: str, text: str, short: str) -> argparse.ArgumentParser:
+        return actions.add_parser(
+            name,
+            help=short,
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    add("rotate-master", _ROTATE_MASTER, "seal everything anew, with the first master key")
+    forget = add("forget-master", _FORGET_MASTER, "start without a master key that is lost")
+    forget.add_argument("key_id", metavar="KEY_ID", help="as the error names it")
 
 
 def _add_listen_arguments(command: argparse.ArgumentParser) -> None:

@@ -43,6 +43,7 @@ class Role(StrEnum):
     DEV = "dev"
     SERVE = "serve"
     MIGRATE = "migrate"
+    KEYS = "keys"
 
 
 def available_cores() -> int:
@@ -179,7 +180,9 @@ class Settings:
         """Where settings that are right by themselves do not go together."""
         limits, problems = self.limits, []
         if self.role is not Role.DEV and self.database_url is None:
-            problems.append("HOOKLINE_DATABASE_URL is not set: `serve` and `migrate` need one")
+            problems.append(
+                "HOOKLINE_DATABASE_URL is not set: `serve`, `migrate` and `keys` need one"
+            )
         if self.role is Role.MIGRATE:
             return problems
         if self.role is Role.DEV and self.workers > 1 and self.database_url is None:
@@ -187,11 +190,13 @@ class Settings:
                 f"HOOKLINE_WORKERS is {self.workers}, and HOOKLINE_DATABASE_URL is not set: the"
                 " embedded Postgres serves one process, so set one of them otherwise"
             )
-        if self.role is Role.SERVE and not self.master_keys:
+        if self.role is not Role.DEV and not self.master_keys:
             problems.append(
-                "HOOKLINE_MASTER_KEY is not set: `serve` needs one, to seal signing secrets with;"
+                f"HOOKLINE_MASTER_KEY is not set: `{self.role}` needs one, to seal secrets with;"
                 " `openssl rand -base64 32` makes one. Keep it: without it they are lost"
             )
+        if self.role is Role.KEYS:
+            return problems
         if self.is_auth_on:
             problems.append(
                 "HOOKLINE_AUTH is on, and authentication is not built yet: set HOOKLINE_AUTH=off,"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,26 @@ class Subscription:
     create_time: datetime | None = None
     update_time: datetime | None = None
     etag: str = ""
+
+
+def paused(seen: Subscription) -> Subscription:
+    """Held by an operator."""
+    if seen.state is SubscriptionState.PAUSED:
+        return seen
+    message = "paused by an operator"
+    if seen.state is SubscriptionState.DISABLED:
+        message += f"; it was disabled before: {seen.state_message}"
+    return replace(
+        seen,
+        state=SubscriptionState.PAUSED,
+        state_reason=SubscriptionStateReason.OPERATOR,
+        state_message=message,
+    )
+
+
+def resumed(seen: Subscription) -> Subscription:
+    """Going out again."""
+    return replace(seen, state=SubscriptionState.ACTIVE, state_reason=None, state_message="")
 
 
 def matches(pattern: str, event_type: str) -> bool:

@@ -128,14 +128,17 @@ class Lane:
         "dirty_since_read",
         "failing_since_us",
         "failures",
+        "fault",
         "has_turn",
         "in_flight",
         "is_deleted",
         "is_gone",
         "is_outdated",
         "known",
+        "name",
         "paced_until_s",
         "queue",
+        "read_again_s",
         "rests_until_s",
         "stale",
         "state",
@@ -151,6 +154,12 @@ class Lane:
         self.subscription_uid = subscription_uid
         self.bucket = bucket
         self.config: LaneConfig | None = None
+        self.name = str(subscription_uid)
+        """The subscription's resource name, once it is known."""
+        self.fault = ""
+        """Why it cannot be made ready, which is ours to mend: a secret that does not open."""
+        self.read_again_s = 0.0
+        """With a fault, its subscription is not read before then, unless it changes."""
         self.state = LaneState.DIRTY
         self.dirty_since_read = False
         self.queue: deque[Job] = deque()
@@ -223,6 +232,7 @@ class Lane:
             and config.state is SubscriptionState.ACTIVE
             and not self.is_deleted
             and not self.is_outdated
+            and not self.fault
         )
 
     def adopt(self, config: LaneConfig) -> bool:
@@ -231,6 +241,8 @@ class Lane:
         if before is not None and config.version < before.version:
             return False
         self.config = config
+        self.name = config.name
+        self.fault = ""
         self.is_outdated = False
         if before is None:
             self.window = float(config.max_in_flight)

@@ -23,7 +23,7 @@ class LaneCondition(StrEnum):
     LIMITED = "LIMITED"
     """Its rate or its window is used up."""
     HELD = "HELD"
-    """Its subscription is paused or disabled."""
+    """Its subscription is paused or disabled, or we cannot make it ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def top_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool], count: int
     """The lanes with the most in memory."""
     return [
         LaneView(
-            lane.config.name if lane.config else str(lane.subscription_uid),
+            lane.name,
             condition_of(lane, may_take),
             len(lane.queue),
             lane.in_flight,
@@ -75,7 +75,7 @@ def top_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool], count: int
 
 def condition_of(lane: Lane, may_take: Callable[[Lane], bool]) -> LaneCondition:
     """What keeps a lane from sending, if anything does."""
-    if lane.config is not None and not lane.sends():
+    if lane.fault or (lane.config is not None and not lane.sends()):
         return LaneCondition.HELD
     if lane.is_circuit_open:
         return LaneCondition.OPEN

@@ -43,6 +43,8 @@ __all__ = ["LaneCounts", "LaneView", "Lanes"]
 TIMER_HORIZON_S = 60.0
 """Retries due within this wait in memory; later ones stay in Postgres alone."""
 TIMERS_PER_LANE = 100
+FAULT_PAUSE_S = 30.0
+"""How long a lane that cannot be made ready is left alone."""
 
 
 class Lanes:
@@ -133,6 +135,8 @@ class Lanes:
         """Whether reading the hot table for a lane would lead anywhere."""
         if lane.state is not LaneState.DIRTY or lane.is_gone:
             return False
+        if lane.fault and not lane.is_deleted:
+            return lane.read_again_s <= self._clock.boottime_s()
         if lane.config is None or lane.is_deleted or lane.is_outdated:
             return True
         if not lane.sends() or lane.rests_until_s > self._clock.boottime_s():
@@ -176,6 +180,12 @@ class Lanes:
             self._want(lane)
         else:
             self._empty(lane)
+
+    def unusable(self, lane: Lane, name: str, fault: str) -> None:
+        """Its subscription cannot be sent for, by our own fault: what is due waits in Postgres."""
+        lane.name, lane.fault = name, fault
+        lane.read_again_s = self._clock.boottime_s() + FAULT_PAUSE_S
+        self._empty(lane)
 
     # ------------------------------------------------------------------- what the recorder does
 

@@ -112,7 +112,7 @@ class Refiller:
         unknown = [
             lane
             for lane in lanes
-            if (lane.config is None or lane.is_outdated) and not lane.is_deleted
+            if (lane.config is None or lane.is_outdated or lane.fault) and not lane.is_deleted
         ]
         await self._configs.configure(unknown)
         for lane in lanes:

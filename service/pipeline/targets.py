@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from service.pipeline.lane import Lane
     from service.pipeline.lanes import Lanes
     from service.pipeline.timers import Timers
-    from service.store.routes import LiveSecret, Reader, RouteRow
-    from service.store.secrets import SecretBox
+    from service.store.data_keys import TenantSecrets
+    from service.store.routes import Reader, RouteRow
+    from service.store.subscription_secrets import LiveSecret
     from service.webhook.prepared import PreparedTarget
 
 _log = structlog.get_logger(__name__)
+
+FAULT_LOG_PAUSE_S = 60.0
+"""Of lanes that cannot be made ready one is logged, and then none for so long but counted."""
 
 
 class LaneConfigs:
@@ -37,7 +41,7 @@ class LaneConfigs:
     def __init__(
         self,
         reader: Reader,
-        box: SecretBox,
+        secrets: TenantSecrets,
         lanes: Lanes,
         timers: Timers,
         clock: Clock,
@@ -46,28 +50,26 @@ class LaneConfigs:
         user_agent: str,
     ) -> None:
         self._reader = reader
-        self._box = box
+        self._secrets = secrets
         self._lanes = lanes
         self._timers = timers
         self._clock = clock
         self._time = time
         self._user_agent = user_agent
+        self._quiet_until_s = 0.0
+        self._unlogged = 0
 
     async def configure(self, lanes: Sequence[Lane]) -> None:
         """Read the lanes' subscriptions anew and tell the lanes."""
         by_uid = {lane.subscription_uid: lane for lane in lanes}
-        for route in await load_routes(self._reader, self._box, list(by_uid)):
+        for route in await load_routes(self._reader, self._secrets, list(by_uid)):
             lane = by_uid[route.subscription.uid]
             if route.is_deleted:
                 self._lanes.deleted(lane)
             elif route.secret_fault:
-                # Ours, not the target's: the lane stays as it is, its deliveries wait in Postgres.
-                _log.error(
-                    "signing_secret_sealed", subscription=_name_of(route), error=route.secret_fault
-                )
-            elif config := self._config_of(route):
-                self._lanes.configure(lane, config)
-                self._watch_expiry(lane, route.secrets)
+                self._refuse(lane, route, "secret_sealed", route.secret_fault)
+            else:
+                self._take_in(lane, route)
 
     async def reconfigure(self, uids: Sequence[UUID]) -> None:
         """The same for subscriptions that changed, where memory has a lane of theirs."""
@@ -80,7 +82,7 @@ class LaneConfigs:
 
         Raises `UnavailableError` where its secret cannot be opened: the fault is ours.
         """
-        for route in await load_routes(self._reader, self._box, [subscription_uid]):
+        for route in await load_routes(self._reader, self._secrets, [subscription_uid]):
             if route.secret_fault:
                 raise UnavailableError(
                     f"nothing was sent: the signing secret of {_name_of(route)} cannot be opened",
@@ -90,14 +92,36 @@ class LaneConfigs:
                 return route, self._target_of(route.subscription, route.secrets)
         return None
 
-    def _config_of(self, route: RouteRow) -> LaneConfig | None:
-        """None, and told, where the target is outside today's grammar: others go on without it."""
-        subscription = route.subscription
+    def _take_in(self, lane: Lane, route: RouteRow) -> None:
+        """Configure a lane, but where the target is outside today's grammar: others go on."""
         try:
-            target = self._target_of(subscription, route.secrets)
+            config = self._config_of(route)
         except ValueError as error:
-            _log.error("target_unusable", subscription=_name_of(route), error=str(error))
-            return None
+            self._refuse(lane, route, "target_unusable", str(error))
+            return
+        self._lanes.configure(lane, config)
+        self._watch_expiry(lane, route.secrets)
+
+    def _refuse(self, lane: Lane, route: RouteRow, event: str, fault: str) -> None:
+        """Hold a lane: the fault is ours, not the target's. Its deliveries wait in Postgres.
+
+        There may be thousands, all for one reason: the log has one of them a minute.
+        """
+        is_news = lane.fault != fault
+        self._lanes.unusable(lane, _name_of(route), fault)
+        if not is_news:
+            return
+        now_s = self._clock.boottime_s()
+        if now_s < self._quiet_until_s:
+            self._unlogged += 1
+            return
+        _log.error(event, subscription=_name_of(route), error=fault, others=self._unlogged)
+        self._quiet_until_s, self._unlogged = now_s + FAULT_LOG_PAUSE_S, 0
+
+    def _config_of(self, route: RouteRow) -> LaneConfig:
+        """Raises ValueError where the target is outside today's grammar."""
+        subscription = route.subscription
+        target = self._target_of(subscription, route.secrets)
         return LaneConfig(
             name=_name_of(route),
             version=route.version,

@@ -13,19 +13,22 @@ from uuid import UUID
 from service.domain.subscription import (
     PayloadFormat,
     RetryPolicy,
-    SignatureScheme,
     Subscription,
     schedule_of,
 )
-from service.store.secrets import SealedSecretError, SecretBox, SecretPlace
+from service.store.secrets import SealedSecretError
 from service.store.statements import Statements
 from service.store.subscription_rows import policy_of, subscription_of
+from service.store.subscription_secrets import open_signing_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
     import asyncpg
+
+    from service.store.data_keys import TenantSecrets
+    from service.store.subscription_secrets import LiveSecret
 
 SQL = Statements("subscriptions")
 
@@ -37,19 +40,6 @@ class Reader(Protocol):
 
     async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
         """The rows of one statement."""
-
-
-class LiveSecret(NamedTuple):
-    """A secret that signs now, in clear: only its signatures leave the process."""
-
-    scheme: SignatureScheme
-    text: str
-    """`whsec_…` or `whsk_…`."""
-    expire_time: datetime | None
-    """Database time from which it signs no more; None: the current one."""
-
-    def __repr__(self) -> str:
-        return f"LiveSecret({self.scheme}, expire_time={self.expire_time})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,19 +84,23 @@ class IndexLoad:
     changed: tuple[IndexRow, ...]
 
 
-async def load_routes(reader: Reader, box: SecretBox, uids: Sequence[UUID]) -> list[RouteRow]:
+async def load_routes(
+    reader: Reader, secrets: TenantSecrets, uids: Sequence[UUID]
+) -> list[RouteRow]:
     """The routes of these subscriptions, tombstones too, in no order; unknown uids are left out."""
     if not uids:
         return []
-    return [_route_of(row, box) for row in await reader.fetch(SQL.read, list(uids))]
+    return [_route_of(row, secrets) for row in await reader.fetch(SQL.read, list(uids))]
 
 
-def _route_of(row: asyncpg.Record, box: SecretBox) -> RouteRow:
+def _route_of(row: asyncpg.Record, secrets: TenantSecrets) -> RouteRow:
+    live: tuple[LiveSecret, ...] = ()
     fault = ""
     try:
-        secrets = () if row["deleted_at"] else open_secrets(row, box)
+        if not row["deleted_at"]:
+            live = open_signing_secrets(row, secrets)
     except SealedSecretError as error:
-        secrets, fault = (), str(error)
+        fault = str(error)
     return RouteRow(
         subscription=subscription_of(row),
         tenant_uid=row["tenant_uid"],
@@ -114,23 +108,8 @@ def _route_of(row: asyncpg.Record, box: SecretBox) -> RouteRow:
         version=row["version"],
         is_deleted=row["deleted_at"] is not None,
         failing_since=row["failing_since"],
-        secrets=secrets,
+        secrets=live,
         secret_fault=fault,
-    )
-
-
-def open_secrets(row: asyncpg.Record, box: SecretBox) -> tuple[LiveSecret, ...]:
-    """The live secrets in a row of the statement `read`; raises `SealedSecretError`."""
-    columns = (row["key_versions"], row["key_schemes"], row["key_secrets"], row["key_expire_times"])
-    return tuple(
-        LiveSecret(
-            SignatureScheme(scheme),
-            box.open(
-                sealed, SecretPlace(row["tenant_uid"], row["subscription_uid"], version)
-            ).decode(),
-            expire_time,
-        )
-        for version, scheme, sealed, expire_time in zip(*columns, strict=True)
     )
 
 

@@ -1,15 +1,15 @@
 """Secrets at rest: sealed with AES-256-GCM under a master key, bound to the row they belong to.
 
-Theory of operation. A sealed secret is self-describing, so that keys can be rotated, and a
-hierarchy of keys introduced, without rewriting what is stored:
+Theory of operation. What is sealed is self-describing, so that keys can be rotated without
+rewriting what is stored:
 
     version (1 byte) | key id (8) | nonce (12) | ciphertext and tag
 
-Version 1 is AES-256-GCM under the master key that the key id names; a data key per tenant would be
-a version 2 whose key id names that data key. The key id is a hash of the key, so a secret sealed
-under a key that this process was not given says which one is missing. The associated data names the
-tenant, the subscription and the secret's version: a sealed secret copied to another row does not
-open.
+Version 1 is AES-256-GCM under the master key that the key id names, version 2 the same under the
+data key of a tenant (data_keys.py). The key id is a hash of the key, so what is sealed under a key
+that this process was not given says which one is missing; it serves as the key's check value, too.
+The associated data names the place that a sealed thing belongs to, such as a tenant, a subscription
+and the secret's version: copied to another row it does not open.
 
 Must not know what the secrets are for. No error here carries any part of a key or a secret.
 """
@@ -23,22 +23,27 @@ import os
 import secrets
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from uuid import UUID
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
 """NIST SP 800-38D section 8.2.2: random nonces of 96 bits serve for 2^32 secrets under one key."""
 
-_FORMAT_VERSION = 1
-_KEY_ID_BYTES = 8
-_HEAD_BYTES = 1 + _KEY_ID_BYTES + NONCE_BYTES
+KEY_ID_BYTES = 8
+
+UNDER_MASTER_KEY = 1
+"""The format's version of what a master key sealed."""
+UNDER_DATA_KEY = 2
+"""The format's version of what a tenant's data key sealed."""
+
+_HEAD_BYTES = 1 + KEY_ID_BYTES + NONCE_BYTES
 _TAG_BYTES = 16
 
 
@@ -50,22 +55,51 @@ class SealedSecretError(Exception):
     """A stored secret that does not open: its key is missing, or it was changed or moved."""
 
 
+class Place(Protocol):
+    """Where a sealed thing belongs; it opens nowhere else."""
+
+    def associated_data(self) -> bytes:
+        """What is authenticated with the thing though not stored with it."""
+
+
 class SecretPlace(NamedTuple):
-    """Where a secret belongs; it opens nowhere else."""
+    """Where a subscription's secret belongs."""
 
     tenant_uid: UUID
     subscription_uid: UUID
     version: int
+    kind: bytes = b"hookline signing secret"
 
     def associated_data(self) -> bytes:
-        """What is authenticated with the secret though not stored with it."""
+        """The kind, both uids and the version: a recreated name reads nothing old."""
         uids = self.tenant_uid.bytes + self.subscription_uid.bytes
-        return b"hookline signing secret\0" + uids + self.version.to_bytes(4, "big")
+        return self.kind + b"\0" + uids + self.version.to_bytes(4, "big")
+
+
+class Sealed(NamedTuple):
+    """A sealed thing, taken apart."""
+
+    version: int
+    key_id: bytes
+    nonce: bytes
+    ciphertext: bytes
 
 
 def key_id_of(key: bytes) -> bytes:
     """What names a key without telling it."""
-    return hashlib.sha256(b"hookline key id\0" + key).digest()[:_KEY_ID_BYTES]
+    return hashlib.sha256(b"hookline key id\0" + key).digest()[:KEY_ID_BYTES]
+
+
+def take_apart(sealed: bytes) -> Sealed:
+    """What a sealed thing says of itself; raises `SealedSecretError` where it is cut."""
+    if len(sealed) < _HEAD_BYTES + _TAG_BYTES:
+        raise SealedSecretError("a stored secret has a format that this version cannot read")
+    return Sealed(
+        sealed[0],
+        sealed[1 : 1 + KEY_ID_BYTES],
+        sealed[1 + KEY_ID_BYTES : _HEAD_BYTES],
+        sealed[_HEAD_BYTES:],
+    )
 
 
 class SecretBox:
@@ -79,33 +113,39 @@ class SecretBox:
         if not master_keys or any(len(key) != KEY_BYTES for key in master_keys):
             raise MasterKeyError(f"at least one master key of {KEY_BYTES} bytes is needed")
         self._ciphers = {key_id_of(key): AESGCM(key) for key in master_keys}
-        self._current = key_id_of(master_keys[0])
+        self.key_ids = tuple(self._ciphers)
+        """What names its keys; the first one seals."""
         self._random_bytes = random_bytes
 
-    def seal(self, secret: bytes, place: SecretPlace) -> bytes:
+    def seal(self, secret: bytes, place: Place) -> bytes:
         """The secret as it may be stored at its place."""
-        nonce = self._random_bytes(NONCE_BYTES)
-        ciphertext = self._ciphers[self._current].encrypt(nonce, secret, place.associated_data())
-        return bytes([_FORMAT_VERSION]) + self._current + nonce + ciphertext
+        current, nonce = self.key_ids[0], self._random_bytes(NONCE_BYTES)
+        ciphertext = self._ciphers[current].encrypt(nonce, secret, place.associated_data())
+        return bytes([UNDER_MASTER_KEY]) + current + nonce + ciphertext
 
-    def open(self, sealed: bytes, place: SecretPlace) -> bytes:
+    def open(self, sealed: bytes, place: Place) -> bytes:
         """The secret that was sealed for this place; raises `SealedSecretError`."""
-        if len(sealed) < _HEAD_BYTES + _TAG_BYTES or sealed[0] != _FORMAT_VERSION:
+        parts = take_apart(sealed)
+        if parts.version != UNDER_MASTER_KEY:
             raise SealedSecretError("a stored secret has a format that this version cannot read")
-        key_id, nonce = sealed[1 : 1 + _KEY_ID_BYTES], sealed[1 + _KEY_ID_BYTES : _HEAD_BYTES]
-        cipher = self._ciphers.get(key_id)
+        cipher = self._ciphers.get(parts.key_id)
         if cipher is None:
             raise SealedSecretError(
-                f"a secret is sealed with the master key {key_id.hex()}, which HOOKLINE_MASTER_KEY"
-                f" lacks; it has {', '.join(sorted(known.hex() for known in self._ciphers))}"
+                f"a secret is sealed with the master key {parts.key_id.hex()}, which"
+                f" HOOKLINE_MASTER_KEY lacks; it has {names_of(self.key_ids)}"
             )
         try:
-            return cipher.decrypt(nonce, sealed[_HEAD_BYTES:], place.associated_data())
+            return cipher.decrypt(parts.nonce, parts.ciphertext, place.associated_data())
         except InvalidTag:
             raise SealedSecretError(
-                f"a secret sealed with the master key {key_id.hex()} was changed, or moved from"
-                " another subscription"
+                f"a secret sealed with the master key {parts.key_id.hex()} was changed, or moved"
+                " from another subscription"
             ) from None
+
+
+def names_of(key_ids: Iterable[bytes]) -> str:
+    """Key ids for people."""
+    return ", ".join(key_id.hex() for key_id in key_ids)
 
 
 def parse_master_keys(text: str) -> tuple[bytes, ...]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import secrets as randomness
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from uuid import UUID
@@ -28,16 +27,10 @@ from service.domain.errors import (
 )
 from service.domain.ids import bucket_of, first_uuid_of
 from service.domain.names import WILDCARD, subscription_name, tenant_name
-from service.domain.subscription import (
-    SignatureScheme,
-    Subscription,
-    SubscriptionState,
-    SubscriptionStateReason,
-)
+from service.domain.subscription import SignatureScheme, Subscription, paused, resumed
 from service.store import subscription_audit as audit
 from service.store.database import ContentionError, OutcomeUnknownError, RejectedError
-from service.store.routes import open_secrets
-from service.store.secrets import SealedSecretError, SecretBox, SecretPlace
+from service.store.secrets import SealedSecretError, SecretPlace
 from service.store.statements import Statements
 from service.store.subscription_rows import (
     policy_columns_of,
@@ -45,6 +38,7 @@ from service.store.subscription_rows import (
     target_columns_of,
     version_of,
 )
+from service.store.subscription_secrets import data_key_for, open_signing_secrets
 from service.store.uids import make_uid
 
 if TYPE_CHECKING:
@@ -52,6 +46,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from service.store.data_keys import TenantSecrets
     from service.store.database import Database
 
 SQL = Statements("subscriptions")
@@ -89,11 +84,11 @@ class Subscriptions:
     def __init__(
         self,
         database: Database,
-        box: SecretBox,
+        secrets: TenantSecrets,
         random_bits: Callable[[int], int] = randomness.randbits,
     ) -> None:
         self._database = database
-        self._box = box
+        self._secrets = secrets
         self._random_bits = random_bits
 
     async def create(
@@ -107,7 +102,7 @@ class Subscriptions:
         """
         tenant = await self._tenant(draft.tenant_id)
         uid = make_uid(tenant["unix_us"], self._random_bits)
-        place = SecretPlace(tenant["tenant_uid"], uid, 1)
+        sealed = await self._seal(secret, SecretPlace(tenant["tenant_uid"], uid, 1), tenant)
         arguments = (
             tenant["tenant_uid"],
             max_of_tenant,
@@ -117,7 +112,7 @@ class Subscriptions:
             *target_columns_of(draft),
             secret.scheme.value,
             *policy_columns_of(draft),
-            self._box.seal(secret.text.encode(), place),
+            sealed,
             secret.public_key,
             audit.creation(draft, uid, secret.scheme, secret.public_key),
         )
@@ -300,7 +295,7 @@ class Subscriptions:
                 current,
                 overlap_s,
                 secret.scheme.value,
-                self._box.seal(secret.text.encode(), place),
+                await self._seal(secret, place, row),
                 secret.public_key,
                 audit.rotation(subscription_of(row), secret.scheme, secret.public_key, overlap_s),
             )
@@ -310,9 +305,14 @@ class Subscriptions:
 
     def _is_current(self, row: asyncpg.Record, secret: NewSecret) -> bool:
         try:
-            return open_secrets(row, self._box)[0].text == secret.text
+            return open_signing_secrets(row, self._secrets)[0].text == secret.text
         except SealedSecretError:
             return False  # its key is lost: a rotation is how the owner recovers
+
+    async def _seal(self, secret: NewSecret, place: SecretPlace, row: asyncpg.Record) -> bytes:
+        """A secret, sealed with a data key of the row's tenant."""
+        data_key = await data_key_for(self._database, self._secrets, place.tenant_uid, row)
+        return self._secrets.seal(secret.text.encode(), place, data_key)
 
     async def delete(self, tenant_id: str, subscription_id: str, *, etag: str = "") -> None:
         """End a subscription; the owner of its bucket cancels what is pending."""
@@ -350,26 +350,6 @@ class Subscriptions:
         if row is None or row["deleted_at"] is not None:
             _raise_not_found(tenant_id, subscription_id)
         return row
-
-
-def paused(seen: Subscription) -> Subscription:
-    """Held by an operator."""
-    if seen.state is SubscriptionState.PAUSED:
-        return seen
-    message = "paused by an operator"
-    if seen.state is SubscriptionState.DISABLED:
-        message += f"; it was disabled before: {seen.state_message}"
-    return replace(
-        seen,
-        state=SubscriptionState.PAUSED,
-        state_reason=SubscriptionStateReason.OPERATOR,
-        state_message=message,
-    )
-
-
-def resumed(seen: Subscription) -> Subscription:
-    """Going out again."""
-    return replace(seen, state=SubscriptionState.ACTIVE, state_reason=None, state_message="")
 
 
 def _check_etag(seen: Subscription, etag: str) -> None:

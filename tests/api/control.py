@@ -169,7 +169,7 @@ async def controlling(
                 limits=rig.limits,
             ),
             subscriptions=SubscriptionServicer(
-                subscriptions=Subscriptions(rig.database, rig.box),
+                subscriptions=Subscriptions(rig.database, rig.secrets),
                 deliveries=DeliveryStore(rig.database),
                 changes=rig.changes,
                 trial=rig.trial,

@@ -12,11 +12,16 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import hookline.webhook
 from hookline import HooklineClient
 from hookline.errors import UnavailableError
 from hookline.v1.event_pb2 import Event
-from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
+from hookline.v1.subscription_service_pb2 import (
+    CreateSubscriptionRequest,
+    RotateSigningSecretRequest,
+)
 from service.app import App, StartError
+from service.app.master_key import rotate_master
 from service.config import Role, Settings
 from service.store.database import RejectedError
 from tests.pipeline.rig import Receiver, TurnableClock
@@ -247,3 +252,46 @@ async def test_too_few_connections_for_all_processes_are_told_of(
         await app.stop()
     told = capfd.readouterr()
     assert ("connections_short" in told.out + told.err) is is_short
+
+
+def keys(*master_keys: bytes) -> str:
+    return ",".join(base64.b64encode(key).decode() for key in master_keys)
+
+
+async def test_a_node_whose_master_key_opens_nothing_that_is_stored_does_not_start(
+    database_url: str,
+) -> None:
+    async with started(database_url) as (_, client):
+        await subscribe(client, "http://127.0.0.1:1/")
+    with pytest.raises(StartError, match="HOOKLINE_MASTER_KEY lacks") as caught:
+        await App(settings(database_url, HOOKLINE_MASTER_KEY=keys(b"o" * 32))).start()
+    assert keys(b"o" * 32) not in str(caught.value)
+    await until(lambda: no_connections(database_url), "what had started is stopped")
+
+
+async def test_a_master_key_is_exchanged_while_nodes_serve(database_url: str) -> None:
+    old, new = bytes(32), b"n" * 32
+    both = settings(database_url, HOOKLINE_MASTER_KEY=keys(new, old))
+    async with Receiver() as receiver:
+        async with (
+            started(database_url, HOOKLINE_MASTER_KEY=keys(old, new)) as (_, client),
+            started(database_url, HOOKLINE_MASTER_KEY=keys(new, old)) as (_, other),
+        ):
+            await subscribe(client, receiver.url)
+            await client.publish("default", [Event(type="a.b", json_data="1")])
+            await until(lambda: len(receiver.ids) == 1, "the first is delivered")
+
+            report = await rotate_master(both, lambda _done, _whole: None)
+            assert (report.data_keys, report.unreadable) == (1, [])
+
+            name = "tenants/default/subscriptions/all"
+            rotation = RotateSigningSecretRequest(name=name)
+            rotated = await other.subscriptions.RotateSigningSecret(rotation)
+            await other.publish("default", [Event(type="a.b", json_data="2")])
+            await until(lambda: len(receiver.ids) == 2, "the second is delivered")
+            headers, body = receiver.requests[-1]
+            webhook = hookline.webhook.verify(headers, body, rotated.signing_secret)
+            assert webhook.json()["data"] == 2
+        async with started(database_url, HOOKLINE_MASTER_KEY=keys(new)) as (_, client):
+            await client.publish("default", [Event(type="a.b", json_data="3")])
+            await until(lambda: len(receiver.ids) == 3, "the new key alone opens it")

@@ -9,7 +9,7 @@ from service import VERSION
 from service.cli import main
 from tests.e2e.processes import HOOKLINE, environment, run_hookline
 
-COMMANDS = ["dev", "serve", "migrate", "demo", "status", "event", "listen"]
+COMMANDS = ["dev", "serve", "migrate", "keys", "demo", "status", "event", "listen"]
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +43,8 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["dev", "now"],
         ["dev", "--lis", "127.0.0.1:1"],
         ["event"],
+        ["keys"],
+        ["keys", "forget-master"],
         ["listen", "--port", "65536"],
         ["listen", "--answer", "199"],
         ["status", "--server"],

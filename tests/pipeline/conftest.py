@@ -40,4 +40,4 @@ async def subscriptions(rig: Rig) -> Subscriptions:
     """The subscriptions as the API keeps them; tenant acme is there, and the rig has matched it."""
     await rig.tenant()
     await rig.publisher.publish("acme", [order_created(0)])
-    return Subscriptions(rig.database, rig.box, rig.random.getrandbits)
+    return Subscriptions(rig.database, rig.secrets, rig.random.getrandbits)

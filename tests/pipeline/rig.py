@@ -32,6 +32,7 @@ from service.pipeline.targets import LaneConfigs
 from service.pipeline.timers import Timers
 from service.pipeline.trial import Trial
 from service.pipeline.upkeep import Upkeep
+from service.store.data_keys import TenantSecrets
 from service.store.database import Database
 from service.store.lanes import LaneStore
 from service.store.notifying import NotifyStore
@@ -120,6 +121,7 @@ class Rig:
         self.random = Random(self.seed)
         self.database = Database(self.url)
         self.box = SecretBox([b"k" * 32])
+        self.secrets = TenantSecrets(self.box)
         self.time = DatabaseTime(self.clock)
         self.timers = Timers(self.clock)
         self.lanes = Lanes(
@@ -144,7 +146,7 @@ class Rig:
         )
         self.configs = LaneConfigs(
             self.database,
-            self.box,
+            self.secrets,
             self.lanes,
             self.timers,
             self.clock,

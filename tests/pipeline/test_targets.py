@@ -6,13 +6,20 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from standardwebhooks import Webhook
+from structlog.testing import capture_logs
 
+from service.domain.subscription import SignatureScheme
+from service.pipeline.lanes import FAULT_PAUSE_S
+from service.pipeline.targets import FAULT_LOG_PAUSE_S
 from service.store.secrets import SecretPlace
+from service.store.subscriptions import NewSecret, Subscriptions
 from tests.pipeline.rig import SECRET, Receiver, Rig, order_created
 from tests.waiting import until
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from service.pipeline.lane_views import LaneView
 
 NEW_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 
@@ -42,6 +49,13 @@ def verifies(receiver: Receiver, secret: str) -> bool:
     sent_at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
     signature = Webhook(secret).sign(headers["webhook-id"], sent_at, body.decode())
     return signature in headers["webhook-signature"].split()
+
+
+def view_of(rig: Rig, uid: UUID) -> LaneView:
+    lane = rig.lanes.get(uid)
+    assert lane is not None
+    (view,) = [view for view in rig.lanes.top(100) if view.subscription == lane.name]
+    return view
 
 
 async def send_one(rig: Rig) -> None:
@@ -101,11 +115,56 @@ async def test_a_secret_that_cannot_be_opened_is_our_fault_and_its_deliveries_wa
     (row,) = await rig.pending()
     assert (row["subscription_uid"], row["attempt_count"]) == (uid, 0)
     assert len(receiver.ids) == 1
+    assert (view_of(rig, uid).state, rig.lanes.counts().held) == ("HELD", 1)
     sealed = rig.box.seal(SECRET.encode(), SecretPlace(tenant_uid, uid, 1))
     await rig.database.fetch(
         "UPDATE signing_keys SET sealed_secret = $2 WHERE subscription_uid = $1", uid, sealed
     )
+    await rig.turn(FAULT_PAUSE_S + 1)
     await until(lambda: rig.recorder.recorded == 2, "it goes out once it can be opened")
+    assert view_of(rig, uid).state == "READY"
+
+
+async def test_a_lane_whose_secret_does_not_open_is_shown_by_its_name_and_logged_once_a_minute(
+    rig: Rig,
+    receiver: Receiver,
+) -> None:
+    tenant_uid = await rig.tenant()
+    uids = [await rig.subscription(tenant_uid, receiver.url) for _ in range(3)]
+    await rig.database.fetch("UPDATE signing_keys SET sealed_secret = $1", b"\0" * 64)
+
+    with capture_logs() as logs:
+        await rig.publisher.publish("acme", [order_created()])
+        await until(lambda: rig.lanes.counts().held == 3, "all three are held")
+        for _ in range(3):
+            await rig.refiller.sweep()
+            await rig.refiller.refill()
+        told = [entry for entry in logs if entry["event"] == "secret_sealed"]
+        assert len(told) == 1
+        await rig.turn(FAULT_LOG_PAUSE_S + 1)
+        await rig.configs.reconfigure(uids)
+        assert [entry for entry in logs if entry["event"] == "secret_sealed"] == told
+
+    names = {f"tenants/acme/subscriptions/s-{uid.hex[-8:]}" for uid in uids}
+    assert {view_of(rig, uid).subscription for uid in uids} == names
+    assert told[0]["subscription"] in names
+
+
+async def test_a_rotation_frees_a_lane_whose_secret_did_not_open_at_once(
+    rig: Rig, receiver: Receiver
+) -> None:
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url)
+    await rig.database.fetch("UPDATE signing_keys SET sealed_secret = $1", b"\0" * 64)
+    await rig.publisher.publish("acme", [order_created()])
+    await until(lambda: rig.lanes.counts().held == 1, "it is held")
+
+    secret = NewSecret(SignatureScheme.HMAC_SHA256, NEW_SECRET)
+    subscriptions = Subscriptions(rig.database, rig.secrets)
+    await subscriptions.rotate("acme", f"s-{uid.hex[-8:]}", secret, overlap_s=0)
+    rig.changes.poke()
+    await until(lambda: rig.recorder.recorded == 1, "it goes out")
+    assert verifies(receiver, NEW_SECRET)
 
 
 async def test_a_target_that_can_no_longer_be_made_ready_waits_and_holds_up_no_other(
@@ -127,4 +186,5 @@ async def test_a_target_that_can_no_longer_be_made_ready_waits_and_holds_up_no_o
     await rig.database.fetch(
         "UPDATE subscriptions SET url = $2 WHERE subscription_uid = $1", uid, receiver.url
     )
+    await rig.turn(FAULT_PAUSE_S + 1)
     await until(lambda: rig.recorder.recorded == 2, "it goes out once its target is right")

@@ -27,7 +27,7 @@ async def subscription(rig: Rig, receiver: Receiver) -> Subscription:
 
 
 async def _read(rig: Rig) -> Subscription:
-    return await Subscriptions(rig.database, rig.box).get("acme", "orders")
+    return await Subscriptions(rig.database, rig.secrets).get("acme", "orders")
 
 
 async def test_a_trial_is_sent_and_can_be_looked_up(
@@ -116,7 +116,7 @@ async def test_a_trial_is_checked_as_publishing_is(
 async def test_a_trial_of_a_subscription_deleted_meanwhile(
     rig: Rig, receiver: Receiver, subscription: Subscription
 ) -> None:
-    await Subscriptions(rig.database, rig.box).delete("acme", "orders")
+    await Subscriptions(rig.database, rig.secrets).delete("acme", "orders")
     with pytest.raises(NotFoundError) as refusal:
         await rig.trial.send(subscription, order_created())
     assert refusal.value.reason is Reason.SUBSCRIPTION_NOT_FOUND

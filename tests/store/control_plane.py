@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from service.domain.subscription import HttpTarget, SignatureScheme, Subscription
+from service.store.data_keys import TenantSecrets
 from service.store.database import Database
 from service.store.event_types import EventTypes
 from service.store.routes import IndexLoad, RouteRow, load_index, load_routes
@@ -44,7 +45,7 @@ class ControlPlane:
     """The stores, and the rows below them."""
 
     database: Database
-    box: SecretBox
+    secrets: TenantSecrets
     tenants: Tenants
     event_types: EventTypes
     subscriptions: Subscriptions
@@ -91,7 +92,7 @@ class ControlPlane:
         return load
 
     async def route(self, uid: UUID) -> RouteRow:
-        (route,) = await load_routes(self.database, self.box, [uid])
+        (route,) = await load_routes(self.database, self.secrets, [uid])
         return route
 
     async def turn_clock(self, ahead: str) -> None:
@@ -108,9 +109,13 @@ async def control_plane(url: str, *, pool_size: int = 8) -> AsyncIterator[Contro
     database = Database(url, pool_size=pool_size)
     await database.open()
     try:
-        box = SecretBox([KEY])
+        secrets = TenantSecrets(SecretBox([KEY]))
         plane = ControlPlane(
-            database, box, Tenants(database), EventTypes(database), Subscriptions(database, box)
+            database,
+            secrets,
+            Tenants(database),
+            EventTypes(database),
+            Subscriptions(database, secrets),
         )
         await plane.tenants.create("acme", "", {})
         yield plane

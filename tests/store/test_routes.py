@@ -12,6 +12,7 @@ import pytest
 
 from service.domain.errors import HooklineError, Reason
 from service.domain.subscription import RetryPolicy, Subscription
+from service.store.data_keys import TenantSecrets
 from service.store.routes import IndexRow, load_index, load_routes
 from service.store.secrets import SecretBox, key_id_of
 from service.store.subscriptions import Subscriptions
@@ -150,6 +151,10 @@ async def test_a_change_that_waits_for_another_takes_the_epoch_after_it(
 # ------------------------------------------------------------------------------------------- routes
 
 
+def keyed(*master_keys: bytes) -> TenantSecrets:
+    return TenantSecrets(SecretBox(master_keys))
+
+
 async def test_a_route_is_the_subscription_and_its_secret(plane: ControlPlane) -> None:
     made = await plane.create()
     route = await plane.route(made.uid)
@@ -170,22 +175,23 @@ async def test_a_tombstone_has_a_route_without_secrets(plane: ControlPlane) -> N
 
 async def test_unknown_uids_have_no_routes(plane: ControlPlane) -> None:
     made = await plane.create()
-    found = await load_routes(plane.database, plane.box, [UUID(int=1), made.uid])
+    found = await load_routes(plane.database, plane.secrets, [UUID(int=1), made.uid])
     assert [route.subscription.uid for route in found] == [made.uid]
-    assert await load_routes(plane.database, plane.box, []) == []
+    assert await load_routes(plane.database, plane.secrets, []) == []
 
 
 async def test_a_secret_without_its_key_is_a_fault_of_that_route_alone(plane: ControlPlane) -> None:
     readable = await plane.create("readable")
-    new_box = SecretBox([b"n" * 32, b"k" * 32])
-    sealed = await Subscriptions(plane.database, new_box).create(
-        draft("sealed"), secret(), max_of_tenant=9
+    both_keys = keyed(b"n" * 32, b"k" * 32)
+    await plane.tenants.create("other", "", {})
+    sealed = await Subscriptions(plane.database, both_keys).create(
+        draft("sealed", "other"), secret(), max_of_tenant=9
     )
     good, bad = await plane.route(readable.uid), await plane.route(sealed.uid)
     assert (good.secret_fault, len(good.secrets)) == ("", 1)
     assert bad.secrets == ()
     assert key_id_of(b"n" * 32).hex() in bad.secret_fault
-    (opened,) = await load_routes(plane.database, new_box, [sealed.uid])
+    (opened,) = await load_routes(plane.database, both_keys, [sealed.uid])
     assert opened.secrets[0].text == SECRET
 
 
@@ -287,10 +293,13 @@ async def test_rotations_at_once_leave_two_live_and_one_current(plane: ControlPl
 
 async def test_a_rotation_is_the_way_out_of_a_lost_master_key(plane: ControlPlane) -> None:
     made = await plane.create()
-    lost = Subscriptions(plane.database, SecretBox([b"n" * 32]))
-    await lost.rotate("acme", "orders", secret(OTHER), overlap_s=0)
-    (route,) = await load_routes(plane.database, SecretBox([b"n" * 32]), [made.uid])
+    other = await plane.create("other")
+    lost = keyed(b"n" * 32)
+    await Subscriptions(plane.database, lost).rotate("acme", "orders", secret(OTHER), overlap_s=0)
+    (route,) = await load_routes(plane.database, lost, [made.uid])
     assert ([key.text for key in route.secrets], route.secret_fault) == ([OTHER], "")
+    # What the lost key sealed is not thrown away: it may be found again.
+    assert [key.text for key in (await plane.route(other.uid)).secrets] == [SECRET]
 
 
 CALLS: dict[str, Callable[[ControlPlane], Awaitable[object]]] = {

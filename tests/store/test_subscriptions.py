@@ -385,7 +385,7 @@ async def test_a_creation_whose_answer_was_lost_is_found_and_not_made_twice(
     database = LosingAnswers(database_url)
     await database.open()
     database.loses = SQL.create
-    made = await Subscriptions(database, plane.box).create(draft(), secret(), max_of_tenant=9)
+    made = await Subscriptions(database, plane.secrets).create(draft(), secret(), max_of_tenant=9)
     await database.close()
     assert await plane.subscriptions.list_page("acme", limit=9) == [made]
     assert await plane.count() == 1

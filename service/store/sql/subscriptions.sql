@@ -3,8 +3,21 @@
 -- audited. A change that finds another version than the one it was decided on does nothing.
 
 -- name: find_tenant
-SELECT tenant_uid, state, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS unix_us
-FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
+SELECT t.tenant_uid, t.state, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS unix_us, d.*
+FROM tenants t
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(d.key_id ORDER BY d.create_time DESC, d.key_id), '{}') AS data_key_ids,
+           coalesce(array_agg(d.sealed_key ORDER BY d.create_time DESC, d.key_id), '{}') AS data_keys
+    FROM data_keys d WHERE d.tenant_uid = t.tenant_uid
+) d
+WHERE t.tenant_id = $1 AND t.deleted_at IS NULL
+
+-- name: add_data_key
+-- A tenant's first data key, or one beside those whose master keys are lost; and the master key ($4) that sealed it.
+WITH registered AS (
+    INSERT INTO master_keys (key_id) VALUES ($4) ON CONFLICT DO NOTHING
+)
+INSERT INTO data_keys (tenant_uid, key_id, sealed_key) VALUES ($1, $2, $3)
 
 -- name: now
 SELECT hookline_now() AS now
@@ -51,8 +64,9 @@ WHERE subscription_uid < $1 AND deleted_at IS NULL
 ORDER BY subscription_uid DESC LIMIT $2
 
 -- name: read
--- Everything of the given subscriptions, tombstones too, each with its live signing keys, newest first.
-SELECT s.*, t.tenant_id, hookline_now() AS read_time, k.*
+-- Everything of the given subscriptions, tombstones too, each with its live signing keys, newest first, and with what
+-- opens them: its tenant's data keys.
+SELECT s.*, t.tenant_id, hookline_now() AS read_time, k.*, d.*
 FROM subscriptions s
 JOIN tenants t USING (tenant_uid)
 CROSS JOIN LATERAL (
@@ -65,6 +79,11 @@ CROSS JOIN LATERAL (
     FROM signing_keys k
     WHERE k.subscription_uid = s.subscription_uid AND (k.expire_time IS NULL OR k.expire_time > hookline_now())
 ) k
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(d.key_id ORDER BY d.create_time DESC, d.key_id), '{}') AS data_key_ids,
+           coalesce(array_agg(d.sealed_key ORDER BY d.create_time DESC, d.key_id), '{}') AS data_keys
+    FROM data_keys d WHERE d.tenant_uid = s.tenant_uid
+) d
 WHERE s.subscription_uid = ANY ($1::uuid[])
 
 -- name: update

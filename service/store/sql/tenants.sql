@@ -44,7 +44,10 @@ SELECT EXISTS (
 )
 
 -- name: delete
+-- Its data keys end with it: what they sealed opens no more, in no copy of the database.
 WITH deleted AS (
     UPDATE tenants SET deleted_at = hookline_now(), epoch = epoch + 1 WHERE tenant_uid = $1 RETURNING tenant_uid
+), ended AS (
+    DELETE FROM data_keys d USING deleted WHERE d.tenant_uid = deleted.tenant_uid
 )
 INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $2 FROM deleted

@@ -1,0 +1,78 @@
+"""`hookline keys`: the master keys of a deployment."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from service.app import StartError
+from service.app.master_key import KeyUse, RotationReport, forget_master, key_ids, rotate_master
+from service.cli.failure import CommandError
+from service.cli.node import read_settings
+from service.config import Role
+
+_PROGRESS_PAUSE_S: Final = 1.0
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Do what the second word says."""
+    try:
+        return _rotate() if asked.action == "rotate-master" else _forget(asked.key_id)
+    except StartError as error:
+        raise CommandError(str(error)) from error
+
+
+def _rotate() -> int:
+    settings = read_settings(Role.KEYS, {})
+    writing, *reading = (key_id.hex() for key_id in key_ids(settings))
+    print(f"writes with {writing}" + "".join(f", reads {key_id} too" for key_id in reading))
+    told_s = time.monotonic()
+
+    def tell(done: int, whole: int) -> None:
+        nonlocal told_s
+        if time.monotonic() >= told_s + _PROGRESS_PAUSE_S:
+            told_s = time.monotonic()
+            print(f"  {done:,} of {whole:,}", flush=True)
+
+    report = asyncio.run(rotate_master(settings, tell))
+    print(f"sealed anew: {report.data_keys:,} data keys, {report.secrets:,} secrets without one")
+    for line in _uses(report, key_ids(settings)):
+        print(line)
+    for reason in report.unreadable:
+        print(f"hookline: left as it was: {reason}", file=sys.stderr)
+    return 1 if report.unreadable else 0
+
+
+def _uses(report: RotationReport, keys: Sequence[bytes]) -> list[str]:
+    """Which keys are still needed, and which may go."""
+    used = {use.key_id: use for use in report.used}
+    lines = [f"in use: {_use(use)}" for use in report.used]
+    lines += [
+        f"not in use: {key_id.hex()}; it may go from HOOKLINE_MASTER_KEY, once no node has it first"
+        for key_id in keys[1:]
+        if key_id not in used
+    ]
+    return lines or ["nothing is sealed yet"]
+
+
+def _use(use: KeyUse) -> str:
+    text = f"{use.key_id.hex()} seals {use.data_keys:,} data keys"
+    return text + (f" and {use.secrets:,} secrets without one" if use.secrets else "")
+
+
+def _forget(text: str) -> int:
+    settings = read_settings(Role.MIGRATE, {})
+    if not re.fullmatch(r"[0-9a-f]{16}", text):
+        raise CommandError(f"{text!r} is no key id: 16 hexadecimal digits, as `serve` names it")
+    key_id = bytes.fromhex(text)
+    if key_id in key_ids(settings):
+        raise CommandError(f"{text} is in HOOKLINE_MASTER_KEY: it is not lost")
+    if not asyncio.run(forget_master(settings, key_id)):
+        raise CommandError(f"nothing was sealed with {text}", code=1)
+    print(f"nodes start without {text} now; rotate the secret of each subscription that is held")
+    return 0

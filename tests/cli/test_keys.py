@@ -1,0 +1,103 @@
+"""`hookline keys`: what an operator reads while a master key is exchanged for another."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+
+import pytest
+
+from service.cli import main
+from service.store.data_keys import TenantSecrets
+from service.store.secrets import SecretBox, key_id_of
+from service.store.subscriptions import Subscriptions
+from tests.store.control_plane import KEY, ControlPlane, control_plane
+
+NEW_KEY = b"n" * 32
+OLD_ID, NEW_ID = key_id_of(KEY).hex(), key_id_of(NEW_KEY).hex()
+
+
+@pytest.fixture
+async def plane(database_url: str) -> AsyncIterator[ControlPlane]:
+    async with control_plane(database_url) as plane:
+        yield plane
+
+
+def run_keys(database_url: str, *arguments: str, keys: tuple[bytes, ...]) -> int:
+    """`hookline keys …` on the test's database; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOOKLINE_DATABASE_URL", database_url)
+        patch.setenv("HOOKLINE_MASTER_KEY", ",".join(base64.b64encode(k).decode() for k in keys))
+        return main(["keys", *arguments])
+
+
+async def in_thread(database_url: str, *arguments: str, keys: tuple[bytes, ...]) -> int:
+    """The same from within a running loop: the command has one of its own."""
+    return await asyncio.to_thread(run_keys, database_url, *arguments, keys=keys)
+
+
+async def test_a_rotation_says_what_it_did_and_which_key_may_go(
+    plane: ControlPlane, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await plane.create()
+    assert await in_thread(database_url, "rotate-master", keys=(NEW_KEY, KEY)) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [
+        f"writes with {NEW_ID}, reads {OLD_ID} too",
+        "sealed anew: 1 data keys, 0 secrets without one",
+        f"in use: {NEW_ID} seals 1 data keys",
+        f"not in use: {OLD_ID}; it may go from HOOKLINE_MASTER_KEY, once no node has it first",
+    ]
+    assert told.err == ""
+    for key in (KEY, NEW_KEY):
+        assert base64.b64encode(key).decode() not in told.out
+
+    assert await in_thread(database_url, "rotate-master", keys=(NEW_KEY,)) == 0
+    assert "sealed anew: 0 data keys" in capsys.readouterr().out
+
+
+async def test_without_the_old_key_nothing_is_rotated(
+    plane: ControlPlane, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await plane.create()
+    assert await in_thread(database_url, "rotate-master", keys=(NEW_KEY,)) == 2
+    told = capsys.readouterr().err
+    assert OLD_ID in told
+    assert "forget-master" in told
+
+
+async def test_a_lost_key_is_forgotten_by_its_id(
+    plane: ControlPlane, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = await plane.create()
+    assert await in_thread(database_url, "forget-master", OLD_ID, keys=(NEW_KEY,)) == 0
+    assert "may go" not in capsys.readouterr().out
+    assert await in_thread(database_url, "rotate-master", keys=(NEW_KEY,)) == 1
+    told = capsys.readouterr()
+    assert f"in use: {OLD_ID} seals 1 data keys" in told.out
+    assert "left as it was" in told.err
+    both = TenantSecrets(SecretBox([NEW_KEY, KEY]))
+    assert await Subscriptions(plane.database, both).get("acme", "orders") == made
+
+
+@pytest.mark.parametrize(
+    "key_id,code,words",
+    [("no id", 2, "no key id"), (NEW_ID, 2, "is not lost"), ("0" * 16, 1, "nothing was sealed")],
+)
+async def test_a_key_that_is_not_lost_is_not_forgotten(
+    database_url: str, capsys: pytest.CaptureFixture[str], key_id: str, code: int, words: str
+) -> None:
+    assert await in_thread(database_url, "forget-master", key_id, keys=(NEW_KEY,)) == code
+    assert words in capsys.readouterr().err
+
+
+def test_keys_need_a_database_and_a_master_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("HOOKLINE_DATABASE_URL", "HOOKLINE_MASTER_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["keys", "rotate-master"]) == 2
+    told = capsys.readouterr().err
+    assert "HOOKLINE_DATABASE_URL is not set" in told
+    assert "HOOKLINE_MASTER_KEY is not set" in told
