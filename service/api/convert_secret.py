@@ -12,20 +12,23 @@ from service.webhook.signature import InvalidSecretError, generate_secret, parse
 
 
 def secret_in(
-    text: str, scheme: SignatureScheme, field: str, violations: list[Violation]
+    text: str, scheme: SignatureScheme | None, field: str, violations: list[Violation]
 ) -> NewSecret:
-    """The secret to store: the one in the request or, where that is empty, a new one."""
-    secret = generate_secret(scheme)
+    """The secret to store: the one in the request or, where that is empty, a new one.
+
+    `scheme` None: any, for nobody knows yet which it should be.
+    """
+    secret = generate_secret(scheme or SignatureScheme.HMAC_SHA256)
     if text:
         try:
             secret = parse_secret(text)
         except InvalidSecretError as error:
             violations.append(Violation(field, str(error), Reason.SIGNING_SECRET_INVALID))
-    if secret.scheme is not scheme:
+    if scheme is not None and secret.scheme is not scheme:
         violations.append(
             Violation(
                 field,
-                f"must be a secret of the subscription's scheme, {scheme}",
+                f"must be a secret of the signature scheme {scheme}",
                 Reason.SIGNING_SECRET_INVALID,
             )
         )

@@ -157,14 +157,8 @@ class SubscriptionReader:
                 )
             target = replace(target, timeout_s=timeout_s)
         if "http.signature_scheme" in leaves:
-            enum_in(
-                http.signature_scheme,
-                target_pb2.SignatureScheme,
-                "SIGNATURE_SCHEME_",
-                SignatureScheme,
-                f"{path}signature_scheme",
-                violations,
-            )
+            scheme = scheme_in(http.signature_scheme, f"{path}signature_scheme", violations)
+            target = replace(target, signature_scheme=scheme or target.signature_scheme)
         return target
 
     def _check_address(self, url: str, field: str, violations: list[Violation]) -> None:
@@ -185,13 +179,36 @@ def refuse_unbuilt(message: subscription_pb2.Subscription, leaves: frozenset[str
         "ordered": message.ordered,
         "propagate_trace": message.propagate_trace,
         "http.secret_headers": bool(message.http.secret_headers),
-        "http.signature_scheme": (
-            message.http.signature_scheme == target_pb2.SIGNATURE_SCHEME_ED25519
-        ),
     }
     for leaf, is_asked in asked.items():
         if is_asked and leaf in leaves:
             raise not_implemented(leaf, field=f"{PATH}{leaf}")
+
+
+def scheme_in(
+    number: target_pb2.SignatureScheme.ValueType, field: str, violations: list[Violation]
+) -> SignatureScheme | None:
+    """A signature scheme; None where it is unspecified."""
+    return enum_in(
+        number,
+        target_pb2.SignatureScheme,
+        "SIGNATURE_SCHEME_",
+        SignatureScheme,
+        field,
+        violations,
+    )
+
+
+def check_scheme(seen: Subscription, wanted: Subscription, violations: list[Violation]) -> None:
+    """Add a violation where an update names another signature scheme: it has no secret for it."""
+    if wanted.target.signature_scheme is not seen.target.signature_scheme:
+        violations.append(
+            Violation(
+                f"{PATH}http.signature_scheme",
+                "is changed by RotateSigningSecret, which makes the secret that it needs",
+                Reason.FIELD_IMMUTABLE,
+            )
+        )
 
 
 def _format_in(

@@ -25,8 +25,10 @@ from service.api.convert_subscription import (
     PATH,
     VALUES,
     SubscriptionReader,
+    check_scheme,
     message_of,
     refuse_unbuilt,
+    scheme_in,
 )
 from service.api.errors import not_implemented
 from service.api.paging import NEWEST, Pages
@@ -34,7 +36,7 @@ from service.api.update_mask import etag_in, leaves_in
 from service.domain.errors import Reason, Violation, invalid
 from service.domain.limits import Limits
 from service.domain.names import check_id
-from service.domain.subscription import HttpTarget, SignatureScheme, Subscription, matches
+from service.domain.subscription import HttpTarget, Subscription, matches
 from service.pipeline.changes import Changes
 from service.pipeline.trial import Trial
 from service.store.deliveries import DeliveryStore
@@ -87,7 +89,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         leaves = frozenset(LEAVES)
         draft = self._reader.read(request.subscription, leaves, _BLANK, violations)
         secret = secret_in(
-            request.signing_secret, SignatureScheme.HMAC_SHA256, "signing_secret", violations
+            request.signing_secret, draft.target.signature_scheme, "signing_secret", violations
         )
         if violations:
             raise invalid(violations)
@@ -159,6 +161,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         def decide(seen: Subscription) -> Subscription:
             conflicts: list[Violation] = []
             wanted = self._reader.read(new, leaves, seen, conflicts)
+            check_scheme(seen, wanted, conflicts)
             if conflicts:
                 raise invalid(conflicts)
             return wanted
@@ -213,9 +216,10 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         overlap_s = DEFAULT_OVERLAP_S
         if request.HasField("overlap"):
             overlap_s = seconds_between(request.overlap, 0, MAX_OVERLAP_S, "overlap", violations)
-        secret = secret_in(
-            request.signing_secret, SignatureScheme.HMAC_SHA256, "signing_secret", violations
-        )
+        scheme = scheme_in(request.signature_scheme, "signature_scheme", violations)
+        if scheme is None and not violations:
+            scheme = (await self._subscriptions.get(*name)).target.signature_scheme
+        secret = secret_in(request.signing_secret, scheme, "signing_secret", violations)
         if violations:
             raise invalid(violations)
         rotation = await self._subscriptions.rotate(*name, secret, overlap_s=overlap_s)

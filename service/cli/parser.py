@@ -167,7 +167,11 @@ def _add_keys_arguments(command: argparse.ArgumentParser) -> None:
 def _add_listen_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--port", type=_port, default=8080, help="by default 8080; 0: any")
     command.add_argument(
-        "--secret", action="append", default=[], metavar="whsec_…", help="may be given twice"
+        "--secret",
+        action="append",
+        default=[],
+        metavar="whsec_…",
+        help="or a public key, whpk_…; may be given twice",
     )
     command.add_argument(
         "--answer",

@@ -42,7 +42,8 @@ def rotation(
     seen: Subscription, scheme: SignatureScheme, public_key: str, overlap_s: float
 ) -> dict[str, str]:
     """Of a new signing secret: the one before signs on for the overlap, what was older ends."""
-    before, after = subscription_view(seen), subscription_view(_next(seen, seen))
+    wanted = replace(seen, target=replace(seen.target, signature_scheme=scheme))
+    before, after = subscription_view(seen), subscription_view(_next(seen, wanted))
     after["signing_keys"] = [_key_view(scheme, public_key), *before["signing_keys"][:1]]
     after["overlap_s"] = overlap_s
     return _draft(seen, before, after)

@@ -20,7 +20,7 @@ from hookline.v1.subscription_service_pb2 import (
     RotateSigningSecretRequest,
     SendTestEventRequest,
 )
-from hookline.v1.target_pb2 import SIGNATURE_SCHEME_ED25519, HttpTarget, PullTarget
+from hookline.v1.target_pb2 import HttpTarget, PullTarget
 from service.domain.limits import Limits
 from tests.api.control import INVALID, ORDERS, Control, controlling, http, orders, refused_both_ways
 from tests.api.refusals import refusal
@@ -248,7 +248,6 @@ UNBUILT: dict[str, dict[str, Any]] = {
     "ordered": {"ordered": True},
     "propagate_trace": {"propagate_trace": True},
     "http.secret_headers": {"http": http(secret_headers={"x-a": "1"})},
-    "http.signature_scheme": {"http": http(signature_scheme=SIGNATURE_SCHEME_ED25519)},
 }
 
 

@@ -120,7 +120,7 @@ WITH locked AS MATERIALIZED (
     WHERE s.subscription_uid = $1
     FOR NO KEY UPDATE OF t
 ), changed AS (
-    UPDATE subscriptions s SET
+    UPDATE subscriptions s SET signature_scheme = $5,
         version = s.version + 1, changed_epoch = locked.epoch + 1, update_time = hookline_now()
     FROM locked
     WHERE s.subscription_uid = $1 AND s.version = $2 AND s.deleted_at IS NULL

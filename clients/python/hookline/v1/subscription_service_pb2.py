@@ -30,51 +30,52 @@ from hookline.v1 import delivery_pb2 as hookline_dot_v1_dot_delivery__pb2
 from hookline.v1 import event_pb2 as hookline_dot_v1_dot_event__pb2
 from hookline.v1 import event_service_pb2 as hookline_dot_v1_dot_event__service__pb2
 from hookline.v1 import subscription_pb2 as hookline_dot_v1_dot_subscription__pb2
+from hookline.v1 import target_pb2 as hookline_dot_v1_dot_target__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hookline/v1/subscription_service.proto\x12\x0bhookline.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19hookline/v1/attempt.proto\x1a\x1ahookline/v1/delivery.proto\x1a\x17hookline/v1/event.proto\x1a\x1fhookline/v1/event_service.proto\x1a\x1ehookline/v1/subscription.proto\"\xc2\x01\n\x19\x43reateSubscriptionRequest\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\'\n\x0fsubscription_id\x18\x02 \x01(\tR\x0esubscriptionId\x12=\n\x0csubscription\x18\x03 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\x12%\n\x0esigning_secret\x18\x04 \x01(\tR\rsigningSecret\"\x82\x01\n\x1a\x43reateSubscriptionResponse\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\x12%\n\x0esigning_secret\x18\x02 \x01(\tR\rsigningSecret\",\n\x16GetSubscriptionRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"X\n\x17GetSubscriptionResponse\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\"\x86\x01\n\x18ListSubscriptionsRequest\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\x12\x16\n\x06\x66ilter\x18\x04 \x01(\tR\x06\x66ilter\"\x84\x01\n\x19ListSubscriptionsResponse\x12?\n\rsubscriptions\x18\x01 \x03(\x0b\x32\x19.hookline.v1.SubscriptionR\rsubscriptions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xab\x01\n\x19UpdateSubscriptionRequest\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\x12\x12\n\x04\x65tag\x18\x03 \x01(\tR\x04\x65tag\"[\n\x1aUpdateSubscriptionResponse\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\"C\n\x19\x44\x65leteSubscriptionRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04\x65tag\x18\x02 \x01(\tR\x04\x65tag\"\x1c\n\x1a\x44\x65leteSubscriptionResponse\".\n\x18PauseSubscriptionRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"Z\n\x19PauseSubscriptionResponse\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\"r\n\x19ResumeSubscriptionRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x41\n\x0e\x64iscard_before\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rdiscardBefore\"[\n\x1aResumeSubscriptionResponse\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\"\x8c\x01\n\x1aRotateSigningSecretRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x33\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07overlap\x12%\n\x0esigning_secret\x18\x03 \x01(\tR\rsigningSecret\"\x92\x01\n\x1bRotateSigningSecretResponse\x12%\n\x0esigning_secret\x18\x01 \x01(\tR\rsigningSecret\x12L\n\x14previous_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x12previousExpireTime\"y\n\x14SendTestEventRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12(\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x12.hookline.v1.EventR\x05\x65vent\x12#\n\rvalidate_only\x18\x03 \x01(\x08R\x0cvalidateOnly\"\xe8\x01\n\x15SendTestEventResponse\x12\x1d\n\x07matched\x18\x01 \x01(\x08H\x00R\x07matched\x88\x01\x01\x12\x41\n\x0fmismatch_reason\x18\x02 \x01(\x0e\x32\x18.hookline.v1.MatchReasonR\x0emismatchReason\x12\x31\n\x08\x64\x65livery\x18\x03 \x01(\x0b\x32\x15.hookline.v1.DeliveryR\x08\x64\x65livery\x12.\n\x07\x61ttempt\x18\x04 \x01(\x0b\x32\x14.hookline.v1.AttemptR\x07\x61ttemptB\n\n\x08_matched2\x99\x07\n\x13SubscriptionService\x12\x65\n\x12\x43reateSubscription\x12&.hookline.v1.CreateSubscriptionRequest\x1a\'.hookline.v1.CreateSubscriptionResponse\x12\\\n\x0fGetSubscription\x12#.hookline.v1.GetSubscriptionRequest\x1a$.hookline.v1.GetSubscriptionResponse\x12\x62\n\x11ListSubscriptions\x12%.hookline.v1.ListSubscriptionsRequest\x1a&.hookline.v1.ListSubscriptionsResponse\x12\x65\n\x12UpdateSubscription\x12&.hookline.v1.UpdateSubscriptionRequest\x1a\'.hookline.v1.UpdateSubscriptionResponse\x12\x65\n\x12\x44\x65leteSubscription\x12&.hookline.v1.DeleteSubscriptionRequest\x1a\'.hookline.v1.DeleteSubscriptionResponse\x12\x62\n\x11PauseSubscription\x12%.hookline.v1.PauseSubscriptionRequest\x1a&.hookline.v1.PauseSubscriptionResponse\x12\x65\n\x12ResumeSubscription\x12&.hookline.v1.ResumeSubscriptionRequest\x1a\'.hookline.v1.ResumeSubscriptionResponse\x12h\n\x13RotateSigningSecret\x12\'.hookline.v1.RotateSigningSecretRequest\x1a(.hookline.v1.RotateSigningSecretResponse\x12V\n\rSendTestEvent\x12!.hookline.v1.SendTestEventRequest\x1a\".hookline.v1.SendTestEventResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hookline/v1/subscription_service.proto\x12\x0bhookline.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19hookline/v1/attempt.proto\x1a\x1ahookline/v1/delivery.proto\x1a\x17hookline/v1/event.proto\x1a\x1fhookline/v1/event_service.proto\x1a\x1ehookline/v1/subscription.proto\x1a\x18hookline/v1/target.proto\"\xc2\x01\n\x19\x43reateSubscriptionRequest\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\'\n\x0fsubscription_id\x18\x02 \x01(\tR\x0esubscriptionId\x12=\n\x0csubscription\x18\x03 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\x12%\n\x0esigning_secret\x18\x04 \x01(\tR\rsigningSecret\"\x82\x01\n\x1a\x43reateSubscriptionResponse\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\x12%\n\x0esigning_secret\x18\x02 \x01(\tR\rsigningSecret\",\n\x16GetSubscriptionRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"X\n\x17GetSubscriptionResponse\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\"\x86\x01\n\x18ListSubscriptionsRequest\x12\x16\n\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\x12\x16\n\x06\x66ilter\x18\x04 \x01(\tR\x06\x66ilter\"\x84\x01\n\x19ListSubscriptionsResponse\x12?\n\rsubscriptions\x18\x01 \x03(\x0b\x32\x19.hookline.v1.SubscriptionR\rsubscriptions\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xab\x01\n\x19UpdateSubscriptionRequest\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\x12\x12\n\x04\x65tag\x18\x03 \x01(\tR\x04\x65tag\"[\n\x1aUpdateSubscriptionResponse\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\"C\n\x19\x44\x65leteSubscriptionRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04\x65tag\x18\x02 \x01(\tR\x04\x65tag\"\x1c\n\x1a\x44\x65leteSubscriptionResponse\".\n\x18PauseSubscriptionRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"Z\n\x19PauseSubscriptionResponse\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\"r\n\x19ResumeSubscriptionRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x41\n\x0e\x64iscard_before\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\rdiscardBefore\"[\n\x1aResumeSubscriptionResponse\x12=\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.hookline.v1.SubscriptionR\x0csubscription\"\xd5\x01\n\x1aRotateSigningSecretRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x33\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07overlap\x12%\n\x0esigning_secret\x18\x03 \x01(\tR\rsigningSecret\x12G\n\x10signature_scheme\x18\x04 \x01(\x0e\x32\x1c.hookline.v1.SignatureSchemeR\x0fsignatureScheme\"\x92\x01\n\x1bRotateSigningSecretResponse\x12%\n\x0esigning_secret\x18\x01 \x01(\tR\rsigningSecret\x12L\n\x14previous_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x12previousExpireTime\"y\n\x14SendTestEventRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12(\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x12.hookline.v1.EventR\x05\x65vent\x12#\n\rvalidate_only\x18\x03 \x01(\x08R\x0cvalidateOnly\"\xe8\x01\n\x15SendTestEventResponse\x12\x1d\n\x07matched\x18\x01 \x01(\x08H\x00R\x07matched\x88\x01\x01\x12\x41\n\x0fmismatch_reason\x18\x02 \x01(\x0e\x32\x18.hookline.v1.MatchReasonR\x0emismatchReason\x12\x31\n\x08\x64\x65livery\x18\x03 \x01(\x0b\x32\x15.hookline.v1.DeliveryR\x08\x64\x65livery\x12.\n\x07\x61ttempt\x18\x04 \x01(\x0b\x32\x14.hookline.v1.AttemptR\x07\x61ttemptB\n\n\x08_matched2\x99\x07\n\x13SubscriptionService\x12\x65\n\x12\x43reateSubscription\x12&.hookline.v1.CreateSubscriptionRequest\x1a\'.hookline.v1.CreateSubscriptionResponse\x12\\\n\x0fGetSubscription\x12#.hookline.v1.GetSubscriptionRequest\x1a$.hookline.v1.GetSubscriptionResponse\x12\x62\n\x11ListSubscriptions\x12%.hookline.v1.ListSubscriptionsRequest\x1a&.hookline.v1.ListSubscriptionsResponse\x12\x65\n\x12UpdateSubscription\x12&.hookline.v1.UpdateSubscriptionRequest\x1a\'.hookline.v1.UpdateSubscriptionResponse\x12\x65\n\x12\x44\x65leteSubscription\x12&.hookline.v1.DeleteSubscriptionRequest\x1a\'.hookline.v1.DeleteSubscriptionResponse\x12\x62\n\x11PauseSubscription\x12%.hookline.v1.PauseSubscriptionRequest\x1a&.hookline.v1.PauseSubscriptionResponse\x12\x65\n\x12ResumeSubscription\x12&.hookline.v1.ResumeSubscriptionRequest\x1a\'.hookline.v1.ResumeSubscriptionResponse\x12h\n\x13RotateSigningSecret\x12\'.hookline.v1.RotateSigningSecretRequest\x1a(.hookline.v1.RotateSigningSecretResponse\x12V\n\rSendTestEvent\x12!.hookline.v1.SendTestEventRequest\x1a\".hookline.v1.SendTestEventResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hookline.v1.subscription_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_start=300
-  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_end=494
-  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_start=497
-  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_end=627
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=629
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=673
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=675
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=763
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=766
-  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=900
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=903
-  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=1035
-  _globals['_UPDATESUBSCRIPTIONREQUEST']._serialized_start=1038
-  _globals['_UPDATESUBSCRIPTIONREQUEST']._serialized_end=1209
-  _globals['_UPDATESUBSCRIPTIONRESPONSE']._serialized_start=1211
-  _globals['_UPDATESUBSCRIPTIONRESPONSE']._serialized_end=1302
-  _globals['_DELETESUBSCRIPTIONREQUEST']._serialized_start=1304
-  _globals['_DELETESUBSCRIPTIONREQUEST']._serialized_end=1371
-  _globals['_DELETESUBSCRIPTIONRESPONSE']._serialized_start=1373
-  _globals['_DELETESUBSCRIPTIONRESPONSE']._serialized_end=1401
-  _globals['_PAUSESUBSCRIPTIONREQUEST']._serialized_start=1403
-  _globals['_PAUSESUBSCRIPTIONREQUEST']._serialized_end=1449
-  _globals['_PAUSESUBSCRIPTIONRESPONSE']._serialized_start=1451
-  _globals['_PAUSESUBSCRIPTIONRESPONSE']._serialized_end=1541
-  _globals['_RESUMESUBSCRIPTIONREQUEST']._serialized_start=1543
-  _globals['_RESUMESUBSCRIPTIONREQUEST']._serialized_end=1657
-  _globals['_RESUMESUBSCRIPTIONRESPONSE']._serialized_start=1659
-  _globals['_RESUMESUBSCRIPTIONRESPONSE']._serialized_end=1750
-  _globals['_ROTATESIGNINGSECRETREQUEST']._serialized_start=1753
-  _globals['_ROTATESIGNINGSECRETREQUEST']._serialized_end=1893
-  _globals['_ROTATESIGNINGSECRETRESPONSE']._serialized_start=1896
-  _globals['_ROTATESIGNINGSECRETRESPONSE']._serialized_end=2042
-  _globals['_SENDTESTEVENTREQUEST']._serialized_start=2044
-  _globals['_SENDTESTEVENTREQUEST']._serialized_end=2165
-  _globals['_SENDTESTEVENTRESPONSE']._serialized_start=2168
-  _globals['_SENDTESTEVENTRESPONSE']._serialized_end=2400
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=2403
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=3324
+  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_start=326
+  _globals['_CREATESUBSCRIPTIONREQUEST']._serialized_end=520
+  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_start=523
+  _globals['_CREATESUBSCRIPTIONRESPONSE']._serialized_end=653
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=655
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=699
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=701
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=789
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=792
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=926
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=929
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=1061
+  _globals['_UPDATESUBSCRIPTIONREQUEST']._serialized_start=1064
+  _globals['_UPDATESUBSCRIPTIONREQUEST']._serialized_end=1235
+  _globals['_UPDATESUBSCRIPTIONRESPONSE']._serialized_start=1237
+  _globals['_UPDATESUBSCRIPTIONRESPONSE']._serialized_end=1328
+  _globals['_DELETESUBSCRIPTIONREQUEST']._serialized_start=1330
+  _globals['_DELETESUBSCRIPTIONREQUEST']._serialized_end=1397
+  _globals['_DELETESUBSCRIPTIONRESPONSE']._serialized_start=1399
+  _globals['_DELETESUBSCRIPTIONRESPONSE']._serialized_end=1427
+  _globals['_PAUSESUBSCRIPTIONREQUEST']._serialized_start=1429
+  _globals['_PAUSESUBSCRIPTIONREQUEST']._serialized_end=1475
+  _globals['_PAUSESUBSCRIPTIONRESPONSE']._serialized_start=1477
+  _globals['_PAUSESUBSCRIPTIONRESPONSE']._serialized_end=1567
+  _globals['_RESUMESUBSCRIPTIONREQUEST']._serialized_start=1569
+  _globals['_RESUMESUBSCRIPTIONREQUEST']._serialized_end=1683
+  _globals['_RESUMESUBSCRIPTIONRESPONSE']._serialized_start=1685
+  _globals['_RESUMESUBSCRIPTIONRESPONSE']._serialized_end=1776
+  _globals['_ROTATESIGNINGSECRETREQUEST']._serialized_start=1779
+  _globals['_ROTATESIGNINGSECRETREQUEST']._serialized_end=1992
+  _globals['_ROTATESIGNINGSECRETRESPONSE']._serialized_start=1995
+  _globals['_ROTATESIGNINGSECRETRESPONSE']._serialized_end=2141
+  _globals['_SENDTESTEVENTREQUEST']._serialized_start=2143
+  _globals['_SENDTESTEVENTREQUEST']._serialized_end=2264
+  _globals['_SENDTESTEVENTRESPONSE']._serialized_start=2267
+  _globals['_SENDTESTEVENTRESPONSE']._serialized_end=2499
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=2502
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=3423
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,7 @@ from hookline.v1 import delivery_pb2 as _delivery_pb2
 from hookline.v1 import event_pb2 as _event_pb2
 from hookline.v1 import event_service_pb2 as _event_service_pb2
 from hookline.v1 import subscription_pb2 as _subscription_pb2
+from hookline.v1 import target_pb2 as _target_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -429,11 +430,16 @@ class RotateSigningSecretRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     OVERLAP_FIELD_NUMBER: _builtins.int
     SIGNING_SECRET_FIELD_NUMBER: _builtins.int
+    SIGNATURE_SCHEME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. `tenants/ID/subscriptions/ID`."""
     signing_secret: _builtins.str
     """Input only. Optional. A signing secret to import, as in CreateSubscription. Default: empty; the
     server makes one.
+    """
+    signature_scheme: _target_pb2.SignatureScheme.ValueType
+    """Optional. What the new secret signs with. During the overlap requests carry signatures of both
+    schemes. Default: unspecified, the subscription's current scheme.
     """
     @_builtins.property
     def overlap(self) -> _duration_pb2.Duration:
@@ -447,10 +453,11 @@ class RotateSigningSecretRequest(_message.Message):
         name: _builtins.str = ...,
         overlap: _duration_pb2.Duration | None = ...,
         signing_secret: _builtins.str = ...,
+        signature_scheme: _target_pb2.SignatureScheme.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["overlap", b"overlap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "overlap", b"overlap", "signing_secret", b"signing_secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "overlap", b"overlap", "signature_scheme", b"signature_scheme", "signing_secret", b"signing_secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -107,8 +107,9 @@ class HttpTarget(_message.Message):
     public or expressly allowed; a deployment may allow some hosts only, or deny some.
     """
     signature_scheme: Global___SignatureScheme.ValueType
-    """Optional. How requests are signed. Default: HMAC_SHA256. Changing it makes a new secret
-    necessary: see RotateSigningSecret.
+    """Optional. How requests are signed. Default: HMAC_SHA256. Decided by the secret: another one
+    comes with a new secret, by RotateSigningSecret. An update that names another is refused
+    (FIELD_IMMUTABLE); unspecified there, it stays as it is.
     """
     @_builtins.property
     def failover_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
