@@ -103,6 +103,8 @@ class SubscriptionReader:
         if "event_types" in leaves:
             patterns = self._patterns_in(message.event_types, violations)
             changed = replace(changed, event_types=patterns)
+        if "ordered" in leaves:
+            changed = replace(changed, ordered=message.ordered)
         if "payload_format" in leaves:
             changed = replace(changed, payload_format=_format_in(message, violations))
         if "labels" in leaves:
@@ -176,7 +178,6 @@ def refuse_unbuilt(message: subscription_pb2.Subscription, leaves: frozenset[str
     asked = {
         "pull": message.WhichOneof("target") == "pull",
         "filter": bool(message.filter),
-        "ordered": message.ordered,
         "propagate_trace": message.propagate_trace,
         "http.secret_headers": bool(message.http.secret_headers),
     }
@@ -236,6 +237,7 @@ def message_of(subscription: Subscription) -> subscription_pb2.Subscription:
         http=_http_message(subscription),
         retry_policy=policy_message(subscription.retry_policy),
         limits=limits_message(subscription.limits),
+        ordered=subscription.ordered,
         payload_format=enum_of(
             subscription_pb2.PayloadFormat, "PAYLOAD_FORMAT_", subscription.payload_format
         ),

@@ -49,6 +49,9 @@ MAX_OVERLAP_S: Final = 30 * 86_400.0
 
 _COLLECTION = "subscriptions"
 _MADE_ID_BYTES = 10
+_ORDERED_FOR_LIFE = (
+    "is immutable: what is pending was accepted under it; create another subscription instead"
+)
 _BLANK = Subscription(tenant_id="", subscription_id="", uid=NO_ID, target=HttpTarget(url=""))
 """All defaults: what a new subscription is before its fields are read."""
 
@@ -162,6 +165,10 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
             conflicts: list[Violation] = []
             wanted = self._reader.read(new, leaves, seen, conflicts)
             check_scheme(seen, wanted, conflicts)
+            if wanted.ordered is not seen.ordered:
+                conflicts.append(
+                    Violation(f"{PATH}ordered", _ORDERED_FOR_LIFE, Reason.FIELD_IMMUTABLE)
+                )
             if conflicts:
                 raise invalid(conflicts)
             return wanted

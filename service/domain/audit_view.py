@@ -74,6 +74,7 @@ def subscription_view(subscription: Subscription) -> View:
             "max_per_second": limits.max_per_second,
             "max_in_flight": limits.max_in_flight,
         },
+        "ordered": subscription.ordered,
         "payload_format": subscription.payload_format.value,
         "labels": dict(subscription.labels),
         "state": subscription.state.value,

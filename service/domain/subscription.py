@@ -108,6 +108,8 @@ class Subscription:
     target: HttpTarget
     retry_policy: RetryPolicy = RetryPolicy()
     limits: DeliveryLimits = DeliveryLimits()
+    ordered: bool = False
+    """One delivery at a time for each ordering key, in publish order; for its whole life."""
     payload_format: PayloadFormat = PayloadFormat.STANDARD
     labels: Mapping[str, str] = field(default_factory=dict)
     state: SubscriptionState = SubscriptionState.ACTIVE

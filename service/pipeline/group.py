@@ -11,6 +11,7 @@ from service.domain.errors import AlreadyExistsError, Reason
 from service.domain.event import default_source
 from service.domain.ids import delivery_id_of, format_type_id, make_uuid7
 from service.domain.names import event_name
+from service.domain.ordering import key_hash_of
 from service.store.event_rows import row_of
 from service.store.publishing import PublishRows
 
@@ -188,6 +189,7 @@ class Group:
                 delivery_id_of(event_id, number, route.bucket),
                 route.subscription_uid,
                 event_id,
+                key_hash_of(event.ordering_key, event_id) if route.is_ordered else None,
             )
             for number, route in enumerate(call.index.match(event.type))
         ]

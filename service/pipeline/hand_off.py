@@ -39,6 +39,8 @@ class GroupBuilder:
         """Tell the lanes which ids the commit may write, so that no refill reads them meanwhile."""
         announce = self._lanes.announce
         for row in group.rows.deliveries:
+            if row[7] is not None:
+                continue  # of an ordered subscription: nothing is handed over
             lane = announce(row[5], row[4])
             if lane is not None:
                 group.announced.append((lane, row[4]))
@@ -72,6 +74,9 @@ class GroupBuilder:
                 lane = lanes.get(row[5])
                 if lane is None:
                     lanes.touch(row[5], row[1])
+                    continue
+                if row[7] is not None:
+                    lanes.next_of_key(lane, row[7])
                     continue
                 if message is None:
                     message = _message_of(call, position, placed.event_id, group.now_ms)

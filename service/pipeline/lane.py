@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from service.domain.attempt import AttemptOutcome
 from service.domain.delivery import THROTTLES, Budget
 from service.domain.subscription import SubscriptionState
+from service.pipeline.key_order import KeyOrder
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -60,6 +61,7 @@ class Job:
         "delivery_id",
         "is_sent",
         "is_stale",
+        "key_hash",
         "lane",
         "message",
         "version",
@@ -73,6 +75,8 @@ class Job:
         self.attempt_count = 0
         self.attempts_base: int | None = None
         self.attempts_until: int | None = None
+        self.key_hash: int | None = None
+        """Of its ordering key, where its lane is ordered."""
         self.is_sent = False
         """Taken by a deliverer and not yet recorded."""
         self.is_stale = False
@@ -109,6 +113,7 @@ class LaneConfig:
     schedule: RetrySchedule
     max_in_flight: int
     max_per_second: float | None
+    is_ordered: bool
     payload_format: PayloadFormat
     url: str
     target: PreparedTarget
@@ -136,6 +141,7 @@ class Lane:
         "is_outdated",
         "known",
         "name",
+        "order",
         "paced_until_s",
         "queue",
         "read_again_s",
@@ -169,6 +175,8 @@ class Lane:
         """What a commit under way may write; handed over after it, or withdrawn."""
         self.stale: set[UUID] = set()
         """What others changed since the refill under way began: its rows of these are discarded."""
+        self.order: KeyOrder | None = None
+        """Its keys, where its subscription is ordered; that is known once it is configured."""
         self.timed = 0
         self.bytes_held = 0
         """Event data of what is queued or waits for its time."""
@@ -208,10 +216,24 @@ class Lane:
         """Whether memory has this delivery, or is about to be handed it."""
         return delivery_id in self.known or delivery_id in self.announced
 
+    def keep(self, job: Job) -> None:
+        """Have a job in memory."""
+        self.known[job.delivery_id] = job
+        if self.order is not None and job.key_hash is not None:
+            self.order.busy.add(job.key_hash)
+
     def drop(self, job: Job) -> None:
         """Forget a job; one that was read since for the same delivery stays."""
         if job.is_known():
             del self.known[job.delivery_id]
+            if self.order is not None and job.key_hash is not None:
+                self.order.busy.discard(job.key_hash)
+
+    def needs_reading(self) -> bool:
+        """Whether something is due, or may be, that only the hot table knows."""
+        if self.state is LaneState.COMPLETE:
+            return self.order is not None and bool(self.order.touched)
+        return self.state is LaneState.DIRTY
 
     @property
     def is_circuit_open(self) -> bool:
@@ -244,6 +266,8 @@ class Lane:
         self.name = config.name
         self.fault = ""
         self.is_outdated = False
+        if config.is_ordered and self.order is None:
+            self.order = KeyOrder()
         if before is None:
             self.window = float(config.max_in_flight)
             self.failing_since_us = config.failing_since_us

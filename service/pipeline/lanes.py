@@ -13,6 +13,9 @@ between a commit and its hand-off would put a delivery into memory twice. A refi
 reads, discards what others changed meanwhile, and makes the lane COMPLETE only if it found fewer
 than it had room for and nobody made the lane DIRTY.
 
+An ordered lane takes no hand-off at all: of each ordering key only the earliest row may go, and
+that is read (`key_order.py`).
+
 Whether a lane may send is asked apart from that: its subscription's state, its window (how many
 requests at once: halved by a throttling answer, widened by success), its rate, its circuit. Lanes
 take turns within a tenant, and tenants between them; `shares.py` says how much each may hold.
@@ -28,6 +31,7 @@ from service.pipeline.lane import CIRCUIT_FAILURES, Job, Lane, LaneState
 from service.pipeline.lane_views import LaneCounts, LaneView, counts_of, top_of
 from service.pipeline.sending import Sending
 from service.pipeline.shares import Shares
+from service.pipeline.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,9 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LaneCounts", "LaneView", "Lanes"]
 
-TIMER_HORIZON_S = 60.0
-"""Retries due within this wait in memory; later ones stay in Postgres alone."""
-TIMERS_PER_LANE = 100
 FAULT_PAUSE_S = 30.0
 """How long a lane that cannot be made ready is left alone."""
 
@@ -66,6 +67,7 @@ class Lanes:
         self._wanted: dict[UUID, Lane] = {}
         self.shares = Shares(max_queued_jobs, max_queued_bytes)
         self.sending = Sending(clock, timers, self.shares)
+        self._waiting = Waiting(clock, timers, self.shares, self.sending)
         self.sending.on_taken = self._taken
         self.sending.on_quiet = self._quieted
         self.on_wanted: Callable[[], None] = lambda: None
@@ -103,7 +105,7 @@ class Lanes:
             return
         lane.announced.discard(delivery_id)
         job = Job(lane, delivery_id, message)
-        lane.known[delivery_id] = job
+        lane.keep(job)
         self.sending.enqueue(job)
 
     def owns(self, bucket: int) -> bool:
@@ -133,7 +135,7 @@ class Lanes:
 
     def wants_refill(self, lane: Lane) -> bool:
         """Whether reading the hot table for a lane would lead anywhere."""
-        if lane.state is not LaneState.DIRTY or lane.is_gone:
+        if lane.is_gone or not lane.needs_reading():
             return False
         if lane.fault and not lane.is_deleted:
             return lane.read_again_s <= self._clock.boottime_s()
@@ -152,6 +154,8 @@ class Lanes:
         """A row that a refill found; ignored where memory has it after all, or the row is stale."""
         if lane.is_gone or lane.holds(row.delivery_id) or row.delivery_id in lane.stale:
             return
+        if lane.order is not None and row.key_hash in lane.order.busy:
+            return
         if not lane.sends():
             lane.mark_dirty()
             return
@@ -160,15 +164,20 @@ class Lanes:
         job.attempt_count = row.attempt_count
         job.attempts_base = row.attempts_base
         job.attempts_until = row.attempts_until
-        lane.known[row.delivery_id] = job
+        job.key_hash = row.key_hash
+        lane.keep(job)
         self.sending.enqueue(job)
 
-    def end_refill(self, lane: Lane, *, found_all: bool) -> None:
-        """The read is over; COMPLETE only if it found all there is and nobody objected."""
+    def end_refill(self, lane: Lane, *, found_all: bool, goes_on: bool = True) -> None:
+        """The read is over; COMPLETE only if it found all there is and nobody objected.
+
+        `goes_on`: whether what is left to walk through is read at once, or when it is asked for.
+        """
         complete = found_all and not lane.dirty_since_read
         lane.state = LaneState.COMPLETE if complete else LaneState.DIRTY
         lane.stale.clear()
-        if not complete:
+        has_names = lane.order is not None and bool(lane.order.touched)
+        if has_names or (not complete and (goes_on or lane.dirty_since_read)):
             self._want(lane)
 
     def configure(self, lane: Lane, config: LaneConfig) -> None:
@@ -187,18 +196,36 @@ class Lanes:
         lane.read_again_s = self._clock.boottime_s() + FAULT_PAUSE_S
         self._empty(lane)
 
+    # ------------------------------------------------------------------ what ordered lanes do
+
+    def next_of_key(self, lane: Lane, key_hash: int) -> None:
+        """The earliest row of an ordering key may be another one now: it is read at once."""
+        if lane.order is None or not lane.order.touch(key_hash):
+            lane.mark_dirty()
+        self._want(lane)
+
+    def await_key(self, lane: Lane, key_hash: int, due_in_s: float) -> None:
+        """The earliest row of a key is due then; beyond the minute the sweep finds it."""
+        self._waiting.keep_key(lane, key_hash, due_in_s, self.next_of_key)
+
     # ------------------------------------------------------------------- what the recorder does
 
     def finished(self, job: Job) -> None:
         """Its row has left the hot table, or waits in it for what memory need not watch."""
         self._forget(job)
+        if job.key_hash is not None and job.message.event.ordering_key:
+            self.next_of_key(job.lane, job.key_hash)
 
     def rescheduled(self, job: Job, delay_s: float) -> None:
         """Its row waits for another attempt; memory keeps it within the minute, else Postgres."""
         job.version += 1
         job.attempt_count += 1
         self.sending.recorded(job)
-        self._wait(job, delay_s)
+        if job.key_hash is None:
+            self._waiting.keep(job, delay_s)
+            return
+        job.lane.drop(job)
+        self.next_of_key(job.lane, job.key_hash)
 
     def released(self, job: Job, delay_s: float) -> None:
         """Nothing came of it that the target can answer for, and its row is as it was.
@@ -211,7 +238,7 @@ class Lanes:
             self.mismatched(job)
             return
         self.sending.recorded(job)
-        if self._wait(job, delay_s):
+        if self._waiting.keep(job, delay_s):
             return
         now_s = self._clock.boottime_s()
         if lane.rests_until_s <= now_s:
@@ -272,39 +299,9 @@ class Lanes:
             job.is_stale = True
         elif job is not None:
             self.sending.remove(job)
-            del lane.known[delivery_id]
+            lane.drop(job)
         lane.mark_dirty()
         self._want(lane)
-
-    def _wait(self, job: Job, delay_s: float) -> bool:
-        """Keep a job in memory until its time; False where it is left to Postgres."""
-        lane, size = job.lane, job.data_bytes
-        if (
-            delay_s > TIMER_HORIZON_S
-            or lane.timed >= TIMERS_PER_LANE
-            or lane.is_gone
-            or not lane.sends()
-            or not self.shares.allows(lane.bytes_held, size)
-        ):
-            lane.drop(job)
-            lane.mark_dirty()
-            return False
-        lane.timed += 1
-        self.shares.hold(lane, size)
-        self._timers.add(self._clock.boottime_s() + delay_s, lambda: self._due(job))
-        return True
-
-    def _due(self, job: Job) -> None:
-        lane = job.lane
-        lane.timed -= 1
-        self.shares.release(lane, job.data_bytes)
-        if not job.is_known():
-            return
-        if lane.sends():
-            self.sending.enqueue(job)
-        else:
-            lane.drop(job)
-            lane.mark_dirty()
 
     # --------------------------------------------------------------- what ownership does
 
@@ -366,7 +363,7 @@ class Lanes:
     # ------------------------------------------------------------------------- within
 
     def _taken(self, lane: Lane) -> None:
-        if lane.state is LaneState.DIRTY:
+        if lane.needs_reading():
             self._want(lane)
 
     def _quieted(self) -> None:
@@ -378,7 +375,7 @@ class Lanes:
 
     def _empty(self, lane: Lane) -> None:
         while lane.queue:
-            lane.known.pop(self.sending.dequeue(lane).delivery_id, None)
+            lane.drop(self.sending.dequeue(lane))
         lane.mark_dirty()
 
     def _drop(self, lane: Lane) -> None:

@@ -14,28 +14,25 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from service.domain.ids import format_type_id
-from service.pipeline.group import EVENT_ID
-from service.pipeline.lane import Message
+from service.pipeline.intake import ROWS_PER_READ, Intake
+from service.pipeline.ordered import OrderedReader
 from service.store.database import TRANSIENT
 from service.store.lanes import RefillWish
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from uuid import UUID
 
     from service.pipeline.lane import Lane
     from service.pipeline.lanes import Lanes
     from service.pipeline.ownership import Ownership
-    from service.pipeline.shares import Shares
     from service.pipeline.targets import LaneConfigs
-    from service.store.lanes import LaneStore, PendingRow
+    from service.store.lanes import LaneStore
 
 _log = structlog.get_logger(__name__)
 
 SWEEP_INTERVAL_S = 1.0
 LANES_PER_READ = 64
-ROWS_PER_READ = 2_000
 CANCEL_BATCH = 500
 MAX_IDLE_LANES = 20_000
 
@@ -51,6 +48,8 @@ class Refiller:
         self._ownership = ownership
         self._configs = configs
         self._shares = lanes.shares
+        self._intake = Intake(store, lanes)
+        self._ordered = OrderedReader(store, lanes, self._intake)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._sweep_at_s = 0.0
@@ -95,10 +94,14 @@ class Refiller:
                 continue
 
     async def sweep(self) -> None:
-        """Make every lane DIRTY whose earliest due row is not in memory."""
+        """Make every lane DIRTY whose earliest due row is not in memory, or that is ordered.
+
+        In an ordered one that row tells nothing of the others: it may wait behind another of its
+        key, or be of a key that is always busy.
+        """
         for head in await self._store.heads(self._ownership.buckets):
             lane = self._lanes.get(head.subscription_uid)
-            if lane is None or not lane.holds(head.delivery_id):
+            if lane is None or lane.order is not None or not lane.holds(head.delivery_id):
                 self._lanes.touch(head.subscription_uid, head.bucket)
         self._lanes.evict_idle(MAX_IDLE_LANES)
 
@@ -119,8 +122,10 @@ class Refiller:
             if lane.is_deleted:
                 await self._cancel_deleted(lane)
         readable = [lane for lane in lanes if lane.sends() and self._lanes.wants_refill(lane)]
-        if readable:
-            await self._read(readable)
+        if plain := [lane for lane in readable if lane.order is None]:
+            await self._read(plain)
+        if ordered := [(lane, lane.order) for lane in readable if lane.order is not None]:
+            await self._ordered.read(ordered)
 
     async def _cancel_deleted(self, lane: Lane) -> None:
         """Cancel what is left of a tombstone; what commits later, the sweep finds again."""
@@ -156,41 +161,13 @@ class Refiller:
         """Read what is due; the lanes of which memory now holds all of it."""
         rows = await self._store.refill(wishes, in_memory)
         found = Counter(row.subscription_uid for row in rows)
-        lane_of = {lane.subscription_uid: lane for lane in lanes}
-        kept, left_out = _within(self._shares, lane_of, rows)
-        tenant_of = {wish.subscription_uid: wish.tenant_uid for wish in wishes}
-        keys = {(tenant_of[row.subscription_uid], row.event_id) for row in kept}
-        events = await self._store.events(list(keys)) if keys else {}
-        messages = {
-            event_id: Message(event, format_type_id(EVENT_ID, event_id))
-            for event_id, event in events.items()
-        }
-        for row in kept:
-            self._lanes.accept(lane_of[row.subscription_uid], row, messages[row.event_id])
+        left_out = await self._intake.take(
+            {lane.subscription_uid: lane for lane in lanes},
+            {wish.subscription_uid: wish.tenant_uid for wish in wishes},
+            rows,
+        )
         return {
             wish.subscription_uid
             for wish in wishes
             if found[wish.subscription_uid] < wish.wanted and wish.subscription_uid not in left_out
         }
-
-
-def _within(
-    shares: Shares, lane_of: Mapping[UUID, Lane], rows: Sequence[PendingRow]
-) -> tuple[list[PendingRow], set[UUID]]:
-    """The first rows of each lane that fit its share, and the lanes that lack some."""
-    kept: list[PendingRow] = []
-    left_out: set[UUID] = set()
-    coming: Counter[UUID] = Counter()
-    total = 0
-    for row in rows:
-        uid = row.subscription_uid
-        if uid in left_out:
-            continue
-        held = lane_of[uid].bytes_held + coming[uid]
-        if not shares.allows(held, row.data_bytes, total):
-            left_out.add(uid)
-            continue
-        coming[uid] += row.data_bytes
-        total += row.data_bytes
-        kept.append(row)
-    return kept, left_out

@@ -130,6 +130,7 @@ class LaneConfigs:
             schedule=schedule_of(subscription.retry_policy),
             max_in_flight=subscription.limits.max_in_flight,
             max_per_second=subscription.limits.max_per_second,
+            is_ordered=subscription.ordered,
             payload_format=subscription.payload_format,
             url=subscription.target.url,
             target=target,

@@ -191,6 +191,8 @@ def _delivery_of(row: asyncpg.Record, detail: asyncpg.Record) -> Delivery:
     if state is DeliveryState.PENDING:
         reason = _HOLDS.get(SubscriptionState(detail["subscription_state"]))
         due_at = None if reason or detail["is_orphan"] else due_at
+        if reason is None and detail["is_behind"]:
+            reason = DeliveryStateReason.BLOCKED_BY_ORDER
     return Delivery(
         delivery_id=row["delivery_id"],
         tenant_id=detail["tenant_id"],

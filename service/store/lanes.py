@@ -1,8 +1,12 @@
-"""What memory reads of the hot table: the sweep, refills, changes; the rows of deleted lanes."""
+"""What memory reads of the hot table: the sweep, refills, changes; the rows of deleted lanes.
+
+Lanes of ordered subscriptions are read by their keys: the first of some, or the first of each.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from service.store.event_rows import event_of
@@ -12,10 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from uuid import UUID
 
+    import asyncpg
+
     from service.domain.event import Event
     from service.store.database import Session
 
 SQL = Statements("lanes")
+ORDER_SQL = Statements("ordering")
+
+KEYS_PER_PAGE = 5_000
+"""How many keys of a lane one statement walks through, some microseconds each."""
 
 EventKey = tuple["UUID", "UUID"]
 """(tenant uid, event id)."""
@@ -52,6 +62,48 @@ class PendingRow:
     attempts_base: int | None
     attempts_until: int | None
     data_bytes: int
+    key_hash: int | None = None
+    """Of its ordering key, where its subscription is ordered."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyWish:
+    """One key of a lane."""
+
+    bucket: int
+    subscription_uid: UUID
+    tenant_uid: UUID
+    key_hash: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageWish:
+    """All keys of a lane from a hash on, and how many deliveries it has room for."""
+
+    bucket: int
+    subscription_uid: UUID
+    tenant_uid: UUID
+    wanted: int
+    from_hash: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyHead:
+    """The earliest pending delivery of a key."""
+
+    row: PendingRow
+    key_hash: int
+    due_in_s: float
+    """Below zero: it is due."""
+
+
+@dataclass(slots=True)
+class Page:
+    """What a walk through a lane's keys came to."""
+
+    rows: list[PendingRow] = field(default_factory=list)
+    next_hash: int | None = None
+    """Where the walk goes on; None: it came to the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +142,38 @@ class LaneStore:
         )
         return [PendingRow(*row.values()) for row in rows]
 
+    async def first_of_keys(self, wishes: Sequence[KeyWish]) -> list[KeyHead]:
+        """The earliest pending delivery of each key that has any."""
+        rows = await self._session.fetch(
+            ORDER_SQL.heads,
+            [wish.bucket for wish in wishes],
+            [wish.subscription_uid for wish in wishes],
+            [wish.tenant_uid for wish in wishes],
+            [wish.key_hash for wish in wishes],
+        )
+        return [KeyHead(_pending_of(row), row["key_hash"], row["due_in_s"]) for row in rows]
+
+    async def first_of_lanes(
+        self, wishes: Sequence[PageWish], in_memory: Iterable[tuple[UUID, int]]
+    ) -> dict[UUID, Page]:
+        """What is due first of its key, and of no key in memory; by the lane's subscription."""
+        uids, hashes = list(zip(*in_memory, strict=True)) or [(), ()]
+        found = await self._session.fetch(
+            ORDER_SQL.page,
+            [wish.bucket for wish in wishes],
+            [wish.subscription_uid for wish in wishes],
+            [wish.tenant_uid for wish in wishes],
+            [wish.wanted for wish in wishes],
+            [wish.from_hash for wish in wishes],
+            KEYS_PER_PAGE,
+            uids,
+            hashes,
+        )
+        rows_of: dict[UUID, list[asyncpg.Record]] = defaultdict(list)
+        for row in found:
+            rows_of[row["subscription_uid"]].append(row)
+        return {wish.subscription_uid: _page_of(rows_of[wish.subscription_uid]) for wish in wishes}
+
     async def events(self, keys: Sequence[EventKey]) -> dict[UUID, Event]:
         """Events by id; one that is gone is missing."""
         rows = await self._session.fetch(
@@ -117,3 +201,23 @@ class LaneStore:
     async def close(self) -> None:
         """Close the connection."""
         await self._session.close()
+
+
+def _page_of(rows: Sequence[asyncpg.Record]) -> Page:
+    last = rows[-1]["key_hash"] if rows else None
+    free = [_pending_of(row) for row in rows if row["is_free"] and row["data_bytes"] is not None]
+    return Page(free, None if last is None else last + 1)
+
+
+def _pending_of(row: asyncpg.Record) -> PendingRow:
+    return PendingRow(
+        row["subscription_uid"],
+        row["delivery_id"],
+        row["event_id"],
+        row["version"],
+        row["attempt_count"],
+        row["attempts_base"],
+        row["attempts_until"],
+        row["data_bytes"],
+        row["key_hash"],
+    )

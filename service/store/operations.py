@@ -9,6 +9,7 @@ from service.domain.audit_view import delivery_view
 from service.domain.delivery import DeliveryState
 from service.domain.ids import bucket_of_delivery, format_type_id
 from service.domain.names import delivery_name, event_name, subscription_name
+from service.domain.ordering import key_hash_of
 from service.domain.subscription import RetryPolicy
 from service.store.audit import draft
 from service.store.event_rows import stored_content_type
@@ -42,6 +43,8 @@ class FoundDelivery:
     """Whether what it would send is still there."""
     is_subscription_deleted: bool
     retry_policy: RetryPolicy
+    key_hash: int | None
+    """Of its ordering key, where its subscription is ordered and it is finished."""
 
 
 class OperationStore:
@@ -74,6 +77,11 @@ class OperationStore:
                 max_backoff_s=row["max_backoff_s"],
                 schedule_s=tuple(row["schedule_s"]),
             ),
+            key_hash=(
+                key_hash_of(row["ordering_key"] or "", row["event_id"])
+                if row["ordered"] and row["state"] != DeliveryState.PENDING
+                else None
+            ),
         )
 
     async def retry_pending(self, found: FoundDelivery) -> bool:
@@ -96,6 +104,7 @@ class OperationStore:
             found.bucket,
             max_attempts,
             _draft(found, DeliveryState.PENDING),
+            found.key_hash,
         )
         return bool(rows)
 

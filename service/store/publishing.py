@@ -28,10 +28,10 @@ SQL = Statements("publishing")
 
 _REFUSED_ITSELF = "HK001"
 _EVENT_COLUMNS = 15
-_DELIVERY_COLUMNS = 7
+_DELIVERY_COLUMNS = 8
 _KEY_COLUMNS = 5
 
-DeliveryRow = tuple["UUID", int, float, int, "UUID", "UUID", "UUID"]
+DeliveryRow = tuple["UUID", int, float, int, "UUID", "UUID", "UUID", int | None]
 KeyRow = tuple["UUID", str, "UUID", bytes, int]
 Key = tuple["UUID", str]
 
@@ -44,7 +44,8 @@ class PublishRows:
     content_type, subject, external_id, data_schema, idempotency_key, ordering_key, attributes,
     data).
     `deliveries`: (tenant_uid, bucket, delay_s, event's place from 1, delivery_id, subscription_uid,
-    event_id). `keys`: (tenant_uid, key, event_id, fingerprint, delivery_count).
+    event_id, hash of its ordering key where the subscription is ordered).
+    `keys`: (tenant_uid, key, event_id, fingerprint, delivery_count).
     """
 
     epochs: dict[UUID, int] = field(default_factory=dict)

@@ -71,6 +71,7 @@ class IndexRow(NamedTuple):
     """From an event's acceptance to its first attempt."""
     max_attempts: int
     payload_format: PayloadFormat
+    is_ordered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ def _index_row_of(row: asyncpg.Record) -> IndexRow:
         first_delay_s=first_delay_s,
         max_attempts=max_attempts,
         payload_format=PayloadFormat(row["payload_format"]),
+        is_ordered=row["ordered"],
     )
 
 

@@ -54,6 +54,7 @@ def subscription_of(row: asyncpg.Record) -> Subscription:
         limits=DeliveryLimits(
             max_per_second=row["max_per_second"], max_in_flight=row["max_in_flight"]
         ),
+        ordered=row["ordered"],
         payload_format=PayloadFormat(row["payload_format"]),
         labels=row["labels"],
         state=SubscriptionState(row["state"]),

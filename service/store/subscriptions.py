@@ -115,6 +115,7 @@ class Subscriptions:
             sealed,
             secret.public_key,
             audit.creation(draft, uid, secret.scheme, secret.public_key),
+            draft.ordered,
         )
         if not await self._insert(uid, draft, arguments):
             await self._tenant(draft.tenant_id)

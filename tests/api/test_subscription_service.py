@@ -73,6 +73,7 @@ async def test_all_that_can_be_said_is_kept(control: Control) -> None:
             schedule=[Duration(), Duration(nanos=1_000_000), Duration(seconds=604_800)]
         ),
         limits=DeliveryLimits(max_per_second=0.5, max_in_flight=7),
+        ordered=True,
         payload_format=PAYLOAD_FORMAT_RAW,
         labels={"team": "eu ☂"},
     )

@@ -186,3 +186,20 @@ async def test_updates_of_different_fields_at_once_are_all_kept(control: Control
     seen = await control.get()
     assert (seen.display_name, dict(seen.labels)) == ("new", {"a": "1"})
     assert (list(seen.event_types), dict(seen.http.headers)) == (["x"], {"x-a": "1"})
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_ordered_is_for_life(control: Control, before: bool) -> None:  # noqa: FBT001
+    made = (await control.create(orders(ordered=before))).subscription
+    assert made.ordered is before
+
+    for mask in (["ordered"], ["*"]):
+        found = await refusal(control.update(orders(ordered=not before), mask))
+        assert found.code == grpc.StatusCode.INVALID_ARGUMENT
+        assert found.violations == {"subscription.ordered": "FIELD_IMMUTABLE"}
+
+    kept = await control.update(orders(ordered=before, labels={"a": "1"}), ["*"])
+    assert (kept.ordered, dict(kept.labels)) == (before, {"a": "1"})
+    assert await control.get() == kept
+    renamed = await control.update(Subscription(display_name="new"))
+    assert (renamed.ordered, renamed.display_name) == (before, "new")

@@ -93,6 +93,7 @@ class Desk:
             "schedule": RetrySchedule(),
             "max_in_flight": 64,
             "max_per_second": None,
+            "is_ordered": False,
             "payload_format": PayloadFormat.STANDARD,
             "url": URL,
             "target": _TARGET,
@@ -101,10 +102,10 @@ class Desk:
         given = {name: value for name, value in fields.items() if value is not None}
         return LaneConfig(**(values | given))  # type: ignore[arg-type]  # a test's own fields
 
-    def message(self, data: bytes = b"{}") -> Message:
+    def message(self, data: bytes = b"{}", ordering_key: str = "") -> Message:
         """An event, ready to be sent."""
         event_id = self.new_id()
-        new = NewEvent(type="order.created", data=data)
+        new = NewEvent(type="order.created", data=data, ordering_key=ordering_key)
         event = accepted(new, event_id, event_id, "acme", 0, from_unix_ms(NOW_MS))
         return Message(event, f"evt_{event_id}")
 
@@ -117,7 +118,14 @@ class Desk:
             lane.announced.discard(delivery_id)
         return ids
 
-    def row(self, lane: Lane, delivery_id: UUID | None = None, **fields: int) -> PendingRow:
+    def row(
+        self,
+        lane: Lane,
+        delivery_id: UUID | None = None,
+        *,
+        key_hash: int | None = None,
+        **fields: int,
+    ) -> PendingRow:
         """A due row as a refill finds it."""
         values = {"version": 0, "attempt_count": 0, "data_bytes": 2} | fields
         return PendingRow(
@@ -126,6 +134,7 @@ class Desk:
             event_id=self.new_id(),
             attempts_base=None,
             attempts_until=None,
+            key_hash=key_hash,
             **values,
         )
 
@@ -133,7 +142,8 @@ class Desk:
         """What the refiller does, all at once."""
         self.lanes.begin_refill(lane)
         for row in rows:
-            self.lanes.accept(lane, row, self.message())
+            key = "" if row.key_hash is None else str(row.key_hash)
+            self.lanes.accept(lane, row, self.message(ordering_key=key))
         self.lanes.end_refill(lane, found_all=found_all)
 
     def take_all(self) -> list[Job]:

@@ -4,7 +4,7 @@ import pytest
 
 from service.domain.subscription import SubscriptionState
 from service.pipeline.lane import LaneState
-from service.pipeline.lanes import TIMER_HORIZON_S, TIMERS_PER_LANE
+from service.pipeline.waiting import TIMER_HORIZON_S, TIMERS_PER_LANE
 from tests.pipeline.desk import Desk
 
 

@@ -37,6 +37,7 @@ def row(number: int, patterns: Sequence[str], *, is_deleted: bool = False) -> In
         first_delay_s=0.0,
         max_attempts=10,
         payload_format=PayloadFormat.STANDARD,
+        is_ordered=False,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from service.domain.attempt import AttemptOutcome, Outcome
 from service.domain.subscription import SubscriptionState
 from service.pipeline.lane import CIRCUIT_BACKOFF_MAX_S, CIRCUIT_FAILURES, Lane
-from service.pipeline.lanes import TIMERS_PER_LANE
+from service.pipeline.waiting import TIMERS_PER_LANE
 from tests.pipeline.desk import URL, Desk
 
 

@@ -58,14 +58,15 @@ class Rows:
         *,
         state: str = "ACTIVE",
         deleted: bool = False,
+        ordered: bool = False,
     ) -> Place:
         uid = self.new_id()
         await self.connection.execute(
             """INSERT INTO subscriptions (subscription_uid, tenant_uid, bucket, subscription_id,
                    event_types, url, timeout_ms, max_in_flight, changed_epoch, state, state_reason,
-                   deleted_at)
+                   deleted_at, ordered)
                VALUES ($1, $2, $3, $4, '{*}', 'https://example.com/', 15000, 64, 1, $5, $6,
-                       CASE WHEN $7 THEN now() END)""",
+                       CASE WHEN $7 THEN now() END, $8)""",
             uid,
             tenant_uid,
             bucket_of(uid),
@@ -73,6 +74,7 @@ class Rows:
             state,
             None if state == "ACTIVE" else "OPERATOR",
             deleted,
+            ordered,
         )
         return Place(tenant_uid, uid)
 

@@ -87,6 +87,17 @@ async def test_the_sweep_descends_an_index_for_each_lane(session: Session) -> No
     assert "Seq Scan" not in plan
 
 
+async def test_the_keys_of_an_ordered_lane_are_descents_of_their_index(session: Session) -> None:
+    heads = await plan_of(session, Statements("ordering").heads, *["'{}'"] * 4)
+    page = await plan_of(session, Statements("ordering").page, *["'{}'"] * 5, "1", *["'{}'"] * 2)
+
+    assert heads.count("using pending_by_key") == 1
+    assert page.count("using pending_by_key") == 2
+    assert "hashed SubPlan" in page
+    assert "Sort" not in heads + page
+    assert "Seq Scan" not in heads + page
+
+
 async def test_a_record_finds_its_rows_by_their_key(session: Session) -> None:
     plan = await plan_of(session, Statements("recording").record, "NULL", *["'{}'"] * 25)
 

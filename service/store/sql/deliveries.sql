@@ -1,6 +1,6 @@
 -- Deliveries, read by tenants and operators. Each of these looks into the hot table and into history in one statement: under
--- one snapshot a delivery that moves between them is seen exactly once. What they are shown with besides (`details`) never
--- changes, so that it may be read after.
+-- one snapshot a delivery that moves between them is seen exactly once. What they are shown with besides (`details`) may
+-- be read after: it never changes, or says why one waits at that moment.
 --
 -- The lists share a shape: the newest below `$1`, at most `$2` of them, in the states `$3`. A condition on parameters alone
 -- switches a place off before it is looked into; the dead letters have an index of their own, which `state <> 'SUCCEEDED'`
@@ -162,6 +162,11 @@ ORDER BY delivery_id DESC LIMIT $2
 -- name: details
 -- What deliveries are shown with, in the order in which they are asked for. `$4` numbers the attempt to show; 0: none.
 SELECT t.tenant_id, s.subscription_id, s.state AS subscription_state, s.deleted_at IS NOT NULL AS is_orphan,
+       s.ordered AND EXISTS (
+           SELECT FROM pending_deliveries p JOIN pending_deliveries before
+               ON before.bucket = p.bucket AND before.subscription_uid = p.subscription_uid
+               AND before.key_hash = p.key_hash AND before.ordinal < p.ordinal
+           WHERE p.bucket = s.bucket AND p.delivery_id = w.delivery_id) AS is_behind,
        e.type AS event_type, a.number, a.outcome, a.start_time, a.http_status, a.latency_us, a.url, a.remote_address,
        a.error, a.response_excerpt, a.trace_id
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::smallint[])

@@ -5,15 +5,17 @@
 -- One delivery wherever it stands: the hot table and history in one statement, so that it is never caught in between.
 SELECT p.delivery_id, t.tenant_id, s.subscription_id, 'PENDING' AS state, p.due_at <= hookline_now() AS is_due, p.attempt_count, p.event_id,
        s.subscription_uid, s.bucket, s.tenant_uid, s.deleted_at IS NOT NULL AS is_deleted,
-       s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, true AS has_event
+       s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, s.ordered, true AS has_event, NULL AS ordering_key
 FROM pending_deliveries p JOIN subscriptions s USING (subscription_uid) JOIN tenants t USING (tenant_uid)
 WHERE p.bucket = $2 AND p.delivery_id = $3 AND t.tenant_id = $1 AND t.deleted_at IS NULL
 UNION ALL
 SELECT d.delivery_id, t.tenant_id, s.subscription_id, d.state, false, d.attempt_count, d.event_id,
        s.subscription_uid, s.bucket, s.tenant_uid, s.deleted_at IS NOT NULL,
-       s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s,
-       EXISTS (SELECT FROM events e WHERE e.tenant_uid = d.tenant_uid AND e.event_id = d.event_id)
+       s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, s.ordered, e.event_id IS NOT NULL, e.ordering_key
 FROM tenants t JOIN deliveries d USING (tenant_uid) JOIN subscriptions s USING (subscription_uid)
+LEFT JOIN LATERAL (
+    SELECT e.event_id, e.ordering_key FROM events e
+    WHERE e.tenant_uid = d.tenant_uid AND e.event_id = d.event_id LIMIT 1) e ON true
 WHERE d.delivery_id = $3 AND t.tenant_id = $1 AND t.deleted_at IS NULL
 
 -- name: retry_pending
@@ -30,6 +32,7 @@ RETURNING delivery_id
 
 -- name: retry_finished
 -- Back from history: attempt numbers go on, the budget starts anew. Without its event there is nothing to send: it stays.
+-- In an ordered subscription ($6: the hash of its key) it stands where its event was published, before what came later.
 WITH taken AS (
     DELETE FROM deliveries
     WHERE tenant_uid = $1 AND delivery_id = $2 AND state IN ('EXHAUSTED', 'CANCELLED', 'EXPIRED')
@@ -37,9 +40,9 @@ WITH taken AS (
     RETURNING *
 ), moved AS (
     INSERT INTO pending_deliveries (bucket, attempt_count, version, due_at, ordinal, delivery_id, subscription_uid, event_id,
-                                    attempts_base, attempts_until)
+                                    attempts_base, attempts_until, key_hash)
     SELECT $3, d.attempt_count, d.version + 1, hookline_now(), e.ordinal, d.delivery_id, d.subscription_uid, d.event_id,
-           d.attempt_count, least(d.attempt_count + $4::integer, 32767)
+           d.attempt_count, least(d.attempt_count + $4::integer, 32767), $6
     FROM taken d JOIN events e ON e.tenant_uid = d.tenant_uid AND e.event_id = d.event_id
     RETURNING bucket, subscription_uid, delivery_id
 ), audited AS (

@@ -14,8 +14,8 @@ WITH passed AS MATERIALIZED (
     FOR SHARE OF t
 ), claimed AS (
     INSERT INTO idempotency_keys (tenant_uid, key, event_id, fingerprint, delivery_count, expires_at)
-    SELECT k.tenant_uid, k.key, k.event_id, k.fingerprint, k.delivery_count, hookline_now() + make_interval(secs => $25)
-    FROM unnest($26::uuid[], $27::text[], $28::uuid[], $29::bytea[], $30::integer[])
+    SELECT k.tenant_uid, k.key, k.event_id, k.fingerprint, k.delivery_count, hookline_now() + make_interval(secs => $26)
+    FROM unnest($27::uuid[], $28::text[], $29::uuid[], $30::bytea[], $31::integer[])
          AS k (tenant_uid, key, event_id, fingerprint, delivery_count)
     ORDER BY k.tenant_uid, k.key
     ON CONFLICT (tenant_uid, key) DO UPDATE
@@ -24,8 +24,8 @@ WITH passed AS MATERIALIZED (
     WHERE idempotency_keys.expires_at <= hookline_now()
     RETURNING 1
 ), clear AS MATERIALIZED (
-    SELECT CASE WHEN cardinality($27) = 0 THEN true
-                WHEN (SELECT count(*) FROM claimed) = cardinality($27) AND (SELECT count(*) FROM passed) = cardinality($1)
+    SELECT CASE WHEN cardinality($28) = 0 THEN true
+                WHEN (SELECT count(*) FROM claimed) = cardinality($28) AND (SELECT count(*) FROM passed) = cardinality($1)
                 THEN true ELSE hookline_refuse('a key is taken or an epoch has moved on') END AS is_clear
 ), place AS MATERIALIZED (
     SELECT nextval('publish_ordinal') * 65536 AS base FROM clear WHERE is_clear
@@ -41,11 +41,12 @@ WITH passed AS MATERIALIZED (
                                subject, external_id, data_schema, idempotency_key, ordering_key, attributes, data, n)
     WHERE e.tenant_uid IN (SELECT tenant_uid FROM passed)
 ), promised AS (
-    INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid, event_id)
+    INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid, event_id, key_hash)
     SELECT d.bucket, hookline_now() + make_interval(secs => d.delay_s), place.base + d.n, d.delivery_id, d.subscription_uid,
-           d.event_id
-    FROM place, unnest($18::uuid[], $19::smallint[], $20::float8[], $21::integer[], $22::uuid[], $23::uuid[], $24::uuid[])
-         AS d (tenant_uid, bucket, delay_s, n, delivery_id, subscription_uid, event_id)
+           d.event_id, d.key_hash
+    FROM place, unnest($18::uuid[], $19::smallint[], $20::float8[], $21::integer[], $22::uuid[], $23::uuid[], $24::uuid[],
+                       $25::bigint[])
+         AS d (tenant_uid, bucket, delay_s, n, delivery_id, subscription_uid, event_id, key_hash)
     WHERE d.tenant_uid IN (SELECT tenant_uid FROM passed)
 )
 SELECT tenant_uid FROM passed, clear WHERE is_clear

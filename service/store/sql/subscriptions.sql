@@ -31,10 +31,11 @@ WITH bumped AS (
     INSERT INTO subscriptions (
         tenant_uid, changed_epoch, subscription_uid, bucket, subscription_id, create_time, update_time,
         display_name, event_types, url, failover_urls, headers, timeout_ms, signature_scheme,
-        max_attempts, min_backoff_s, max_backoff_s, schedule_s, max_per_second, max_in_flight, payload_format, labels
+        max_attempts, min_backoff_s, max_backoff_s, schedule_s, max_per_second, max_in_flight, payload_format, labels,
+        ordered
     )
     SELECT tenant_uid, epoch, $3, $4, $5, hookline_now(), hookline_now(),
-           $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20
+           $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $24
     FROM bumped
     RETURNING tenant_uid, subscription_uid, bucket
 ), keyed AS (
@@ -200,7 +201,7 @@ SELECT due_at, delivery_id FROM doomed ORDER BY due_at, delivery_id
 -- A tenant's epoch and what changed since the one that is known ($2 of tenant uid $3), in one snapshot. One row without a
 -- subscription where nothing did. A load from nothing leaves out tombstones.
 SELECT t.tenant_uid, t.epoch, s.subscription_uid, s.bucket, s.event_types, s.deleted_at IS NOT NULL AS deleted,
-       s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, s.payload_format
+       s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, s.payload_format, s.ordered
 FROM tenants t
 CROSS JOIN LATERAL (SELECT CASE WHEN t.tenant_uid = $3::uuid THEN $2::bigint ELSE 0 END AS epoch) have
 LEFT JOIN subscriptions s

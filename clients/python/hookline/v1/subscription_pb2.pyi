@@ -170,7 +170,9 @@ class Subscription(_message.Message):
     """
     ordered: _builtins.bool
     """Optional. Deliver one at a time for each `ordering_key`, in publish order; the first blocks its
-    key until it succeeds or is finally given up. Default: false.
+    key until it succeeds or is finally given up (EXHAUSTED, CANCELLED or EXPIRED). Events without a
+    key wait for nobody. What RetryDelivery brings back stands again where it was published. An
+    attempt that was repeated after a crash may arrive late. Immutable. Default: false.
     """
     payload_format: Global___PayloadFormat.ValueType
     """Optional. What the request's body looks like. Default: STANDARD."""

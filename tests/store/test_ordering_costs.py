@@ -1,0 +1,82 @@
+"""What a refill of an ordered lane costs, in blocks that are looked at. Rule 17."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from service.domain.ids import bucket_of
+from service.store.lanes import ORDER_SQL
+from tests.store.rows import Place, Rows, rows_in
+from tests.store.test_delivery_costs import blocks_read
+
+
+@pytest.fixture
+async def rows(database_url: str) -> AsyncIterator[Rows]:
+    async with rows_in(database_url) as rows:
+        yield rows
+
+
+async def queue_up(rows: Rows, place: Place, key_hash: int, count: int) -> None:
+    """Pending deliveries of one key, all of one event: it is their number that counts."""
+    event_id = await rows.event(place.tenant_uid)
+    await rows.connection.execute(
+        """INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid,
+                                           event_id, key_hash)
+           SELECT $1, now() - interval '1 s', n, md5(n::text || $4)::uuid, $2, $3, $5
+           FROM generate_series(1, $6) AS n""",
+        bucket_of(place.uid),
+        place.uid,
+        event_id,
+        str(key_hash),
+        key_hash,
+        count,
+    )
+
+
+async def test_a_hundred_thousand_behind_one_key_are_not_looked_at(rows: Rows) -> None:
+    place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
+    await queue_up(rows, place, 5, 100_000)
+    for key_hash in (1, 9):
+        await queue_up(rows, place, key_hash, 10)
+    await rows.connection.execute("ANALYZE pending_deliveries")
+    lane = ([bucket_of(place.uid)], [place.uid], [place.tenant_uid])
+
+    one = await blocks_read(rows, ORDER_SQL.heads, (*lane, [5]))
+    all_of_them = await blocks_read(rows, ORDER_SQL.page, (*lane, [100], [0], 5_000, [], []))
+    but_one = (*lane, [100], [0], 5_000, [place.uid], [5])
+
+    assert one <= 20
+    assert all_of_them <= 60
+    assert await blocks_read(rows, ORDER_SQL.page, but_one) <= 60
+    found = await rows.connection.fetch(ORDER_SQL.page, *but_one)
+    assert [row["key_hash"] for row in found] == [1, 9, None]
+
+
+async def test_a_walk_ends_after_so_many_keys_however_many_there_are(rows: Rows) -> None:
+    """All of them wait for a retry, but the last."""
+    place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
+    event_id = await rows.event(place.tenant_uid)
+    await rows.connection.execute(
+        """INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid,
+                                           event_id, key_hash)
+           SELECT $1, CASE WHEN n < 2500 THEN now() + interval '1 h' ELSE now() END, n,
+                  md5(n::text)::uuid, $2, $3, n
+           FROM generate_series(1, 2500) AS n""",
+        bucket_of(place.uid),
+        place.uid,
+        event_id,
+    )
+    await rows.connection.execute("ANALYZE pending_deliveries")
+    lane = ([bucket_of(place.uid)], [place.uid], [place.tenant_uid], [100])
+
+    seen = []
+    from_hash = 0
+    for _ in range(3):
+        page = await rows.connection.fetch(ORDER_SQL.page, *lane, [from_hash], 1_000, [], [])
+        seen.append([(row["key_hash"], row["is_free"]) for row in page])
+        from_hash = (page[-1]["key_hash"] or 0) + 1
+
+    assert seen == [[(1_000, False)], [(2_000, False)], [(2_500, True), (None, None)]]
+    assert await blocks_read(rows, ORDER_SQL.page, (*lane, [0], 10, [], [])) <= 60
