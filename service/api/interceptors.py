@@ -6,7 +6,8 @@ waiting for ever. So each handler is wrapped, once, when its method is first cal
 
 - who calls is asked first (`authentication.py`), then whether he may (`scopes.py`), then whether
   there is room; only then is his request read, from the bytes that gRPC hands over as they came;
-- the handler runs inside `calling(caller)`;
+- the handler runs inside `calling(caller)`, and what it read is entered in the audit log where that
+  is privileged (`audited.py`), before it is answered;
 - an exception becomes a `Refusal` (`errors.py`);
 - a CancelledError passes only if the call's own task was cancelled, as when the client went away;
   otherwise something that the call waited for was cancelled, or we have ended a stream
@@ -26,6 +27,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
 
+from service.api.audited import AUDIT, Journal, Reads
 from service.api.authentication import Identities, Metadata
 from service.api.errors import (
     Refusal,
@@ -79,11 +81,13 @@ class CallGuard(grpc.aio.ServerInterceptor):
     def __init__(
         self,
         identities: Identities,
+        journal: Journal,
         observer: CallObserver | None = None,
         *,
         max_calls: int = MAX_CALLS_DEFAULT,
     ) -> None:
         self._identities = identities
+        self._journal = journal
         self._observer = observer or Unobserved()
         self._max_calls = max_calls
         self._running = 0
@@ -109,7 +113,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
             if handler is None:
                 return self._unknown
             name = method.removeprefix("/")
-            wrapped = self._wrapped[method] = self._wrap(name, handler, RULES.get(name))
+            rule = RULES.get(name) if name in AUDIT else None
+            wrapped = self._wrapped[method] = self._wrap(name, handler, rule)
         return wrapped
 
     def _wrap(self, method: str, handler: _Handler, rule: Rule | None) -> _Handler:
@@ -130,13 +135,18 @@ class CallGuard(grpc.aio.ServerInterceptor):
     def _guard_unary(
         self, method: str, behaviour: _Behaviour, rule: Rule | None, read: _Read
     ) -> _Behaviour:
+        reads = _reads_of(method)
+
         async def guarded(request: bytes, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._running += 1
             try:
                 caller = await self._admit(method, rule, context)
+                message = read(request)
                 with calling(caller):
-                    response = await behaviour(read(request), context)
+                    response = await behaviour(message, context)
+                    if reads is not None:
+                        await reads.enter(self._journal, message, response)
             except BaseException as error:  # noqa: BLE001 (this is the place where all end)
                 await self._end(method, started, context, error)
             else:
@@ -157,6 +167,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
         takes_messages: bool,
         answers_once: bool,
     ) -> _Behaviour:
+        reads = _reads_of(method)
+
         async def guarded(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._running += 1
@@ -172,6 +184,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 else:
                     argument = read(request)
                 with calling(caller):
+                    if reads is not None and not takes_messages:  # it may never end
+                        await reads.enter(self._journal, argument)
                     response = await _answered(behaviour(argument, context), context)
             except BaseException as error:  # noqa: BLE001 (this is the place where all end)
                 await self._end(method, started, context, error, stream)
@@ -244,6 +258,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
         refusal = _refusal_of(method, error)
         self._observer.call_ended(method, refusal.code, perf_counter() - started)
         await context.abort(*refusal)
+
+
+def _reads_of(method: str) -> Reads | None:
+    word = AUDIT.get(method)
+    return word if isinstance(word, Reads) else None
 
 
 class _DeadlineExceededError(Exception):

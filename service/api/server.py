@@ -29,6 +29,7 @@ from hookline.v1 import (
     tenant_service_pb2_grpc,
 )
 from service.api import reflection
+from service.api.audited import Journal
 from service.api.authentication import Authenticator, Identities
 from service.api.interceptors import MAX_CALLS_DEFAULT, CallGuard, CallObserver
 from service.domain.limits import Limits
@@ -62,7 +63,7 @@ class CannotListenError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Servicers:
-    """One servicer for each service of the contract."""
+    """One servicer for each service of the contract, and where privileged reads are entered."""
 
     tenants: tenant_service_pb2_grpc.TenantServiceServicer
     event_types: event_type_service_pb2_grpc.EventTypeServiceServicer
@@ -71,6 +72,7 @@ class Servicers:
     deliveries: delivery_service_pb2_grpc.DeliveryServiceServicer
     access: access_service_pb2_grpc.AccessServiceServicer
     operations: operations_service_pb2_grpc.OperationsServiceServicer
+    journal: Journal
 
 
 class ApiServer:
@@ -97,7 +99,9 @@ class ApiServer:
         """
         self._address = address
         self._credentials = credentials
-        self._guard = CallGuard(Identities(identities), observer, max_calls=max_calls)
+        self._guard = CallGuard(
+            Identities(identities), servicers.journal, observer, max_calls=max_calls
+        )
         self._server = grpc.aio.server(
             interceptors=[self._guard],
             options=_options(limits, share_port=share_port),

@@ -31,9 +31,6 @@ class UnbuiltAccessRpcs(access_service_pb2_grpc.AccessServiceServicer):
     async def RevokeApiKey(self, request: object, context: object) -> NoReturn:
         raise not_implemented("RevokeApiKey")
 
-    async def ListAuditEntries(self, request: object, context: object) -> NoReturn:
-        raise not_implemented("ListAuditEntries")
-
 
 class UnbuiltDeliveryRpcs(delivery_service_pb2_grpc.DeliveryServiceServicer):
     """What DeliveryService does not build yet."""

@@ -24,6 +24,7 @@ from service.pipeline.targets import LaneConfigs
 from service.pipeline.timers import Timers
 from service.pipeline.trial import Trial
 from service.pipeline.upkeep import Upkeep
+from service.store.audit import AuditLog
 from service.store.data_keys import TenantSecrets
 from service.store.database import Database
 from service.store.event_types import EventTypes
@@ -80,6 +81,7 @@ class Engine:
             place=place,
         )
         self.event_types = EventTypes(database)
+        self.audit_log = AuditLog(database)
         self.catalog = EventTypeCatalog(
             self.event_types, is_strict=settings.is_strict_about_event_types
         )

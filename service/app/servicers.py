@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service import VERSION
+from service.api.audit_entries import AuditEntryServicer
 from service.api.convert_subscription import SubscriptionReader
 from service.api.delivery_service import DeliveryServicer
 from service.api.event_service import EventServicer
@@ -12,7 +13,6 @@ from service.api.paging import Pages
 from service.api.server import Servicers
 from service.api.subscription_service import SubscriptionServicer
 from service.api.tenant_service import TenantServicer
-from service.api.unbuilt import UnbuiltAccessRpcs
 from service.app.engine import Engine
 from service.app.following import Following
 from service.config import Settings
@@ -64,5 +64,6 @@ def make_servicers(
             node_id=lambda: engine.ownership.node_id,
             sources=following.states,
         ),
-        access=UnbuiltAccessRpcs(),
+        access=AuditEntryServicer(log=engine.audit_log, pages=pages, limits=limits),
+        journal=engine.audit_log,
     )

@@ -16,6 +16,7 @@ from hookline.v1 import tenant_service_pb2_grpc as tenants_grpc
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.operations_service_pb2_grpc import OperationsServiceStub
+from service.api.audit_entries import AuditEntryServicer
 from service.api.authentication import Anonymous, Authenticator
 from service.api.delivery_service import DeliveryServicer
 from service.api.errors import not_implemented
@@ -24,9 +25,10 @@ from service.api.interceptors import MAX_CALLS_DEFAULT
 from service.api.operations_service import OperationsServicer
 from service.api.paging import Pages
 from service.api.server import ApiServer, Servicers
-from service.api.unbuilt import UnbuiltAccessRpcs, UnbuiltEventTypeRpcs
+from service.api.unbuilt import UnbuiltEventTypeRpcs
 from service.domain.limits import Limits
 from service.identity.files import SourceState
+from service.store.audit import AuditLog
 from service.store.deliveries import DeliveryStore
 from service.store.events import EventStore
 from service.store.status import StatusStore
@@ -98,7 +100,8 @@ def servicers_of(rig: Rig, **replaced: Any) -> Servicers:  # noqa: ANN401 (any s
         "tenants": refusing(tenants_grpc.TenantServiceServicer),
         "event_types": refusing(UnbuiltEventTypeRpcs),
         "subscriptions": refusing(subscription_service_pb2_grpc.SubscriptionServiceServicer),
-        "access": UnbuiltAccessRpcs(),
+        "journal": AuditLog(rig.database),
+        "access": AuditEntryServicer(log=AuditLog(rig.database), pages=pages, limits=rig.limits),
         "events": EventServicer(
             publisher=rig.publisher,
             events=EventStore(rig.database),

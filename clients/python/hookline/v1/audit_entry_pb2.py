@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhookline/v1/audit_entry.proto\x12\x0bhookline.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x02\n\nAuditEntry\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12;\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x1c\n\tprincipal\x18\x03 \x01(\tR\tprincipal\x12\x16\n\x06method\x18\x04 \x01(\tR\x06method\x12\x1a\n\x08resource\x18\x05 \x01(\tR\x08resource\x12\x16\n\x06tenant\x18\x06 \x01(\tR\x06tenant\x12%\n\x0eremote_address\x18\x07 \x01(\tR\rremoteAddress\x12\x1f\n\x0b\x62\x65\x66ore_json\x18\x08 \x01(\tR\nbeforeJson\x12\x1d\n\nafter_json\x18\t \x01(\tR\tafterJson\x12\x19\n\x08trace_id\x18\n \x01(\tR\x07traceId\x12\x1a\n\x08sequence\x18\x0b \x01(\x03R\x08sequence\x12\x12\n\x04hash\x18\x0c \x01(\x0cR\x04hashb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhookline/v1/audit_entry.proto\x12\x0bhookline.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x03\n\nAuditEntry\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12;\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x1c\n\tprincipal\x18\x03 \x01(\tR\tprincipal\x12\x16\n\x06method\x18\x04 \x01(\tR\x06method\x12\x1a\n\x08resource\x18\x05 \x01(\tR\x08resource\x12\x16\n\x06tenant\x18\x06 \x01(\tR\x06tenant\x12%\n\x0eremote_address\x18\x07 \x01(\tR\rremoteAddress\x12\x1f\n\x0b\x62\x65\x66ore_json\x18\x08 \x01(\tR\nbeforeJson\x12\x1d\n\nafter_json\x18\t \x01(\tR\tafterJson\x12\x19\n\x08trace_id\x18\n \x01(\tR\x07traceId\x12\x1a\n\x08sequence\x18\x0b \x01(\x03R\x08sequence\x12\x12\n\x04hash\x18\x0c \x01(\x0cR\x04hash\x12\x1d\n\ntenant_uid\x18\r \x01(\tR\ttenantUid\x12\x1a\n\x08\x65ncoding\x18\x0e \x01(\x05R\x08\x65ncodingb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hookline.v1.audit_entry_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AUDITENTRY']._serialized_start=80
-  _globals['_AUDITENTRY']._serialized_end=457
+  _globals['_AUDITENTRY']._serialized_end=516
 # @@protoc_insertion_point(module_scope)

@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class AuditEntry(_message.Message):
     """One change or privileged read. Appended in the transaction of its cause, never changed, and
-    chained by hashes.
+    chained by hashes, so that anybody who has the entries can check them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -37,24 +37,35 @@ class AuditEntry(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    TENANT_UID_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Output only. `auditEntries/ID`."""
+    """Output only. `auditEntries/ID`, the id being its sequence."""
     principal: _builtins.str
     """Output only. Who: `apiKeys/ID`, a certificate's or token's subject, `hookline` for the service
     itself, `anonymous` where the service runs without authentication.
     """
     method: _builtins.str
-    """Output only. What: the RPC's full name, `/hookline.v1.SubscriptionService/PauseSubscription`."""
+    """Output only. What: the RPC's full name, `/hookline.v1.SubscriptionService/PauseSubscription`;
+    where no RPC was the cause, what the service did by itself, `DisableSubscription`, or the
+    command that was typed, `hookline keys create`.
+    """
     resource: _builtins.str
     """Output only. To what: the resource's name; a list's parent for a list."""
     tenant: _builtins.str
-    """Output only. Whose that is, `tenants/ID`; empty where it belongs to none."""
+    """Output only. Whose that is, `tenants/ID`; empty where it belongs to none, or to several."""
     remote_address: _builtins.str
-    """Output only. From where: the caller's address."""
+    """Output only. From where: the caller's address, as gRPC names a peer, `ipv4:192.0.2.1:40000`; of
+    a command, `USER@HOST`.
+    """
     before_json: _builtins.str
-    """Output only. The resource before, as JSON without secrets; empty for a creation or a read."""
+    """Output only. The resource before, as JSON without secrets; empty for a creation or a read. At
+    most 16 KiB: a field that does not fit gives way to its size and SHA-256.
+    """
     after_json: _builtins.str
-    """Output only. The resource after, as JSON without secrets; empty for a deletion or a read."""
+    """Output only. The resource after, as JSON without secrets, at most 16 KiB; empty for a deletion
+    or a read.
+    """
     trace_id: _builtins.str
     """Output only. The OpenTelemetry trace of the call, 32 hexadecimal digits; empty where it was not
     sampled.
@@ -62,7 +73,18 @@ class AuditEntry(_message.Message):
     sequence: _builtins.int
     """Output only. Counts the entries, from 1, without a gap."""
     hash: _builtins.bytes
-    """Output only. SHA-256 over this entry and the hash of the one before, 32 bytes."""
+    """Output only. SHA-256 over this entry and the hash of the one before, 32 bytes; `encoding` says
+    how the entry is laid out for it.
+    """
+    tenant_uid: _builtins.str
+    """Output only. The tenant's uid, since a name may be given anew; empty where `tenant` is."""
+    encoding: _builtins.int
+    """Output only. Which encoding the hash is over. 1: the hash before (32 zero bytes for the first
+    entry), and then, each as the number of its bytes in UTF-8 (4 bytes, the greatest first) and
+    these bytes: `encoding` and `sequence` in decimal digits, `create_time` in microseconds since
+    1970 in decimal digits, `principal`, `method`, `resource`, `tenant`, `tenant_uid`,
+    `remote_address`, `before_json`, `after_json`, `trace_id`.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When it happened, by the database's clock."""
@@ -82,10 +104,12 @@ class AuditEntry(_message.Message):
         trace_id: _builtins.str = ...,
         sequence: _builtins.int = ...,
         hash: _builtins.bytes = ...,
+        tenant_uid: _builtins.str = ...,
+        encoding: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_json", b"after_json", "before_json", b"before_json", "create_time", b"create_time", "hash", b"hash", "method", b"method", "name", b"name", "principal", b"principal", "remote_address", b"remote_address", "resource", b"resource", "sequence", b"sequence", "tenant", b"tenant", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_json", b"after_json", "before_json", b"before_json", "create_time", b"create_time", "encoding", b"encoding", "hash", b"hash", "method", b"method", "name", b"name", "principal", b"principal", "remote_address", b"remote_address", "resource", b"resource", "sequence", b"sequence", "tenant", b"tenant", "tenant_uid", b"tenant_uid", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
