@@ -63,11 +63,11 @@ class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
 
 
 def _source_message(source: SourceState) -> operations_service_pb2.Source:
-    expires_at = source.expires_at
+    loaded_at, expires_at = source.loaded_at, source.expires_at
     return operations_service_pb2.Source(
         setting=source.setting,
         summary=source.summary,
-        load_time=timestamp_of(source.loaded_at),
+        load_time=None if loaded_at is None else timestamp_of(loaded_at),
         expire_time=None if expires_at is None else timestamp_of(expires_at),
         problem=source.problem,
     )

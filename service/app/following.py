@@ -8,15 +8,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import grpc
 import structlog
 
+from service.api.authentication import Authenticator
+from service.api.certificate_callers import CertificateCallers
 from service.api.tls import server_credentials
+from service.api.token_callers import TokenCallers
 from service.config import Settings
+from service.config.tokens import TokenSettings, read_key_file
+from service.identity.client_names import CLIENTS, read_client_names
 from service.identity.files import Followed, FollowedFiles, SourceState
+from service.identity.issuer_keys import FetchedKeys
+from service.identity.key_set import KEYS, FileKeys
 from service.identity.server_certificate import CERT, ServerCertificate, read_server_certificate
+from service.identity.tokens import KeySource, Tokens
 
 LOOK_S: Final = 1.0
 EXPIRY_WARNING: Final = timedelta(days=14)
@@ -25,48 +34,71 @@ _log = structlog.get_logger(__name__)
 
 
 class Following:
-    """Looks at all sources of a node, one after the other."""
+    """Looks at all sources of a node."""
 
     def __init__(self, settings: Settings) -> None:
         """Read what the settings point at; raises `SourceError`."""
         self._sources: list[Followed] = []
         self._certificate: FollowedFiles[ServerCertificate] | None = None
+        self._certificate_callers: CertificateCallers | None = None
+        self._token_callers: TokenCallers | None = None
         if (files := settings.tls.files) is not None:
             self._certificate = FollowedFiles(
                 CERT, files.paths, lambda: read_server_certificate(files)
             )
             self._sources.append(self._certificate)
+        if (clients := settings.tls.clients) is not None:
+            names = FollowedFiles(CLIENTS, [clients], lambda: read_client_names(clients))
+            self._sources.append(names)
+            self._certificate_callers = CertificateCallers(lambda: names.current)
+        if (rules := settings.tokens.rules) is not None:
+            self._token_callers = TokenCallers(Tokens(rules, self._issuer_keys(settings.tokens)))
         self._warned: set[tuple[str, datetime]] = set()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def server_credentials(self) -> grpc.ServerCredentials | None:
         """TLS with the certificate that counts at each handshake; None: plaintext."""
         certificate = self._certificate
         return None if certificate is None else server_credentials(lambda: certificate.current)
 
+    def authenticators(self) -> Sequence[Authenticator]:
+        """Who knows callers by what is followed, in the order in which to ask."""
+        sources = (self._token_callers, self._certificate_callers)
+        return [source for source in sources if source is not None]
+
+    def _issuer_keys(self, tokens: TokenSettings) -> KeySource:
+        match tokens.keys:
+            case Path() as path:
+                files = FollowedFiles(KEYS, [path], lambda: read_key_file(path))
+                self._sources.append(files)
+                return FileKeys(files)
+            case url:
+                fetched = FetchedKeys(str(url), tokens.refresh_s)
+                self._sources.append(fetched)
+                return fetched
+
     def states(self) -> Sequence[SourceState]:
         """What is known of each."""
         return [source.state() for source in self._sources]
 
     def start(self) -> None:
-        """Begin to look, where there is anything to look at."""
-        if self._sources:
-            self._task = asyncio.create_task(self._follow(), name="following")
+        """Begin to look."""
+        for source in self._sources:  # each by itself: one that hangs keeps no other waiting
+            self._tasks.append(asyncio.create_task(self._follow(source), name="following"))
 
     async def stop(self) -> None:
         """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _follow(self) -> None:
+    async def _follow(self, source: Followed) -> None:
         while True:
-            for source in self._sources:
-                try:
-                    await asyncio.to_thread(source.look)
-                    self._warn_of_expiry(source.state())
-                except Exception:  # noqa: BLE001 - what counts goes on; the next look may tell
-                    _log.exception("following_broken")
+            try:
+                await asyncio.to_thread(source.look)
+                self._warn_of_expiry(source.state())
+            except Exception:  # noqa: BLE001 - what counts goes on; the next look may tell
+                _log.exception("following_broken")
             await asyncio.sleep(LOOK_S)
 
     def _warn_of_expiry(self, state: SourceState) -> None:

@@ -112,7 +112,7 @@ class App:
             make_servicers(settings, database, engine, secrets, following, page_key=master_keys[0]),
             address=str(settings.listen),
             limits=settings.limits,
-            identities=[Anonymous()],
+            identities=following.authenticators() if settings.is_auth_on else [Anonymous()],
             credentials=following.server_credentials(),
             max_calls=settings.max_calls,
             share_port=bool(self._place),

@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
+from service.identity.issuer_keys import is_fit_url
 from service.store.secrets import MasterKeyError, parse_master_keys
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ _HOSTS = re.compile(rf"{_HOST}(?:,{_HOST})*")
 """libpq's: none (a socket), one or several."""
 
 PREFIX: Final = "HOOKLINE_"
+MAX_CLAIM_LENGTH: Final = 255
 NOT_OURS: Final = frozenset(
     {
         "HOOKLINE_CLIENT_CERT",
@@ -185,6 +187,22 @@ def parse_file(text: str) -> Path:
     if not text or "\0" in text:
         raise ValueError("must be a file")
     return Path(text)
+
+
+def parse_claim(text: str) -> str:
+    """The name of a claim in a token."""
+    if not text.isprintable() or len(text) > MAX_CLAIM_LENGTH:
+        raise ValueError(f"must be a claim's name, of at most {MAX_CLAIM_LENGTH} characters")
+    return text
+
+
+def parse_key_location(text: str) -> str | Path:
+    """Where an issuer's keys are: a URL, or a file."""
+    if "://" not in text:
+        return parse_file(text)
+    if not is_fit_url(text):
+        raise ValueError("must be a file or an https:// URL (http:// from this machine only)")
+    return text
 
 
 def parse_keys(text: str) -> tuple[bytes, ...]:

@@ -30,6 +30,7 @@ from service.config.reading import (
     switch,
 )
 from service.config.tls import TlsSettings, read_tls
+from service.config.tokens import TokenSettings, read_tokens
 from service.domain.limits import Limits
 from service.domain.subscription import MAX_TIMEOUT_S
 from service.telemetry import LogFormat, LogLevel
@@ -85,6 +86,7 @@ class Settings:
     is_auth_on: bool
     """HOOKLINE_AUTH"""
     tls: TlsSettings
+    tokens: TokenSettings
     retention_days: int
     """HOOKLINE_RETENTION_DAYS: events and finished deliveries"""
     pending_retention_days: int
@@ -154,6 +156,7 @@ class Settings:
             master_keys=read("MASTER_KEY", parse_keys, (), secret=True),
             is_auth_on=read("AUTH", switch, default=not is_dev),
             tls=read_tls(read),
+            tokens=read_tokens(read),
             retention_days=read("RETENTION_DAYS", integer(5, 3_650, "days"), 30),
             pending_retention_days=read("PENDING_RETENTION_DAYS", integer(1, 3_650, "days"), 30),
             disable_after_days=read("DISABLE_AFTER_DAYS", number(0.01, 365, "days"), 5.0),
@@ -176,6 +179,15 @@ class Settings:
             limits=_read_limits(read),
         )
 
+    @property
+    def identity_settings(self) -> Sequence[str]:
+        """The variables by which callers are known."""
+        known = {
+            "HOOKLINE_TLS_CLIENTS": self.tls.clients,
+            "HOOKLINE_JWT_ISSUER": self.tokens.rules,
+        }
+        return [name for name, value in known.items() if value is not None]
+
     def contradictions(self) -> list[str]:
         """Where settings that are right by themselves do not go together."""
         limits, problems = self.limits, []
@@ -197,17 +209,23 @@ class Settings:
             )
         if self.role is Role.KEYS:
             return problems
-        if self.is_auth_on:
+        if self.is_auth_on and not self.identity_settings:
             problems.append(
-                "HOOKLINE_AUTH is on, and authentication is not built yet: set HOOKLINE_AUTH=off,"
-                " which is accepted on loopback only"
+                "HOOKLINE_AUTH is on, and nobody can be known: set HOOKLINE_TLS_CLIENTS or"
+                " HOOKLINE_JWT_ISSUER, or HOOKLINE_AUTH=off, which is accepted on loopback only"
             )
-        elif not self.listen.is_loopback:
+        elif not self.is_auth_on and self.identity_settings:
+            problems.append(
+                f"HOOKLINE_AUTH is off, and {self.identity_settings[0]} is set, which then counts"
+                " for nothing: set HOOKLINE_AUTH=on"
+            )
+        if not self.is_auth_on and not self.listen.is_loopback:
             problems.append(
                 f"HOOKLINE_AUTH is off, and HOOKLINE_LISTEN is {self.listen}: without"
                 " authentication only a loopback address may be served, such as 127.0.0.1:50051"
             )
         problems += self.tls.contradictions(self.listen)
+        problems += self.tokens.contradictions()
         problems += [
             f"HOOKLINE_{low_name} is {low:g}, above HOOKLINE_{high_name}, which is {high:g}: {why}"
             for low_name, low, high_name, high, why in (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.config.reading import ListenAddress, Reader, parse_file, switch
+from service.identity.client_names import read_client_names
 from service.identity.files import SourceError
 from service.identity.server_certificate import CertificateFiles, read_server_certificate
 
@@ -21,6 +22,8 @@ class TlsSettings:
     """HOOKLINE_TLS_KEY"""
     client_ca: Path | None
     """HOOKLINE_TLS_CLIENT_CA; None: clients show no certificates"""
+    clients: Path | None
+    """HOOKLINE_TLS_CLIENTS: whose certificates may do what; None: nobody's may anything"""
     is_plaintext_allowed: bool
     """HOOKLINE_ALLOW_PLAINTEXT: also where other machines can read along"""
 
@@ -33,6 +36,8 @@ class TlsSettings:
 
     def contradictions(self, listen: ListenAddress) -> Iterator[str]:
         """What is wrong, and what to do; the files are read for it."""
+        if self.clients is not None:
+            yield from self._contradictions_of_clients(self.clients)
         if self.files is not None:
             try:
                 read_server_certificate(self.files)
@@ -60,6 +65,17 @@ class TlsSettings:
                 " HOOKLINE_ALLOW_PLAINTEXT=on"
             )
 
+    def _contradictions_of_clients(self, clients: Path) -> Iterator[str]:
+        if self.client_ca is None:
+            yield (
+                "HOOKLINE_TLS_CLIENTS is set, and HOOKLINE_TLS_CLIENT_CA is not: clients show"
+                " certificates only where it names who signs them"
+            )
+        try:
+            read_client_names(clients)
+        except SourceError as error:
+            yield str(error)
+
 
 def read_tls(read: Reader) -> TlsSettings:
     """The settings of TLS, each judged by itself."""
@@ -67,5 +83,6 @@ def read_tls(read: Reader) -> TlsSettings:
         certificate=read("TLS_CERT", parse_file, None),
         key=read("TLS_KEY", parse_file, None),
         client_ca=read("TLS_CLIENT_CA", parse_file, None),
+        clients=read("TLS_CLIENTS", parse_file, None),
         is_plaintext_allowed=read("ALLOW_PLAINTEXT", switch, default=False),
     )

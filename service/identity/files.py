@@ -36,8 +36,8 @@ class SourceState:
     """The variable that names it, `HOOKLINE_TLS_CERT`."""
     summary: str
     """What counts at present, in a few words."""
-    loaded_at: datetime
-    """Since when it counts."""
+    loaded_at: datetime | None
+    """Since when it counts; None: nothing does."""
     expires_at: datetime | None
     """When it ends by itself; None: never."""
     problem: str

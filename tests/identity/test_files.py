@@ -74,11 +74,14 @@ def test_what_does_not_change_is_read_once(files: Files) -> None:
 def test_what_changed_counts_from_the_next_look(files: Files) -> None:
     followed = files.followed()
     since = followed.state().loaded_at
+    assert since is not None
     files.write(b"two", b"two")
     with capture_logs() as logs:
         followed.look()
     assert followed.current == Pair(b"two", b"two")
-    assert followed.state().loaded_at > since
+    loaded_at = followed.state().loaded_at
+    assert loaded_at is not None
+    assert loaded_at > since
     assert [line["event"] for line in logs] == ["source_reloaded"]
 
 

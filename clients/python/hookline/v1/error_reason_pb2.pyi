@@ -250,6 +250,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The replay ended otherwise than by a cancel.
     Example: CancelReplay of a replay in state SUCCEEDED.
     """
+    ERROR_REASON_ISSUER_UNAVAILABLE: _ErrorReason.ValueType  # 52
+    """UNAVAILABLE. Whose token it is cannot be told, for the keys of its issuer cannot be had.
+    Example: the node has just started, and the issuer that HOOKLINE_JWT_KEYS names is away.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. `google.rpc.ErrorInfo.reason` carries the value's name without
@@ -485,5 +489,9 @@ Example: RetryDelivery of an event whose retention ends in 3 days.
 ERROR_REASON_REPLAY_ALREADY_FINISHED: ErrorReason.ValueType  # 51
 """FAILED_PRECONDITION. The replay ended otherwise than by a cancel.
 Example: CancelReplay of a replay in state SUCCEEDED.
+"""
+ERROR_REASON_ISSUER_UNAVAILABLE: ErrorReason.ValueType  # 52
+"""UNAVAILABLE. Whose token it is cannot be told, for the keys of its issuer cannot be had.
+Example: the node has just started, and the issuer that HOOKLINE_JWT_KEYS names is away.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

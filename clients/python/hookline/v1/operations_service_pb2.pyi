@@ -154,7 +154,7 @@ class Source(_message.Message):
     """Why what is there now does not count, so that the node keeps what it had; empty where it does."""
     @_builtins.property
     def load_time(self) -> _timestamp_pb2.Timestamp:
-        """Since when it counts."""
+        """Since when it counts; unset where nothing does."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:

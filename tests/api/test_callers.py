@@ -1,0 +1,176 @@
+"""Callers who are known by the certificate of their connection, or by an issuer's token."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from hookline.v1.tenant_service_pb2 import GetTenantRequest, GetTenantResponse
+from hookline.v1.tenant_service_pb2_grpc import TenantServiceServicer, TenantServiceStub
+from service.api.authentication import Authenticator
+from service.api.certificate_callers import CertificateCallers
+from service.api.server import ApiServer
+from service.api.tls import server_credentials
+from service.api.token_callers import TokenCallers
+from service.domain.caller import Caller, Scope, current_caller
+from service.domain.limits import Limits
+from service.identity.client_names import ClientNames
+from service.identity.grants import Grant
+from service.identity.key_set import parse_key_set
+from service.identity.server_certificate import CertificateFiles, read_server_certificate
+from service.identity.tokens import Tokens
+from tests.api.conftest import CLIENT_OPTIONS, Api, refusing, servicers_of
+from tests.api.refusals import refusal
+from tests.certificates import Authority
+from tests.identity.issuer import Issuer
+from tests.identity.test_tokens import RULES, Keys
+
+SPIFFE = "spiffe://example.org/shop/orders"
+NAMES = ClientNames(
+    {
+        ("uri", SPIFFE): Grant(frozenset({Scope.MANAGE}), "acme"),
+        ("dns", "ops.internal"): Grant(frozenset(Scope), None),
+        ("email", "jo@example.org"): Grant(frozenset({Scope.PUBLISH}), None),
+    }
+)
+
+
+class Asking(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
+    """GetTenant notes who calls."""
+
+    def __init__(self) -> None:
+        self.callers: list[Caller] = []
+
+    async def GetTenant(self, request: GetTenantRequest, context: object) -> GetTenantResponse:
+        del request, context
+        self.callers.append(current_caller())
+        return GetTenantResponse()
+
+
+class Door:
+    """A server that asks for certificates, and a way to call it with some of one's own."""
+
+    def __init__(self, port: int, authority: Authority, asking: Asking) -> None:
+        self._port = port
+        self._authority = authority
+        self._asking = asking
+
+    @asynccontextmanager
+    async def channel(self, *identities: str) -> AsyncIterator[grpc.aio.Channel]:
+        """A connection that shows a certificate with these names."""
+        certificate, key = self._authority.issue("client", *identities)
+        credentials = grpc.ssl_channel_credentials(
+            self._authority.pem, key.read_bytes(), certificate.read_bytes()
+        )
+        target = f"127.0.0.1:{self._port}"
+        async with grpc.aio.secure_channel(target, credentials, CLIENT_OPTIONS) as channel:
+            yield channel
+
+    async def call(self, channel: grpc.aio.Channel, *authorization: str) -> Any:  # noqa: ANN401 - an answer
+        metadata = tuple(("authorization", text) for text in authorization)
+        request = GetTenantRequest(name="tenants/acme")
+        return await TenantServiceStub(channel).GetTenant(request, metadata=metadata, timeout=20)
+
+    async def caller(self, channel: grpc.aio.Channel, *authorization: str) -> Caller:
+        """As whom a call runs."""
+        await self.call(channel, *authorization)
+        return self._asking.callers.pop()
+
+    async def refused(self, channel: grpc.aio.Channel, *authorization: str) -> None:
+        """The call is made by nobody."""
+        answer = await refusal(self.call(channel, *authorization))
+        assert answer.code is grpc.StatusCode.UNAUTHENTICATED
+        assert answer.reason == "UNAUTHENTICATED"
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Issuer:
+    return Issuer()
+
+
+@pytest.fixture
+def known() -> list[ClientNames]:
+    """The names that count; a test may add others, which then do."""
+    return [NAMES]
+
+
+@pytest.fixture
+async def door(
+    api: Api, tmp_path: Path, issuer: Issuer, known: list[ClientNames]
+) -> AsyncIterator[Door]:
+    authority, asking = Authority(tmp_path), Asking()
+    certificate = read_server_certificate(
+        CertificateFiles(*authority.issue("server", "127.0.0.1"), authority.file)
+    )
+    identities: Sequence[Authenticator] = [
+        TokenCallers(Tokens(RULES, Keys(parse_key_set(issuer.key_set(), "keys.json")))),
+        CertificateCallers(lambda: known[-1]),
+    ]
+    server = ApiServer(
+        servicers_of(api.rig, tenants=asking),
+        address="127.0.0.1:0",
+        limits=Limits(),
+        identities=identities,
+        credentials=server_credentials(lambda: certificate),
+    )
+    yield Door(await server.start(), authority, asking)
+    await server.stop(0)
+
+
+@pytest.mark.parametrize(
+    "shown, principal, tenant",
+    [
+        ([SPIFFE], f"uri:{SPIFFE}", "acme"),
+        (["ops.internal"], "dns:ops.internal", None),
+        (["x.internal", "ops.internal", SPIFFE], f"uri:{SPIFFE}", "acme"),
+        (["https://example.org/x", "ops.internal"], "dns:ops.internal", None),
+    ],
+    ids=["uri", "dns", "uri-first", "what-is-listed"],
+)
+async def test_a_certificate_names_its_caller(
+    door: Door, shown: list[str], principal: str, tenant: str | None
+) -> None:
+    async with door.channel(*shown) as channel:
+        caller = await door.caller(channel)
+    assert (caller.principal, caller.tenant_id) == (principal, tenant)
+    assert caller.method.endswith("TenantService/GetTenant")
+
+
+async def test_a_certificate_that_may_not_is_told_so(door: Door) -> None:
+    async with door.channel("jo@example.org") as channel:
+        answer = await refusal(door.call(channel))
+    assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize(
+    "shown", [["other.internal"], ["127.0.0.1"], ["spiffe://example.org/shop"]], ids=str
+)
+async def test_a_certificate_that_is_not_listed_is_nobodys(door: Door, shown: list[str]) -> None:
+    async with door.channel(*shown) as channel:
+        await door.refused(channel)
+
+
+async def test_who_is_not_listed_any_more_is_nobody_on_the_same_connection(
+    door: Door, known: list[ClientNames]
+) -> None:
+    async with door.channel("ops.internal") as channel:
+        await door.caller(channel)
+        known.append(ClientNames({}))
+        await door.refused(channel)
+
+
+async def test_a_token_counts_before_the_certificate_and_a_bad_one_instead_of_it(
+    door: Door, issuer: Issuer
+) -> None:
+    good = issuer.token(scope="hookline:manage")
+    async with door.channel("ops.internal") as channel:
+        assert (await door.caller(channel, f"Bearer {good}")).principal == "sub:orders@shop"
+        assert (await door.caller(channel)).principal == "dns:ops.internal"
+        for bad in (f"Bearer {good[:-4]}", "Bearer hk_1_secret", "Bearer ", "Basic eDp5", ""):
+            await door.refused(channel, bad)
+        await door.refused(channel, f"Bearer {good}", f"Bearer {good}")

@@ -1,0 +1,267 @@
+"""Tokens: whose counts, and each way of not counting, all of which sound the same."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from service.domain.caller import Caller, Scope
+from service.domain.errors import UnauthenticatedError, UnavailableError, unauthenticated
+from service.identity.key_set import KeySet, parse_key_set
+from service.identity.tokens import TokenRules, Tokens
+from tests.identity.issuer import AUDIENCE, ISSUER, In, Issuer
+
+RULES = TokenRules(
+    issuer=ISSUER,
+    audience=AUDIENCE,
+    scopes_claim="scope",
+    tenant_claim="hookline_tenant",
+    leeway_s=30,
+)
+
+
+class Keys:
+    """A source of keys that a test changes; `newer` is what a renewal brings."""
+
+    def __init__(self, keys: KeySet | None, newer: KeySet | None = None) -> None:
+        self.keys = keys
+        self.newer = newer
+        self.renewals = 0
+
+    def current(self) -> KeySet | None:
+        return self.keys
+
+    async def renew(self) -> None:
+        self.renewals += 1
+        self.keys = self.newer or self.keys
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Issuer:
+    return Issuer()
+
+
+def all_keys(issuer: Issuer) -> Keys:
+    return Keys(parse_key_set(issuer.key_set(), "keys.json"))
+
+
+async def caller_of(issuer: Issuer, token: str, **rules: str) -> Caller:
+    changed = TokenRules(**{name: getattr(RULES, name) for name in RULES.__slots__} | rules)
+    return await Tokens(changed, all_keys(issuer)).caller_of(token)
+
+
+@pytest.mark.parametrize("key_id", ["RS256", "PS256", "ES256", "EdDSA"])
+async def test_a_token_of_each_algorithm_counts(issuer: Issuer, key_id: str) -> None:
+    assert await caller_of(issuer, issuer.token(key_id)) == Caller(
+        principal="sub:orders@shop",
+        scopes=frozenset({Scope.PUBLISH, Scope.OPERATE}),
+        tenant_id="acme",
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, scopes, tenant",
+    [
+        ({"hookline_tenant": "-"}, {Scope.PUBLISH, Scope.OPERATE}, None),
+        ({"scope": ["hookline:admin", "other:x", 7]}, {Scope.ADMIN}, "acme"),
+        ({"scope": "publish admin"}, set(), "acme"),
+        ({"scope": None}, set(), "acme"),
+        ({"scope": {"hookline:admin": 1}}, set(), "acme"),
+        ({"aud": ["another", AUDIENCE]}, {Scope.PUBLISH, Scope.OPERATE}, "acme"),
+        ({"nbf": None, "iat": In(-5)}, {Scope.PUBLISH, Scope.OPERATE}, "acme"),
+        ({"nbf": In(15)}, {Scope.PUBLISH, Scope.OPERATE}, "acme"),
+        ({"exp": In(-15)}, {Scope.PUBLISH, Scope.OPERATE}, "acme"),
+    ],
+    ids=["all-tenants", "list", "unprefixed", "none", "map", "audiences", "iat", "early", "late"],
+)
+async def test_what_a_token_is_good_for(
+    issuer: Issuer, changes: dict[str, Any], scopes: set[Scope], tenant: str | None
+) -> None:
+    caller = await caller_of(issuer, issuer.token(**changes))
+    assert (caller.scopes, caller.tenant_id) == (frozenset(scopes), tenant)
+
+
+async def test_claims_are_where_the_settings_say_also_inside_others(issuer: Issuer) -> None:
+    claims: dict[str, Any] = {
+        "realm_access": {"roles": ["hookline:manage"]},
+        "https://example.org/tenant": "other",
+    }
+    token = issuer.token(**claims)
+    caller = await caller_of(
+        issuer,
+        token,
+        scopes_claim="realm_access.roles",
+        tenant_claim="https://example.org/tenant",
+    )
+    assert (caller.scopes, caller.tenant_id) == (frozenset({Scope.MANAGE}), "other")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iss": "https://evil.example.org/"},
+        {"iss": None},
+        {"aud": "another"},
+        {"aud": None},
+        {"aud": []},
+        {"sub": None},
+        {"sub": ""},
+        {"sub": 7},
+        {"sub": "x" * 256},
+        {"sub": "a\0b"},
+        {"exp": None},
+        {"exp": In(-60)},
+        {"exp": "soon"},
+        {"exp": 1e400},
+        {"nbf": In(600)},
+        {"nbf": None},
+        {"nbf": None, "iat": In(600)},
+        {"iat": In(600)},
+        {"hookline_tenant": None},
+        {"hookline_tenant": ""},
+        {"hookline_tenant": "Acme"},
+        {"hookline_tenant": ["acme"]},
+        {"scope": "hookline:publish hookline:everything"},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+async def test_a_token_that_says_too_little_or_too_much_is_nobodys(
+    issuer: Issuer, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(UnauthenticatedError) as caught:
+        await caller_of(issuer, issuer.token(**changes))
+    assert str(caught.value) == str(unauthenticated())
+
+
+def encoded(part: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
+
+
+def with_header(token: str, **changes: object) -> str:
+    """Another header before the same claims and signature."""
+    header = jwt.get_unverified_header(token) | changes
+    return ".".join((encoded(header), *token.split(".")[1:]))
+
+
+async def test_a_token_that_is_forged_is_nobodys(issuer: Issuer) -> None:
+    good = issuer.token("RS256")
+    header, claims, signature = good.split(".")
+    public = issuer.keys["RS256"][1].public_key()
+    pem = public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    more = json.loads(base64.urlsafe_b64decode(claims + "==")) | {"scope": "hookline:admin"}
+    forged = {
+        "unsigned": f"{encoded({'alg': 'none', 'typ': 'JWT', 'kid': 'RS256'})}.{claims}.",
+        "none-cased": f"{encoded({'alg': 'nOnE', 'kid': 'RS256'})}.{claims}.",
+        "public-key-as-secret": hs256(pem, claims, "RS256"),
+        "claims-changed": f"{header}.{encoded(more)}.{signature}",
+        "signature-cut": good[:-8],
+        "another-algorithm": with_header(good, alg="PS256"),
+        "another-key": with_header(good, kid="PS256"),
+        "unknown-key": with_header(good, kid="RS257"),
+        "no-key-named": with_header(good, kid=None),
+        "number-as-key": issuer.token(headers={"kid": "ES256"}).replace(".", "..", 1),
+        "critical": issuer.token(headers={"crit": ["exp"]}),
+        "detached": issuer.token(headers={"b64": True, "crit": ["b64"]}),
+        "kind": issuer.token(headers={"typ": "secevent+jwt"}),
+        "key-of-its-own": own_key(),
+        "encrypted": f"{encoded({'alg': 'RSA-OAEP', 'enc': 'A256GCM'})}.a.b.c.d",
+        "garbage": "a.b.c",
+        "empty": "",
+        "long": good + "A" * 8192,
+        "not-ascii": f"{header}.{claims}.é",
+        "nested": f"{encoded(['x'])}.{claims}.{signature}",
+    }
+    for name, token in forged.items():
+        with pytest.raises(UnauthenticatedError) as caught:
+            await caller_of(issuer, token)
+        assert str(caught.value) == str(unauthenticated()), name
+    assert (await caller_of(issuer, good)).scopes
+
+
+def hs256(secret: bytes, claims: str, key_id: str) -> str:
+    """Signed with the public key as if it were a shared secret (RFC 8725 section 2.1)."""
+    import hashlib  # noqa: PLC0415 - here alone is a signature made by hand
+    import hmac  # noqa: PLC0415
+
+    signed = f"{encoded({'alg': 'HS256', 'kid': key_id})}.{claims}"
+    mac = hmac.new(secret, signed.encode(), hashlib.sha256).digest()
+    return f"{signed}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+
+
+def own_key() -> str:
+    """Signed by a key that the token itself brings along."""
+    stranger = Issuer()
+    stranger.keys["ES256"] = ("ES256", ec.generate_private_key(ec.SECP256R1()))
+    return stranger.token(headers={"jwk": stranger.jwk("ES256"), "jku": "https://evil.example.org"})
+
+
+async def test_without_a_key_named_the_only_one_of_its_kind_counts(issuer: Issuer) -> None:
+    token = issuer.token("EdDSA", headers={"kid": None})
+    assert (await caller_of(issuer, token)).tenant_id == "acme"
+    two = Keys(
+        parse_key_set(
+            json.dumps(
+                {"keys": [issuer.jwk("EdDSA"), issuer.jwk("EdDSA", kid="another")]}
+            ).encode(),
+            "keys.json",
+        )
+    )
+    with pytest.raises(UnauthenticatedError):
+        await Tokens(RULES, two).caller_of(token)
+
+
+async def test_a_key_that_is_not_known_is_looked_for_once_more(issuer: Issuer) -> None:
+    old = parse_key_set(issuer.key_set("RS256"), "keys.json")
+    keys = Keys(old, newer=parse_key_set(issuer.key_set("RS256", "ES256"), "keys.json"))
+    tokens = Tokens(RULES, keys)
+    assert (await tokens.caller_of(issuer.token("RS256"))).scopes
+    assert keys.renewals == 0
+    assert (await tokens.caller_of(issuer.token("ES256"))).scopes
+    assert keys.renewals == 1
+
+
+async def test_without_any_keys_the_answer_is_to_come_back(issuer: Issuer) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        await Tokens(RULES, Keys(None)).caller_of(issuer.token())
+    assert caught.value.reason == "ISSUER_UNAVAILABLE"
+    assert caught.value.retry_after_s
+    first = Keys(None, newer=all_keys(issuer).keys)
+    assert (await Tokens(RULES, first).caller_of(issuer.token())).scopes
+
+
+async def test_a_token_is_judged_once_until_it_ends_or_the_keys_change(issuer: Issuer) -> None:
+    ends_s = int(time.time()) + 600
+    keys, now_s = all_keys(issuer), [time.time()]
+    tokens, token = Tokens(RULES, keys, unix_s=lambda: now_s[0]), issuer.token(exp=ends_s)
+    first = await tokens.caller_of(token)
+    assert await tokens.caller_of(token) is first
+    keys.keys = parse_key_set(issuer.key_set("RS256"), "keys.json")
+    with pytest.raises(UnauthenticatedError):
+        await tokens.caller_of(token)
+    keys.keys = parse_key_set(issuer.key_set("ES256"), "keys.json")
+    second = await tokens.caller_of(token)
+    assert second is not first
+    now_s[0] = ends_s + 29
+    assert await tokens.caller_of(token) is second
+    now_s[0] = ends_s + 31
+    assert await tokens.caller_of(token) is not second, "it is judged anew, by PyJWT's own clock"
+
+
+async def test_what_is_remembered_is_bounded(issuer: Issuer) -> None:
+    tokens = Tokens(RULES, all_keys(issuer), max_remembered=3)
+    kept, forgotten = issuer.token(jti="kept"), issuer.token(jti="forgotten")
+    first, second = await tokens.caller_of(kept), await tokens.caller_of(forgotten)
+    assert await tokens.caller_of(issuer.token(jti="3")) is not first
+    assert await tokens.caller_of(kept) is first, "there is room for three"
+    assert await tokens.caller_of(issuer.token(jti="4")) is not first
+    assert await tokens.caller_of(kept) is first, "what is used stays"
+    assert await tokens.caller_of(forgotten) is not second
