@@ -114,6 +114,7 @@ class EventReader:
             data_schema=message.data_schema,
             idempotency_key=message.idempotency_key,
             ordering_key=message.ordering_key,
+            traceparent=message.traceparent,
         )
         if message.HasField("occur_time"):
             event.occur_time = datetime_in(message.occur_time, f"{path}occur_time", violations)

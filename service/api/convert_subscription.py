@@ -107,6 +107,8 @@ class SubscriptionReader:
             changed = replace(changed, ordered=message.ordered)
         if "payload_format" in leaves:
             changed = replace(changed, payload_format=_format_in(message, violations))
+        if "propagate_trace" in leaves:
+            changed = replace(changed, propagate_trace=message.propagate_trace)
         if "labels" in leaves:
             labels = labels_in(message.labels, self._limits, f"{PATH}labels", violations)
             changed = replace(changed, labels=labels)
@@ -178,7 +180,6 @@ def refuse_unbuilt(message: subscription_pb2.Subscription, leaves: frozenset[str
     asked = {
         "pull": message.WhichOneof("target") == "pull",
         "filter": bool(message.filter),
-        "propagate_trace": message.propagate_trace,
         "http.secret_headers": bool(message.http.secret_headers),
     }
     for leaf, is_asked in asked.items():
@@ -241,6 +242,7 @@ def message_of(subscription: Subscription) -> subscription_pb2.Subscription:
         payload_format=enum_of(
             subscription_pb2.PayloadFormat, "PAYLOAD_FORMAT_", subscription.payload_format
         ),
+        propagate_trace=subscription.propagate_trace,
         labels=subscription.labels,
         state=enum_of(
             subscription_pb2.SubscriptionState, "SUBSCRIPTION_STATE_", subscription.state

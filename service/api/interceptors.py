@@ -41,6 +41,7 @@ from service.api.scopes import KNOWN, RULES, Rule
 from service.api.streams import Stream, Streams
 from service.domain.caller import Caller, calling
 from service.domain.errors import PermissionDeniedError, Reason, ResourceExhaustedError
+from service.telemetry.tracing import current_trace_id
 
 UNKNOWN_METHOD = "_OTHER"
 """What a method is called in the records where there is none (OpenTelemetry's word for it)."""
@@ -62,14 +63,20 @@ _STRANGER = Caller(principal="anonymous", scopes=frozenset())
 
 
 class CallObserver(Protocol):
-    """What wants to know of every call that ended."""
+    """What wants to know of every call."""
+
+    def call_began(self, method: str, context: _Context) -> None:
+        """In the call's own task, before anything is done for it."""
 
     def call_ended(self, method: str, code: grpc.StatusCode, duration_s: float) -> None:
         """`method` is `hookline.v1.EventService/GetEvent`; `duration_s` counts from its arrival."""
 
 
 class Unobserved:
-    """Lets calls end unnoticed."""
+    """Lets calls pass unnoticed."""
+
+    def call_began(self, method: str, context: _Context) -> None:
+        """Nothing."""
 
     def call_ended(self, method: str, code: grpc.StatusCode, duration_s: float) -> None:
         """Nothing."""
@@ -139,6 +146,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
         async def guarded(request: bytes, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
+            self._observer.call_began(method, context)
             self._running += 1
             try:
                 caller = await self._admit(method, rule, context)
@@ -171,6 +179,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
         async def guarded(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
+            self._observer.call_began(method, context)
             self._running += 1
             stream, response = Stream(takes_messages=takes_messages), None
             recheck = partial(self._identify, method, rule, context)
@@ -217,6 +226,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
             tenant_id=known.tenant_id,
             method=f"/{method}",
             remote_address=peer,
+            trace_id=current_trace_id(),
         )
 
     async def _admit(self, method: str, rule: Rule | None, context: _Context) -> Caller:

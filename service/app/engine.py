@@ -35,6 +35,7 @@ from service.store.ownership import OwnershipStore
 from service.store.publishing import PublishStore
 from service.store.recording import RecordStore
 from service.store.upkeep import UpkeepStore
+from service.telemetry.instruments import UNOBSERVED, Instruments
 from service.webhook.dialer import make_tls_context
 from service.webhook.sender import WebhookSender
 from service.webhook.transport import WebhookTransport
@@ -55,6 +56,7 @@ class Engine:
         secrets: TenantSecrets,
         clock: Clock,
         place: str = "",
+        instruments: Instruments = UNOBSERVED,
     ) -> None:
         """`place` is the supervisor's name for this process; empty: there is none."""
         # A drawn number must not tell the next: ids are seen by tenants.
@@ -99,42 +101,52 @@ class Engine:
         self.notifier = Notifier(
             NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
         )
-        self.publisher = self._make_publisher(settings, database, random)
-        self.recorder = self._make_recorder(settings, database, random)
-        self.transport = _make_transport(settings)
-        sender = WebhookSender(self.transport, unix_s=time.unix_s)
-        self.deliverer = Deliverer(
-            self.lanes,
-            sender,
-            self.recorder,
-            time,
-            self.ownership.may_send,
-            max_in_flight=settings.max_in_flight,
-        )
+        self.publisher = self._make_publisher(settings, database, random, instruments)
+        sender = self._make_sending(settings, database, random, instruments)
         operations = OperationStore(database)
         self.operator = Operator(
             operations, self.changes, time, retention_days=settings.retention_days
         )
-        self.trial = Trial(operations, configs, self.catalog, sender, time, random)
+        self.trial = Trial(
+            operations, configs, self.catalog, sender, time, random, instruments.tracer
+        )
         self.upkeep = _make_upkeep(settings, database)
 
-    def _make_publisher(self, settings: Settings, database: Database, random: Random) -> Publisher:
-        return Publisher(
-            PublishStore(database.session("publish"), KEY_WINDOW_S),
-            Matcher(database),
-            self.catalog,
-            GroupBuilder(self.time, random, self.lanes),
-            settings.limits,
-        )
-
-    def _make_recorder(self, settings: Settings, database: Database, random: Random) -> Recorder:
-        return Recorder(
+    def _make_sending(
+        self, settings: Settings, database: Database, random: Random, instruments: Instruments
+    ) -> WebhookSender:
+        self.recorder = Recorder(
             RecordStore(database.session("record")),
             self.lanes,
             self.ownership,
             self.time,
             random,
             disable_after_s=settings.disable_after_days * 86_400,
+            meters=instruments.meters,
+        )
+        self.transport = _make_transport(settings)
+        sender = WebhookSender(self.transport, unix_s=self.time.unix_s)
+        self.deliverer = Deliverer(
+            self.lanes,
+            sender,
+            self.recorder,
+            self.time,
+            self.ownership.may_send,
+            max_in_flight=settings.max_in_flight,
+            tracer=instruments.tracer,
+        )
+        return sender
+
+    def _make_publisher(
+        self, settings: Settings, database: Database, random: Random, instruments: Instruments
+    ) -> Publisher:
+        return Publisher(
+            PublishStore(database.session("publish"), KEY_WINDOW_S),
+            Matcher(database),
+            self.catalog,
+            GroupBuilder(self.time, random, self.lanes),
+            settings.limits,
+            instruments=instruments,
         )
 
     def _owns(self, bucket: int) -> bool:

@@ -14,7 +14,9 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from service import VERSION
 from service.api.authentication import Anonymous
+from service.api.observing import ObservedCalls
 from service.api.server import ApiServer, CannotListenError
 from service.app.engine import SESSIONS, Engine
 from service.app.following import Following
@@ -31,6 +33,8 @@ from service.store.migrations import Migration, MigrationError, migrate, pending
 from service.store.secrets import MasterKeyError, SecretBox, load_or_create_master_key
 from service.store.tenants import Tenants
 from service.store.upkeep import UpkeepStore
+from service.telemetry.instruments import Instruments
+from service.telemetry.providers import FLUSH_S, Telemetry, TelemetryError
 
 _KEY_FILE = "master.key"
 _LEAST_S = 1.0
@@ -71,6 +75,10 @@ class App:
         settings, push = self._settings, self._stack.push_async_callback
         if not self._place:  # else somebody holds the port for it
             await _check_address(settings.listen)
+        telemetry = Telemetry(
+            settings.telemetry, version=VERSION, worker=int(self._place.rpartition("/")[2] or 0)
+        )
+        push(self._flush, telemetry)
         database = Database(
             await self._find_database(),
             pool_size=settings.pool_size,
@@ -86,7 +94,8 @@ class App:
         master_keys = self._master_keys()
         secrets = TenantSecrets(SecretBox(master_keys))
         await check_master_keys(database, secrets.box)
-        engine = Engine(settings, database, secrets, self._clock, self._place)
+        instruments = Instruments(telemetry.tracer, telemetry.meters)
+        engine = Engine(settings, database, secrets, self._clock, self._place, instruments)
         push(engine.transport.aclose)
         self._stack.callback(engine.timers.clear)
         push(engine.notifier.stop)
@@ -116,6 +125,7 @@ class App:
             credentials=following.server_credentials(),
             max_calls=settings.max_calls,
             share_port=bool(self._place),
+            observer=ObservedCalls(instruments),
         )
         push(self._stop_serving, server)
         port = await server.start()
@@ -179,6 +189,10 @@ class App:
         _log.warning("stopped_early", part=getattr(stop, "__qualname__", str(stop)))
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
+
+    async def _flush(self, telemetry: Telemetry) -> None:
+        """Let what is left of telemetry go out, as long as nobody is in a hurry."""
+        await telemetry.stop(0.0 if self._hurry.is_set() else min(FLUSH_S, self._left_s()))
 
     async def _stop_serving(self, server: ApiServer) -> None:
         async def end_calls() -> None:
@@ -265,6 +279,7 @@ FORESEEN = (
     MigrationError,
     OutcomeUnknownError,
     SourceError,
+    TelemetryError,
     UnavailableError,
     UnsafeServerError,
 )

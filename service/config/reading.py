@@ -71,7 +71,7 @@ class Reader:
     """Reads variables, and keeps what is wrong with them instead of raising."""
 
     def __init__(self, environ: Mapping[str, str], flags: Mapping[str, str | None]) -> None:
-        self._environ = environ
+        self.environ = environ
         self._flags = flags
         self.names: set[str] = set()
         """Of all variables that were asked for."""
@@ -83,7 +83,7 @@ class Reader:
         """The value of HOOKLINE_`name`; the default where it is unset, empty or wrong."""
         self.names.add(PREFIX + name)
         flag = self._flags.get(name)
-        text = (self._environ.get(PREFIX + name, "") if flag is None else flag).strip()
+        text = (self.environ.get(PREFIX + name, "") if flag is None else flag).strip()
         if not text and flag is None:
             return default
         try:
@@ -96,7 +96,7 @@ class Reader:
 
     def unknown(self) -> list[str]:
         """A problem for each HOOKLINE_ variable that nobody read."""
-        found = {name for name in self._environ if name.startswith(PREFIX)}
+        found = {name for name in self.environ if name.startswith(PREFIX)}
         known = sorted(name.removeprefix(PREFIX) for name in self.names)
         problems = []
         for name in sorted(found - self.names - NOT_OURS):

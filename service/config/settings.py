@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from service.config.egress import EgressSettings, read_egress
+from service.config.otel import read_telemetry
 from service.config.reading import (
     ListenAddress,
     Reader,
@@ -34,6 +35,7 @@ from service.config.tokens import TokenSettings, read_tokens
 from service.domain.limits import Limits
 from service.domain.subscription import MAX_TIMEOUT_S
 from service.telemetry import LogFormat, LogLevel
+from service.telemetry.settings import TelemetrySettings
 
 _KIB, _MIB = 1024, 1024 * 1024
 
@@ -113,6 +115,8 @@ class Settings:
     """HOOKLINE_LOG_FORMAT"""
     log_level: LogLevel
     """HOOKLINE_LOG_LEVEL"""
+    telemetry: TelemetrySettings
+    """OTEL_*, and HOOKLINE_PROMETHEUS_LISTEN: where Prometheus may ask"""
     limits: Limits
 
     @classmethod
@@ -142,6 +146,7 @@ class Settings:
     @classmethod
     def _read(cls, read: Reader, role: Role) -> Settings:
         is_dev = role is Role.DEV
+        prometheus = read("PROMETHEUS_LISTEN", parse_address, ListenAddress("", 0))
         return cls(
             role=role,
             listen=read("LISTEN", parse_address, ListenAddress("127.0.0.1", 50051)),
@@ -175,6 +180,9 @@ class Settings:
             ),
             log_level=read(
                 "LOG_LEVEL", one_of(LogLevel), LogLevel.WARNING if is_dev else LogLevel.INFO
+            ),
+            telemetry=read_telemetry(
+                read.environ, read.problems, (prometheus.host, prometheus.port)
             ),
             limits=_read_limits(read),
         )

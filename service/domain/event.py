@@ -62,6 +62,8 @@ class NewEvent:
     idempotency_key: str = ""
     ordering_key: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
+    traceparent: str = ""
+    """The trace of the code that made it (W3C); empty: the publishing call's."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +89,8 @@ class Event:
     """The revision of its type when it was accepted; 0 for an unregistered type."""
     create_time: datetime
     """Database time at acceptance; the instant its id begins with."""
+    trace_context: bytes | None = None
+    """Where it belongs in a trace that is recorded, packed; None: it is in none."""
 
 
 def default_source(tenant_id: str) -> str:
@@ -101,6 +105,7 @@ def accepted(
     tenant_id: str,
     event_type_revision: int,
     create_time: datetime,
+    trace_context: bytes | None = None,
 ) -> Event:
     """The event that a publisher's event becomes."""
     return Event(
@@ -121,4 +126,5 @@ def accepted(
         attributes=new.attributes,
         event_type_revision=event_type_revision,
         create_time=create_time,
+        trace_context=trace_context,
     )

@@ -111,6 +111,8 @@ class Subscription:
     ordered: bool = False
     """One delivery at a time for each ordering key, in publish order; for its whole life."""
     payload_format: PayloadFormat = PayloadFormat.STANDARD
+    propagate_trace: bool = False
+    """Whether the receiver may continue the trace."""
     labels: Mapping[str, str] = field(default_factory=dict)
     state: SubscriptionState = SubscriptionState.ACTIVE
     state_reason: SubscriptionStateReason | None = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from service.domain.attempt import AttemptOutcome, Outcome
+from service.telemetry.tracing import Tracer
 from service.webhook.payload import build_payload
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 MAX_IN_FLIGHT = 2_000
+TRACEPARENT = b"traceparent"
 
 
 class Deliverer:
@@ -43,12 +45,14 @@ class Deliverer:
         may_send: Callable[[], bool],
         *,
         max_in_flight: int = MAX_IN_FLIGHT,
+        tracer: Tracer | None = None,
     ) -> None:
         self._sending = lanes.sending
         self._sender = sender
         self._recorder = recorder
         self._time = time
         self._may_send = may_send
+        self._tracer = tracer or Tracer()
         self._free_slots = max_in_flight
         self._max_workers = max_in_flight
         self._idle: list[asyncio.Future[None]] = []
@@ -114,10 +118,14 @@ class Deliverer:
         try:
             outcome = await self._attempt(job, start_us)
         except asyncio.CancelledError:
+            if job.trace is not None:
+                job.trace.abandoned()
             raise
         except Exception:  # noqa: BLE001 - it is ours: the target is not blamed, the worker goes on
             _log.exception("attempt_broken", delivery=str(job.delivery_id))
             outcome = Outcome(AttemptOutcome.OWN_FAULT, 0, "", error="an error of our own")
+        if job.trace is not None:
+            job.trace.answered(outcome)
         self._sending.answered(job, outcome)
         self._recorder.add(job, outcome, start_us)
 
@@ -126,6 +134,17 @@ class Deliverer:
         if config is None:  # the bucket was lost between the queue and here
             return Outcome(AttemptOutcome.OWN_FAULT, 0, "", error="the bucket has another owner")
         message = job.message
+        trace_headers = None
+        if (context := message.event.trace_context) is not None:
+            job.trace = trace = self._tracer.attempt_began(
+                context,
+                number=job.attempt_count + 1,
+                event=message.webhook_id,
+                delivery_id=job.delivery_id,
+                subscription=config.name,
+            )
+            if trace is not None and config.propagate_trace:
+                trace_headers = [(TRACEPARENT, trace.traceparent)]
         return await self._sender.send(
             config.target,
             message.webhook_id,
@@ -134,6 +153,7 @@ class Deliverer:
             # A lease that was lost and won anew is no leave to send the old work, nor what somebody
             # cancelled meanwhile.
             lambda: self._may_send() and job.is_known() and not job.is_stale,
+            trace_headers,
         )
 
 

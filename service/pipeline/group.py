@@ -17,7 +17,7 @@ from service.store.publishing import PublishRows
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from random import Random
     from uuid import UUID
 
@@ -42,6 +42,7 @@ class PublishCall:
     """One PublishEvents: its events, and whom to tell."""
 
     __slots__ = (
+        "contexts",
         "data_bytes",
         "done",
         "events",
@@ -67,6 +68,8 @@ class PublishCall:
         self.done = done
         self.stream = stream
         """Whose calls keep their order; None: it waits for nobody."""
+        self.contexts: Sequence[bytes | None] | None = None
+        """Where each event belongs in a trace, packed; None: none of them is traced."""
         self.misses = 0
         """How often its tenant had moved on when it came to be written."""
         self.match(index)
@@ -76,6 +79,10 @@ class PublishCall:
         self.index = index
         match = index.match
         self.fan_out = sum([len(match(event.type)) for event in self.events])
+
+    def context_of(self, position: int) -> bytes | None:
+        """Where an event belongs in a trace; None: it is not traced."""
+        return None if self.contexts is None else self.contexts[position]
 
     def succeed(self, results: list[Published]) -> None:
         """Answer OK."""
@@ -196,7 +203,9 @@ class Group:
         key = None
         if fingerprint:
             key = (tenant_uid, event.idempotency_key, event_id, fingerprint, len(deliveries))
-        row = row_of(tenant_uid, event_id, event, call.revisions[position])
+        row = row_of(
+            tenant_uid, event_id, event, call.revisions[position], call.context_of(position)
+        )
         return Placed(event_id, row, deliveries, key)
 
     def tenant_ids(self) -> set[str]:

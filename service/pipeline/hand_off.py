@@ -86,6 +86,12 @@ class GroupBuilder:
 def _message_of(call: PublishCall, position: int, event_id: UUID, now_ms: int) -> Message:
     event, index = call.events[position], call.index
     stored = accepted(
-        event, event_id, index.uid, index.tenant_id, call.revisions[position], from_unix_ms(now_ms)
+        event,
+        event_id,
+        index.uid,
+        index.tenant_id,
+        call.revisions[position],
+        from_unix_ms(now_ms),
+        call.context_of(position),
     )
     return Message(stored, format_type_id(EVENT_ID, event_id))

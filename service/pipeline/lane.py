@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from service.domain.event import Event
     from service.domain.retry import RetrySchedule
     from service.domain.subscription import PayloadFormat
+    from service.telemetry.tracing import AttemptTrace
     from service.webhook.payload import Payload
     from service.webhook.prepared import PreparedTarget
 
@@ -64,6 +65,7 @@ class Job:
         "key_hash",
         "lane",
         "message",
+        "trace",
         "version",
     )
 
@@ -81,6 +83,8 @@ class Job:
         """Taken by a deliverer and not yet recorded."""
         self.is_stale = False
         """Somebody else changed its row while it was sent."""
+        self.trace: AttemptTrace | None = None
+        """Of the attempt under way, where it is traced."""
 
     def is_known(self) -> bool:
         """Whether memory still has it; what it forgot is not this node's to send or record."""
@@ -117,6 +121,8 @@ class LaneConfig:
     payload_format: PayloadFormat
     url: str
     target: PreparedTarget
+    propagate_trace: bool = False
+    """Whether requests carry the trace, for the receiver to continue."""
     failing_since_us: int | None
     """Database time in Unix microseconds."""
 

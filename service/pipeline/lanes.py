@@ -31,6 +31,7 @@ from service.pipeline.lane import CIRCUIT_FAILURES, Job, Lane, LaneState
 from service.pipeline.lane_views import LaneCounts, LaneView, counts_of, top_of
 from service.pipeline.sending import Sending
 from service.pipeline.shares import Shares
+from service.pipeline.telling import tell_circuit_opened
 from service.pipeline.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -265,6 +266,7 @@ class Lanes:
         if lane.failing_since_us is None:
             lane.failing_since_us = failing_since_us
         if lane.failures >= CIRCUIT_FAILURES and lane.open_circuit(self._clock.boottime_s()):
+            tell_circuit_opened(lane, lane.circuit_backoff_s)
             self._empty(lane)
             self._timers.add(lane.rests_until_s, lambda: self._probe(lane))
 

@@ -20,6 +20,7 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -42,6 +43,7 @@ from service.store.database import (
     RejectedError,
     unavailable,
 )
+from service.telemetry.instruments import UNOBSERVED, Instruments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,6 +93,7 @@ class Publisher:
         builder: GroupBuilder,
         limits: Limits,
         group_limits: GroupLimits | None = None,
+        instruments: Instruments = UNOBSERVED,
     ) -> None:
         self._store = store
         self._matcher = matcher
@@ -98,6 +101,7 @@ class Publisher:
         self._builder = builder
         self._limits = limits
         self._group_limits = group_limits or GroupLimits()
+        self._instruments = instruments
         self._queue: deque[PublishCall] = deque()
         self._queued_events = 0
         self._queued_bytes = 0
@@ -144,6 +148,9 @@ class Publisher:
         call = PublishCall(index, list(events), revisions, data_bytes, done, stream)
         self._check_fan_out(call)
         self._admit(len(events), data_bytes)  # others came while this one read, or the end
+        if (trace := self._instruments.tracer.publish_began(tenant_id, events)) is not None:
+            call.contexts = trace.contexts
+            done.add_done_callback(trace.settled)
         self._enqueue(call)
         return call.done
 
@@ -226,6 +233,7 @@ class Publisher:
         losses = 0
         while True:
             self._builder.announce(group)
+            began_s = perf_counter()
             try:
                 passed = await self._write(group)
             except ContentionError:
@@ -249,6 +257,11 @@ class Publisher:
                 self._builder.hand_over(group, passed)
                 self.committed_groups += 1
                 self.committed_events += group.event_count
+                self._instruments.meters.committed(
+                    events=group.event_count,
+                    deliveries=len(group.rows.deliveries),
+                    took_s=perf_counter() - began_s,
+                )
                 return group.answer(passed)
 
     async def _write(self, group: Group) -> set[UUID]:

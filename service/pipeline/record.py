@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import TYPE_CHECKING, assert_never
 
 import structlog
@@ -29,8 +30,10 @@ from service.domain.errors import UnavailableError
 from service.domain.instants import from_unix_us
 from service.domain.retry import RetrySchedule
 from service.domain.subscription import SubscriptionStateReason
+from service.pipeline.telling import measure, tell_disabled, tell_exhausted
 from service.store.database import ContentionError, OutcomeUnknownError, RejectedError
 from service.store.recording import Consequences, Disabling, OutcomeRows, Recorded
+from service.telemetry.meters import Meters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,6 +84,7 @@ class Recorder:
         random: Random,
         *,
         disable_after_s: float = DISABLE_AFTER_S,
+        meters: Meters | None = None,
     ) -> None:
         self._store = store
         self._lanes = lanes
@@ -88,6 +92,7 @@ class Recorder:
         self._time = time
         self._random = random
         self._disable_after_us = int(disable_after_s * 1_000_000)
+        self._meters = meters or Meters(is_on=False)
         self._waiting: list[_Record] = []
         self._has_work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -115,6 +120,9 @@ class Recorder:
         schedule = _DEFAULT_SCHEDULE if config is None else config.schedule
         move = decide(outcome, job.budget(schedule), schedule, self._random.random())
         if isinstance(move, Release):
+            if job.trace is not None:
+                job.trace.recorded(is_recorded=False)
+                job.trace = None
             self._lanes.released(job, move.delay_s)
             self.on_recorded(1)
             return
@@ -140,6 +148,7 @@ class Recorder:
 
     async def _record(self, batch: Sequence[_Record]) -> None:
         while batch := self._still_ours(batch):
+            began_s = perf_counter()
             try:
                 rows, may_turn = self._rows_of(batch)
                 recorded = await self._store.record(
@@ -164,6 +173,9 @@ class Recorder:
             else:
                 self.batches += 1
                 self.recorded += len(recorded.matched)
+                if self._meters.is_on:
+                    took_s = perf_counter() - began_s
+                    measure(batch, recorded, self._meters, self._time.unix_ms(), took_s)
                 self._settle(batch, recorded)
                 return
 
@@ -288,7 +300,13 @@ class Recorder:
             if record.is_settled:
                 continue
             record.is_settled = True
-            if job.delivery_id not in recorded.matched:
+            is_recorded = job.delivery_id in recorded.matched
+            if isinstance(move, Exhaust) and is_recorded:
+                tell_exhausted(record)
+            if job.trace is not None:
+                job.trace.recorded(is_recorded=is_recorded)
+                job.trace = None
+            if not is_recorded:
                 lanes.mismatched(job)
                 continue
             if isinstance(move, Succeed):
@@ -302,6 +320,7 @@ class Recorder:
             else:
                 lanes.finished(job)
             if job.lane.subscription_uid in recorded.disabled:
+                tell_disabled(job.lane)
                 lanes.disabled(job.lane)
 
 
@@ -341,13 +360,14 @@ def _finished(record: _Record, trigger: Trigger) -> tuple[object, ...]:
         outcome.url,
         outcome.remote_address,
         *(
-            (None, None, None, None)
+            (None, None, None, None, None)
             if is_first
             else (
                 outcome.kind,
                 from_unix_us(record.start_us),
                 outcome.error.encode(errors="replace"),
                 outcome.excerpt,
+                job.trace and job.trace.trace_id,
             )
         ),
     )
@@ -368,4 +388,5 @@ def _rescheduled(job: Job, outcome: Outcome, delay_s: float, start_us: int) -> t
         from_unix_us(start_us),
         outcome.error.encode(errors="replace"),
         outcome.excerpt,
+        job.trace and job.trace.trace_id,
     )

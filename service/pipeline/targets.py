@@ -134,6 +134,7 @@ class LaneConfigs:
             payload_format=subscription.payload_format,
             url=subscription.target.url,
             target=target,
+            propagate_trace=subscription.propagate_trace,
             failing_since_us=_unix_us(route.failing_since),
         )
 

@@ -15,7 +15,9 @@ from service.domain.event import accepted
 from service.domain.ids import delivery_id_of, format_type_id, make_uuid7
 from service.domain.instants import from_unix_ms, from_unix_us
 from service.domain.names import subscription_name
+from service.pipeline.deliver import TRACEPARENT
 from service.pipeline.group import EVENT_ID
+from service.telemetry.tracing import AttemptTrace, Tracer
 from service.webhook.payload import build_payload
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Trial:
         sender: WebhookSender,
         time: DatabaseTime,
         random: Random,
+        tracer: Tracer | None = None,
     ) -> None:
         self._store = store
         self._configs = configs
@@ -50,6 +53,7 @@ class Trial:
         self._sender = sender
         self._time = time
         self._random = random
+        self._tracer = tracer or Tracer()
 
     async def send(self, subscription: Subscription, event: NewEvent) -> tuple[UUID, Attempt]:
         """Send an event to a subscription alone and keep what came of it; delivery id and attempt.
@@ -69,13 +73,20 @@ class Trial:
         route, target = prepared
         stored = self._event_of(route, event, revision)
         start_us = self._time.unix_us()
+        delivery_id = delivery_id_of(stored.event_id, 0, route.bucket)
+        webhook_id = format_type_id(EVENT_ID, stored.event_id)
+        trace, headers = self._trace(stored, webhook_id, delivery_id, name, subscription)
         outcome = await self._sender.send(
             target,
-            format_type_id(EVENT_ID, stored.event_id),
+            webhook_id,
             start_us // 1_000_000,
             build_payload(stored, subscription.payload_format),
             lambda: True,
+            headers,
         )
+        if trace is not None:
+            trace.answered(outcome)
+            trace.recorded(is_recorded=outcome.kind is not AttemptOutcome.OWN_FAULT)
         if outcome.kind is AttemptOutcome.OWN_FAULT:
             raise UnavailableError(
                 f"nothing was sent to {name}: {outcome.error}", Reason.INTERNAL, retry_after_s=1.0
@@ -83,16 +94,43 @@ class Trial:
         is_accepted = outcome.kind is AttemptOutcome.ACCEPTED
         trigger = Trigger.ACCEPTED if is_accepted else Trigger.FAILED_LAST
         state = advance(DeliveryState.PENDING, trigger)
-        delivery_id = delivery_id_of(stored.event_id, 0, route.bucket)
         await self._store.store_trial(
             stored, delivery_id, subscription, outcome, from_unix_us(start_us), state
         )
-        return delivery_id, Attempt(1, start_us, outcome)
+        return delivery_id, Attempt(1, start_us, outcome, None if trace is None else trace.trace_id)
+
+    def _trace(
+        self,
+        event: Event,
+        webhook_id: str,
+        delivery_id: UUID,
+        name: str,
+        subscription: Subscription,
+    ) -> tuple[AttemptTrace | None, list[tuple[bytes, bytes]] | None]:
+        """The trial's trace, if its call is traced, and the headers that carry it on."""
+        if event.trace_context is None:
+            return None, None
+        trace = self._tracer.attempt_began(
+            event.trace_context,
+            number=1,
+            event=webhook_id,
+            delivery_id=delivery_id,
+            subscription=name,
+        )
+        if trace is None or not subscription.propagate_trace:
+            return trace, None
+        return trace, [(TRACEPARENT, trace.traceparent)]
 
     def _event_of(self, route: RouteRow, event: NewEvent, revision: int) -> Event:
         now_ms = self._time.unix_ms()
         event_id = make_uuid7(now_ms, self._random.getrandbits(74))
         tenant_id = route.subscription.tenant_id
         return accepted(
-            event, event_id, route.tenant_uid, tenant_id, revision, from_unix_ms(now_ms)
+            event,
+            event_id,
+            route.tenant_uid,
+            tenant_id,
+            revision,
+            from_unix_ms(now_ms),
+            self._tracer.current_context(),
         )

@@ -128,7 +128,8 @@ class DeliveryStore:
         """
         row = await self._row(tenant_id, delivery_id)
         if _keeps_its_attempt(row):
-            return AttemptPage([] if after else [_only_attempt_of(row)], has_more=False)
+            last = (await self._detailed([row]))[0].last_attempt
+            return AttemptPage([] if after or last is None else [last], has_more=False)
         rows = await self._database.fetch(SQL.attempts, delivery_id, after, limit + 1)
         return AttemptPage([_attempt_of(row) for row in rows[:limit]], len(rows) > limit)
 
@@ -210,7 +211,7 @@ def _delivery_of(row: asyncpg.Record, detail: asyncpg.Record) -> Delivery:
 
 def _last_attempt_of(row: asyncpg.Record, detail: asyncpg.Record) -> Attempt | None:
     if _keeps_its_attempt(row):
-        return _only_attempt_of(row)
+        return _only_attempt_of(row, detail["trace_context"])
     return None if detail["number"] is None else _attempt_of(detail)
 
 
@@ -219,7 +220,7 @@ def _keeps_its_attempt(row: asyncpg.Record) -> bool:
     return row["url"] is not None
 
 
-def _only_attempt_of(row: asyncpg.Record) -> Attempt:
+def _only_attempt_of(row: asyncpg.Record, trace_context: bytes | None) -> Attempt:
     latency_us: int = row["latency_us"]
     return Attempt(
         number=row["attempt_count"],
@@ -231,6 +232,8 @@ def _only_attempt_of(row: asyncpg.Record) -> Attempt:
             http_status=row["http_status"],
             remote_address=row["remote_address"],
         ),
+        # The first attempt belongs to its event's trace.
+        trace_id=trace_context and trace_context[:16],
     )
 
 

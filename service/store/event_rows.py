@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 EventRow = tuple[object, ...]
 
 
-def row_of(tenant_uid: UUID, event_id: UUID, event: NewEvent, revision: int) -> EventRow:
+def row_of(
+    tenant_uid: UUID,
+    event_id: UUID,
+    event: NewEvent,
+    revision: int,
+    trace_context: bytes | None = None,
+) -> EventRow:
     """The columns that `publish` takes, in its order."""
     return (
         tenant_uid,
@@ -38,6 +44,7 @@ def row_of(tenant_uid: UUID, event_id: UUID, event: NewEvent, revision: int) -> 
         event.ordering_key or None,
         event.attributes or None,
         event.data,
+        trace_context,
     )
 
 
@@ -69,4 +76,5 @@ def event_of(row: asyncpg.Record) -> Event:
         attributes=row["attributes"] or {},
         event_type_revision=row["event_type_revision"],
         create_time=from_unix_ms(unix_ms_of(row["event_id"])),
+        trace_context=row["trace_context"],
     )

@@ -157,6 +157,7 @@ class OperationStore:
             outcome.error.encode(),
             outcome.excerpt,
             _draft_of_trial(event, delivery_id, subscription, state),
+            event.trace_context,
         )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SQL = Statements("publishing")
 
 _REFUSED_ITSELF = "HK001"
-_EVENT_COLUMNS = 15
+_EVENT_COLUMNS = 16
 _DELIVERY_COLUMNS = 8
 _KEY_COLUMNS = 5
 
@@ -42,7 +42,7 @@ class PublishRows:
 
     `events`: (tenant_uid, event_id, occur_time, event_type_revision, is_json, type, source,
     content_type, subject, external_id, data_schema, idempotency_key, ordering_key, attributes,
-    data).
+    data, trace_context).
     `deliveries`: (tenant_uid, bucket, delay_s, event's place from 1, delivery_id, subscription_uid,
     event_id, hash of its ordering key where the subscription is ordered).
     `keys`: (tenant_uid, key, event_id, fingerprint, delivery_count).

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 SQL = Statements("recording")
 _READ = Statements("subscriptions").read
 
-_FINISHED_COLUMNS = 13
-_RESCHEDULED_COLUMNS = 12
+_FINISHED_COLUMNS = 14
+_RESCHEDULED_COLUMNS = 13
 
 Row = tuple[object, ...]
 
@@ -65,10 +65,10 @@ class OutcomeRows:
     """The rows of one record batch, laid out for UNNEST.
 
     `finished`: (bucket, delivery_id, version, tenant_uid, state, http_status, latency_us, url,
-    remote_address, outcome, start_time, error, response_excerpt); outcome and what follows are None
-    for a success at the first attempt, which keeps its attempt in its own row. `rescheduled`:
-    (bucket, delivery_id, version, delay_s, http_status, latency_us, url, remote_address, outcome,
-    start_time, error, response_excerpt).
+    remote_address, outcome, start_time, error, response_excerpt, trace_id); outcome and what
+    follows are None for a success at the first attempt, which keeps its attempt in its own row (its
+    trace is its event's). `rescheduled`: (bucket, delivery_id, version, delay_s, http_status,
+    latency_us, url, remote_address, outcome, start_time, error, response_excerpt, trace_id).
     """
 
     finished: list[Row] = field(default_factory=list)

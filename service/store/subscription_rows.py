@@ -56,6 +56,7 @@ def subscription_of(row: asyncpg.Record) -> Subscription:
         ),
         ordered=row["ordered"],
         payload_format=PayloadFormat(row["payload_format"]),
+        propagate_trace=row["propagate_trace"],
         labels=row["labels"],
         state=SubscriptionState(row["state"]),
         state_reason=row["state_reason"] and SubscriptionStateReason(row["state_reason"]),

@@ -116,6 +116,7 @@ class Subscriptions:
             secret.public_key,
             audit.creation(draft, uid, secret.scheme, secret.public_key),
             draft.ordered,
+            draft.propagate_trace,
         )
         if not await self._insert(uid, draft, arguments):
             await self._tenant(draft.tenant_id)
@@ -222,6 +223,7 @@ class Subscriptions:
             wanted.state_message,
             clears_failures,
             audit.change(seen, wanted),
+            wanted.propagate_trace,
         )
         return bool(await self._fetch_changing(SQL.update, *arguments))
 

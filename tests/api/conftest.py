@@ -52,6 +52,9 @@ class Calls:
 
     ended: list[tuple[str, grpc.StatusCode]] = field(default_factory=list)
 
+    def call_began(self, method: str, context: object) -> None:
+        """Not of interest here."""
+
     def call_ended(self, method: str, code: grpc.StatusCode, duration_s: float) -> None:
         assert duration_s >= 0
         self.ended.append((method, code))

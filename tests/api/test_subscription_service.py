@@ -75,6 +75,7 @@ async def test_all_that_can_be_said_is_kept(control: Control) -> None:
         limits=DeliveryLimits(max_per_second=0.5, max_in_flight=7),
         ordered=True,
         payload_format=PAYLOAD_FORMAT_RAW,
+        propagate_trace=True,
         labels={"team": "eu ☂"},
     )
     made = (await control.create(wanted)).subscription

@@ -33,7 +33,11 @@ ALLOWED = {
     "api": "import grpc, hookline",
     "store": "import asyncpg",
     "webhook": "import httpx, httptools",
+<<<<<<< HEAD
     "identity": "import jwt",
+=======
+    "telemetry": "import opentelemetry, prometheus_client",
+>>>>>>> def5523 (One trace from a publisher's call to the receiver's answer)
 }
 
 
@@ -100,6 +104,8 @@ def test_a_bare_house_keeps_them_too(bare_house: pathlib.Path) -> None:
         ("service/webhook", "import hookline"),
         ("service/pipeline", "import asyncpg"),
         ("service/store", "import httpx"),
+        ("service/pipeline", "import opentelemetry.trace"),
+        ("service/api", "import prometheus_client"),
         ("service/api", "import httptools"),
         ("service/api", "import jwt"),
         ("service/domain", "import time"),

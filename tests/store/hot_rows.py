@@ -121,6 +121,7 @@ def finished_row(
         "start_time": None,
         "error": None,
         "response_excerpt": None,
+        "trace_id": None,
     }
     return tuple((values | fields).values())
 
@@ -140,5 +141,6 @@ def rescheduled_row(delivery_id: UUID, version: int = 0, **fields: object) -> tu
         "start_time": datetime.now(UTC),
         "error": b"the target answered 500",
         "response_excerpt": b"sorry",
+        "trace_id": None,
     }
     return tuple((values | fields).values())

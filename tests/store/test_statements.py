@@ -99,7 +99,7 @@ async def test_the_keys_of_an_ordered_lane_are_descents_of_their_index(session: 
 
 
 async def test_a_record_finds_its_rows_by_their_key(session: Session) -> None:
-    plan = await plan_of(session, Statements("recording").record, "NULL", *["'{}'"] * 25)
+    plan = await plan_of(session, Statements("recording").record, "NULL", *["'{}'"] * 27)
 
     assert plan.count("Index Scan using pending_deliveries_pkey") == 2
     assert "Seq Scan" not in plan

@@ -46,6 +46,7 @@ RICH = draft(
     retry_policy=RetryPolicy(schedule_s=(0.0, 0.001, 604_800.0)),
     limits=DeliveryLimits(max_per_second=0.5, max_in_flight=7),
     payload_format=PayloadFormat.RAW,
+    propagate_trace=True,
     labels={"team": "eu ☂"},
 )
 

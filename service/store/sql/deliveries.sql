@@ -168,13 +168,14 @@ SELECT t.tenant_id, s.subscription_id, s.state AS subscription_state, s.deleted_
                AND before.key_hash = p.key_hash AND before.ordinal < p.ordinal
            WHERE p.bucket = s.bucket AND p.delivery_id = w.delivery_id) AS is_behind,
        e.type AS event_type, a.number, a.outcome, a.start_time, a.http_status, a.latency_us, a.url, a.remote_address,
-       a.error, a.response_excerpt, a.trace_id
+       a.error, a.response_excerpt, a.trace_id, e.trace_context
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::smallint[])
      WITH ORDINALITY AS w (delivery_id, subscription_uid, event_id, number, place)
 JOIN subscriptions s ON s.subscription_uid = w.subscription_uid
 JOIN tenants t ON t.tenant_uid = s.tenant_uid
 LEFT JOIN LATERAL (
-    SELECT e.type FROM events e WHERE e.tenant_uid = s.tenant_uid AND e.event_id = w.event_id LIMIT 1) e ON true
+    SELECT e.type, e.trace_context FROM events e
+    WHERE e.tenant_uid = s.tenant_uid AND e.event_id = w.event_id LIMIT 1) e ON true
 LEFT JOIN LATERAL (
     SELECT * FROM attempts a WHERE a.delivery_id = w.delivery_id AND a.number = w.number AND w.number > 0 LIMIT 1) a ON true
 ORDER BY w.place

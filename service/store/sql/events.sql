@@ -28,7 +28,7 @@ WITH found AS MATERIALIZED (
 )
 SELECT tenant_id, tenant_uid, event_id, occur_time, event_type_revision, is_json, type, source, content_type, subject,
        external_id, data_schema, idempotency_key, ordering_key, attributes, CASE WHEN $4 THEN data ELSE '' END AS data,
-       found
+       trace_context, found
 FROM weighed
 WHERE place = 1 OR NOT $4 OR total_bytes <= $5
 ORDER BY event_id DESC

@@ -37,7 +37,7 @@ SELECT t.tenant_id, e.*
 FROM unnest($1::uuid[], $2::uuid[]) AS w (tenant_uid, event_id)
 CROSS JOIN LATERAL (
     SELECT e.tenant_uid, e.event_id, e.occur_time, e.event_type_revision, e.is_json, e.type, e.source, e.content_type,
-           e.subject, e.external_id, e.data_schema, e.idempotency_key, e.ordering_key, e.attributes, e.data
+           e.subject, e.external_id, e.data_schema, e.idempotency_key, e.ordering_key, e.attributes, e.data, e.trace_context
     FROM events e WHERE e.tenant_uid = w.tenant_uid AND e.event_id = w.event_id OFFSET 0) e
 JOIN tenants t ON t.tenant_uid = e.tenant_uid
 

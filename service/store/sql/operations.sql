@@ -71,8 +71,8 @@ RETURNING delivery_id
 -- A trial's event, its delivery and its one attempt, after the fact: nothing was promised for them before.
 WITH stored AS (
     INSERT INTO events (tenant_uid, event_id, ordinal, occur_time, event_type_revision, is_json, type, source, content_type,
-                        subject, external_id, data_schema, ordering_key, attributes, data)
-    VALUES ($1, $2, nextval('publish_ordinal') * 65536, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+                        subject, external_id, data_schema, ordering_key, attributes, data, trace_context)
+    VALUES ($1, $2, nextval('publish_ordinal') * 65536, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $27)
 ), finished AS (
     INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count, state)
     VALUES ($1, $15, $16, $2, hookline_now(), 0, 1, $17)
@@ -80,5 +80,5 @@ WITH stored AS (
     INSERT INTO audit_drafts (tenant_uid, entry) VALUES ($1, $26)
 )
 INSERT INTO attempts (delivery_id, number, http_status, latency_us, start_time, outcome, url, remote_address, error,
-                      response_excerpt)
-VALUES ($15, 1, $18, $19, $20, $21, $22, $23, $24, $25)
+                      response_excerpt, trace_id)
+VALUES ($15, 1, $18, $19, $20, $21, $22, $23, $24, $25, substr($27, 1, 16))

@@ -14,8 +14,8 @@ WITH passed AS MATERIALIZED (
     FOR SHARE OF t
 ), claimed AS (
     INSERT INTO idempotency_keys (tenant_uid, key, event_id, fingerprint, delivery_count, expires_at)
-    SELECT k.tenant_uid, k.key, k.event_id, k.fingerprint, k.delivery_count, hookline_now() + make_interval(secs => $26)
-    FROM unnest($27::uuid[], $28::text[], $29::uuid[], $30::bytea[], $31::integer[])
+    SELECT k.tenant_uid, k.key, k.event_id, k.fingerprint, k.delivery_count, hookline_now() + make_interval(secs => $27)
+    FROM unnest($28::uuid[], $29::text[], $30::uuid[], $31::bytea[], $32::integer[])
          AS k (tenant_uid, key, event_id, fingerprint, delivery_count)
     ORDER BY k.tenant_uid, k.key
     ON CONFLICT (tenant_uid, key) DO UPDATE
@@ -24,28 +24,31 @@ WITH passed AS MATERIALIZED (
     WHERE idempotency_keys.expires_at <= hookline_now()
     RETURNING 1
 ), clear AS MATERIALIZED (
-    SELECT CASE WHEN cardinality($28) = 0 THEN true
-                WHEN (SELECT count(*) FROM claimed) = cardinality($28) AND (SELECT count(*) FROM passed) = cardinality($1)
+    SELECT CASE WHEN cardinality($29) = 0 THEN true
+                WHEN (SELECT count(*) FROM claimed) = cardinality($29) AND (SELECT count(*) FROM passed) = cardinality($1)
                 THEN true ELSE hookline_refuse('a key is taken or an epoch has moved on') END AS is_clear
 ), place AS MATERIALIZED (
     SELECT nextval('publish_ordinal') * 65536 AS base FROM clear WHERE is_clear
 ), stored AS (
     INSERT INTO events (tenant_uid, event_id, ordinal, occur_time, event_type_revision, is_json, type, source, content_type,
-                        subject, external_id, data_schema, idempotency_key, ordering_key, attributes, data)
+                        subject, external_id, data_schema, idempotency_key, ordering_key, attributes, data,
+                        trace_context)
     SELECT e.tenant_uid, e.event_id, place.base + e.n, e.occur_time, e.event_type_revision, e.is_json, e.type, e.source,
-           e.content_type, e.subject, e.external_id, e.data_schema, e.idempotency_key, e.ordering_key, e.attributes, e.data
+           e.content_type, e.subject, e.external_id, e.data_schema, e.idempotency_key, e.ordering_key, e.attributes, e.data,
+           e.trace_context
     FROM place, unnest($3::uuid[], $4::uuid[], $5::timestamptz[], $6::integer[], $7::boolean[], $8::text[], $9::text[],
                        $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::jsonb[],
-                       $17::bytea[])
+                       $17::bytea[], $18::bytea[])
          WITH ORDINALITY AS e (tenant_uid, event_id, occur_time, event_type_revision, is_json, type, source, content_type,
-                               subject, external_id, data_schema, idempotency_key, ordering_key, attributes, data, n)
+                               subject, external_id, data_schema, idempotency_key, ordering_key, attributes, data,
+                               trace_context, n)
     WHERE e.tenant_uid IN (SELECT tenant_uid FROM passed)
 ), promised AS (
     INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid, event_id, key_hash)
     SELECT d.bucket, hookline_now() + make_interval(secs => d.delay_s), place.base + d.n, d.delivery_id, d.subscription_uid,
            d.event_id, d.key_hash
-    FROM place, unnest($18::uuid[], $19::smallint[], $20::float8[], $21::integer[], $22::uuid[], $23::uuid[], $24::uuid[],
-                       $25::bigint[])
+    FROM place, unnest($19::uuid[], $20::smallint[], $21::float8[], $22::integer[], $23::uuid[], $24::uuid[], $25::uuid[],
+                       $26::bigint[])
          AS d (tenant_uid, bucket, delay_s, n, delivery_id, subscription_uid, event_id, key_hash)
     WHERE d.tenant_uid IN (SELECT tenant_uid FROM passed)
 )

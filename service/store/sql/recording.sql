@@ -9,9 +9,9 @@ WITH fence AS MATERIALIZED (
     DELETE FROM pending_deliveries p
     USING (SELECT * FROM unnest($2::smallint[], $3::uuid[], $4::integer[], $5::uuid[], $6::text[], $7::smallint[],
                                 $8::integer[], $9::text[], $10::text[], $11::text[], $12::timestamptz[], $13::bytea[],
-                                $14::bytea[])
+                                $14::bytea[], $15::bytea[])
                 AS o (bucket, delivery_id, version, tenant_uid, state, http_status, latency_us, url, remote_address,
-                      outcome, start_time, error, response_excerpt)
+                      outcome, start_time, error, response_excerpt, trace_id)
            ORDER BY bucket, delivery_id) o
     WHERE p.bucket = o.bucket AND p.delivery_id = o.delivery_id AND p.version = o.version
       AND EXISTS (SELECT FROM fence)
@@ -28,23 +28,24 @@ WITH fence AS MATERIALIZED (
     UPDATE pending_deliveries p
     SET version = p.version + 1, attempt_count = p.attempt_count + 1,
         due_at = hookline_now() + make_interval(secs => o.delay_s)
-    FROM (SELECT * FROM unnest($15::smallint[], $16::uuid[], $17::integer[], $18::float8[], $19::smallint[], $20::integer[],
-                               $21::text[], $22::text[], $23::text[], $24::timestamptz[], $25::bytea[], $26::bytea[])
+    FROM (SELECT * FROM unnest($16::smallint[], $17::uuid[], $18::integer[], $19::float8[], $20::smallint[], $21::integer[],
+                               $22::text[], $23::text[], $24::text[], $25::timestamptz[], $26::bytea[], $27::bytea[],
+                               $28::bytea[])
                AS o (bucket, delivery_id, version, delay_s, http_status, latency_us, url, remote_address, outcome,
-                     start_time, error, response_excerpt)
+                     start_time, error, response_excerpt, trace_id)
           ORDER BY bucket, delivery_id) o
     WHERE p.bucket = o.bucket AND p.delivery_id = o.delivery_id AND p.version = o.version
       AND EXISTS (SELECT FROM fence)
     RETURNING o.*, p.attempt_count
 ), tried AS (
     INSERT INTO attempts (delivery_id, number, http_status, latency_us, start_time, outcome, url, remote_address, error,
-                          response_excerpt)
+                          response_excerpt, trace_id)
     SELECT delivery_id, attempt_count + 1, http_status, latency_us, start_time, outcome, url, remote_address, error,
-           response_excerpt
+           response_excerpt, trace_id
     FROM finished WHERE outcome IS NOT NULL
     UNION ALL
     SELECT delivery_id, attempt_count, http_status, latency_us, start_time, outcome, url, remote_address, error,
-           response_excerpt
+           response_excerpt, trace_id
     FROM rescheduled
 )
 SELECT delivery_id FROM finished UNION ALL SELECT delivery_id FROM rescheduled

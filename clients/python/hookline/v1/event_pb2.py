@@ -26,7 +26,7 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17hookline/v1/event.proto\x12\x0bhookline.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x05\n\x05\x45vent\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n\x06source\x18\x03 \x01(\tR\x06source\x12\x18\n\x07subject\x18\x04 \x01(\tR\x07subject\x12\x39\n\noccur_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\toccurTime\x12\x1f\n\x0b\x65xternal_id\x18\x06 \x01(\tR\nexternalId\x12\x1f\n\x0b\x64\x61ta_schema\x18\x07 \x01(\tR\ndataSchema\x12\'\n\x0fidempotency_key\x18\x08 \x01(\tR\x0eidempotencyKey\x12!\n\x0cordering_key\x18\t \x01(\tR\x0borderingKey\x12\x42\n\nattributes\x18\n \x03(\x0b\x32\".hookline.v1.Event.AttributesEntryR\nattributes\x12!\n\x0c\x63ontent_type\x18\x0b \x01(\tR\x0b\x63ontentType\x12\x1d\n\tjson_data\x18\x0c \x01(\tH\x00R\x08jsonData\x12!\n\x0b\x62inary_data\x18\r \x01(\x0cH\x00R\nbinaryData\x12\x35\n\nproto_data\x18\x0e \x01(\x0b\x32\x14.google.protobuf.AnyH\x00R\tprotoData\x12.\n\x13\x65vent_type_revision\x18\x0f \x01(\x05R\x11\x65ventTypeRevision\x12;\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x1a=\n\x0f\x41ttributesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x06\n\x04\x64\x61ta*R\n\tEventView\x12\x1a\n\x16\x45VENT_VIEW_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45VENT_VIEW_BASIC\x10\x01\x12\x13\n\x0f\x45VENT_VIEW_FULL\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17hookline/v1/event.proto\x12\x0bhookline.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x05\n\x05\x45vent\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n\x06source\x18\x03 \x01(\tR\x06source\x12\x18\n\x07subject\x18\x04 \x01(\tR\x07subject\x12\x39\n\noccur_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\toccurTime\x12\x1f\n\x0b\x65xternal_id\x18\x06 \x01(\tR\nexternalId\x12\x1f\n\x0b\x64\x61ta_schema\x18\x07 \x01(\tR\ndataSchema\x12\'\n\x0fidempotency_key\x18\x08 \x01(\tR\x0eidempotencyKey\x12!\n\x0cordering_key\x18\t \x01(\tR\x0borderingKey\x12\x42\n\nattributes\x18\n \x03(\x0b\x32\".hookline.v1.Event.AttributesEntryR\nattributes\x12!\n\x0c\x63ontent_type\x18\x0b \x01(\tR\x0b\x63ontentType\x12\x1d\n\tjson_data\x18\x0c \x01(\tH\x00R\x08jsonData\x12!\n\x0b\x62inary_data\x18\r \x01(\x0cH\x00R\nbinaryData\x12\x35\n\nproto_data\x18\x0e \x01(\x0b\x32\x14.google.protobuf.AnyH\x00R\tprotoData\x12.\n\x13\x65vent_type_revision\x18\x0f \x01(\x05R\x11\x65ventTypeRevision\x12;\n\x0b\x63reate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12 \n\x0btraceparent\x18\x11 \x01(\tR\x0btraceparent\x1a=\n\x0f\x41ttributesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\x06\n\x04\x64\x61ta*R\n\tEventView\x12\x1a\n\x16\x45VENT_VIEW_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45VENT_VIEW_BASIC\x10\x01\x12\x13\n\x0f\x45VENT_VIEW_FULL\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVENT_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_EVENT_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_EVENTVIEW']._serialized_start=805
-  _globals['_EVENTVIEW']._serialized_end=887
+  _globals['_EVENTVIEW']._serialized_start=839
+  _globals['_EVENTVIEW']._serialized_end=921
   _globals['_EVENT']._serialized_start=101
-  _globals['_EVENT']._serialized_end=803
-  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_start=734
-  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_end=795
+  _globals['_EVENT']._serialized_end=837
+  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_start=768
+  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_end=829
 # @@protoc_insertion_point(module_scope)

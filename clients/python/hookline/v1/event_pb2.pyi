@@ -89,6 +89,7 @@ class Event(_message.Message):
     PROTO_DATA_FIELD_NUMBER: _builtins.int
     EVENT_TYPE_REVISION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Output only. `tenants/ID/events/evt_…`. The last part is the `webhook-id` that receivers see,
     the same for every attempt of every delivery.
@@ -137,6 +138,11 @@ class Event(_message.Message):
     """Output only. The revision of the event type whose schema the data satisfied; 0 where the type
     is not registered.
     """
+    traceparent: _builtins.str
+    """Input only. Optional. The trace of the code that made it, as a W3C `traceparent` of version 00;
+    what is malformed counts as none. Not part of the event: two that differ in nothing else are
+    equal. Default: the trace of the call that publishes it.
+    """
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """Optional. When it happened, by the publisher's clock. The years 1 to 9999; kept to the
@@ -179,10 +185,11 @@ class Event(_message.Message):
         proto_data: _any_pb2.Any | None = ...,
         event_type_revision: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["binary_data", b"binary_data", "create_time", b"create_time", "data", b"data", "json_data", b"json_data", "occur_time", b"occur_time", "proto_data", b"proto_data"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "binary_data", b"binary_data", "content_type", b"content_type", "create_time", b"create_time", "data", b"data", "data_schema", b"data_schema", "event_type_revision", b"event_type_revision", "external_id", b"external_id", "idempotency_key", b"idempotency_key", "json_data", b"json_data", "name", b"name", "occur_time", b"occur_time", "ordering_key", b"ordering_key", "proto_data", b"proto_data", "source", b"source", "subject", b"subject", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "binary_data", b"binary_data", "content_type", b"content_type", "create_time", b"create_time", "data", b"data", "data_schema", b"data_schema", "event_type_revision", b"event_type_revision", "external_id", b"external_id", "idempotency_key", b"idempotency_key", "json_data", b"json_data", "name", b"name", "occur_time", b"occur_time", "ordering_key", b"ordering_key", "proto_data", b"proto_data", "source", b"source", "subject", b"subject", "traceparent", b"traceparent", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_data: _TypeAlias = _typing.Literal["json_data", "binary_data", "proto_data"]  # noqa: Y015
     _WhichOneofArgType_data: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015

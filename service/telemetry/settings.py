@@ -1,0 +1,39 @@
+"""What can be set of telemetry; `config/otel.py` reads it. Imports nothing that is slow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from service.telemetry.sampling import Sampling
+
+
+class Exporter(StrEnum):
+    """Where spans or metrics go."""
+
+    NONE = "none"
+    OTLP = "otlp"
+    """To a collector, over gRPC."""
+    CONSOLE = "console"
+    """To standard error, a line of JSON each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetrySettings:
+    """What is exported, and where to. By default nothing."""
+
+    service_name: str = "hookline"
+    traces: Exporter = Exporter.NONE
+    traces_endpoint: str = ""
+    metrics: Exporter = Exporter.NONE
+    metrics_endpoint: str = ""
+    metrics_interval_s: float = 60.0
+    prometheus_host: str = ""
+    """Where Prometheus may ask; empty: nowhere."""
+    prometheus_port: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    max_spans: int = 2_048
+    """Finished spans that wait to be sent; more are dropped, and counted."""
+    batch_spans: int = 512
+    delay_s: float = 5.0
+    """How long a span waits for others."""

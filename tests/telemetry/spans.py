@@ -1,0 +1,59 @@
+"""A tracer whose spans a test can look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from service.telemetry.tracing import Tracer
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import SpanContext
+
+    from service.telemetry.sampling import Sampling
+
+CALLER_TRACE = 0x0AF7651916CD43DD8448EB211C80319C
+CALLER_SPAN = 0xB7AD6B7169203331
+SAMPLED = f"00-{CALLER_TRACE:032x}-{CALLER_SPAN:016x}-01"
+UNSAMPLED = f"00-{CALLER_TRACE:032x}-{CALLER_SPAN:016x}-00"
+
+
+class Spans:
+    """What a tracer has made and ended."""
+
+    def __init__(self, sampling: Sampling | None = None) -> None:
+        self._exporter = InMemorySpanExporter()
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracer = Tracer(provider.get_tracer("test"), sampling)
+
+    def ended(self) -> list[ReadableSpan]:
+        """All that are over, in the order in which they ended."""
+        return list(self._exporter.get_finished_spans())
+
+    def one(self, name: str) -> ReadableSpan:
+        """The only one of a name."""
+        (span,) = [span for span in self.ended() if span.name == name]
+        return span
+
+
+def context_of(span: ReadableSpan) -> SpanContext:
+    """A span's own context."""
+    context = span.get_span_context()
+    assert context is not None
+    return context
+
+
+def parent_of(span: ReadableSpan) -> int | None:
+    """The id of the span above it."""
+    return None if span.parent is None else span.parent.span_id
+
+
+def is_error(span: ReadableSpan) -> bool:
+    """Whether it says that it failed."""
+    return span.status.status_code is StatusCode.ERROR

@@ -1,0 +1,66 @@
+"""W3C trace context: what is understood, what counts as none, and what is stored of it."""
+
+import pytest
+
+from service.telemetry.context import (
+    PACKED_BYTES,
+    format_traceparent,
+    pack,
+    parse_traceparent,
+    unpack,
+)
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+SPAN = "b7ad6b7169203331"
+
+
+def test_a_header_is_read_and_written() -> None:
+    parent = parse_traceparent(f"00-{TRACE}-{SPAN}-01")
+    assert parent is not None
+    assert f"{parent.trace_id:032x}" == TRACE
+    assert f"{parent.span_id:016x}" == SPAN
+    assert parent.is_sampled
+    assert format_traceparent(*parent) == f"00-{TRACE}-{SPAN}-01"
+
+
+@pytest.mark.parametrize(
+    "flags, sampled", [("00", False), ("01", True), ("03", True), ("fe", False)]
+)
+def test_the_lowest_bit_says_whether_it_is_sampled(flags: str, *, sampled: bool) -> None:
+    parent = parse_traceparent(f"00-{TRACE}-{SPAN}-{flags}")
+    assert parent is not None
+    assert parent.is_sampled is sampled
+
+
+def test_a_later_version_may_say_more_behind_it() -> None:
+    parent = parse_traceparent(f"cc-{TRACE}-{SPAN}-01-what-the-future-brings")
+    assert parent is not None
+    assert parent.is_sampled
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        f"ff-{TRACE}-{SPAN}-01",
+        f"00-{TRACE}-{SPAN}-01-more",
+        f"00-{TRACE.upper()}-{SPAN}-01",
+        f"00-{TRACE[:-1]}-{SPAN}-01",
+        f"00-{'0' * 32}-{SPAN}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"00-{TRACE}-{SPAN}-0g",
+        f"00-{TRACE}-{SPAN}",
+        f"cc-{TRACE}-{SPAN}-01-{'x' * 600}",
+    ],
+)
+def test_what_is_malformed_counts_as_none(text: str) -> None:
+    assert parse_traceparent(text) is None
+
+
+def test_it_is_stored_in_25_bytes() -> None:
+    packed = pack(int(TRACE, 16), int(SPAN, 16))
+    assert len(packed) == PACKED_BYTES == 25
+    assert packed[:16].hex() == TRACE
+    assert unpack(packed) == parse_traceparent(f"00-{TRACE}-{SPAN}-01")
+    assert unpack(b"short") is None
