@@ -33,11 +33,8 @@ ALLOWED = {
     "api": "import grpc, hookline",
     "store": "import asyncpg",
     "webhook": "import httpx, httptools",
-<<<<<<< HEAD
     "identity": "import jwt",
-=======
     "telemetry": "import opentelemetry, prometheus_client",
->>>>>>> def5523 (One trace from a publisher's call to the receiver's answer)
 }
 
 
