@@ -74,7 +74,7 @@ class Pages:
     def token(self, cursor: bytes, binding: Sequence[str]) -> str:
         """The token that asks for what follows `cursor` in the list of these parameters."""
         tag = self._tag(cursor, binding)
-        return base64.urlsafe_b64encode(tag + cursor).rstrip(b"=").decode("ascii")
+        return _written(tag + cursor)
 
     def cut(self, messages: Sequence[_Message]) -> Sequence[_Message]:
         """As many of the messages as a page may hold in bytes; one at least."""
@@ -92,6 +92,8 @@ class Pages:
             raw = base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True)
         except (binascii.Error, ValueError):
             return None
+        if _written(raw) != token:  # base64 has bits to spare, and would take them for nothing
+            return None
         tag, cursor = raw[:_TAG_BYTES], raw[_TAG_BYTES:]
         return cursor if cursor and hmac.compare_digest(tag, self._tag(cursor, binding)) else None
 
@@ -101,3 +103,8 @@ class Pages:
             hashed.update(len(part).to_bytes(4, "big"))
             hashed.update(part)
         return hashed.digest()
+
+
+def _written(raw: bytes) -> str:
+    """The one way in which a token is written."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")

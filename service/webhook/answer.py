@@ -40,6 +40,7 @@ class AnswerReader:
         "_kept",
         "_kept_body_bytes",
         "_kept_room",
+        "_lead",
         "_limit_bytes",
         "_parser",
         "_refusal",
@@ -64,6 +65,7 @@ class AnswerReader:
     def begin(self) -> None:
         """Expect a new answer. The one before was complete and reusable, or there was none."""
         self._room = self._limit_bytes
+        self._lead: bytes | None = b""
         self._head_room = MAX_HEADER_FIELDS
         self._interim = False
         self._kept: list[bytes] = []
@@ -91,7 +93,7 @@ class AnswerReader:
         After True, `is_reusable` tells whether the connection may carry another request. After an
         exception, or True without `is_reusable`, the reader is spent.
         """
-        if not self.was_started and not data.startswith(_PROTOCOL):
+        if self._lead is not None:
             self._check_lead(data)
         if len(data) > self._room:
             data = data[: self._room]
@@ -115,7 +117,12 @@ class AnswerReader:
 
     def _check_lead(self, data: bytes) -> None:
         # The parser would also take RTSP's and ICE's answers, and skip empty lines in front.
-        if not _PROTOCOL.startswith(data):
+        lead = (self._lead or b"") + data[: len(_PROTOCOL)]
+        if lead.startswith(_PROTOCOL):
+            self._lead = None
+        elif _PROTOCOL.startswith(lead):
+            self._lead = lead
+        else:
             raise BadAnswerError("the answer does not begin with HTTP/1.")
 
     # What follows is called by the parser, in the middle of `feed`.

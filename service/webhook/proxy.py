@@ -91,8 +91,8 @@ def parse_proxy(text: str) -> EgressProxy:
     credentials, at, place = rest.rpartition("@")
     try:
         url = parse_target_url(f"{scheme}{separator}{place}")
-    except TargetUrlError as error:
-        raise ValueError(f"must be a URL such as http://proxy.internal:3128; it {error}") from None
+    except TargetUrlError:
+        raise ValueError("must be a URL such as http://user:password@proxy.internal:3128") from None
     if url.scheme != "http" or url.request_target != "/" or not re.search(r":[0-9]+/?\Z", place):
         raise ValueError(
             "must be http://, with a port and no path: http://user:password@proxy.internal:3128"

@@ -2,6 +2,7 @@
 
 import base64
 import email.message
+import hmac
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -58,6 +59,14 @@ def test_what_an_independent_signer_signs_verifies() -> None:
     given = headers(id="evt_1", timestamp=str(int(now.timestamp())), signature=signature)
     assert verify(given, '{"žluťoučký":1}', OTHER_SECRET).json() == {"žluťoučký": 1}
     assert verify(given, '{"žluťoučký":1}'.encode(), [SECRET, OTHER_SECRET]).id == "evt_1"
+
+
+def test_a_body_that_was_decoded_with_escapes_is_given_back_as_it_came() -> None:
+    body = b'{"name":"\xff"}'
+    mac = hmac.digest(bytes(range(32)), f"evt_1.{SENT_AT}.".encode() + body, "sha256")
+    given = headers(id="evt_1", signature=f"v1,{base64.b64encode(mac).decode()}")
+    decoded = body.decode("utf-8", "surrogateescape")
+    assert verify(given, decoded, OTHER_SECRET, now=SENT_AT).body == body
 
 
 def as_message(given: dict[str, str]) -> webhook.Headers:

@@ -73,6 +73,7 @@ def test_a_proxy_is_read_and_its_credentials_are_never_shown() -> None:
         "http://proxy.internal",
         "http://proxy.internal:0",
         "http://proxy.internal:3128/path",
+        "hunter2://proxy.internal:3128",
         "http://hunter2@proxy.internal:3128",
         "http://:hunter2@proxy.internal:3128",
         "http://out%3a:hunter2@proxy.internal:3128",

@@ -141,6 +141,13 @@ def test_an_interim_answer_does_not_open_the_door_to_another_version() -> None:
         AnswerReader().feed(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/2.0 200 OK\r\n\r\n")
 
 
+@pytest.mark.parametrize("lead", [b"HTTP/2", b"HTTX", b"HTTP 1.1", b"\r\n", b"RTSP/1.0"])
+def test_what_does_not_begin_as_it_must_is_refused_at_once_in_any_pieces(lead: bytes) -> None:
+    reader = AnswerReader()
+    with pytest.raises(BadAnswerError, match="does not begin"):
+        assert not any(reader.feed(bytes([byte])) for byte in lead)
+
+
 def test_a_head_beyond_the_limit_is_refused() -> None:
     reader = AnswerReader(LIMIT, KEPT)
     assert not reader.feed(b"HTTP/1.1 200 OK\r\nx: ")

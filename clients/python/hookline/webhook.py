@@ -118,7 +118,7 @@ class Verifier:
                 f"the request is {abs(age_s):.0f} s {where}, and only"
                 f" {self._tolerance_s:.0f} s are tolerated"
             )
-        content = body.encode() if isinstance(body, str) else bytes(body)
+        content = _bytes_of(body)
         signed = f"{message_id}.{timestamp}.".encode("ascii") + content
         # Every pair is tried, so that the time taken does not tell which of them fitted.
         fits = [
@@ -179,6 +179,16 @@ def _signatures(values: Iterable[str]) -> Iterable[tuple[str, bytes]]:
         signature = _base64(encoded)
         if comma and signature is not None:
             yield version, signature
+
+
+def _bytes_of(body: bytes | str) -> bytes:
+    """The bytes that came; what a framework could not decode is given back as it was."""
+    if not isinstance(body, str):
+        return bytes(body)
+    try:
+        return body.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise SignatureMismatchError("the body is no text that anybody could have sent") from None
 
 
 def _text(value: str | bytes) -> str:
