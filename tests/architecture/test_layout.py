@@ -20,6 +20,7 @@ TOP_LEVEL = {
     "docs",
     "protos",
     "pyproject.toml",
+    "requirements-audit.txt",
     "requirements-codegen.txt",
     "requirements.txt",
     "service",
@@ -45,6 +46,7 @@ TEST_FOLDERS = ROOMS | {
     "docs",
     "e2e",
     "faults",
+    "fuzz",
     "protos",
     "scenarios",
 }
