@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +19,10 @@ from service.api.unbuilt import UnbuiltDeliveryRpcs
 from service.domain.delivery import DeliveryState
 from service.domain.errors import Reason, Violation, invalid
 from service.domain.names import WILDCARD
+from service.pipeline.lane_views import reason_of
+from service.pipeline.lanes import Lanes
 from service.pipeline.replay import Operator
-from service.store.deliveries import DeliveryStore, Selection
+from service.store.deliveries import Delivery, DeliveryStore, Selection
 
 _Context = ServicerContext[Any, Any]
 _NUMBER_BYTES = 4
@@ -29,8 +32,11 @@ _STATES_MAX = 100
 class DeliveryServicer(UnbuiltDeliveryRpcs):
     """The calls of DeliveryService."""
 
-    def __init__(self, *, deliveries: DeliveryStore, operator: Operator, pages: Pages) -> None:
+    def __init__(
+        self, *, deliveries: DeliveryStore, operator: Operator, lanes: Lanes, pages: Pages
+    ) -> None:
         self._deliveries = deliveries
+        self._lanes = lanes
         self._operator = operator
         self._pages = pages
 
@@ -41,7 +47,7 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
         del context
         tenant_id, delivery_id = _named(request.name, across=True)
         delivery = await self._deliveries.get(tenant_id, delivery_id)
-        return delivery_service_pb2.GetDeliveryResponse(delivery=delivery_message(delivery))
+        return delivery_service_pb2.GetDeliveryResponse(delivery=self._shown(delivery))
 
     async def ListDeliveries(
         self, request: delivery_service_pb2.ListDeliveriesRequest, context: _Context
@@ -67,7 +73,7 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
             before=UUID(bytes=page.cursor) if page.cursor else NEWEST,
             limit=page.size,
         )
-        messages = [delivery_message(delivery) for delivery in found.deliveries]
+        messages = [self._shown(delivery) for delivery in found.deliveries]
         kept = self._pages.cut(messages)
         response = delivery_service_pb2.ListDeliveriesResponse(deliveries=kept)
         if found.has_more or len(kept) < len(messages):
@@ -109,7 +115,7 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
         tenant_id, delivery_id = _named(request.name)
         await self._operator.retry(tenant_id, delivery_id)
         delivery = await self._deliveries.get(tenant_id, delivery_id)
-        return delivery_service_pb2.RetryDeliveryResponse(delivery=delivery_message(delivery))
+        return delivery_service_pb2.RetryDeliveryResponse(delivery=self._shown(delivery))
 
     async def CancelDelivery(
         self, request: delivery_service_pb2.CancelDeliveryRequest, context: _Context
@@ -119,7 +125,15 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
         tenant_id, delivery_id = _named(request.name)
         await self._operator.cancel(tenant_id, delivery_id)
         delivery = await self._deliveries.get(tenant_id, delivery_id)
-        return delivery_service_pb2.CancelDeliveryResponse(delivery=delivery_message(delivery))
+        return delivery_service_pb2.CancelDeliveryResponse(delivery=self._shown(delivery))
+
+    def _shown(self, delivery: Delivery) -> delivery_pb2.Delivery:
+        """A delivery with what this node alone knows of why it waits."""
+        if delivery.is_due:
+            lane = self._lanes.get(delivery.subscription_uid)
+            reason = reason_of(lane, delivery.delivery_id, self._lanes.sending.may_take)
+            delivery = replace(delivery, state_reason=reason)
+        return delivery_message(delivery)
 
 
 def _named(name: str, *, across: bool = False) -> tuple[str, UUID]:

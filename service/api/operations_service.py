@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -44,6 +45,8 @@ class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
         """What runs, how much waits, where it is stuck."""
         del request, context
         nodes, backlog = await self._status.nodes(), await self._status.backlog()
+        top = self._lanes.top(TOP_LANES_MAX)
+        due = await self._status.oldest_due([(lane.bucket, lane.subscription_uid) for lane in top])
         counts, oldest_ms = self._lanes.counts(), backlog.oldest_unix_ms
         return operations_service_pb2.GetStatusResponse(
             version=self._version,
@@ -57,7 +60,7 @@ class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
                 limited_count=counts.limited,
                 held_count=counts.held,
             ),
-            top_lanes=[_lane_message(lane) for lane in self._lanes.top(TOP_LANES_MAX)],
+            top_lanes=[_lane_message(lane, due.get(lane.subscription_uid)) for lane in top],
             sources=[_source_message(source) for source in self._sources()],
         )
 
@@ -85,11 +88,12 @@ def _node_message(node: Node) -> operations_service_pb2.Node:
     )
 
 
-def _lane_message(lane: LaneView) -> operations_service_pb2.Lane:
+def _lane_message(lane: LaneView, due: datetime | None) -> operations_service_pb2.Lane:
     return operations_service_pb2.Lane(
         subscription=lane.subscription,
         state=operations_service_pb2.LaneState.Value(f"LANE_STATE_{lane.state}"),
         queued_count=lane.queued,
         in_flight_count=lane.in_flight,
+        oldest_due_time=timestamp_of(due) if due else None,
         consecutive_failure_count=lane.consecutive_failures,
     )

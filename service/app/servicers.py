@@ -56,7 +56,9 @@ def make_servicers(
             pages=pages,
             limits=limits,
         ),
-        deliveries=DeliveryServicer(deliveries=deliveries, operator=engine.operator, pages=pages),
+        deliveries=DeliveryServicer(
+            deliveries=deliveries, operator=engine.operator, lanes=engine.lanes, pages=pages
+        ),
         operations=OperationsServicer(
             status=StatusStore(database),
             lanes=engine.lanes,

@@ -8,8 +8,11 @@ from enum import StrEnum
 from heapq import nlargest
 from typing import TYPE_CHECKING
 
+from service.domain.delivery import DeliveryStateReason
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+    from uuid import UUID
 
     from service.pipeline.lane import Lane
 
@@ -24,6 +27,12 @@ class LaneCondition(StrEnum):
     """Its rate or its window is used up."""
     HELD = "HELD"
     """Its subscription is paused or disabled, or we cannot make it ready."""
+
+
+_REASONS = {
+    LaneCondition.OPEN: DeliveryStateReason.CIRCUIT_OPEN,
+    LaneCondition.LIMITED: DeliveryStateReason.RATE_LIMITED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,8 @@ class LaneView:
     """One lane for an operator."""
 
     subscription: str
+    subscription_uid: UUID
+    bucket: int
     state: str
     """A `LaneCondition`."""
     queued: int
@@ -64,6 +75,8 @@ def top_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool], count: int
     return [
         LaneView(
             lane.name,
+            lane.subscription_uid,
+            lane.bucket,
             condition_of(lane, may_take),
             len(lane.queue),
             lane.in_flight,
@@ -71,6 +84,18 @@ def top_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool], count: int
         )
         for lane in nlargest(count, lanes, key=lambda lane: len(lane.known))
     ]
+
+
+def reason_of(
+    lane: Lane | None, delivery_id: UUID, may_take: Callable[[Lane], bool]
+) -> DeliveryStateReason | None:
+    """Why a delivery that is due is not sent; None where it is, will be at once, or elsewhere."""
+    if lane is None:
+        return None
+    job = lane.known.get(delivery_id)
+    if job is not None and job.is_sent:
+        return None
+    return _REASONS.get(condition_of(lane, may_take))
 
 
 def condition_of(lane: Lane, may_take: Callable[[Lane], bool]) -> LaneCondition:

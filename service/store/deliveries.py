@@ -61,6 +61,9 @@ class Delivery:
     """None unless pending, and while it is held."""
     last_attempt: Attempt | None
     finish_time: datetime | None
+    subscription_uid: UUID
+    is_due: bool
+    """Whether it could be sent as far as the database knows: nothing holds it, its time is here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +209,8 @@ def _delivery_of(row: asyncpg.Record, detail: asyncpg.Record) -> Delivery:
         next_attempt_time=due_at,
         last_attempt=_last_attempt_of(row, detail),
         finish_time=row["finish_time"],
+        subscription_uid=row["subscription_uid"],
+        is_due=reason is None and due_at is not None and due_at <= detail["read_time"],
     )
 
 

@@ -9,6 +9,7 @@ from service.domain.ids import unix_ms_of
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -62,3 +63,11 @@ class StatusStore:
         oldest: UUID | None = row["oldest_id"]
         count = row["exact"] if row["is_exact"] else max(row["exact"], row["estimate"])
         return Backlog(count, None if oldest is None else unix_ms_of(oldest))
+
+    async def oldest_due(self, lanes: Sequence[tuple[int, UUID]]) -> dict[UUID, datetime]:
+        """When the delivery that is due longest was due, of lanes by bucket and subscription.
+
+        A lane without any that is due is missing.
+        """
+        buckets, uids = list(zip(*lanes, strict=True)) or [(), ()]
+        return {row[0]: row[1] for row in await self._database.fetch(SQL.oldest_due, buckets, uids)}

@@ -112,7 +112,10 @@ def servicers_of(rig: Rig, **replaced: Any) -> Servicers:  # noqa: ANN401 (any s
             limits=rig.limits,
         ),
         "deliveries": DeliveryServicer(
-            deliveries=DeliveryStore(rig.database), operator=rig.operator, pages=pages
+            deliveries=DeliveryStore(rig.database),
+            operator=rig.operator,
+            lanes=rig.lanes,
+            pages=pages,
         ),
         "operations": OperationsServicer(
             status=StatusStore(rig.database),

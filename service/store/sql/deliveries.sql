@@ -162,6 +162,7 @@ ORDER BY delivery_id DESC LIMIT $2
 -- name: details
 -- What deliveries are shown with, in the order in which they are asked for. `$4` numbers the attempt to show; 0: none.
 SELECT t.tenant_id, s.subscription_id, s.state AS subscription_state, s.deleted_at IS NOT NULL AS is_orphan,
+       hookline_now() AS read_time,
        s.ordered AND EXISTS (
            SELECT FROM pending_deliveries p JOIN pending_deliveries before
                ON before.bucket = p.bucket AND before.subscription_uid = p.subscription_uid

@@ -19,3 +19,12 @@ FROM (SELECT count(*) AS exact FROM (SELECT FROM pending_deliveries LIMIT $1) p)
                   SELECT q.delivery_id FROM pending_deliveries q
                   WHERE q.bucket = b.bucket ORDER BY q.delivery_id LIMIT 1) p
               ORDER BY p.delivery_id LIMIT 1) AS delivery_id) oldest
+
+-- name: oldest_due
+-- One descent of the lane's index each.
+SELECT l.subscription_uid, p.due_at
+FROM unnest($1::smallint[], $2::uuid[]) AS l (bucket, subscription_uid) CROSS JOIN LATERAL (
+    SELECT q.due_at FROM pending_deliveries q
+    WHERE q.bucket = l.bucket AND q.subscription_uid = l.subscription_uid
+    ORDER BY q.due_at, q.delivery_id LIMIT 1) p
+WHERE p.due_at <= hookline_now()

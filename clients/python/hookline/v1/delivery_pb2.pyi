@@ -68,11 +68,18 @@ class _DeliveryStateReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_D
     DELIVERY_STATE_REASON_SUBSCRIPTION_DISABLED: _DeliveryStateReason.ValueType  # 2
     """PENDING: its subscription is disabled."""
     DELIVERY_STATE_REASON_CIRCUIT_OPEN: _DeliveryStateReason.ValueType  # 3
-    """PENDING: its target failed several times in a row, and is only probed for now."""
+    """PENDING, and due: its target failed several times in a row, and is only probed for now. This and
+    RATE_LIMITED are in the memory of the node that delivers for its subscription: where another node
+    answers, the reason is unspecified.
+    """
     DELIVERY_STATE_REASON_RATE_LIMITED: _DeliveryStateReason.ValueType  # 4
-    """PENDING: its subscription's limits, or the target's own throttling, are reached."""
+    """PENDING, and due: its subscription's limits, or the target's own throttling, are reached. See
+    CIRCUIT_OPEN for who knows.
+    """
     DELIVERY_STATE_REASON_BLOCKED_BY_ORDER: _DeliveryStateReason.ValueType  # 5
-    """PENDING: an earlier delivery of its ordering key is not finished."""
+    """PENDING: its subscription is ordered, and an earlier delivery of its ordering key is not
+    finished.
+    """
     DELIVERY_STATE_REASON_OPERATOR: _DeliveryStateReason.ValueType  # 6
     """CANCELLED: by CancelDelivery, or by ResumeSubscription with `discard_before`."""
     DELIVERY_STATE_REASON_SUBSCRIPTION_DELETED: _DeliveryStateReason.ValueType  # 7
@@ -90,11 +97,18 @@ DELIVERY_STATE_REASON_SUBSCRIPTION_PAUSED: DeliveryStateReason.ValueType  # 1
 DELIVERY_STATE_REASON_SUBSCRIPTION_DISABLED: DeliveryStateReason.ValueType  # 2
 """PENDING: its subscription is disabled."""
 DELIVERY_STATE_REASON_CIRCUIT_OPEN: DeliveryStateReason.ValueType  # 3
-"""PENDING: its target failed several times in a row, and is only probed for now."""
+"""PENDING, and due: its target failed several times in a row, and is only probed for now. This and
+RATE_LIMITED are in the memory of the node that delivers for its subscription: where another node
+answers, the reason is unspecified.
+"""
 DELIVERY_STATE_REASON_RATE_LIMITED: DeliveryStateReason.ValueType  # 4
-"""PENDING: its subscription's limits, or the target's own throttling, are reached."""
+"""PENDING, and due: its subscription's limits, or the target's own throttling, are reached. See
+CIRCUIT_OPEN for who knows.
+"""
 DELIVERY_STATE_REASON_BLOCKED_BY_ORDER: DeliveryStateReason.ValueType  # 5
-"""PENDING: an earlier delivery of its ordering key is not finished."""
+"""PENDING: its subscription is ordered, and an earlier delivery of its ordering key is not
+finished.
+"""
 DELIVERY_STATE_REASON_OPERATOR: DeliveryStateReason.ValueType  # 6
 """CANCELLED: by CancelDelivery, or by ResumeSubscription with `discard_before`."""
 DELIVERY_STATE_REASON_SUBSCRIPTION_DELETED: DeliveryStateReason.ValueType  # 7

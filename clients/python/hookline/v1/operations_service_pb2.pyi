@@ -304,7 +304,9 @@ class Lane(_message.Message):
     """How many attempts in a row have failed."""
     @_builtins.property
     def oldest_due_time(self) -> _timestamp_pb2.Timestamp:
-        """When the one of these that is due longest was due; unset where there is none."""
+        """When the one of its deliveries that is due longest was due, in memory or not; unset where none
+        is.
+        """
 
     def __init__(
         self,
