@@ -1,4 +1,4 @@
-"""AccessService's list of the audit log: pages of entries, newest first."""
+"""AccessService's list of the audit log: pages of entries, newest first. The rest inherits it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Any, Final
 
 from grpc.aio import ServicerContext
 
-from hookline.v1 import access_service_pb2, audit_entry_pb2
+from hookline.v1 import access_service_pb2, access_service_pb2_grpc, audit_entry_pb2
 from service.api.convert import timestamp_of
 from service.api.convert_names import tenant_id_in
 from service.api.errors import not_implemented
 from service.api.paging import Pages
-from service.api.unbuilt import UnbuiltAccessRpcs
 from service.domain.audit import AuditEntry
 from service.domain.errors import Violation, invalid
 from service.domain.limits import Limits
@@ -21,7 +20,7 @@ _Context = ServicerContext[Any, Any]
 _SEQUENCE_BYTES: Final = 8
 
 
-class AuditEntryServicer(UnbuiltAccessRpcs):
+class AuditEntryServicer(access_service_pb2_grpc.AccessServiceServicer):
     """The call of AccessService that shows who did what."""
 
     def __init__(self, *, log: AuditLog, pages: Pages, limits: Limits) -> None:

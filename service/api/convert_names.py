@@ -2,25 +2,47 @@
 
 Each function answers something harmless where the name is wrong, so that a request's other fields
 are looked at too; the caller raises `invalid(violations)` before it uses any of it.
+
+Who is bound to one tenant gets no further than here with another's name: it is answered as the name
+of nothing is, before anything is asked of the database, whether that tenant exists or not.
 """
 
 from __future__ import annotations
 
+from typing import Final
 from uuid import UUID
 
-from service.domain.errors import Reason, Violation
+from service.api.scopes import bound_to_one_tenant
+from service.domain.api_key import check_key_id
+from service.domain.caller import current_caller
+from service.domain.errors import NotFoundError, Reason, Violation
 from service.domain.ids import parse_type_id
 from service.domain.names import WILDCARD, check_event_type, check_id, parse_name
 
 NO_ID = UUID(int=0)
+
+_REASONS: Final = {
+    "tenants": Reason.TENANT_NOT_FOUND,
+    "subscriptions": Reason.SUBSCRIPTION_NOT_FOUND,
+    "events": Reason.EVENT_NOT_FOUND,
+    "deliveries": Reason.DELIVERY_NOT_FOUND,
+    "replays": Reason.REPLAY_NOT_FOUND,
+}
+"""What is told of a name of nothing, by its last collection."""
 
 
 def tenant_id_in(
     name: str, violations: list[Violation], *, field: str = "tenant", across: bool = False
 ) -> str:
     """The id in `tenants/ID`. `across`: `tenants/-` is welcome, as in reads."""
+    count = len(violations)
     ids = _ids_in(name, field, "tenants/ID", ("tenants",), violations)
-    return _tenant_id(ids[0], field, violations, across=across) if ids else ""
+    if not ids:
+        return ""
+    tenant_id = _tenant_id(ids[0], field, violations, across=across)
+    if len(violations) == count:
+        _check_owner(tenant_id, name, "tenants")
+    return tenant_id
 
 
 def tenant_and_id_in(
@@ -32,6 +54,7 @@ def tenant_and_id_in(
     across: bool = False,
 ) -> tuple[str, str]:
     """Both ids in such as `tenants/ID/subscriptions/ID`."""
+    count = len(violations)
     shape = f"tenants/ID/{collection}/ID"
     ids = _ids_in(name, field, shape, ("tenants", collection), violations)
     if not ids:
@@ -40,6 +63,8 @@ def tenant_and_id_in(
     problem = check_id(ids[1])
     if problem:
         violations.append(Violation(field, f"its last part {problem}"))
+    if len(violations) == count:
+        _check_owner(tenant_id, name, collection)
     return tenant_id, ids[1]
 
 
@@ -53,6 +78,7 @@ def tenant_and_uuid_in(
     across: bool = False,
 ) -> tuple[str, UUID]:
     """The tenant's id and the UUID in such as `tenants/ID/events/evt_…`."""
+    count = len(violations)
     shape = f"tenants/ID/{collection}/{prefix}_…"
     ids = _ids_in(name, field, shape, ("tenants", collection), violations)
     if not ids:
@@ -63,6 +89,8 @@ def tenant_and_uuid_in(
         violations.append(
             Violation(field, f"its last part must be '{prefix}_' and 26 letters of an id")
         )
+    if len(violations) == count:
+        _check_owner(tenant_id, name, collection)
     return tenant_id, uuid or NO_ID
 
 
@@ -72,6 +100,17 @@ def event_type_in(name: str, violations: list[Violation], *, field: str = "name"
     if not ids:
         return ""
     problem = check_event_type(ids[0])
+    if problem:
+        violations.append(Violation(field, f"its last part {problem}"))
+    return ids[0]
+
+
+def key_id_in(name: str, violations: list[Violation], *, field: str = "name") -> str:
+    """The id in `apiKeys/ID`."""
+    ids = _ids_in(name, field, "apiKeys/ID", ("apiKeys",), violations)
+    if not ids:
+        return ""
+    problem = check_key_id(ids[0])
     if problem:
         violations.append(Violation(field, f"its last part {problem}"))
     return ids[0]
@@ -102,3 +141,13 @@ def _tenant_id(text: str, field: str, violations: list[Violation], *, across: bo
     if problem:
         violations.append(Violation(field, f"its tenant id {problem}"))
     return text
+
+
+def _check_owner(tenant_id: str, name: str, collection: str) -> None:
+    """Refuse a caller who is bound to another tenant; raises `NotFoundError`."""
+    bound = current_caller().tenant_id
+    if bound is None or tenant_id == bound:
+        return
+    if tenant_id == WILDCARD:
+        raise bound_to_one_tenant("tenants/-")
+    raise NotFoundError(f"there is no {name}", _REASONS[collection])

@@ -14,6 +14,7 @@ from service.api.convert_text import display_name_in, labels_in
 from service.api.errors import not_implemented
 from service.api.paging import NEWEST, Pages
 from service.api.update_mask import leaves_in
+from service.domain.caller import current_caller
 from service.domain.errors import Reason, Violation, invalid
 from service.domain.limits import Limits
 from service.domain.names import check_id, tenant_name
@@ -59,15 +60,19 @@ class TenantServicer(tenant_service_pb2_grpc.TenantServiceServicer):
     async def ListTenants(
         self, request: tenant_service_pb2.ListTenantsRequest, context: _Context
     ) -> tenant_service_pb2.ListTenantsResponse:
-        """A page of the tenants, newest first."""
+        """A page of the tenants, newest first; who is bound to one sees that one."""
         del context
         violations: list[Violation] = []
-        binding = ("ListTenants",)
+        bound = current_caller().tenant_id
+        binding = ("ListTenants", bound or "")
         page = self._pages.read(request.page_size, request.page_token, binding, violations)
         if violations:
             raise invalid(violations)
         if request.filter:
             raise not_implemented("filter", field="filter")
+        if bound is not None:
+            tenant = await self._tenants.get(bound)
+            return tenant_service_pb2.ListTenantsResponse(tenants=[_message_of(tenant)])
         found = await self._tenants.list_page(
             before=UUID(bytes=page.cursor) if page.cursor else NEWEST, limit=page.size + 1
         )

@@ -11,25 +11,11 @@ from __future__ import annotations
 from typing import NoReturn
 
 from hookline.v1 import (
-    access_service_pb2_grpc,
     delivery_service_pb2_grpc,
     event_service_pb2_grpc,
     event_type_service_pb2_grpc,
 )
 from service.api.errors import not_implemented
-
-
-class UnbuiltAccessRpcs(access_service_pb2_grpc.AccessServiceServicer):
-    """What AccessService does not build yet."""
-
-    async def CreateApiKey(self, request: object, context: object) -> NoReturn:
-        raise not_implemented("CreateApiKey")
-
-    async def ListApiKeys(self, request: object, context: object) -> NoReturn:
-        raise not_implemented("ListApiKeys")
-
-    async def RevokeApiKey(self, request: object, context: object) -> NoReturn:
-        raise not_implemented("RevokeApiKey")
 
 
 class UnbuiltDeliveryRpcs(delivery_service_pb2_grpc.DeliveryServiceServicer):

@@ -4,6 +4,7 @@
 what it needs through its constructor and makes nothing.
 """
 
+from service.app.keys import create_api_key
 from service.app.node import App, StartError, migrate_database
 
-__all__ = ["App", "StartError", "migrate_database"]
+__all__ = ["App", "StartError", "create_api_key", "migrate_database"]

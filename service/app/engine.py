@@ -24,6 +24,7 @@ from service.pipeline.targets import LaneConfigs
 from service.pipeline.timers import Timers
 from service.pipeline.trial import Trial
 from service.pipeline.upkeep import Upkeep
+from service.store.api_keys import ApiKeyLookup
 from service.store.audit import AuditLog
 from service.store.data_keys import TenantSecrets
 from service.store.database import Database
@@ -42,8 +43,10 @@ from service.webhook.transport import WebhookTransport
 
 KEY_WINDOW_S: Final = 72 * 3_600.0
 """How long an idempotency key is remembered; the contract names it."""
-SESSIONS: Final = 7
-"""Connections that the data path has beside the pool of the calls."""
+SESSIONS: Final = 8
+"""Connections that a node has beside the pool of the calls: the data path's, and the door's."""
+LOOKUP_TIMEOUT_S: Final = 3.0
+"""What looking up an API key may take."""
 
 
 class Engine:
@@ -101,6 +104,7 @@ class Engine:
         self.notifier = Notifier(
             NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
         )
+        self.key_lookup = ApiKeyLookup(session("access", timeout_s=LOOKUP_TIMEOUT_S))
         self.publisher = self._make_publisher(settings, database, random, instruments)
         sender = self._make_sending(settings, database, random, instruments)
         operations = OperationStore(database)

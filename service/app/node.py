@@ -15,11 +15,10 @@ from contextlib import AsyncExitStack
 import structlog
 
 from service import VERSION
-from service.api.authentication import Anonymous
 from service.api.observing import ObservedCalls
 from service.api.server import ApiServer, CannotListenError
+from service.app.door import Door
 from service.app.engine import SESSIONS, Engine
-from service.app.following import Following
 from service.app.servicers import make_servicers
 from service.config import ListenAddress, Role, Settings
 from service.domain.errors import UnavailableError
@@ -30,7 +29,12 @@ from service.store.database import Database, OutcomeUnknownError, UnsafeServerEr
 from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.store.master_keys import check_master_keys
 from service.store.migrations import Migration, MigrationError, migrate, pending_migrations
-from service.store.secrets import MasterKeyError, SecretBox, load_or_create_master_key
+from service.store.secrets import (
+    MasterKeyError,
+    SealedSecretError,
+    SecretBox,
+    load_or_create_master_key,
+)
 from service.store.tenants import Tenants
 from service.store.upkeep import UpkeepStore
 from service.telemetry.instruments import Instruments
@@ -91,7 +95,7 @@ class App:
             await _check_connections(settings, database)
         await _prepare_schema(settings, database)
         await Tenants(database).ensure_default()
-        master_keys = self._master_keys()
+        master_keys = master_keys_of(settings)
         secrets = TenantSecrets(SecretBox(master_keys))
         await check_master_keys(database, secrets.box)
         instruments = Instruments(telemetry.tracer, telemetry.meters)
@@ -114,15 +118,15 @@ class App:
         push(self._wait_for, engine.publisher.stop)
         engine.publisher.start()
         engine.notifier.start()
-        following = Following(settings)
-        push(following.stop)
-        following.start()
+        door = await Door.make(settings, database, secrets.box, engine, self._clock)
+        push(door.stop)
+        door.start()
         server = ApiServer(
-            make_servicers(settings, database, engine, secrets, following, page_key=master_keys[0]),
+            make_servicers(settings, database, engine, secrets, door, page_key=master_keys[0]),
             address=str(settings.listen),
             limits=settings.limits,
-            identities=following.authenticators() if settings.is_auth_on else [Anonymous()],
-            credentials=following.server_credentials(),
+            identities=door.identities,
+            credentials=door.following.server_credentials(),
             max_calls=settings.max_calls,
             share_port=bool(self._place),
             observer=ObservedCalls(instruments),
@@ -167,12 +171,6 @@ class App:
         self._stack.push_async_callback(postgres.stop)
         return await postgres.start()
 
-    def _master_keys(self) -> tuple[bytes, ...]:
-        if self._settings.master_keys:
-            return self._settings.master_keys
-        self._settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return load_or_create_master_key(self._settings.data_dir / _KEY_FILE)
-
     # ----------------------------------------------------------------------- parts of the stop
 
     async def _wait_for(self, stop: Callable[[], Awaitable[None]]) -> None:
@@ -204,6 +202,14 @@ class App:
     def _left_s(self) -> float:
         """What is left of the grace. Whatever one part spent of it, the next may still be quick."""
         return max(_LEAST_S, self._stop_by_s - asyncio.get_running_loop().time())
+
+
+def master_keys_of(settings: Settings) -> tuple[bytes, ...]:
+    """Those of the settings, or the one in the data directory, made where it is not there yet."""
+    if settings.master_keys:
+        return settings.master_keys
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return load_or_create_master_key(settings.data_dir / _KEY_FILE)
 
 
 async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]:
@@ -278,6 +284,7 @@ FORESEEN = (
     MasterKeyError,
     MigrationError,
     OutcomeUnknownError,
+    SealedSecretError,
     SourceError,
     TelemetryError,
     UnavailableError,

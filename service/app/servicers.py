@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service import VERSION
-from service.api.audit_entries import AuditEntryServicer
+from service.api.access_service import AccessServicer
 from service.api.convert_subscription import SubscriptionReader
 from service.api.delivery_service import DeliveryServicer
 from service.api.event_service import EventServicer
@@ -13,8 +13,8 @@ from service.api.paging import Pages
 from service.api.server import Servicers
 from service.api.subscription_service import SubscriptionServicer
 from service.api.tenant_service import TenantServicer
+from service.app.door import Door
 from service.app.engine import Engine
-from service.app.following import Following
 from service.config import Settings
 from service.store.data_keys import TenantSecrets
 from service.store.database import Database
@@ -30,7 +30,7 @@ def make_servicers(
     database: Database,
     engine: Engine,
     secrets: TenantSecrets,
-    following: Following,
+    door: Door,
     *,
     page_key: bytes,
 ) -> Servicers:
@@ -64,8 +64,14 @@ def make_servicers(
             lanes=engine.lanes,
             version=VERSION,
             node_id=lambda: engine.ownership.node_id,
-            sources=following.states,
+            sources=door.following.states,
         ),
-        access=AuditEntryServicer(log=engine.audit_log, pages=pages, limits=limits),
+        access=AccessServicer(
+            keys=door.api_keys,
+            forget=door.api_key_source.forget,
+            log=engine.audit_log,
+            pages=pages,
+            limits=limits,
+        ),
         journal=engine.audit_log,
     )

@@ -40,7 +40,10 @@ def _rotate() -> int:
             print(f"  {done:,} of {whole:,}", flush=True)
 
     report = asyncio.run(rotate_master(settings, tell))
-    print(f"sealed anew: {report.data_keys:,} data keys, {report.secrets:,} secrets without one")
+    print(
+        f"sealed anew: {report.data_keys:,} data keys, {report.secrets:,} secrets without one,"
+        f" {report.deployment_keys:,} keys of the deployment"
+    )
     for line in _uses(report, key_ids(settings)):
         print(line)
     for reason in report.unreadable:
@@ -62,6 +65,7 @@ def _uses(report: RotationReport, keys: Sequence[bytes]) -> list[str]:
 
 def _use(use: KeyUse) -> str:
     text = f"{use.key_id.hex()} seals {use.data_keys:,} data keys"
+    text += f" and {use.deployment_keys:,} of the deployment" if use.deployment_keys else ""
     return text + (f" and {use.secrets:,} secrets without one" if use.secrets else "")
 
 
@@ -74,5 +78,8 @@ def _forget(text: str) -> int:
         raise CommandError(f"{text} is in HOOKLINE_MASTER_KEY: it is not lost")
     if not asyncio.run(forget_master(settings, key_id)):
         raise CommandError(f"nothing was sealed with {text}", code=1)
-    print(f"nodes start without {text} now; rotate the secret of each subscription that is held")
+    print(
+        f"nodes start without {text} now; rotate the secret of each subscription that is held, and"
+        " make API keys anew where none is let in"
+    )
     return 0

@@ -105,6 +105,8 @@ class Settings:
     """HOOKLINE_MAX_IN_FLIGHT: deliveries sent and not yet recorded, of one node"""
     max_calls: int
     """HOOKLINE_MAX_CALLS: calls that run at once, of one node"""
+    max_cached_keys: int
+    """HOOKLINE_MAX_CACHED_KEYS: API keys that a node remembers, and bad ones besides"""
     max_queued_deliveries: int
     """HOOKLINE_MAX_QUEUED_DELIVERIES: in memory, of one node; others wait in Postgres"""
     max_queued_delivery_bytes: int
@@ -170,6 +172,7 @@ class Settings:
             pool_size=read("POOL_SIZE", integer(2, 100), 8),
             max_in_flight=read("MAX_IN_FLIGHT", integer(1, 20_000), 2_000),
             max_calls=read("MAX_CALLS", integer(1, 100_000), 4_096),
+            max_cached_keys=read("MAX_CACHED_KEYS", integer(100, 1_000_000), 10_000),
             max_queued_deliveries=read("MAX_QUEUED_DELIVERIES", integer(100, 10_000_000), 50_000),
             max_queued_delivery_bytes=read(
                 "MAX_QUEUED_DELIVERY_BYTES", integer(_MIB, 4096 * _MIB, "bytes"), 64 * _MIB
@@ -217,12 +220,7 @@ class Settings:
             )
         if self.role is Role.KEYS:
             return problems
-        if self.is_auth_on and not self.identity_settings:
-            problems.append(
-                "HOOKLINE_AUTH is on, and nobody can be known: set HOOKLINE_TLS_CLIENTS or"
-                " HOOKLINE_JWT_ISSUER, or HOOKLINE_AUTH=off, which is accepted on loopback only"
-            )
-        elif not self.is_auth_on and self.identity_settings:
+        if not self.is_auth_on and self.identity_settings:
             problems.append(
                 f"HOOKLINE_AUTH is off, and {self.identity_settings[0]} is set, which then counts"
                 " for nothing: set HOOKLINE_AUTH=on"

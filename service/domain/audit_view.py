@@ -12,11 +12,13 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from service.domain.api_key import api_key_name
 from service.domain.names import event_type_name, subscription_name, tenant_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from service.domain.api_key import ApiKey
     from service.domain.delivery import DeliveryState
     from service.domain.event import EventType
     from service.domain.subscription import HttpTarget, Subscription
@@ -95,6 +97,18 @@ def _target_view(target: HttpTarget) -> View:
         "headers": dict.fromkeys(target.headers, REDACTED),
         "timeout_s": target.timeout_s,
         "signature_scheme": target.signature_scheme.value,
+    }
+
+
+def api_key_view(key: ApiKey) -> View:
+    """An API key as an entry shows it: what it may do, and nothing of its token."""
+    return {
+        "name": api_key_name(key.key_id),
+        "display_name": key.display_name,
+        "tenant": "" if key.tenant_id is None else tenant_name(key.tenant_id),
+        "scopes": sorted(key.scopes),
+        "expire_time": "" if key.expire_time is None else key.expire_time.isoformat(),
+        "is_revoked": key.revoke_time is not None,
     }
 
 

@@ -148,6 +148,18 @@ class EmbeddedPostgres:
         if self._home is not None:
             await _to_end(self._move_out, self._home)
 
+    def url_of_running(self) -> str | None:
+        """The address of the Postgres that another process runs for the data directory, or None.
+
+        Changes nothing. EmbeddedPostgresError: what is there is not ours.
+        """
+        if not self.data_dir.is_dir():
+            return None
+        home = find_home(
+            self.data_dir, system_accounts=self._system_accounts, refuges=self._refuges
+        )
+        return None if Postmaster.find(home.cluster) is None else _url_of(home, DATABASE)
+
     def _move_in(self) -> Home:
         make_data_dir(self.data_dir, self._system_accounts)
         self._lock.enter_context(locked(self.data_dir))

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from service.store.data_keys import DataKeyPlace
 from service.store.database import ContentionError
+from service.store.deployment_keys import DeploymentKeyPlace
 from service.store.secrets import MasterKeyError, SealedSecretError, SecretPlace, names_of
 from service.store.statements import Statements
 from service.store.subscription_secrets import add_data_key, data_keys_of
@@ -66,6 +67,7 @@ class KeyUse(NamedTuple):
     data_keys: int
     secrets: int
     """Signing secrets of the old format, without a data key."""
+    deployment_keys: int = 0
 
 
 class RotationReport(NamedTuple):
@@ -79,6 +81,8 @@ class RotationReport(NamedTuple):
     """Why what is left could not be opened; each reason once."""
     used: Sequence[KeyUse]
     """The master keys that seal something now."""
+    deployment_keys: int = 0
+    """Sealed anew."""
 
 
 class KeyRotation:
@@ -104,12 +108,25 @@ class KeyRotation:
         self._reasons.clear()
         secrets = await self._seal_secrets(tell)
         data_keys = await self._seal_data_keys(lambda done: tell(secrets + done))
+        deployment_keys = await self._seal_deployment_keys()
         used = [KeyUse(*row.values()) for row in await self._database.fetch(SQL.used)]
         idle = set(self._box.key_ids) - {use.key_id for use in used}
         async with self._database.transaction() as connection:
             await connection.execute(SQL.lock)
             await connection.execute(SQL.retire, list(idle), self._box.key_ids[0])
-        return RotationReport(data_keys, secrets, list(self._reasons), used)
+        return RotationReport(data_keys, secrets, list(self._reasons), used, deployment_keys)
+
+    async def _seal_deployment_keys(self) -> int:
+        changes = []
+        for row in await self._database.fetch(SQL.deployment_keys, self._box.key_ids[0]):
+            place = DeploymentKeyPlace(row["purpose"])
+            try:
+                key = self._box.open(row["sealed"], place)
+            except SealedSecretError as error:
+                self._reasons[str(error)] = None
+                continue
+            changes.append((place.purpose, row["sealed"], self._box.seal(key, place)))
+        return await self._put(SQL.put_deployment_keys, changes)
 
     async def _seal_data_keys(self, tell: Callable[[int], None]) -> int:
         done, after = 0, (_FIRST_UID, b"")

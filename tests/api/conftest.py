@@ -16,7 +16,7 @@ from hookline.v1 import tenant_service_pb2_grpc as tenants_grpc
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.operations_service_pb2_grpc import OperationsServiceStub
-from service.api.audit_entries import AuditEntryServicer
+from service.api.access_service import AccessServicer
 from service.api.authentication import Anonymous, Authenticator
 from service.api.delivery_service import DeliveryServicer
 from service.api.errors import not_implemented
@@ -28,6 +28,7 @@ from service.api.server import ApiServer, Servicers
 from service.api.unbuilt import UnbuiltEventTypeRpcs
 from service.domain.limits import Limits
 from service.identity.files import SourceState
+from service.store.api_keys import ApiKeys
 from service.store.audit import AuditLog
 from service.store.deliveries import DeliveryStore
 from service.store.events import EventStore
@@ -44,6 +45,7 @@ SOURCE = SourceState(
     expires_at=datetime(2027, 2, 22, 8, 30, tzinfo=UTC),
     problem="",
 )
+DEPLOYMENT_KEY = b"d" * 32
 
 
 @dataclass
@@ -104,7 +106,13 @@ def servicers_of(rig: Rig, **replaced: Any) -> Servicers:  # noqa: ANN401 (any s
         "event_types": refusing(UnbuiltEventTypeRpcs),
         "subscriptions": refusing(subscription_service_pb2_grpc.SubscriptionServiceServicer),
         "journal": AuditLog(rig.database),
-        "access": AuditEntryServicer(log=AuditLog(rig.database), pages=pages, limits=rig.limits),
+        "access": AccessServicer(
+            keys=ApiKeys(rig.database, DEPLOYMENT_KEY),
+            forget=lambda _: None,
+            log=AuditLog(rig.database),
+            pages=pages,
+            limits=rig.limits,
+        ),
         "events": EventServicer(
             publisher=rig.publisher,
             events=EventStore(rig.database),

@@ -152,6 +152,7 @@ async def controlling(
     allow: Sequence[str] = ("127.0.0.0/8",),
     identities: Sequence[Authenticator] = (Anonymous(),),
     deny_hosts: Sequence[str] = (),
+    **replaced: Any,  # noqa: ANN401 (any servicer)
 ) -> AsyncIterator[Control]:
     """A server that serves, and a tenant `acme`."""
     async with AsyncExitStack() as stack:
@@ -177,6 +178,7 @@ async def controlling(
                 pages=pages,
                 limits=rig.limits,
             ),
+            **replaced,
         )
         server = ApiServer(
             servicers, address="127.0.0.1:0", limits=rig.limits, identities=identities

@@ -45,7 +45,7 @@ async def test_a_rotation_says_what_it_did_and_which_key_may_go(
     told = capsys.readouterr()
     assert told.out.splitlines() == [
         f"writes with {NEW_ID}, reads {OLD_ID} too",
-        "sealed anew: 1 data keys, 0 secrets without one",
+        "sealed anew: 1 data keys, 0 secrets without one, 0 keys of the deployment",
         f"in use: {NEW_ID} seals 1 data keys",
         f"not in use: {OLD_ID}; it may go from HOOKLINE_MASTER_KEY, once no node has it first",
     ]

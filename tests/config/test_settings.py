@@ -145,7 +145,6 @@ def test_a_wrong_value_is_named(name: str, text: str) -> None:
 @pytest.mark.parametrize(
     "changes, told_of",
     [
-        ({"HOOKLINE_AUTH": ""}, ["HOOKLINE_AUTH is on"]),
         ({"HOOKLINE_LISTEN": "0.0.0.0:1"}, ["HOOKLINE_AUTH is off", "in plaintext"]),
         (
             {"HOOKLINE_LISTEN": "hookline.internal:1", "HOOKLINE_ALLOW_PLAINTEXT": "on"},
@@ -160,7 +159,7 @@ def test_a_wrong_value_is_named(name: str, text: str) -> None:
             ["HOOKLINE_MAX_BATCH_EVENTS is 9, above"],
         ),
     ],
-    ids=["auth", "anywhere", "allowed", "bytes", "events"],
+    ids=["anywhere", "allowed", "bytes", "events"],
 )
 def test_settings_check_one_another(changes: dict[str, str], told_of: list[str]) -> None:
     told = problems(SERVE | changes, Role.SERVE)
@@ -179,6 +178,16 @@ def test_the_embedded_postgres_serves_one_process() -> None:
 def test_loopback_is_served_without_authentication(listen: str) -> None:
     environ = SERVE | {"HOOKLINE_LISTEN": listen}
     assert str(Settings.from_environ(environ, Role.SERVE).listen) == listen
+
+
+def test_authentication_is_on_where_nothing_is_said_and_anywhere_may_be_served_with_it() -> None:
+    environ = SERVE | {
+        "HOOKLINE_AUTH": "",
+        "HOOKLINE_LISTEN": "0.0.0.0:1",
+        "HOOKLINE_ALLOW_PLAINTEXT": "on",
+    }
+    assert Settings.from_environ(environ, Role.SERVE).is_auth_on
+    assert not Settings.from_environ({}, Role.DEV).is_auth_on
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,7 @@ def test_a_default_is_what_holds_where_nothing_is_set(row: list[str]) -> None:
     unset = {key: value for key, value in SERVE.items() if key != name}
     assert outcome(unset | {name: for_serve}, Role.SERVE) == outcome(unset, Role.SERVE)
     assert outcome({name: for_dev}, Role.DEV) == outcome({}, Role.DEV)
-    if name != "HOOKLINE_AUTH":  # `on` is refused
-        assert isinstance(outcome(unset | {name: for_serve}, Role.SERVE), Settings)
+    assert isinstance(outcome(unset | {name: for_serve}, Role.SERVE), Settings)
 
 
 def is_within_bounds(name: str, value: str) -> bool:
@@ -141,7 +140,7 @@ def test_a_node_has_as_many_connections_as_is_said() -> None:
     sessions = re.findall(r'\bsession\("', text(pathlib.PurePosixPath("service/app/engine.py")))
     assert len(sessions) == SESSIONS
     assert f"`HOOKLINE_POOL_SIZE` + {SESSIONS} connections" in OPERATING.text
-    assert "the data path has seven of its own" in OPERATING.text
+    assert "a node has eight of its own" in OPERATING.text
 
 
 def test_every_state_and_every_way_out_of_it_is_told() -> None:

@@ -11,8 +11,10 @@ from uuid import UUID
 
 import pytest
 
+from service.domain.api_key import ApiKey
 from service.domain.audit_view import (
     JSON_BYTES_MAX,
+    api_key_view,
     event_type_view,
     json_of,
     redacted_url,
@@ -52,6 +54,14 @@ SUBSCRIPTION = Subscription(
     etag="5c1e63f2-1",
 )
 
+API_KEY = ApiKey(
+    key_id="a1B2c3D4e5F6",
+    display_name="",
+    tenant_id=None,
+    scopes=frozenset(),
+    create_time=datetime(2026, 11, 24, tzinfo=UTC),
+)
+
 
 def test_a_target_is_shown_without_what_may_be_secret() -> None:
     view = subscription_view(SUBSCRIPTION)
@@ -85,6 +95,8 @@ def test_a_url_without_a_query_is_shown_as_it_is() -> None:
         (Tenant, tenant_view(Tenant(tenant_id="acme", uid=UUID(int=1))),
          {"tenant_id", "create_time"}),
         (EventType, event_type_view(EventType(name="a")), {"create_time", "update_time"}),
+        (ApiKey, api_key_view(API_KEY),
+         {"key_id", "tenant_id", "create_time", "last_use_time", "revoke_time"}),
     ],
 )  # fmt: skip
 def test_somebody_decided_on_every_field(

@@ -18,22 +18,41 @@ LOCK TABLE master_keys IN SHARE ROW EXCLUSIVE MODE
 -- that still seals with one of them registers it in the same statement.
 DELETE FROM master_keys m WHERE m.key_id <> $2 AND m.key_id = ANY ($1::bytea[])
 AND NOT EXISTS (SELECT FROM data_keys d WHERE substring(d.sealed_key FROM 2 FOR 8) = m.key_id)
+AND NOT EXISTS (SELECT FROM deployment_keys d WHERE substring(d.sealed FROM 2 FOR 8) = m.key_id)
 
 -- name: forget
+-- What hangs on a key of the deployment that it sealed ends, and is made anew.
+WITH ended AS (DELETE FROM deployment_keys WHERE substring(sealed FROM 2 FOR 8) = $1)
 DELETE FROM master_keys WHERE key_id = $1 RETURNING key_id
 
 -- name: used
 -- How many things each master key seals.
-SELECT key_id, sum(data_keys)::bigint AS data_keys, sum(secrets)::bigint AS secrets FROM (
-    SELECT substring(sealed_key FROM 2 FOR 8) AS key_id, count(*) AS data_keys, 0 AS secrets FROM data_keys GROUP BY 1
+SELECT key_id, sum(data_keys)::bigint AS data_keys, sum(secrets)::bigint AS secrets,
+       sum(deployment_keys)::bigint AS deployment_keys
+FROM (
+    SELECT substring(sealed_key FROM 2 FOR 8) AS key_id, count(*) AS data_keys, 0 AS secrets, 0 AS deployment_keys
+    FROM data_keys GROUP BY 1
     UNION ALL
-    SELECT substring(sealed_secret FROM 2 FOR 8), 0, count(*) FROM signing_keys WHERE get_byte(sealed_secret, 0) = 1
+    SELECT substring(sealed_secret FROM 2 FOR 8), 0, count(*), 0 FROM signing_keys WHERE get_byte(sealed_secret, 0) = 1
     GROUP BY 1
+    UNION ALL
+    SELECT substring(sealed FROM 2 FOR 8), 0, 0, count(*) FROM deployment_keys GROUP BY 1
 ) u GROUP BY key_id ORDER BY key_id
 
 -- name: count
 SELECT (SELECT count(*) FROM data_keys WHERE substring(sealed_key FROM 2 FOR 8) <> $1)
-     + (SELECT count(*) FROM signing_keys WHERE get_byte(sealed_secret, 0) = 1) AS left_over
+     + (SELECT count(*) FROM signing_keys WHERE get_byte(sealed_secret, 0) = 1)
+     + (SELECT count(*) FROM deployment_keys WHERE substring(sealed FROM 2 FOR 8) <> $1) AS left_over
+
+-- name: deployment_keys
+-- Those that another master key than the writing one ($1) sealed: a handful at most.
+SELECT purpose, sealed FROM deployment_keys WHERE substring(sealed FROM 2 FOR 8) <> $1
+
+-- name: put_deployment_keys
+UPDATE deployment_keys d SET sealed = w.new_key
+FROM unnest($1::text[], $2::bytea[], $3::bytea[]) AS w (purpose, old_key, new_key)
+WHERE d.purpose = w.purpose AND d.sealed = w.old_key
+RETURNING 1
 
 -- name: data_keys
 -- A batch of those that another master key than the writing one ($1) sealed, from ($2, $3) on.

@@ -1,0 +1,53 @@
+"""API keys made directly in the database: the first one, before there is any to call with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from service.app.node import FORESEEN, StartError, master_keys_of, sentence_of
+from service.config import Settings
+from service.domain.api_key import ApiKey
+from service.domain.errors import HooklineError
+from service.store.api_keys import ApiKeys, NewApiKey
+from service.store.database import Database, RejectedError
+from service.store.deployment_keys import API_KEYS, load_or_create_deployment_key
+from service.store.embedded import EmbeddedPostgres
+from service.store.master_keys import check_master_keys
+from service.store.migrations import pending_migrations
+from service.store.secrets import SecretBox
+
+
+async def create_api_key(
+    settings: Settings, draft_at: Callable[[datetime], NewApiKey]
+) -> tuple[ApiKey, str]:
+    """Make what `draft_at` asks for at a moment of the database's clock; the key and its token.
+
+    In the database of the settings, or else in the embedded one that `hookline dev` runs in their
+    data directory. Raises `StartError`.
+    """
+    try:
+        url = settings.database_url or _url_of_dev(settings)
+        if await pending_migrations(url):
+            raise StartError("the schema is not up to date: run `hookline migrate`")
+        database = Database(url, pool_size=1)
+        try:
+            await database.open()
+            box = SecretBox(master_keys_of(settings))
+            await check_master_keys(database, box)
+            keys = ApiKeys(database, await load_or_create_deployment_key(database, box, API_KEYS))
+            return await keys.create(draft_at(await keys.now()), action="CreateApiKey")
+        finally:
+            await database.close()
+    except (HooklineError, RejectedError, *FORESEEN) as error:
+        raise StartError(sentence_of(error)) from error
+
+
+def _url_of_dev(settings: Settings) -> str:
+    url = EmbeddedPostgres(settings.data_dir).url_of_running()
+    if url is None:
+        raise StartError(
+            f"HOOKLINE_DATABASE_URL is not set, and no `hookline dev` runs in {settings.data_dir}:"
+            " set the one, or start the other"
+        )
+    return url

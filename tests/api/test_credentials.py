@@ -1,0 +1,364 @@
+"""Credentials of every kind, at a door that API keys open: who is let in, and what others are told.
+
+The row `credentials` of the bad inputs, and what keeps an answer from telling more than it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime, timedelta
+
+import grpc
+import pytest
+
+from hookline.v1.access_service_pb2 import RevokeApiKeyRequest
+from hookline.v1.access_service_pb2_grpc import AccessServiceStub
+from hookline.v1.delivery_service_pb2 import ListDeliveriesRequest
+from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
+from hookline.v1.tenant_service_pb2 import GetTenantRequest
+from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
+from service.api.api_key_source import BELIEVED_S, REFRESH_S
+from service.api.authentication import Metadata
+from service.domain.api_key import key_id_in, make_token
+from service.domain.caller import Scope
+from service.domain.errors import ResourceExhaustedError, UnauthenticatedError
+from service.store.api_keys import FoundKey
+from tests.api.keyed import Keyed, bearer, keyed
+from tests.api.refusals import Refused, refusal
+from tests.waiting import until
+
+UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.fixture
+async def door(database_url: str) -> AsyncIterator[Keyed]:
+    async with keyed(database_url) as door:
+        yield door
+
+
+def get(door: Keyed, metadata: Metadata, name: str = "tenants/acme") -> Awaitable[object]:
+    return TenantServiceStub(door.channel).GetTenant(
+        GetTenantRequest(name=name),
+        metadata=metadata,
+    )
+
+
+def key_id(token: str) -> str:
+    return key_id_in(token) or ""
+
+
+async def revoked(door: Keyed) -> Metadata:
+    token = await door.token()
+    await door.keys.revoke(key_id(token), None)
+    return bearer(token)
+
+
+async def expired(door: Keyed) -> Metadata:
+    now = await door.keys.now()
+    return bearer(await door.token(expire_time=now - timedelta(microseconds=1)))
+
+
+async def wrong_secret(door: Keyed) -> Metadata:
+    token = await door.token()
+    return bearer(token[:-1] + ("0" if token[-1] != "0" else "1"))
+
+
+async def others_secret(door: Keyed) -> Metadata:
+    one, other = await door.token(), await door.token()
+    return bearer(f"hk_{key_id(one)}_{other.rpartition('_')[2]}")
+
+
+def invented(number: int = 61) -> str:
+    """A token that nobody was given."""
+    return make_token("a1B2c3D4e5F6", lambda below: number % below)
+
+
+async def unknown(door: Keyed) -> Metadata:
+    del door
+    return bearer(invented())
+
+
+async def of_a_deleted_tenant(door: Keyed) -> Metadata:
+    token = await door.token(tenant="acme")
+    await door.control.rig.database.fetch("UPDATE tenants SET deleted_at = now()")
+    return bearer(token)
+
+
+async def of_a_tenant_made_anew(door: Keyed) -> Metadata:
+    shown = await of_a_deleted_tenant(door)
+    await door.control.rig.tenant("acme")
+    return shown
+
+
+async def twice(door: Keyed) -> Metadata:
+    return bearer(await door.token()) * 2
+
+
+async def under_another_word(door: Keyed) -> Metadata:
+    return (("authorization", f"Basic {await door.token()}"),)
+
+
+async def without_a_word(door: Keyed) -> Metadata:
+    return (("authorization", await door.token()),)
+
+
+async def under_another_name(door: Keyed) -> Metadata:
+    return (("x-api-key", await door.token()),)
+
+
+async def in_another_casing(door: Keyed) -> Metadata:
+    return bearer((await door.token()).swapcase())
+
+
+async def with_a_digest(door: Keyed) -> Metadata:
+    """What a copy of the database holds."""
+    token = await door.token()
+    [row] = await door.control.rig.database.fetch("SELECT digest FROM api_keys")
+    return bearer(f"hk_{key_id(token)}_{row['digest'].hex()[:43]}")
+
+
+BAD: list[Callable[[Keyed], Awaitable[Metadata]]] = [
+    revoked,
+    expired,
+    wrong_secret,
+    others_secret,
+    unknown,
+    of_a_deleted_tenant,
+    of_a_tenant_made_anew,
+    twice,
+    under_another_word,
+    without_a_word,
+    under_another_name,
+    in_another_casing,
+    with_a_digest,
+]
+GARBAGE: list[Metadata] = [
+    (),
+    bearer(""),
+    bearer("hk_"),
+    bearer("hk__"),
+    bearer("hk_" + "x" * 4_000),
+    bearer("hk_' OR true --"),
+    bearer("eyJhbGciOiJub25lIn0.e30."),
+    (("authorization", ""),),
+    (("authorization-bin", b"\x00\xff"),),
+]
+
+
+async def refused(door: Keyed, metadata: Metadata) -> Refused:
+    return await refusal(get(door, metadata))
+
+
+@pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
+async def test_bad_credentials_are_all_told_the_same(
+    door: Keyed, make: Callable[[Keyed], Awaitable[Metadata]]
+) -> None:
+    metadata = await make(door)
+    missing = await refused(door, ())
+    assert (missing.code, missing.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED")
+    assert (missing.metadata, missing.violations) == ({}, {})
+    for _ in range(2):  # looked up, and remembered
+        assert await refused(door, metadata) == missing
+
+
+async def test_garbage_is_told_the_same(door: Keyed) -> None:
+    missing = await refused(door, ())
+    for metadata in GARBAGE:
+        assert await refused(door, metadata) == missing
+
+
+async def test_a_good_key_is_let_in(door: Keyed) -> None:
+    now = await door.keys.now()
+    for token in (
+        await door.token(),
+        await door.token(tenant="acme"),
+        await door.token(Scope.MANAGE),
+        await door.token(expire_time=now + timedelta(hours=1)),
+    ):
+        await get(door, bearer(token))
+        await get(door, (("authorization", f"bearer {token}"),))
+
+
+async def test_a_publishers_key_reads_no_deliveries(door: Keyed) -> None:
+    answer = await refusal(
+        DeliveryServiceStub(door.channel).ListDeliveries(
+            ListDeliveriesRequest(tenant="tenants/acme"),
+            metadata=bearer(await door.token(Scope.PUBLISH)),
+        )
+    )
+    assert (answer.code, answer.reason) == (
+        grpc.StatusCode.PERMISSION_DENIED,
+        "PERMISSION_DENIED",
+    )
+    assert answer.metadata == {"scope": "OPERATE"}
+    assert "OPERATE" in answer.message
+
+
+async def test_another_tenant_is_not_found(door: Keyed) -> None:
+    await door.control.rig.tenant("beta")
+    metadata = bearer(await door.token(tenant="acme"))
+    answer = await refusal(get(door, metadata, "tenants/beta"))
+    assert (answer.code, answer.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
+
+
+async def test_a_revocation_counts_here_at_once(door: Keyed) -> None:
+    token, admin = await door.token(), await door.token(Scope.ADMIN)
+    await get(door, bearer(token))
+    await AccessServiceStub(door.channel).RevokeApiKey(
+        RevokeApiKeyRequest(name=f"apiKeys/{key_id(token)}"), metadata=bearer(admin)
+    )
+    assert (await refused(door, bearer(token))).code is UNAUTHENTICATED
+
+
+async def test_a_revocation_elsewhere_is_found_while_the_key_is_in_use(door: Keyed) -> None:
+    token = await door.token()
+    await get(door, bearer(token))
+    await door.keys.revoke(key_id(token), None)
+
+    async def is_shut_out() -> bool:
+        try:
+            await get(door, bearer(token))
+        except grpc.aio.AioRpcError as error:
+            return error.code() is UNAUTHENTICATED
+        return False
+
+    await until(is_shut_out, "it is read again", within_s=5)
+
+
+async def test_nothing_is_believed_for_long_whatever_becomes_of_the_reading(
+    door: Keyed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await door.token()
+    await get(door, bearer(token))
+    reads = asyncio.Event()
+
+    async def never(_ids: object) -> dict[str, FoundKey]:
+        await reads.wait()
+        return {}
+
+    monkeypatch.setattr(door.source._lookup, "find", never)  # noqa: SLF001
+    await get(door, bearer(token))
+    door.clock.ahead_s += BELIEVED_S
+    waiting = asyncio.ensure_future(refused(door, bearer(token)))
+    await until(lambda: bool(door.source._questions), "it is asked for")  # noqa: SLF001
+    reads.set()
+    assert (await waiting).code is UNAUTHENTICATED
+    assert BELIEVED_S + REFRESH_S < 5
+
+
+async def test_a_key_expires_at_its_moment_of_the_databases_clock(door: Keyed) -> None:
+    token = await door.token(expire_time=await door.keys.now() + timedelta(hours=1))
+    await get(door, bearer(token))
+    door.clock.ahead_s += 3_600
+    await get(door, bearer(token))  # read again: the database's clock was not turned
+    [known] = door.source._known.values()  # noqa: SLF001
+    known.read_s = known.expires_s = door.clock.boottime_s()
+    assert (await refused(door, bearer(token))).code is UNAUTHENTICATED
+
+
+async def test_use_is_noted_to_the_minute_and_seldom(door: Keyed) -> None:
+    token, other = await door.token(), await door.token()
+
+    async def last_use(token: str) -> datetime | None:
+        for key in await door.keys.list_page(None, limit=10):
+            if key.key_id == key_id(token):
+                return key.last_use_time
+        return None
+
+    async def is_noted() -> bool:
+        return await last_use(token) is not None
+
+    await get(door, bearer(token))
+    await until(is_noted, "its use is noted")
+    noted = await last_use(token)
+    assert noted is not None
+    assert (noted.second, noted.microsecond) == (0, 0)
+    assert await door.keys.now() - noted < timedelta(minutes=2)
+    assert await last_use(other) is None
+
+
+async def test_a_key_in_use_is_not_looked_up_while_a_call_waits(
+    door: Keyed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, asked = await door.token(), []
+    find = door.source._lookup.find  # noqa: SLF001
+
+    async def counted(ids: set[str]) -> dict[str, FoundKey]:
+        asked.append(set(ids))
+        return await find(ids)
+
+    monkeypatch.setattr(door.source._lookup, "find", counted)  # noqa: SLF001
+    await asyncio.gather(*(get(door, bearer(token)) for _ in range(20)))
+    assert asked == [{key_id(token)}]
+    door.clock.ahead_s += REFRESH_S
+    await door.source.read()
+    assert asked == [{key_id(token)}] * 2
+    for _ in range(20):
+        await get(door, bearer(token))
+    assert not door.source._questions  # noqa: SLF001
+    for bad in range(2):
+        with pytest.raises(UnauthenticatedError):
+            await door.source.authenticate(await unknown(door), {}, "")
+        assert len([ids for ids in asked if ids == {"a1B2c3D4e5F6"}]) == 1, bad
+
+
+async def test_what_is_remembered_is_bounded_and_bad_ones_crowd_out_no_good_ones(
+    database_url: str,
+) -> None:
+    async with keyed(database_url, max_cached=5) as door:
+        tokens = [await door.token() for _ in range(4)]
+        for token in tokens:
+            await get(door, bearer(token))
+        for number in range(20):
+            with pytest.raises(UnauthenticatedError):
+                await door.source.authenticate(bearer(invented(number)), {}, "")
+        assert len(door.source._known) == 4  # noqa: SLF001
+        assert len(door.source._refused) == 5  # noqa: SLF001
+        for _ in range(4):
+            await get(door, bearer(await door.token()))
+        assert len(door.source._known) == 5  # noqa: SLF001
+
+
+async def test_more_questions_than_there_is_room_for_are_told_when_to_come_back(
+    database_url: str,
+) -> None:
+    async with keyed(database_url, max_cached=3) as door:
+        asking = [
+            asyncio.ensure_future(door.source.authenticate(bearer(await door.token()), {}, ""))
+            for _ in range(3)
+        ]
+        late = bearer(await door.token())
+        await asyncio.gather(*asking)
+        asking = [
+            asyncio.ensure_future(door.source.authenticate(bearer(invented(n)), {}, ""))
+            for n in range(3)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(ResourceExhaustedError) as full:
+            await door.source.authenticate(late, {}, "")
+        assert full.value.metadata == {"limit": "HOOKLINE_MAX_CACHED_KEYS", "maximum": "3"}
+        await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def test_while_the_database_is_away_it_is_told_so_and_nobody_is_called_unknown(
+    door: Keyed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await door.token()
+    session = door.source._lookup._session  # noqa: SLF001
+    monkeypatch.setattr(session, "_url", "postgresql://127.0.0.1:1/none")
+    answer = await refused(door, bearer(token))
+    assert (answer.code, answer.reason) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "DATABASE_UNAVAILABLE",
+    )
+    monkeypatch.undo()
+    await get(door, bearer(token))
+
+
+async def test_no_token_stays_in_memory(door: Keyed) -> None:
+    token = await door.token()
+    await get(door, bearer(token))
+    held = repr([vars(door.source), [repr(known) for known in door.source._known.values()]])  # noqa: SLF001
+    assert token not in held
+    assert token.rpartition("_")[2] not in held

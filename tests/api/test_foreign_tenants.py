@@ -1,0 +1,360 @@
+"""Who is bound to one tenant learns nothing of another, not even whether it is there.
+
+Each method of the contract that takes a name is called with a foreign tenant's, of which everything
+exists, and with one of nothing: the same answers, the same statements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from google.protobuf import json_format
+from google.protobuf.message_factory import GetMessageClass
+
+from hookline.v1.access_service_pb2 import ListApiKeysRequest, RevokeApiKeyRequest
+from hookline.v1.access_service_pb2_grpc import AccessServiceStub
+from hookline.v1.event_service_pb2 import (
+    ListEventsRequest,
+    PublishEventsRequest,
+    StreamPublishEventsRequest,
+)
+from hookline.v1.event_service_pb2_grpc import EventServiceStub
+from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
+from hookline.v1.tenant_service_pb2 import CreateTenantRequest, ListTenantsRequest
+from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
+from service.api.scopes import RULES
+from service.domain.api_key import key_id_in
+from service.domain.ids import format_type_id
+from service.domain.names import tenant_name
+from service.store import database as connections
+from tests.api.control import orders
+from tests.api.keyed import Keyed, bearer, keyed
+from tests.api.publishing import order
+from tests.api.refusals import Refused, refusal
+from tests.api.test_server import METHODS
+
+NOTHING = "nobody"
+FOREIGN = "beta"
+NAMED: dict[str, dict[str, Any]] = {
+    "TenantService/GetTenant": {"name": "{tenant}"},
+    "TenantService/UpdateTenant": {"tenant": {"name": "{tenant}", "display_name": "x"}},
+    "EventService/PublishEvents": {
+        "tenant": "{tenant}",
+        "events": [{"type": "a", "json_data": "{}"}],
+    },
+    "EventService/GetEvent": {"name": "{event}"},
+    "EventService/ListEvents": {"tenant": "{tenant}"},
+    "EventService/ExplainEvent": {"name": "{event}", "subscription": "{subscription}"},
+    "SubscriptionService/CreateSubscription": {
+        "tenant": "{tenant}",
+        "subscription_id": "orders",
+        "subscription": {"event_types": ["*"], "http": {"url": "https://example.com/"}},
+    },
+    "SubscriptionService/GetSubscription": {"name": "{subscription}"},
+    "SubscriptionService/ListSubscriptions": {"tenant": "{tenant}"},
+    "SubscriptionService/UpdateSubscription": {
+        "subscription": {"name": "{subscription}", "display_name": "x", "etag": '"0-1"'}
+    },
+    "SubscriptionService/DeleteSubscription": {"name": "{subscription}", "etag": "stale"},
+    "SubscriptionService/PauseSubscription": {"name": "{subscription}"},
+    "SubscriptionService/ResumeSubscription": {"name": "{subscription}"},
+    "SubscriptionService/RotateSigningSecret": {"name": "{subscription}"},
+    "SubscriptionService/SendTestEvent": {
+        "name": "{subscription}",
+        "event": {"type": "a", "json_data": "{}"},
+    },
+    "DeliveryService/GetDelivery": {"name": "{delivery}"},
+    "DeliveryService/ListDeliveries": {"tenant": "{tenant}"},
+    "DeliveryService/ListAttempts": {"delivery": "{delivery}"},
+    "DeliveryService/RetryDelivery": {"name": "{delivery}"},
+    "DeliveryService/CancelDelivery": {"name": "{delivery}"},
+    "DeliveryService/WatchDeliveries": {"tenant": "{tenant}"},
+    "DeliveryService/StartReplay": {
+        "tenant": "{tenant}",
+        "replay_id": "again",
+        "replay": {"subscription": "{subscription}"},
+    },
+    "DeliveryService/GetReplay": {"name": "{tenant}/replays/again"},
+    "DeliveryService/ListReplays": {"tenant": "{tenant}"},
+    "DeliveryService/CancelReplay": {"name": "{tenant}/replays/again"},
+    "AccessService/CreateApiKey": {
+        "api_key": {"tenant": "{tenant}", "scopes": ["API_KEY_SCOPE_PUBLISH"]}
+    },
+    "AccessService/ListAuditEntries": {"tenant": "{tenant}"},
+}
+"""What names a tenant, or something of one's."""
+BESIDES = {
+    "by subscription": (
+        "ListDeliveries",
+        {"tenant": "tenants/acme", "subscription": "{subscription}"},
+    ),
+    "by event": ("ListDeliveries", {"tenant": "tenants/acme", "event": "{event}"}),
+    "by both": ("ListDeliveries", {"tenant": "{tenant}", "subscription": "{subscription}"}),
+}
+"""Names of others within one's own tenant."""
+NAMELESS = {
+    "TenantService/CreateTenant",  # for all tenants only: the answer would tell which there are
+    "TenantService/DeleteTenant",
+    "TenantService/ListTenants",
+    "EventTypeService/CreateEventType",
+    "EventTypeService/GetEventType",
+    "EventTypeService/ListEventTypes",
+    "EventTypeService/UpdateEventType",
+    "EventTypeService/ArchiveEventType",
+    "EventTypeService/RegisterEventTypes",
+    "EventService/StreamPublishEvents",  # by itself, below
+    "AccessService/ListApiKeys",
+    "AccessService/RevokeApiKey",
+    "OperationsService/GetStatus",
+}
+
+
+@dataclass
+class Foreign:
+    """A door, a key of tenant acme that may do all there, and a foreign tenant with everything."""
+
+    door: Keyed
+    token: str
+    ids: dict[str, str]
+    statements: list[str] = field(default_factory=list)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return bearer(self.token)
+
+    async def refused(self, method: str, request: dict[str, Any], tenant: str) -> Refused:
+        """What a call is refused with, as if the tenant were called T."""
+        descriptor = METHODS[f"/hookline.v1.{method}"]
+        message = json_format.ParseDict(
+            _filled(request, tenant, self.ids), GetMessageClass(descriptor.input_type)()
+        )
+        open_call: Any = (
+            self.door.channel.unary_stream
+            if descriptor.server_streaming
+            else self.door.channel.unary_unary
+        )
+        call = open_call(f"/hookline.v1.{method}")(
+            message.SerializeToString(), metadata=self.metadata, timeout=20
+        )
+        answer = await refusal(anext(aiter(call)) if descriptor.server_streaming else call)
+        answer.message = answer.message.replace(tenant, "T")
+        answer.metadata = {key: text.replace(tenant, "T") for key, text in answer.metadata.items()}
+        answer.status_bytes = 0
+        return answer
+
+    @contextmanager
+    def asked(self) -> Iterator[list[str]]:
+        """What calls ask of the database while inside."""
+        self.statements.clear()
+        found: list[str] = []
+        yield found
+        found.extend(self.statements)
+
+
+def _filled(value: Any, tenant: str, ids: dict[str, str]) -> Any:  # noqa: ANN401 (JSON)
+    if isinstance(value, dict):
+        return {key: _filled(part, tenant, ids) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_filled(part, tenant, ids) for part in value]
+    name = tenant_name(tenant)
+    for hole, text in {
+        "{tenant}": name,
+        "{subscription}": f"{name}/subscriptions/orders",
+        "{event}": f"{name}/events/{ids['event']}",
+        "{delivery}": f"{name}/deliveries/{ids['delivery']}",
+    }.items():
+        value = value.replace(hole, text)
+    return value
+
+
+@pytest.fixture
+async def foreign(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Foreign]:
+    statements: list[str] = []
+    prepare = connections._prepare_connection  # noqa: SLF001
+
+    async def prepare_and_listen(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        await prepare(connection)
+        if await connection.fetchval("SHOW application_name") == "hookline calls":
+            connection.add_query_logger(lambda asked: statements.append(asked.query))
+
+    monkeypatch.setattr(connections, "_prepare_connection", prepare_and_listen)
+    async with keyed(database_url) as door:
+        control = door.control
+        await door.control.rig.tenant(FOREIGN)
+        admin = bearer(await door.token())
+        for tenant in ("acme", FOREIGN):
+            await control.subscriptions.CreateSubscription(
+                CreateSubscriptionRequest(
+                    tenant=tenant_name(tenant), subscription_id="orders", subscription=orders()
+                ),
+                metadata=admin,
+            )
+        published = await EventServiceStub(control.channel).PublishEvents(
+            PublishEventsRequest(tenant=tenant_name(FOREIGN), events=[order()]), metadata=admin
+        )
+        [row] = await control.rig.database.fetch(
+            """SELECT delivery_id FROM pending_deliveries
+               UNION ALL SELECT delivery_id FROM deliveries"""
+        )
+        ids = {
+            "event": published.results[0].name.rpartition("/")[2],
+            "delivery": format_type_id("dlv", row["delivery_id"]),
+        }
+        yield Foreign(door, await door.token(tenant="acme"), ids, statements)
+
+
+def test_every_method_is_looked_at() -> None:
+    contract = {name.removeprefix("/hookline.v1.") for name in METHODS}
+    assert set(NAMED) | NAMELESS == contract
+    assert not set(NAMED) & NAMELESS
+
+
+@pytest.mark.parametrize("method", sorted(NAMED))
+async def test_a_foreign_name_and_a_name_of_nothing_are_answered_alike(
+    foreign: Foreign, method: str
+) -> None:
+    with foreign.asked() as for_foreign:
+        answer = await foreign.refused(method, NAMED[method], FOREIGN)
+    with foreign.asked() as for_nothing:
+        assert answer == await foreign.refused(method, NAMED[method], NOTHING)
+    assert answer.code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED}
+    assert for_foreign == for_nothing == []
+
+
+@pytest.mark.parametrize("kind", BESIDES)
+async def test_a_foreign_filter_and_one_of_nothing_are_answered_alike(
+    foreign: Foreign, kind: str
+) -> None:
+    method, request = BESIDES[kind]
+    with foreign.asked() as for_foreign:
+        answer = await foreign.refused(f"DeliveryService/{method}", request, FOREIGN)
+    with foreign.asked() as for_nothing:
+        assert answer == await foreign.refused(f"DeliveryService/{method}", request, NOTHING)
+    assert answer.code is grpc.StatusCode.NOT_FOUND
+    assert for_foreign == for_nothing == []
+
+
+@pytest.mark.parametrize("method", sorted(NAMED))
+async def test_it_is_answered_as_a_caller_of_all_tenants_is_who_asks_for_nothing(
+    foreign: Foreign, method: str
+) -> None:
+    """Not needed to keep a secret, but else a program would have to know two languages."""
+    bound = await foreign.refused(method, NAMED[method], FOREIGN)
+    foreign.token = await foreign.door.token()
+    free = await foreign.refused(method, NAMED[method], NOTHING)
+    assert (bound.code, bound.reason) == (free.code, free.reason)
+
+
+async def test_a_stream_answers_each_message_for_its_tenant(foreign: Foreign) -> None:
+    stream: Any = EventServiceStub(foreign.door.channel).StreamPublishEvents(
+        metadata=foreign.metadata
+    )
+    answers = {}
+    for sequence, tenant in enumerate(("acme", FOREIGN, NOTHING, "acme"), start=1):
+        await stream.write(
+            StreamPublishEventsRequest(
+                sequence=sequence, tenant=tenant_name(tenant), events=[order()]
+            )
+        )
+        answer = await stream.read()
+        assert answer.sequence == sequence
+        answer.sequence = 0
+        answers[sequence] = str(answer).replace(FOREIGN, NOTHING)
+    assert "published" in answers[1]
+    assert "published" in answers[4]
+    assert answers[2] == answers[3]
+    assert "TENANT_NOT_FOUND" in answers[2]
+    assert len(await foreign.door.control.rig.database.fetch("SELECT FROM events")) == 3
+    stream.cancel()
+
+
+async def test_a_foreign_key_and_none_are_revoked_alike(foreign: Foreign) -> None:
+    other = key_id_in(await foreign.door.token(tenant=FOREIGN)) or ""
+    of_all = key_id_in(await foreign.door.token()) or ""
+    answers, asked = [], []
+    for key_id in (other, of_all, "000000000000"):
+        with foreign.asked() as statements:
+            answer = await refusal(
+                AccessServiceStub(foreign.door.channel).RevokeApiKey(
+                    RevokeApiKeyRequest(name=f"apiKeys/{key_id}"), metadata=foreign.metadata
+                )
+            )
+        answers.append(str(answer).replace(key_id, "ID"))
+        asked.append(statements)
+    assert "API_KEY_NOT_FOUND" in answers[0]
+    assert len(set(answers)) == 1
+    assert asked[0] == asked[1] == asked[2] != []
+    keys = await foreign.door.keys.list_page(None, limit=9)
+    assert [key for key in keys if key.revoke_time] == []
+
+
+async def test_across_tenants_is_for_who_is_bound_to_none(foreign: Foreign) -> None:
+    stub = EventServiceStub(foreign.door.channel)
+    request = ListEventsRequest(tenant="tenants/-")
+    answer = await refusal(stub.ListEvents(request, metadata=foreign.metadata))
+    assert (answer.code, answer.reason) == (
+        grpc.StatusCode.PERMISSION_DENIED,
+        "PERMISSION_DENIED",
+    )
+    everything = await stub.ListEvents(request, metadata=bearer(await foreign.door.token()))
+    assert len(everything.events) == 1
+
+
+async def test_lists_show_ones_own_and_tokens_of_other_lists_are_none(foreign: Foreign) -> None:
+    tenants, access = (
+        TenantServiceStub(foreign.door.channel),
+        AccessServiceStub(foreign.door.channel),
+    )
+    boss = bearer(await foreign.door.token())
+    seen = await tenants.ListTenants(ListTenantsRequest(), metadata=foreign.metadata)
+    assert [tenant.name for tenant in seen.tenants] == ["tenants/acme"]
+    keys = await access.ListApiKeys(ListApiKeysRequest(), metadata=foreign.metadata)
+    assert [key.tenant for key in keys.api_keys] == ["tenants/acme"]
+    tenant_page = await tenants.ListTenants(ListTenantsRequest(page_size=1), metadata=boss)
+    key_page = await access.ListApiKeys(ListApiKeysRequest(page_size=1), metadata=boss)
+    for call in (
+        tenants.ListTenants(
+            ListTenantsRequest(page_token=tenant_page.next_page_token), metadata=foreign.metadata
+        ),
+        access.ListApiKeys(
+            ListApiKeysRequest(page_token=key_page.next_page_token), metadata=foreign.metadata
+        ),
+    ):
+        assert (await refusal(call)).reason == "PAGE_TOKEN_INVALID"
+
+
+@pytest.mark.parametrize("tenant_id", [FOREIGN, NOTHING, "acme"])
+async def test_nobody_learns_by_creating_which_tenants_there_are(
+    foreign: Foreign, tenant_id: str
+) -> None:
+    answer = await refusal(
+        TenantServiceStub(foreign.door.channel).CreateTenant(
+            CreateTenantRequest(tenant_id=tenant_id), metadata=foreign.metadata
+        )
+    )
+    assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+    assert tenant_id not in answer.message
+
+
+async def test_a_key_of_another_tenants_events_stands_for_nothing_here(foreign: Foreign) -> None:
+    """The same idempotency key and another event in two tenants: neither hears of the other."""
+    stub, boss = EventServiceStub(foreign.door.channel), bearer(await foreign.door.token())
+    for tenant, subject, metadata in (
+        (FOREIGN, "theirs", boss),
+        ("acme", "ours", foreign.metadata),
+    ):
+        event = order(idempotency_key="the same", subject=subject)
+        answer = await stub.PublishEvents(
+            PublishEventsRequest(tenant=tenant_name(tenant), events=[event]), metadata=metadata
+        )
+        assert not answer.results[0].deduplicated
+
+
+def test_what_shows_all_tenants_is_for_who_is_bound_to_none() -> None:
+    assert RULES["hookline.v1.OperationsService/GetStatus"].is_of_all_tenants
