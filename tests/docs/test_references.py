@@ -80,6 +80,16 @@ def test_each_promise_and_each_rule_is_held_by_a_test_or_comes_later(
     assert unheld == []
 
 
+def test_each_danger_at_each_boundary_is_held_by_a_test() -> None:
+    security = page("docs/security.md")
+    picture, *_ = (block.text for block in security.blocks())
+    headings = re.findall(r"^## (\d\. .+)$", security.text, re.MULTILINE)
+    assert [heading[0] for heading in headings] == sorted(set(re.findall(r"\d", picture)))
+    rows = [row for heading in headings for row in security.table(heading)]
+    assert len(rows) > 40
+    assert [row[0] for row in rows if not (row[1] and _TEST.search(row[2]))] == []
+
+
 def test_every_rule_says_where_in_the_code_it_is_kept() -> None:
     rows = GUARANTEES.table("The rules of the data path")
     assert [row[0] for row in rows if "service/" not in row[2]] == []
