@@ -298,6 +298,32 @@ async def test_what_no_word_told_of_is_found_though_another_key_is_always_busy(
     await recorded(rig, 4)
 
 
+async def test_a_lane_of_more_keys_than_a_page_is_walked_through_page_by_page(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its keys wait for a retry, and what another node wrote is somewhere among them."""
+    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE", 3)
+    await ordered(rig, receiver, schedule_s=[0.0, 3_600.0])
+    await rig.matcher.index("acme")
+    for five in range(4):  # fewer in a row than open the circuit
+        receiver.answers = 500
+        await publish(rig, *[keyed(f"k{five}{n}", number) for number in (0, 1) for n in range(5)])
+        await recorded(rig, 6 * five + 5)
+        receiver.answers = 200
+        await publish(rig, keyed("good", five))
+        await recorded(rig, 6 * five + 6)
+    monkeypatch.setattr(rig.builder, "hand_over", lambda group, _: rig.builder.withdraw(group))
+
+    await publish(rig, *[keyed(f"new{n}", 0) for n in range(10)])
+
+    def is_found() -> bool:
+        rig.refiller.sweep_soon()
+        return rig.recorder.recorded == 34
+
+    await until(is_found, "all pages were looked at")
+    assert sorted(arrivals(receiver)[24:]) == [(f"new{n}", 0) for n in range(10)]
+
+
 async def test_another_nodes_events_are_sent_at_its_word(
     database_url: str, receiver: Receiver
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.domain.ids import bucket_of
+from service.store.deliveries import SQL as DELIVERIES
 from service.store.lanes import ORDER_SQL
 from tests.store.rows import Place, Rows, rows_in
 from tests.store.test_delivery_costs import blocks_read
@@ -52,6 +53,24 @@ async def test_a_hundred_thousand_behind_one_key_are_not_looked_at(rows: Rows) -
     assert await blocks_read(rows, ORDER_SQL.page, but_one) <= 60
     found = await rows.connection.fetch(ORDER_SQL.page, *but_one)
     assert [row["key_hash"] for row in found] == [1, 9, None]
+
+
+async def test_whether_a_delivery_waits_behind_others_is_seen_at_the_first_of_them(
+    rows: Rows,
+) -> None:
+    place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
+    await queue_up(rows, place, 5, 20_000)
+    await rows.connection.execute("ANALYZE pending_deliveries")
+    last = await rows.connection.fetchrow(
+        "SELECT * FROM pending_deliveries ORDER BY ordinal DESC LIMIT 1"
+    )
+    assert last is not None
+    shown = ([last["delivery_id"]], [place.uid], [last["event_id"]], [0])
+
+    (row,) = await rows.connection.fetch(DELIVERIES.details, *shown)
+
+    assert row["is_behind"]
+    assert await blocks_read(rows, DELIVERIES.details, shown) <= 40
 
 
 async def test_a_walk_ends_after_so_many_keys_however_many_there_are(rows: Rows) -> None:

@@ -163,11 +163,12 @@ ORDER BY delivery_id DESC LIMIT $2
 -- What deliveries are shown with, in the order in which they are asked for. `$4` numbers the attempt to show; 0: none.
 SELECT t.tenant_id, s.subscription_id, s.state AS subscription_state, s.deleted_at IS NOT NULL AS is_orphan,
        hookline_now() AS read_time,
-       s.ordered AND EXISTS (
-           SELECT FROM pending_deliveries p JOIN pending_deliveries before
-               ON before.bucket = p.bucket AND before.subscription_uid = p.subscription_uid
-               AND before.key_hash = p.key_hash AND before.ordinal < p.ordinal
-           WHERE p.bucket = s.bucket AND p.delivery_id = w.delivery_id) AS is_behind,
+       s.ordered AND (
+           SELECT p.ordinal > (
+               SELECT q.ordinal FROM pending_deliveries q
+               WHERE q.bucket = p.bucket AND q.subscription_uid = p.subscription_uid AND q.key_hash = p.key_hash
+               ORDER BY q.ordinal LIMIT 1)
+           FROM pending_deliveries p WHERE p.bucket = s.bucket AND p.delivery_id = w.delivery_id) IS TRUE AS is_behind,
        e.type AS event_type, a.number, a.outcome, a.start_time, a.http_status, a.latency_us, a.url, a.remote_address,
        a.error, a.response_excerpt, a.trace_id, e.trace_context
 FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::smallint[])
