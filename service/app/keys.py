@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from service.app.node import FORESEEN, StartError, master_keys_of, sentence_of
+from service.app.node import (
+    FORESEEN,
+    StartError,
+    master_keys_of,
+    sentence_of,
+    url_of_running_database,
+)
 from service.config import Settings
 from service.domain.api_key import ApiKey
 from service.domain.errors import HooklineError
 from service.store.api_keys import ApiKeys, NewApiKey
 from service.store.database import Database, RejectedError
 from service.store.deployment_keys import API_KEYS, load_or_create_deployment_key
-from service.store.embedded import EmbeddedPostgres
 from service.store.master_keys import check_master_keys
 from service.store.migrations import pending_migrations
 from service.store.secrets import SecretBox
@@ -27,7 +32,7 @@ async def create_api_key(
     data directory. Raises `StartError`.
     """
     try:
-        url = settings.database_url or _url_of_dev(settings)
+        url = url_of_running_database(settings)
         if await pending_migrations(url):
             raise StartError("the schema is not up to date: run `hookline migrate`")
         database = Database(url, pool_size=1)
@@ -41,13 +46,3 @@ async def create_api_key(
             await database.close()
     except (HooklineError, RejectedError, *FORESEEN) as error:
         raise StartError(sentence_of(error)) from error
-
-
-def _url_of_dev(settings: Settings) -> str:
-    url = EmbeddedPostgres(settings.data_dir).url_of_running()
-    if url is None:
-        raise StartError(
-            f"HOOKLINE_DATABASE_URL is not set, and no `hookline dev` runs in {settings.data_dir}:"
-            " set the one, or start the other"
-        )
-    return url

@@ -6,17 +6,14 @@ import argparse
 import asyncio
 import re
 import sys
-import time
 from collections.abc import Sequence
-from typing import Final
 
 from service.app import StartError
 from service.app.master_key import KeyUse, RotationReport, forget_master, key_ids, rotate_master
 from service.cli.failure import CommandError
 from service.cli.node import read_settings
+from service.cli.progress import Progress
 from service.config import Role
-
-_PROGRESS_PAUSE_S: Final = 1.0
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -31,15 +28,7 @@ def _rotate() -> int:
     settings = read_settings(Role.KEYS, {})
     writing, *reading = (key_id.hex() for key_id in key_ids(settings))
     print(f"writes with {writing}" + "".join(f", reads {key_id} too" for key_id in reading))
-    told_s = time.monotonic()
-
-    def tell(done: int, whole: int) -> None:
-        nonlocal told_s
-        if time.monotonic() >= told_s + _PROGRESS_PAUSE_S:
-            told_s = time.monotonic()
-            print(f"  {done:,} of {whole:,}", flush=True)
-
-    report = asyncio.run(rotate_master(settings, tell))
+    report = asyncio.run(rotate_master(settings, Progress().tell))
     print(
         f"sealed anew: {report.data_keys:,} data keys, {report.secrets:,} secrets without one,"
         f" {report.deployment_keys:,} keys of the deployment"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 from collections.abc import Callable
 
 from service import VERSION
+from service.domain.audit import ChainHead
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 
@@ -41,6 +43,16 @@ _FORGET_MASTER = """\
 Lets nodes start without a master key that is lost for good. What it sealed stays in the database,
 and opens again if the key is found. Until then each subscription whose secret it sealed is held:
 RotateSigningSecret gives it a new one, UpdateSubscription new secret headers and certificates.
+"""
+_AUDIT = """\
+Looks after the audit log, on HOOKLINE_DATABASE_URL itself, or on the database of the `hookline dev`
+that runs in the data directory.
+"""
+_VERIFY = """\
+Walks the audit log from its first entry to its last, and checks that each follows from the one
+before. Says OK, how many there are, and the head of the chain; or which entry was changed or is
+missing, and exits 1. Note the head and keep it elsewhere: with `--head` the next run also tells
+whether the log was rewritten as a whole, or cut off at its end.
 """
 _DEMO = """\
 Starts a service and two small receivers, publishes, and shows each webhook as it arrives, each
@@ -90,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     migrate = add("migrate", _MIGRATE, "bring the database's schema up to date")
     migrate.add_argument("--post", action="store_true", help="also what the last version needed")
     _add_keys_arguments(add("keys", _KEYS, "rotate the master key"))
+    _add_audit_arguments(add("audit", _AUDIT, "verify the audit log"))
     demo = add("demo", _DEMO, "see it work, in a few seconds")
     # A flag and not a variable: HOOKLINE_* are the service's, and it refuses what it does not know.
     demo.add_argument(
@@ -167,6 +180,32 @@ def _add_keys_arguments(command: argparse.ArgumentParser) -> None:
     add("rotate-master", _ROTATE_MASTER, "seal everything anew, with the first master key")
     forget = add("forget-master", _FORGET_MASTER, "start without a master key that is lost")
     forget.add_argument("key_id", metavar="KEY_ID", help="as the error names it")
+
+
+def _add_audit_arguments(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(
+        title="what to do", metavar="ACTION", dest="action", required=True
+    )
+    verify = actions.add_parser(
+        "verify",
+        help="check that nothing was changed or removed",
+        description=_VERIFY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verify.add_argument(
+        "--head", metavar="SEQUENCE:HASH", type=_chain_head, help="as an earlier run told it"
+    )
+    verify.add_argument(
+        "--data-dir", metavar="DIR", help="HOOKLINE_DATA_DIR; by default ./.hookline"
+    )
+
+
+def _chain_head(text: str) -> ChainHead:
+    match = re.fullmatch(r"([1-9][0-9]{0,18}):([0-9a-f]{64})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no SEQUENCE:HASH, as `verify` tells it")
+    return ChainHead(int(match[1]), bytes.fromhex(match[2]))
 
 
 def _add_listen_arguments(command: argparse.ArgumentParser) -> None:

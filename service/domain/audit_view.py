@@ -29,7 +29,7 @@ JSON_BYTES_MAX = 16 * 1024
 """Of one side of an entry. What is larger gives its largest fields for their size and hash."""
 
 View = dict[str, Any]
-"""JSON in the contract's names, `http.url` as `{"http": {"url": …}}`."""
+"""JSON in the contract's names; durations are numbers, with their unit in the name."""
 
 
 def tenant_view(tenant: Tenant) -> View:
@@ -77,6 +77,7 @@ def subscription_view(subscription: Subscription) -> View:
             "max_in_flight": limits.max_in_flight,
         },
         "ordered": subscription.ordered,
+        "propagate_trace": subscription.propagate_trace,
         "payload_format": subscription.payload_format.value,
         "labels": dict(subscription.labels),
         "state": subscription.state.value,

@@ -9,7 +9,18 @@ from service import VERSION
 from service.cli import main
 from tests.e2e.processes import HOOKLINE, environment, run_hookline
 
-COMMANDS = ["dev", "serve", "migrate", "keys", "demo", "status", "health", "event", "listen"]
+COMMANDS = [
+    "dev",
+    "serve",
+    "migrate",
+    "keys",
+    "audit",
+    "demo",
+    "status",
+    "health",
+    "event",
+    "listen",
+]
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

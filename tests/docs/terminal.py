@@ -97,6 +97,8 @@ class Terminal:
         self._env = environment(
             PATH=os.pathsep.join([str(programs), os.environ["PATH"]]), HOOKLINE_SERVER=dev.target
         )
+        # The page's `hookline dev` has its data here, as it says by default.
+        (directory / ".hookline").symlink_to(dev.data_dir)
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ from tests.docs.pages import Block
 
 PROMPT = "$ "
 _DRAWN = {
+    "head": r"[1-9][0-9]*:[0-9a-f]{64}",
     "event": r"evt_[0-9a-hjkmnp-tv-z]{26}",
     "delivery": r"dlv_[0-9a-hjkmnp-tv-z]{26}",
     "uuid": r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
@@ -28,7 +29,7 @@ _TOKEN = re.compile(
     "|".join(
         [
             f"(?P<secret>{_SHORTENED_SECRET}|{_DRAWN['secret']})",
-            *(f"(?P<{kind}>{_DRAWN[kind]})" for kind in ("event", "delivery", "uuid", "etag")),
+            *(f"(?P<{kind}>{_DRAWN[kind]})" for kind in _DRAWN if kind != "secret"),
             f"(?P<time>{_TIME})",
             r"(?P<latency>(?<=\"latency\": \")[0-9.]+s)",
             r"(?P<ago>\([0-9.]+ (?:ms|s|min|h|d) ago\))",
