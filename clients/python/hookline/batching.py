@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import Context
 from types import TracebackType
 from typing import Final, Self
 
@@ -26,6 +27,7 @@ from hookline.errors import (
 from hookline.keys import KeySource
 from hookline.pending import Bounds, Entry, Pending, PublisherClosedError
 from hookline.repeating import MAX_BACKOFF_S, MIN_BACKOFF_S, wait_before_repeating
+from hookline.tracing import publishing
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import PublishEventsRequest, PublishResult
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
@@ -100,15 +102,21 @@ class BatchingPublisher:
         own.CopyFrom(event)
         if not own.idempotency_key:
             own.idempotency_key = self._keys.next()
-        entry = Entry(own, asyncio.get_running_loop().time() + self._timeout_s)
-        self._pending.add(entry)
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="hookline batching publisher")
-        try:
-            return await entry.done
-        except asyncio.CancelledError:
-            self._pending.forget(entry)
-            raise
+        with publishing(self._tenant, 1) as traceparent:
+            if not own.traceparent and traceparent is not None:
+                own.traceparent = traceparent  # the batch may be of many callers
+            entry = Entry(own, asyncio.get_running_loop().time() + self._timeout_s)
+            self._pending.add(entry)
+            if self._task is None:
+                # In a context of its own: it works for all, not for who came first.
+                self._task = asyncio.create_task(
+                    self._run(), name="hookline batching publisher", context=Context()
+                )
+            try:
+                return await entry.done
+            except asyncio.CancelledError:
+                self._pending.forget(entry)
+                raise
 
     async def close(self) -> None:
         """Send what is pending and wait until the fate of all is known; then `publish` raises.

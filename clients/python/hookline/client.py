@@ -24,6 +24,7 @@ from hookline.keys import KeySource
 from hookline.pending import Bounds
 from hookline.repeating import MAX_BACKOFF_S, MIN_BACKOFF_S, wait_before_repeating
 from hookline.tls import Tls
+from hookline.tracing import TRACEPARENT, current_traceparent, publishing
 from hookline.v1.access_service_pb2_grpc import AccessServiceStub
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from hookline.v1.event_pb2 import Event
@@ -98,6 +99,7 @@ class HooklineClient:
                 options += tls.channel_options()
                 tls = tls.credentials()
             channel = grpc.aio.secure_channel(target, tls, options, interceptors=interceptors)
+        self.target = target
         self.channel = channel
         """For stubs of other services, such as health."""
         self.tenants = TenantServiceStub(channel)
@@ -142,20 +144,21 @@ class HooklineClient:
             event.idempotency_key = event.idempotency_key or self._keys.next()
         ends_at = time.monotonic() + (self._publish_timeout_s if timeout_s is None else timeout_s)
         backoff_s = MIN_BACKOFF_S
-        while True:
-            left_s = ends_at - time.monotonic()
-            try:
-                answer = await self.events.PublishEvents(
-                    request, timeout=max(0.0, min(left_s, self._timeout_s))
-                )
-            except HooklineError as error:
-                wait_s = wait_before_repeating(error, backoff_s)
-                if wait_s is None or time.monotonic() + wait_s >= ends_at:
-                    raise
-            else:
-                return answer.results
-            await asyncio.sleep(wait_s)
-            backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+        with publishing(name, len(request.events)):
+            while True:
+                left_s = ends_at - time.monotonic()
+                try:
+                    answer = await self.events.PublishEvents(
+                        request, timeout=max(0.0, min(left_s, self._timeout_s))
+                    )
+                except HooklineError as error:
+                    wait_s = wait_before_repeating(error, backoff_s)
+                    if wait_s is None or time.monotonic() + wait_s >= ends_at:
+                        raise
+                else:
+                    return answer.results
+                await asyncio.sleep(wait_s)
+                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
     def batching(
         self,
@@ -209,7 +212,7 @@ def _is_loopback(target: str) -> bool:
 
 
 class _Deadlines(grpc.aio.UnaryUnaryClientInterceptor):
-    """Around each unary call: a deadline where it has none, the token, and typed errors."""
+    """Around each unary call: deadline, token, the caller's trace, and typed errors."""
 
     def __init__(self, timeout_s: float, token: str | None) -> None:
         self._timeout_s = timeout_s
@@ -228,6 +231,8 @@ class _Deadlines(grpc.aio.UnaryUnaryClientInterceptor):
         metadata = grpc.aio.Metadata(*(asked.metadata or ()))
         if self._authorization is not None:
             metadata.add("authorization", self._authorization)
+        if (traceparent := current_traceparent()) is not None:
+            metadata[TRACEPARENT] = traceparent
         details = grpc.aio.ClientCallDetails(
             method=asked.method,
             timeout=self._timeout_s if asked.timeout is None else asked.timeout,

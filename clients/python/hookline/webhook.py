@@ -22,10 +22,13 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, runtime_checkable
+
+from hookline.tracing import TRACEPARENT, continuing
 
 ID_HEADER: Final = "webhook-id"
 TIMESTAMP_HEADER: Final = "webhook-timestamp"
@@ -147,6 +150,26 @@ def verify(
     in seconds, by default the clock's.
     """
     return Verifier(secrets, tolerance_s=tolerance_s).verify(headers, body, now=now)
+
+
+@contextmanager
+def receiving(headers: Headers, *, name: str = "webhook") -> Iterator[None]:
+    """Continue the sender's trace while inside: a CONSUMER span under the request's `traceparent`.
+
+        with hookline.webhook.receiving(request.headers):
+            webhook = verifier.verify(request.headers, request.body)
+            ...
+
+    Does nothing without OpenTelemetry; begins a trace where the request carries none. Exceptions
+    pass through, and mark the span as failed.
+    """
+    found = {TRACEPARENT: "", ID_HEADER: ""}
+    for key, value in headers.items() if isinstance(headers, HeaderItems) else headers:
+        lowered = _text(key).lower()
+        if lowered in found:
+            found[lowered] = _text(value)
+    with continuing(found[TRACEPARENT], found[ID_HEADER], name):
+        yield
 
 
 def _read_headers(headers: Headers) -> tuple[str, str, list[tuple[str, bytes]]]:
