@@ -46,14 +46,20 @@ def read_egress(read: Reader, *, is_dev: bool) -> EgressSettings:
             "HOOKLINE_EGRESS_PROXY_RESOLVES is on, and HOOKLINE_EGRESS_PROXY is not set: there is"
             " no proxy to resolve names"
         )
+    policy = EgressPolicy(
+        allow=(*read("EGRESS_ALLOW", _networks, ()), *(_LOOPBACK if is_dev else ())),
+        deny=read("EGRESS_DENY", _networks, ()),
+        is_public_allowed=read("EGRESS_PUBLIC", switch, default=True),
+        allow_hosts=read("EGRESS_ALLOW_HOSTS", _hosts, NO_HOSTS),
+        deny_hosts=read("EGRESS_DENY_HOSTS", _hosts, NO_HOSTS),
+    )
+    if not (policy.is_public_allowed or policy.allow):
+        read.problems.append(
+            "HOOKLINE_EGRESS_PUBLIC is off, and HOOKLINE_EGRESS_ALLOW is not set: nothing could be"
+            " delivered to anybody"
+        )
     return EgressSettings(
-        EgressPolicy(
-            allow=(*read("EGRESS_ALLOW", _networks, ()), *(_LOOPBACK if is_dev else ())),
-            deny=read("EGRESS_DENY", _networks, ()),
-            is_public_allowed=read("EGRESS_PUBLIC", switch, default=True),
-            allow_hosts=read("EGRESS_ALLOW_HOSTS", _hosts, NO_HOSTS),
-            deny_hosts=read("EGRESS_DENY_HOSTS", _hosts, NO_HOSTS),
-        ),
+        policy,
         proxy,
         read("EGRESS_CA_FILE", _ca_file, None),
     )

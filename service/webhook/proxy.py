@@ -22,6 +22,7 @@ import re
 import socket
 from base64 import b64encode
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final, NamedTuple, NoReturn
@@ -166,22 +167,21 @@ class ProxyRoute:
         return _AMBIGUOUS[status]
 
     async def _reach(self, limit: float) -> socket.socket:
-        """A connection to the proxy itself."""
-        host, sock = self._proxy.host, None
-        shortage = False
-        try:
+        """A connection to the proxy itself: its addresses in turn, each with its share of time."""
+        loop = asyncio.get_running_loop()
+        is_shortage = False
+        with suppress(TimeoutError, AttemptFailure):
             async with asyncio.timeout_at(limit):
-                for address in await self._addresses_of(host):
-                    try:
+                addresses = await self._addresses_of(self._proxy.host)
+            for index, address in enumerate(addresses):
+                share_s = (limit - loop.time()) / (len(addresses) - index)
+                try:
+                    async with asyncio.timeout(max(0.0, share_s)):
                         sock, _ = await connect_socket(address, self._proxy.port)
-                        break
-                    except OSError as error:
-                        shortage = failure_of_os_error(error).is_shortage
-        except (TimeoutError, AttemptFailure):
-            sock = None
-        if sock is None:
-            raise RouteFailure("the egress proxy cannot be reached", is_shortage=shortage)
-        return sock
+                        return sock
+                except OSError as error:  # its time that is over, too
+                    is_shortage = failure_of_os_error(error).is_shortage
+        raise RouteFailure("the egress proxy cannot be reached", is_shortage=is_shortage)
 
     async def _addresses_of(self, host: str) -> tuple[str, ...]:
         try:

@@ -90,6 +90,11 @@ def test_what_is_no_proxy_is_refused_without_its_credentials(text: str) -> None:
     assert "hunter2" not in told
 
 
+def test_where_nothing_could_be_reached_nothing_starts() -> None:
+    assert "HOOKLINE_EGRESS_ALLOW is not set" in problem(PUBLIC="off")
+    assert not egress(PUBLIC="off", ALLOW="10.0.0.0/8").egress.policy.allows("8.8.8.8")
+
+
 def test_nobody_resolves_where_there_is_no_proxy() -> None:
     assert "HOOKLINE_EGRESS_PROXY is not set" in problem(PROXY_RESOLVES="on")
 

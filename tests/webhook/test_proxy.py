@@ -170,6 +170,21 @@ class TestFaults:
         post = make_post(proxy=EgressProxy("127.0.0.1", silent_port), names=NAMES)
         assert (await post("http://good.test/", timeout_s=0.4)).kind is OWN_FAULT
 
+    async def test_the_next_address_of_a_proxy_is_tried_where_one_is_silent_or_refuses(
+        self, make_post: MakePost, silent_port: int
+    ) -> None:
+        names = NAMES | {"proxy.test": ["127.0.0.1", "127.0.0.3", "127.0.0.2"]}
+
+        async def script(connected: Connected) -> None:
+            await connected.read_request()
+            await connected.write(OPEN)
+            await answering(OK)(connected)
+
+        async with Receiver(script, host="127.0.0.2", port=silent_port):
+            post = make_post(proxy=EgressProxy("proxy.test", silent_port), names=names)
+            outcome = await post("http://good.test/", timeout_s=3.0)
+        assert (outcome.kind, outcome.remote_address) == (ACCEPTED, "127.0.0.1")
+
     async def test_a_proxy_that_leaves_or_resets(self, make_post: MakePost) -> None:
         async def leave(connected: Connected) -> None:
             await connected.reader.read(1)
