@@ -52,6 +52,11 @@ class KeyOrder:
         self.touched[key_hash] = None
         return True
 
+    def hold(self, key_hash: int) -> None:
+        """Memory has a delivery of a key; what was waited for is not the earliest any more."""
+        self.busy.add(key_hash)
+        self.waiting.discard(key_hash)
+
     def take_touched(self, most: int) -> list[int]:
         """Up to so many keys to look at now.
 

@@ -226,7 +226,7 @@ class Lane:
         """Have a job in memory."""
         self.known[job.delivery_id] = job
         if self.order is not None and job.key_hash is not None:
-            self.order.busy.add(job.key_hash)
+            self.order.hold(job.key_hash)
 
     def drop(self, job: Job) -> None:
         """Forget a job; one that was read since for the same delivery stays."""

@@ -105,6 +105,18 @@ async def test_a_retry_is_not_kept_for_another_may_be_the_earliest_by_then(desk:
     assert order.take_touched(10) == [1]
 
 
+async def test_a_key_whose_wait_is_over_early_goes_on_by_name(desk: Desk) -> None:
+    """Somebody cancelled what it waited for: what is behind need not wait for that one's timer."""
+    lane, order = ordered(desk)
+    desk.lanes.await_key(lane, 1, 50.0)
+    desk.refill(lane, [desk.row(lane, key_hash=1)])
+    (job,) = desk.take_all()
+
+    desk.succeed(job)
+
+    assert order.take_touched(10) == [1]
+
+
 async def test_a_key_has_one_timer_and_a_lane_its_quota(desk: Desk) -> None:
     lane, order = ordered(desk)
 

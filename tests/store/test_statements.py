@@ -119,3 +119,20 @@ async def test_plans_do_not_change_with_what_the_table_happens_to_hold(session: 
 
     shape = re.compile(r"\(cost=.*?\)|_\d{8}\w*|\be_\d+\b|\bevents\w*")
     assert shape.sub("", full) == shape.sub("", empty)
+
+
+def test_whoever_writes_a_pending_delivery_says_which_key_it_is_of() -> None:
+    """In an ordered lane a row that names no key is read by nobody."""
+    written = [
+        (noun, name, getattr(Statements(noun), name).partition("INSERT INTO pending_deliveries")[2])
+        for noun in FILES
+        for name in Statements(noun).names()
+        if "INSERT INTO pending_deliveries" in getattr(Statements(noun), name)
+    ]
+
+    assert {(noun, name) for noun, name, _ in written} >= {
+        ("publishing", "publish"),
+        ("operations", "retry_finished"),
+    }
+    for noun, name, rest in written:
+        assert "key_hash" in rest.partition(")")[0], f"{noun}.sql: {name}"
