@@ -10,16 +10,19 @@ from collections.abc import Sequence
 
 from service.app import StartError
 from service.app.master_key import KeyUse, RotationReport, forget_master, key_ids, rotate_master
+from service.cli.caller import typed
 from service.cli.failure import CommandError
 from service.cli.node import read_settings
 from service.cli.progress import Progress
 from service.config import Role
+from service.domain.caller import calling
 
 
 def run(asked: argparse.Namespace) -> int:
     """Do what the second word says."""
     try:
-        return _rotate() if asked.action == "rotate-master" else _forget(asked.key_id)
+        with calling(typed(f"keys {asked.action}")):
+            return _rotate() if asked.action == "rotate-master" else _forget(asked.key_id)
     except StartError as error:
         raise CommandError(str(error)) from error
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
+from service.store.audit import SQL as AUDIT
+from service.store.audit import draft
 from service.store.data_keys import DataKeyPlace
 from service.store.database import ContentionError
 from service.store.deployment_keys import DeploymentKeyPlace
@@ -57,7 +59,8 @@ async def check_master_keys(database: Database, box: SecretBox) -> None:
 
 async def forget_master_key(database: Database, key_id: bytes) -> bool:
     """Let nodes start without a key; whether it was registered. What it sealed stays stored."""
-    return bool(await database.fetch(SQL.forget, key_id))
+    entry = draft(f"masterKeys/{key_id.hex()}", action="ForgetMasterKey")
+    return bool(await database.fetch(SQL.forget, key_id, entry))
 
 
 class KeyUse(NamedTuple):
@@ -106,6 +109,9 @@ class KeyRotation:
         """Do it; `tell` hears after each batch how much has been done."""
         await check_master_keys(self._database, self._box)
         self._reasons.clear()
+        if left := await self.left():
+            # Told before it begins: what is done in batches may be cut off after any of them.
+            await self._database.fetch(AUDIT.add, [None], [_draft(self._box.key_ids[0], left)])
         secrets = await self._seal_secrets(tell)
         data_keys = await self._seal_data_keys(lambda done: tell(secrets + done))
         deployment_keys = await self._seal_deployment_keys()
@@ -193,3 +199,9 @@ class KeyRotation:
             except ContentionError:
                 continue
         return len(await self._database.fetch(statement, *map(list, zip(*changes, strict=True))))
+
+
+def _draft(key_id: bytes, count: int) -> dict[str, str]:
+    return draft(
+        f"masterKeys/{key_id.hex()}", after={"seals_anew": count}, action="RotateMasterKey"
+    )

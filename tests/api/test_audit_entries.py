@@ -14,11 +14,16 @@ from hookline.v1.access_service_pb2 import ListAuditEntriesRequest, ListAuditEnt
 from hookline.v1.access_service_pb2_grpc import AccessServiceStub
 from hookline.v1.audit_entry_pb2 import AuditEntry
 from hookline.v1.tenant_pb2 import Tenant
-from hookline.v1.tenant_service_pb2 import UpdateTenantRequest
+from hookline.v1.tenant_service_pb2 import (
+    CreateTenantRequest,
+    ListTenantsRequest,
+    UpdateTenantRequest,
+)
 from service.domain.audit import AuditEntry as Entry
 from service.domain.audit import ChainWalk
 from service.domain.limits import Limits
 from tests.api.control import INVALID, Control, controlling
+from tests.api.keyed import bearer, keyed
 from tests.api.refusals import refusal
 
 
@@ -139,3 +144,44 @@ async def test_a_page_ends_at_its_bytes(database_url: str) -> None:
         assert 1 <= len(page.audit_entries) < 10
         assert page.ByteSize() < 2_100
         assert [entry.sequence for entry in await listed(control)][-1] == 1
+
+
+async def test_a_tenants_administrator_sees_what_was_done_to_it_and_by_whom(
+    database_url: str,
+) -> None:
+    async with keyed(database_url) as door:
+        boss = bearer(await door.token())
+        own = bearer(await door.token(tenant="acme"))
+        tenant = Tenant(name="tenants/acme", display_name="Acme")
+        tenants, access = door.control.tenants, AccessServiceStub(door.channel)
+        await tenants.UpdateTenant(UpdateTenantRequest(tenant=tenant), metadata=boss)
+        await tenants.CreateTenant(CreateTenantRequest(tenant_id="other"), metadata=boss)
+        await tenants.ListTenants(ListTenantsRequest(), metadata=own)  # his own alone: ordinary
+        await tenants.ListTenants(ListTenantsRequest(), metadata=boss)
+        page = await access.ListAuditEntries(
+            ListAuditEntriesRequest(tenant="tenants/acme"), metadata=own
+        )
+        updated, made, created = page.audit_entries
+        assert (updated.resource, made.resource.partition("/")[0]) == ("tenants/acme", "apiKeys")
+        assert created.method == ""
+        assert updated.principal.startswith("apiKeys/")
+        assert updated.principal != made.resource
+
+        for name, code in (
+            ("tenants/other", grpc.StatusCode.NOT_FOUND),
+            ("tenants/-", grpc.StatusCode.PERMISSION_DENIED),
+        ):
+            request = ListAuditEntriesRequest(tenant=name)
+            answer = await refusal(access.ListAuditEntries(request, metadata=own))
+            assert answer.code == code
+        everything = await access.ListAuditEntries(
+            ListAuditEntriesRequest(tenant="tenants/-"), metadata=boss
+        )
+        told = [
+            (entry.method.rpartition("/")[2], entry.principal) for entry in everything.audit_entries
+        ]
+        assert told[:3] == [
+            ("ListAuditEntries", made.resource),
+            ("ListTenants", updated.principal),
+            ("CreateTenant", updated.principal),
+        ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,6 +13,7 @@ from service.cli import main
 from service.store.data_keys import TenantSecrets
 from service.store.secrets import SecretBox, key_id_of
 from service.store.subscriptions import Subscriptions
+from tests.store.audit_log import entries_of, newest, shown, verified
 from tests.store.control_plane import KEY, ControlPlane, control_plane
 
 NEW_KEY = b"n" * 32
@@ -101,3 +103,21 @@ def test_keys_need_a_database_and_a_master_key(
     told = capsys.readouterr().err
     assert "HOOKLINE_DATABASE_URL is not set" in told
     assert "HOOKLINE_MASTER_KEY is not set" in told
+
+
+async def test_what_is_typed_is_told_the_audit_log(plane: ControlPlane, database_url: str) -> None:
+    await plane.create()
+    before = len(await entries_of(plane.database))
+    for _ in range(2):  # the second one has nothing to do
+        assert await in_thread(database_url, "rotate-master", keys=(NEW_KEY, KEY)) == 0
+    (entry,) = (await entries_of(plane.database))[before:]
+    assert (entry.principal, entry.method) == ("hookline", "hookline keys rotate-master")
+    assert (entry.resource, shown(entry.after_json)) == (f"masterKeys/{NEW_ID}", {"seals_anew": 1})
+    assert entry.remote_address.endswith(f"@{socket.gethostname()}")
+    assert await in_thread(database_url, "forget-master", NEW_ID, keys=(KEY,)) == 0
+    entry = await newest(plane.database)
+    assert (entry.method, entry.resource) == (
+        "hookline keys forget-master",
+        f"masterKeys/{NEW_ID}",
+    )
+    await verified(plane.database)

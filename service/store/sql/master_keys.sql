@@ -22,8 +22,14 @@ AND NOT EXISTS (SELECT FROM deployment_keys d WHERE substring(d.sealed FROM 2 FO
 
 -- name: forget
 -- What hangs on a key of the deployment that it sealed ends, and is made anew.
-WITH ended AS (DELETE FROM deployment_keys WHERE substring(sealed FROM 2 FOR 8) = $1)
-DELETE FROM master_keys WHERE key_id = $1 RETURNING key_id
+WITH ended AS (
+    DELETE FROM deployment_keys WHERE substring(sealed FROM 2 FOR 8) = $1
+), forgotten AS (
+    DELETE FROM master_keys WHERE key_id = $1 RETURNING key_id
+), audited AS (
+    INSERT INTO audit_drafts (entry) SELECT $2 FROM forgotten
+)
+SELECT key_id FROM forgotten
 
 -- name: used
 -- How many things each master key seals.
