@@ -13,6 +13,13 @@ from typing import Final
 from hookline.v1 import subscription_pb2, target_pb2
 from service.api.convert import duration_of, enum_in, enum_of, seconds_between, timestamp_of
 from service.api.convert_policy import limits_in, limits_message, policy_in, policy_message
+from service.api.convert_target_secrets import (
+    CLIENT_CERTIFICATE,
+    SECRET_HEADERS,
+    AskedSecrets,
+    certificate_message,
+    check_all_headers,
+)
 from service.api.convert_text import display_name_in, labels_in
 from service.api.errors import not_implemented
 from service.domain.errors import Reason, Violation, over_limit
@@ -31,7 +38,6 @@ from service.domain.subscription import (
 from service.domain.target import (
     MAX_FAILOVER_URLS,
     TargetUrlError,
-    check_headers,
     check_url,
     check_urls,
     parse_target_url,
@@ -39,6 +45,7 @@ from service.domain.target import (
 from service.webhook.egress import EgressPolicy
 
 PATH: Final = "subscription."
+HTTP: Final = f"{PATH}http."
 LEAVES: Final = (
     "display_name",
     "event_types",
@@ -46,7 +53,8 @@ LEAVES: Final = (
     "http.url",
     "http.failover_urls",
     "http.headers",
-    "http.secret_headers",
+    SECRET_HEADERS,
+    CLIENT_CERTIFICATE,
     "http.timeout",
     "http.signature_scheme",
     "pull",
@@ -80,6 +88,7 @@ class SubscriptionReader:
         message: subscription_pb2.Subscription,
         leaves: frozenset[str],
         seen: Subscription,
+        asked: AskedSecrets,
         violations: list[Violation],
     ) -> Subscription:
         """What `seen` becomes when the leaves are taken from the message; adds what is wrong.
@@ -88,7 +97,7 @@ class SubscriptionReader:
         """
         target = seen.target
         if message.WhichOneof("target") != "pull":
-            target = self._target_in(message.http, leaves, seen.target, violations)
+            target = self._target_in(message.http, leaves, seen.target, asked, violations)
         changed = replace(
             seen,
             target=target,
@@ -134,9 +143,10 @@ class SubscriptionReader:
         http: target_pb2.HttpTarget,
         leaves: frozenset[str],
         seen: HttpTarget,
+        asked: AskedSecrets,
         violations: list[Violation],
     ) -> HttpTarget:
-        target, path = seen, f"{PATH}http."
+        target, path = asked.applied_to(seen), HTTP
         if "http.url" in leaves:
             violations += check_url(http.url, f"{path}url", https_only=self._https_only)
             self._check_address(http.url, f"{path}url", violations)
@@ -151,8 +161,9 @@ class SubscriptionReader:
                 self._check_address(url, f"{path}failover_urls[{index}]", violations)
             target = replace(target, failover_urls=urls)
         if "http.headers" in leaves:
-            violations += check_headers(http.headers, {}, path)
             target = replace(target, headers=dict(http.headers))
+        if "http.headers" in leaves or asked.stored.headers is not None:
+            violations += check_all_headers(seen, target, asked, path)
         if "http.timeout" in leaves:
             timeout_s = DEFAULT_TIMEOUT_S
             if http.HasField("timeout"):
@@ -180,7 +191,6 @@ def refuse_unbuilt(message: subscription_pb2.Subscription, leaves: frozenset[str
     asked = {
         "pull": message.WhichOneof("target") == "pull",
         "filter": bool(message.filter),
-        "http.secret_headers": bool(message.http.secret_headers),
     }
     for leaf, is_asked in asked.items():
         if is_asked and leaf in leaves:
@@ -269,6 +279,8 @@ def _http_message(subscription: Subscription) -> target_pb2.HttpTarget:
         signature_scheme=enum_of(
             target_pb2.SignatureScheme, "SIGNATURE_SCHEME_", target.signature_scheme
         ),
+        secret_header_names=target.secret_header_names,
+        client_certificate=certificate_message(target.client_certificate),
         signing_keys=[_key_message(key) for key in subscription.signing_keys],
     )
 

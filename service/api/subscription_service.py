@@ -21,6 +21,7 @@ from service.api.convert_event import EventReader
 from service.api.convert_names import NO_ID, tenant_and_id_in, tenant_id_in
 from service.api.convert_secret import secret_in
 from service.api.convert_subscription import (
+    HTTP,
     LEAVES,
     PATH,
     VALUES,
@@ -30,6 +31,7 @@ from service.api.convert_subscription import (
     refuse_unbuilt,
     scheme_in,
 )
+from service.api.convert_target_secrets import asked_secrets_in
 from service.api.errors import not_implemented
 from service.api.paging import NEWEST, Pages
 from service.api.update_mask import etag_in, leaves_in
@@ -90,16 +92,19 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         if problem := check_id(subscription_id):
             violations.append(Violation("subscription_id", problem))
         leaves = frozenset(LEAVES)
-        draft = self._reader.read(request.subscription, leaves, _BLANK, violations)
+        new = request.subscription
+        asked = asked_secrets_in(new.http, leaves, (), HTTP, violations)
+        draft = self._reader.read(new, leaves, _BLANK, asked, violations)
         secret = secret_in(
             request.signing_secret, draft.target.signature_scheme, "signing_secret", violations
         )
         if violations:
             raise invalid(violations)
-        refuse_unbuilt(request.subscription, leaves)
+        refuse_unbuilt(new, leaves)
         created = await self._subscriptions.create(
             replace(draft, tenant_id=tenant_id, subscription_id=subscription_id),
             secret,
+            asked.stored,
             max_of_tenant=self._limits.max_subscriptions_per_tenant,
         )
         self._changes.poke()
@@ -156,14 +161,16 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
                     f"{PATH}pull", "the kind of a target is immutable", Reason.FIELD_IMMUTABLE
                 )
             )
-        self._reader.read(new, leaves, _BLANK, violations)
+        paths = request.update_mask.paths
+        asked = asked_secrets_in(new.http, leaves, paths, HTTP, violations)
+        self._reader.read(new, leaves, _BLANK, asked, violations)
         if violations:
             raise invalid(violations)
         refuse_unbuilt(new, leaves)
 
         def decide(seen: Subscription) -> Subscription:
             conflicts: list[Violation] = []
-            wanted = self._reader.read(new, leaves, seen, conflicts)
+            wanted = self._reader.read(new, leaves, seen, asked, conflicts)
             check_scheme(seen, wanted, conflicts)
             if wanted.ordered is not seen.ordered:
                 conflicts.append(
@@ -173,7 +180,9 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
                 raise invalid(conflicts)
             return wanted
 
-        changed = await self._subscriptions.change(tenant_id, subscription_id, decide, etag=etag)
+        changed = await self._subscriptions.change(
+            tenant_id, subscription_id, decide, asked.stored, etag=etag
+        )
         self._changes.poke()
         return subscription_service_pb2.UpdateSubscriptionResponse(subscription=message_of(changed))
 

@@ -53,7 +53,7 @@ def leaves_in(
         return frozenset(leaves)
     chosen: set[str] = set()
     for path in paths:
-        snake = _UPPER.sub(r"_\1", path).lower()
+        snake = _snake(path)
         found = {leaf for leaf in leaves if leaf == snake or leaf.startswith(f"{snake}.")}
         if not found:
             shown = ascii(path[:_SHOWN_LENGTH_MAX])
@@ -64,6 +64,15 @@ def leaves_in(
             )
         chosen |= found
     return frozenset(chosen)
+
+
+def names_leaf(paths: Collection[str], leaf: str) -> bool:
+    """Whether a mask names this very leaf, and not just something that it is part of."""
+    return any(_snake(path) == leaf for path in paths)
+
+
+def _snake(path: str) -> str:
+    return _UPPER.sub(r"_\1", path).lower()
 
 
 def _is_meant(resource: Message, leaf: str, values: Collection[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random, SystemRandom
 from typing import Final
 
@@ -162,7 +163,7 @@ def _make_transport(settings: Settings) -> WebhookTransport:
     return WebhookTransport(
         egress=settings.egress.policy,
         proxy=settings.egress.proxy,
-        tls_context=make_tls_context(settings.egress.ca_file),
+        make_tls=partial(make_tls_context, settings.egress.ca_file),
     )
 
 

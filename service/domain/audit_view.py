@@ -92,12 +92,16 @@ def subscription_view(subscription: Subscription) -> View:
 
 
 def _target_view(target: HttpTarget) -> View:
+    certificate = target.client_certificate
     return {
         "url": redacted_url(target.url),
         "failover_urls": [redacted_url(url) for url in target.failover_urls],
         "headers": dict.fromkeys(target.headers, REDACTED),
         "timeout_s": target.timeout_s,
         "signature_scheme": target.signature_scheme.value,
+        "secret_header_names": list(target.secret_header_names),
+        "client_certificate": certificate
+        and {"subject": certificate.subject, "fingerprint": certificate.fingerprint},
     }
 
 

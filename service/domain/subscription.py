@@ -54,6 +54,17 @@ class SignatureScheme(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientCertificate:
+    """What may be told of the certificate that a target is shown; its key never is."""
+
+    subject: str
+    """As RFC 4514 writes it; may be empty."""
+    expire_time: datetime
+    fingerprint: str
+    """SHA-256 of the certificate, hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HttpTarget:
     """The receiving server, or several of them."""
 
@@ -63,6 +74,11 @@ class HttpTarget:
     timeout_s: float = DEFAULT_TIMEOUT_S
     """The one deadline of an attempt, from the name's resolution to the last byte read."""
     signature_scheme: SignatureScheme = SignatureScheme.HMAC_SHA256
+    secret_header_names: tuple[str, ...] = ()
+    """Sorted; the values are sealed in the store."""
+    secret_header_bytes: int = 0
+    """What they count for against the bytes of all headers."""
+    client_certificate: ClientCertificate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

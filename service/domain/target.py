@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from service.domain.errors import Reason, Violation
@@ -237,11 +237,22 @@ def _parse_ipv6(text: str) -> str:
         raise TargetUrlError("has brackets around something that is not an IPv6 address") from None
 
 
+def size_of_headers(headers: Mapping[str, str]) -> int:
+    """The bytes that headers count for: names, values and what frames each of them."""
+    return sum(len(name) + len(value) + 4 for name, value in headers.items())
+
+
 def check_headers(
-    headers: Mapping[str, str], secret_headers: Mapping[str, str], prefix: str = ""
+    headers: Mapping[str, str],
+    secret_headers: Mapping[str, str],
+    prefix: str = "",
+    *,
+    kept_names: Collection[str] = (),
+    kept_bytes: int = 0,
 ) -> list[Violation]:
     """What is wrong with a target's custom headers; secret ones count among the others.
 
+    `kept_names` are of secret headers that stay as they are, `kept_bytes` what those count for.
     Values are never repeated in a violation: they may be secret.
     """
     violations: list[Violation] = []
@@ -250,17 +261,16 @@ def check_headers(
         for kind, mapping in (("headers", headers), ("secret_headers", secret_headers))
         for name, value in mapping.items()
     ]
-    if len(entries) > MAX_HEADERS:
-        text = (
-            f"at most {MAX_HEADERS} headers are allowed, secret ones included, not {len(entries)}"
-        )
+    count = len(entries) + len(kept_names)
+    if count > MAX_HEADERS:
+        text = f"at most {MAX_HEADERS} headers are allowed, secret ones included, not {count}"
         violations.append(Violation(f"{prefix}headers", text, Reason.LIMIT_EXCEEDED))
         return violations
-    size = sum(len(name) + len(value) + 4 for _, name, value in entries)
+    size = size_of_headers(headers) + size_of_headers(secret_headers) + kept_bytes
     if size > MAX_HEADERS_BYTES:
         text = f"at most {MAX_HEADERS_BYTES} bytes of headers are allowed, secret ones included"
         violations.append(Violation(f"{prefix}headers", text, Reason.LIMIT_EXCEEDED))
-    seen: set[str] = set()
+    seen = {name.lower() for name in kept_names}
     for field, name, value in entries:
         for problem in _problems_of_header(name, value, seen):
             path = f"{field}[{name[:64]!a}]"

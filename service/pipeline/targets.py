@@ -11,6 +11,7 @@ from service.domain.names import subscription_name
 from service.domain.subscription import schedule_of
 from service.pipeline.lane import LaneConfig
 from service.store.routes import load_routes
+from service.webhook.client_certificate import ClientIdentity
 from service.webhook.prepared import prepare_target
 from service.webhook.signature import Signer, parse_secret
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from service.domain.subscription import Subscription
     from service.pipeline.clock import Clock, DatabaseTime
     from service.pipeline.lane import Lane
     from service.pipeline.lanes import Lanes
@@ -85,11 +85,11 @@ class LaneConfigs:
         for route in await load_routes(self._reader, self._secrets, [subscription_uid]):
             if route.secret_fault:
                 raise UnavailableError(
-                    f"nothing was sent: the signing secret of {_name_of(route)} cannot be opened",
+                    f"nothing was sent: a secret of {_name_of(route)} cannot be opened",
                     Reason.INTERNAL,
                 )
             if not route.is_deleted:
-                return route, self._target_of(route.subscription, route.secrets)
+                return route, self._target_of(route)
         return None
 
     def _take_in(self, lane: Lane, route: RouteRow) -> None:
@@ -121,7 +121,7 @@ class LaneConfigs:
     def _config_of(self, route: RouteRow) -> LaneConfig:
         """Raises ValueError where the target is outside today's grammar."""
         subscription = route.subscription
-        target = self._target_of(subscription, route.secrets)
+        target = self._target_of(route)
         return LaneConfig(
             name=_name_of(route),
             version=route.version,
@@ -138,11 +138,16 @@ class LaneConfigs:
             failing_since_us=_unix_us(route.failing_since),
         )
 
-    def _target_of(
-        self, subscription: Subscription, secrets: Sequence[LiveSecret]
-    ) -> PreparedTarget:
-        signer = Signer([parse_secret(secret.text) for secret in secrets])
-        return prepare_target(subscription.target, signer, user_agent=self._user_agent)
+    def _target_of(self, route: RouteRow) -> PreparedTarget:
+        signer = Signer([parse_secret(secret.text) for secret in route.secrets])
+        told = route.target_secrets
+        return prepare_target(
+            route.subscription.target,
+            signer,
+            user_agent=self._user_agent,
+            secret_headers=told.headers,
+            identity=ClientIdentity(*told.certificate) if told.certificate else None,
+        )
 
     def _watch_expiry(self, lane: Lane, secrets: Sequence[LiveSecret]) -> None:
         """A rotation's old secret signs no more once its overlap is over; one timer sees to it."""

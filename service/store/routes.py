@@ -19,7 +19,12 @@ from service.domain.subscription import (
 from service.store.secrets import SealedSecretError
 from service.store.statements import Statements
 from service.store.subscription_rows import policy_of, subscription_of
-from service.store.subscription_secrets import open_signing_secrets
+from service.store.subscription_secrets import (
+    UNCHANGED,
+    TargetSecrets,
+    open_signing_secrets,
+    open_target_secrets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +61,8 @@ class RouteRow:
     failing_since: datetime | None
     secrets: tuple[LiveSecret, ...]
     """Those live when read, newest first: one, or two in a rotation; a tombstone has none."""
+    target_secrets: TargetSecrets = UNCHANGED
+    """What its requests carry besides, in clear."""
     secret_fault: str = ""
     """Why a secret could not be opened; deliveries wait, for the fault is ours. Empty: none."""
 
@@ -96,12 +103,13 @@ async def load_routes(
 
 def _route_of(row: asyncpg.Record, secrets: TenantSecrets) -> RouteRow:
     live: tuple[LiveSecret, ...] = ()
-    fault = ""
+    told, fault = UNCHANGED, ""
     try:
         if not row["deleted_at"]:
             live = open_signing_secrets(row, secrets)
+            told = open_target_secrets(row, secrets)
     except SealedSecretError as error:
-        fault = str(error)
+        live, fault = (), str(error)
     return RouteRow(
         subscription=subscription_of(row),
         tenant_uid=row["tenant_uid"],
@@ -110,6 +118,7 @@ def _route_of(row: asyncpg.Record, secrets: TenantSecrets) -> RouteRow:
         is_deleted=row["deleted_at"] is not None,
         failing_since=row["failing_since"],
         secrets=live,
+        target_secrets=told,
         secret_fault=fault,
     )
 

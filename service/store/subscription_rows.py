@@ -5,9 +5,11 @@ Must not open secrets, nor run a statement.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from service.domain.subscription import (
+    ClientCertificate,
     DeliveryLimits,
     HttpTarget,
     PayloadFormat,
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     import asyncpg
+
+HEADERS: Final = "HEADERS"
+CERTIFICATE: Final = "CERTIFICATE"
+"""The kinds of what a target is told in secret, as the database names them."""
 
 
 def etag_of(uid: UUID, version: int) -> str:
@@ -49,6 +55,7 @@ def subscription_of(row: asyncpg.Record) -> Subscription:
             headers=row["headers"],
             timeout_s=row["timeout_ms"] / 1_000,
             signature_scheme=SignatureScheme(row["signature_scheme"]),
+            **shown_secrets_of(row),
         ),
         retry_policy=policy_of(row),
         limits=DeliveryLimits(
@@ -66,6 +73,45 @@ def subscription_of(row: asyncpg.Record) -> Subscription:
         update_time=row["update_time"],
         etag=etag_of(row["subscription_uid"], row["version"]),
     )
+
+
+class ShownSecrets(TypedDict, total=False):
+    """The fields of a target that tell of its secrets."""
+
+    secret_header_names: tuple[str, ...]
+    secret_header_bytes: int
+    client_certificate: ClientCertificate
+
+
+def shown_secrets_of(row: asyncpg.Record) -> ShownSecrets:
+    """What may be read of a target's secrets, in a row of the statement `read`."""
+    found: ShownSecrets = {}
+    for kind, shown in zip(row["secret_kinds"], row["secret_shown"], strict=True):
+        if kind == HEADERS:
+            found["secret_header_names"] = tuple(shown["names"])
+            found["secret_header_bytes"] = shown["bytes"]
+        else:
+            found["client_certificate"] = ClientCertificate(
+                subject=shown["subject"],
+                expire_time=datetime.fromisoformat(shown["expire_time"]),
+                fingerprint=shown["fingerprint"],
+            )
+    return found
+
+
+def shown_of(target: HttpTarget, kind: str) -> dict[str, object]:
+    """The same as it is stored."""
+    if kind == HEADERS:
+        names, size = list(target.secret_header_names), target.secret_header_bytes
+        return {"names": names, "bytes": size}
+    certificate = target.client_certificate
+    if certificate is None:
+        return {}
+    return {
+        "subject": certificate.subject,
+        "expire_time": certificate.expire_time.isoformat(),
+        "fingerprint": certificate.fingerprint,
+    }
 
 
 def policy_of(row: asyncpg.Record) -> RetryPolicy:

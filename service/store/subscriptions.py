@@ -30,7 +30,7 @@ from service.domain.names import WILDCARD, subscription_name, tenant_name
 from service.domain.subscription import SignatureScheme, Subscription, paused, resumed
 from service.store import subscription_audit as audit
 from service.store.database import ContentionError, OutcomeUnknownError, RejectedError
-from service.store.secrets import SealedSecretError, SecretPlace
+from service.store.secrets import SealedSecretError
 from service.store.statements import Statements
 from service.store.subscription_rows import (
     policy_columns_of,
@@ -38,7 +38,12 @@ from service.store.subscription_rows import (
     target_columns_of,
     version_of,
 )
-from service.store.subscription_secrets import data_key_for, open_signing_secrets
+from service.store.subscription_secrets import (
+    UNCHANGED,
+    TargetSecrets,
+    open_signing_secrets,
+    sealer_for,
+)
 from service.store.uids import make_uid
 
 if TYPE_CHECKING:
@@ -92,7 +97,12 @@ class Subscriptions:
         self._random_bits = random_bits
 
     async def create(
-        self, draft: Subscription, secret: NewSecret, *, max_of_tenant: int
+        self,
+        draft: Subscription,
+        secret: NewSecret,
+        target_secrets: TargetSecrets = UNCHANGED,
+        *,
+        max_of_tenant: int,
     ) -> Subscription:
         """Store a new subscription with its first secret; the draft's uid and etag are made here.
 
@@ -102,7 +112,7 @@ class Subscriptions:
         """
         tenant = await self._tenant(draft.tenant_id)
         uid = make_uid(tenant["unix_us"], self._random_bits)
-        sealed = await self._seal(secret, SecretPlace(tenant["tenant_uid"], uid, 1), tenant)
+        sealer = await sealer_for(self._database, self._secrets, tenant, uid)
         arguments = (
             tenant["tenant_uid"],
             max_of_tenant,
@@ -112,11 +122,12 @@ class Subscriptions:
             *target_columns_of(draft),
             secret.scheme.value,
             *policy_columns_of(draft),
-            sealed,
+            sealer.signing_secret(secret.text, 1),
             secret.public_key,
             audit.creation(draft, uid, secret.scheme, secret.public_key),
             draft.ordered,
             draft.propagate_trace,
+            sealer.target_secrets(target_secrets, draft.target, 1),
         )
         if not await self._insert(uid, draft, arguments):
             await self._tenant(draft.tenant_id)
@@ -189,6 +200,7 @@ class Subscriptions:
         tenant_id: str,
         subscription_id: str,
         decide: Callable[[Subscription], Subscription],
+        target_secrets: TargetSecrets = UNCHANGED,
         *,
         etag: str = "",
         clears_failures: bool = False,
@@ -197,20 +209,32 @@ class Subscriptions:
         """Write what `decide` makes of the current subscription; nothing where that is equal.
 
         `decide` may be asked again where somebody was quicker. `is_forced` writes what is equal,
-        too. `AbortedError`: the etag, if there is one, is not the current one.
+        too, and so do `target_secrets`, of which nobody can tell. `AbortedError`: the etag, if
+        there is one, is not the current one.
         """
         for _ in range(_TRIES):
-            seen = await self.get(tenant_id, subscription_id)
+            row = await self._find(tenant_id, subscription_id)
+            seen = subscription_of(row)
             _check_etag(seen, etag)
             wanted = decide(seen)
-            if wanted == seen and not is_forced:
+            if wanted == seen and not is_forced and not target_secrets:
                 return seen
-            if await self._write(seen, wanted, clears_failures=clears_failures):
+            changes: list[dict[str, object]] = []
+            if target_secrets:
+                sealer = await sealer_for(self._database, self._secrets, row, seen.uid)
+                version = version_of(seen) + 1
+                changes = sealer.target_secrets(target_secrets, wanted.target, version)
+            if await self._write(seen, wanted, changes, clears_failures=clears_failures):
                 return await self.get(tenant_id, subscription_id)
         raise _concurrent(tenant_id, subscription_id)
 
     async def _write(
-        self, seen: Subscription, wanted: Subscription, *, clears_failures: bool
+        self,
+        seen: Subscription,
+        wanted: Subscription,
+        secret_changes: list[dict[str, object]],
+        *,
+        clears_failures: bool,
     ) -> bool:
         reason = wanted.state_reason
         arguments = (
@@ -224,6 +248,7 @@ class Subscriptions:
             clears_failures,
             audit.change(seen, wanted),
             wanted.propagate_trace,
+            secret_changes,
         )
         return bool(await self._fetch_changing(SQL.update, *arguments))
 
@@ -290,7 +315,7 @@ class Subscriptions:
                     max(filter(None, row["key_expire_times"]), default=row["read_time"])
                 )
             current: int = row["key_versions"][0]
-            place = SecretPlace(row["tenant_uid"], row["subscription_uid"], current + 1)
+            sealer = await sealer_for(self._database, self._secrets, row, row["subscription_uid"])
             rows = await self._fetch_changing(
                 SQL.rotate,
                 row["subscription_uid"],
@@ -298,7 +323,7 @@ class Subscriptions:
                 current,
                 overlap_s,
                 secret.scheme.value,
-                await self._seal(secret, place, row),
+                sealer.signing_secret(secret.text, current + 1),
                 secret.public_key,
                 audit.rotation(subscription_of(row), secret.scheme, secret.public_key, overlap_s),
             )
@@ -311,11 +336,6 @@ class Subscriptions:
             return open_signing_secrets(row, self._secrets)[0].text == secret.text
         except SealedSecretError:
             return False  # its key is lost: a rotation is how the owner recovers
-
-    async def _seal(self, secret: NewSecret, place: SecretPlace, row: asyncpg.Record) -> bytes:
-        """A secret, sealed with a data key of the row's tenant."""
-        data_key = await data_key_for(self._database, self._secrets, place.tenant_uid, row)
-        return self._secrets.seal(secret.text.encode(), place, data_key)
 
     async def delete(self, tenant_id: str, subscription_id: str, *, etag: str = "") -> None:
         """End a subscription; the owner of its bucket cancels what is pending."""

@@ -18,6 +18,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from service.domain.attempt import AttemptOutcome
+from service.webhook.client_certificate import TlsContexts
 from service.webhook.connection import Connection
 from service.webhook.egress import EgressPolicy
 from service.webhook.failure import AttemptFailure, failure_of_os_error
@@ -52,7 +53,7 @@ class Dialer:
         resolver: Resolver,
         egress: EgressPolicy,
         route: Route,
-        tls_context: ssl.SSLContext,
+        tls: TlsContexts,
         addresses_max: int = 16,
         address_share_max_s: float = 5.0,
     ) -> None:
@@ -64,7 +65,7 @@ class Dialer:
         self._resolver = resolver
         self._egress = egress
         self._route = route
-        self._tls_context = tls_context
+        self._tls = tls
         self._addresses_max = addresses_max
         self._address_share_max_s = address_share_max_s
 
@@ -114,27 +115,42 @@ class Dialer:
         self, origin: Origin, place: str, limit: float, make: MakeConnection
     ) -> Connection:
         """A connection through the route to an address, or to a name where the route takes it."""
+        context = await self._context_of(origin)
         sock = await self._route.open(place, origin.port, limit)
         address = place if is_address(place) else None
         try:
             async with asyncio.timeout_at(limit):
-                return await self._greet(origin, sock, address, make)
+                return await self._greet(origin, sock, address, context, make)
         except TimeoutError:
             message = "no connection could be made before the deadline"
             raise AttemptFailure(AttemptOutcome.TIMEOUT, message, remote_address=address) from None
 
+    async def _context_of(self, origin: Origin) -> ssl.SSLContext | None:
+        if origin.scheme != "https":
+            return None
+        try:
+            return await self._tls.of(origin.identity)
+        except (ssl.SSLError, ValueError):
+            raise AttemptFailure(
+                AttemptOutcome.TLS_FAILED, "the client certificate cannot be used"
+            ) from None
+
     async def _greet(
-        self, origin: Origin, sock: socket.socket, address: str | None, make: MakeConnection
+        self,
+        origin: Origin,
+        sock: socket.socket,
+        address: str | None,
+        context: ssl.SSLContext | None,
+        make: MakeConnection,
     ) -> Connection:
         """What a connected socket becomes: a connection, through TLS where that is asked for."""
         loop = asyncio.get_running_loop()
-        is_tls = origin.scheme == "https"
         try:
             _, connection = await loop.create_connection(
                 lambda: make(origin, address),
                 sock=sock,
-                ssl=self._tls_context if is_tls else None,
-                server_hostname=origin.host if is_tls else None,
+                ssl=context,
+                server_hostname=origin.host if context else None,
             )
         except TimeoutError:
             raise

@@ -2,8 +2,8 @@
 
 Two names behind one address may be two owners with two certificates: a pool by address would send
 one tenant's request over another's TLS connection. All connections of a transport verify against
-the same authorities and present no certificate of their own, so scheme, name and port are the whole
-identity.
+the same authorities; who shows a certificate of its own shares with nobody who shows another, or
+none, since the target may have decided by it what to allow.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from typing import NamedTuple
 import httpx
 
 from service.domain.target import DEFAULT_PORTS
+from service.webhook.client_certificate import ClientIdentity
 
 
 class Origin(NamedTuple):
-    """A scheme, a host and a port, by which connections are pooled and certificates verified."""
+    """Scheme, host and port, and as whom: by these connections are pooled, hosts verified."""
 
     scheme: str
     """`http` or `https`."""
     host: str
     """A name, or an address without brackets."""
     port: int
+    identity: ClientIdentity | None = None
+    """The certificate that is shown; None: none is."""
 
 
 def origin_of(url: httpx.URL) -> Origin:

@@ -12,6 +12,7 @@ import httpx
 
 from service.domain.subscription import HttpTarget
 from service.domain.target import TargetUrl, check_headers, parse_target_url
+from service.webhook.client_certificate import ClientIdentity
 from service.webhook.origin import Origin
 from service.webhook.signature import Signer
 
@@ -44,8 +45,11 @@ def prepare_target(
     *,
     user_agent: str,
     secret_headers: Mapping[str, str] | None = None,
+    identity: ClientIdentity | None = None,
 ) -> PreparedTarget:
     """Make a target ready; `user_agent` is `hookline/<version>`.
+
+    `identity` is the certificate that its https servers are shown.
 
     Raises ValueError where a URL or a header is outside the grammar of `domain/target.py`: such a
     target should never have been accepted, and a line break in it would forge a request.
@@ -65,18 +69,21 @@ def prepare_target(
     )
     urls = (target.url, *target.failover_urls)
     return PreparedTarget(
-        endpoints=tuple(_endpoint_of(url, common) for url in urls),
+        endpoints=tuple(_endpoint_of(url, common, identity) for url in urls),
         timeout_s=target.timeout_s,
         signer=signer,
     )
 
 
-def _endpoint_of(url: str, common: tuple[tuple[bytes, bytes], ...]) -> Endpoint:
+def _endpoint_of(
+    url: str, common: tuple[tuple[bytes, bytes], ...], identity: ClientIdentity | None
+) -> Endpoint:
     parsed = parse_target_url(url)
+    shown = identity if parsed.scheme == "https" else None
     return Endpoint(
         url=url,
         http_url=httpx.URL(url),
-        origin=Origin(parsed.scheme, parsed.host, parsed.port),
+        origin=Origin(parsed.scheme, parsed.host, parsed.port, shown),
         request_target=parsed.request_target.encode("ascii"),
         headers=((b"host", _host_header(parsed)), *common),
     )

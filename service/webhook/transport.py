@@ -21,7 +21,6 @@ so `host` and `content-length` are the caller's to give. An answer's body is its
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ from service.webhook.answer import (
     DEFAULT_LIMIT_BYTES,
     AnswerReader,
 )
+from service.webhook.client_certificate import MakeTls, TlsContexts
 from service.webhook.connection import Answer, Connection, StaleConnectionError
 from service.webhook.deadlines import Deadlines
 from service.webhook.dialer import Dialer, make_tls_context
@@ -82,10 +82,10 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         egress: EgressPolicy,
         proxy: EgressProxy | None = None,
         resolver: Resolver | None = None,
-        tls_context: ssl.SSLContext | None = None,
+        make_tls: MakeTls = make_tls_context,
         limits: TransportLimits | None = None,
     ) -> None:
-        """`resolver` asks the system by default, `tls_context` is what `make_tls_context` makes.
+        """`resolver` asks the system by default; `make_tls` makes the contexts of connections.
 
         With a `proxy` every connection is a tunnel through it.
 
@@ -97,7 +97,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             resolver=self._resolver,
             egress=egress,
             route=ProxyRoute(proxy, self._resolver) if proxy else DirectRoute(egress),
-            tls_context=tls_context or make_tls_context(),
+            tls=TlsContexts(make_tls),
             addresses_max=self._limits.addresses_max,
         )
         self._pool = IdlePool(

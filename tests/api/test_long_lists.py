@@ -25,6 +25,7 @@ from hookline.v1.target_pb2 import HttpTarget
 from service.api.convert_event import EventReader
 from service.api.convert_policy import policy_in
 from service.api.convert_subscription import LEAVES, SubscriptionReader
+from service.api.convert_target_secrets import NOTHING
 from service.api.delivery_service import DeliveryServicer
 from service.api.paging import Pages
 from service.api.update_mask import leaves_in
@@ -68,7 +69,7 @@ def test_failover_urls() -> None:
     reader = SubscriptionReader(Limits(), EgressPolicy(), https_only=False)
     violations: list[Violation] = []
     began_s = time.process_time()
-    reader.read(message, frozenset({"http.failover_urls"}), seen, violations)
+    reader.read(message, frozenset({"http.failover_urls"}), seen, NOTHING, violations)
     refused("subscription.http.failover_urls", violations, began_s)
 
 

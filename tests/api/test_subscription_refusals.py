@@ -245,7 +245,6 @@ async def test_what_is_missing_is_told_as_missing(control: Control) -> None:
 
 UNBUILT: dict[str, dict[str, Any]] = {
     "filter": {"filter": "data.amount > 100"},
-    "http.secret_headers": {"http": http(secret_headers={"x-a": "1"})},
 }
 
 

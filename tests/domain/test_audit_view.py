@@ -23,6 +23,7 @@ from service.domain.audit_view import (
 )
 from service.domain.event import EventType
 from service.domain.subscription import (
+    ClientCertificate,
     DeliveryLimits,
     HttpTarget,
     RetryPolicy,
@@ -36,6 +37,9 @@ TARGET = HttpTarget(
     url="https://example.com/hooks/7?token=geheim&mode=live&flag",
     failover_urls=("https://b.example.com/?geheim",),
     headers={"x-token": "geheim"},
+    client_certificate=ClientCertificate(
+        subject="CN=hookline", expire_time=datetime(2027, 1, 1, tzinfo=UTC), fingerprint="ab" * 32
+    ),
 )
 SUBSCRIPTION = Subscription(
     tenant_id="acme",
@@ -87,8 +91,10 @@ def test_a_url_without_a_query_is_shown_as_it_is() -> None:
             # Under other names; times, which are the entries' own.
             {"tenant_id", "subscription_id", "target", "create_time", "update_time"},
         ),
-        (HttpTarget, subscription_view(SUBSCRIPTION)["http"], set()),
+        (HttpTarget, subscription_view(SUBSCRIPTION)["http"], {"secret_header_bytes"}),
         (RetryPolicy, subscription_view(SUBSCRIPTION)["retry_policy"], set()),
+        (ClientCertificate, subscription_view(SUBSCRIPTION)["http"]["client_certificate"],
+         {"expire_time"}),
         (DeliveryLimits, subscription_view(SUBSCRIPTION)["limits"], set()),
         (SigningKey, subscription_view(SUBSCRIPTION)["signing_keys"][0],
          {"create_time", "expire_time"}),

@@ -15,6 +15,7 @@ import trustme
 
 from service.domain.attempt import Outcome
 from service.domain.subscription import HttpTarget, SignatureScheme
+from service.webhook.client_certificate import ClientIdentity, MakeTls
 from service.webhook.dialer import make_tls_context
 from service.webhook.egress import EgressPolicy, parse_networks
 from service.webhook.payload import Payload
@@ -59,6 +60,8 @@ class Post:
         may_send: Callable[[], bool] = always,
         secrets: Sequence[SigningSecret] = (SECRET,),
         extra_headers: Sequence[tuple[bytes, bytes]] | None = None,
+        secret_headers: Mapping[str, str] | None = None,
+        identity: ClientIdentity | None = None,
     ) -> Outcome:
         target = HttpTarget(
             url=url,
@@ -66,7 +69,13 @@ class Post:
             headers=headers or {},
             timeout_s=timeout_s,
         )
-        prepared = prepare_target(target, Signer(secrets), user_agent="hookline/1.2.3")
+        prepared = prepare_target(
+            target,
+            Signer(secrets),
+            user_agent="hookline/1.2.3",
+            secret_headers=secret_headers,
+            identity=identity,
+        )
         async with asyncio.timeout(2 * PATIENCE_S):
             return await self.sender.send(
                 prepared,
@@ -93,6 +102,7 @@ async def make_post() -> AsyncIterator[MakePost]:
             names: Mapping[str, Sequence[str]] | None = None,
             resolver: Resolver | None = None,
             tls_context: ssl.SSLContext | None = None,
+            make_tls: MakeTls = make_tls_context,
             unix_s: float = 0.0,
             **limits: float,
         ) -> Post:
@@ -105,7 +115,7 @@ async def make_post() -> AsyncIterator[MakePost]:
                 egress=egress,
                 proxy=proxy,
                 resolver=resolver or Resolver(lookup),
-                tls_context=tls_context,
+                make_tls=make_tls if tls_context is None else lambda: tls_context,
                 limits=TransportLimits(**{"tick_s": 0.02, **limits}),  # type: ignore[arg-type]
             )
             stack.push_async_callback(transport.aclose)

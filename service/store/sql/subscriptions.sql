@@ -41,6 +41,10 @@ WITH bumped AS (
 ), keyed AS (
     INSERT INTO signing_keys (subscription_uid, version, scheme, sealed_secret, public_key, create_time)
     SELECT subscription_uid, 1, $12, $21, $22, hookline_now() FROM created
+), told AS (
+    INSERT INTO target_secrets (subscription_uid, kind, version, sealed, shown)
+    SELECT created.subscription_uid, w.kind, 1, decode(w.sealed, 'base64'), w.shown
+    FROM created, jsonb_to_recordset($26) AS w (kind text, sealed text, shown jsonb)
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM created
 ), audited AS (
@@ -67,7 +71,7 @@ ORDER BY subscription_uid DESC LIMIT $2
 -- name: read
 -- Everything of the given subscriptions, tombstones too, each with its live signing keys, newest first, and with what
 -- opens them: its tenant's data keys.
-SELECT s.*, t.tenant_id, hookline_now() AS read_time, k.*, d.*
+SELECT s.*, t.tenant_id, hookline_now() AS read_time, k.*, d.*, x.*
 FROM subscriptions s
 JOIN tenants t USING (tenant_uid)
 CROSS JOIN LATERAL (
@@ -85,9 +89,17 @@ CROSS JOIN LATERAL (
            coalesce(array_agg(d.sealed_key ORDER BY d.create_time DESC, d.key_id), '{}') AS data_keys
     FROM data_keys d WHERE d.tenant_uid = s.tenant_uid
 ) d
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(x.kind ORDER BY x.kind), '{}') AS secret_kinds,
+           coalesce(array_agg(x.version ORDER BY x.kind), '{}') AS secret_versions,
+           coalesce(array_agg(x.sealed ORDER BY x.kind), '{}') AS secret_values,
+           coalesce(array_agg(x.shown ORDER BY x.kind), '{}') AS secret_shown
+    FROM target_secrets x WHERE x.subscription_uid = s.subscription_uid
+) x
 WHERE s.subscription_uid = ANY ($1::uuid[])
 
 -- name: update
+-- $23 is what the target is told in secret from now on: what it names is replaced, or removed where it has no value.
 WITH locked AS MATERIALIZED (
     SELECT t.tenant_uid, t.epoch
     FROM subscriptions s JOIN tenants t USING (tenant_uid)
@@ -110,6 +122,16 @@ WITH locked AS MATERIALIZED (
     INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM changed
 ), audited AS (
     INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $21 FROM changed
+), removed AS (
+    DELETE FROM target_secrets x
+    USING changed, jsonb_to_recordset($23) AS w (kind text, sealed text)
+    WHERE x.subscription_uid = changed.subscription_uid AND x.kind = w.kind AND w.sealed IS NULL
+), told AS (
+    INSERT INTO target_secrets (subscription_uid, kind, version, sealed, shown)
+    SELECT changed.subscription_uid, w.kind, $2 + 1, decode(w.sealed, 'base64'), w.shown
+    FROM changed, jsonb_to_recordset($23) AS w (kind text, sealed text, shown jsonb) WHERE w.sealed IS NOT NULL
+    ON CONFLICT (subscription_uid, kind) DO UPDATE
+    SET version = excluded.version, sealed = excluded.sealed, shown = excluded.shown
 )
 SELECT subscription_uid FROM changed
 
@@ -162,6 +184,8 @@ WITH locked AS MATERIALIZED (
     FROM changed WHERE t.tenant_uid = changed.tenant_uid
 ), ended AS (
     DELETE FROM signing_keys k USING changed WHERE k.subscription_uid = changed.subscription_uid
+), untold AS (
+    DELETE FROM target_secrets x USING changed WHERE x.subscription_uid = changed.subscription_uid
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM changed
 ), audited AS (

@@ -101,6 +101,7 @@ class HttpTarget(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     SIGNATURE_SCHEME_FIELD_NUMBER: _builtins.int
     SIGNING_KEYS_FIELD_NUMBER: _builtins.int
+    CLIENT_CERTIFICATE_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Required. Where to send: an absolute `https` (or, unless the service forbids it, `http`) URL
     without userinfo and fragment, at most 2,048 characters. A host that is an address must be
@@ -128,8 +129,9 @@ class HttpTarget(_message.Message):
     @_builtins.property
     def secret_headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Input only. Optional. Sent with every request, stored encrypted, never read back. The rules of
-        `headers`. In an update the whole map is replaced, and only where `update_mask` names it or it
-        is populated. Default: none.
+        `headers`. In an update the whole map is replaced where it is populated, and stays as it is
+        where it is empty, under the mask `*` too; to remove all of them, name `http.secret_headers`
+        in `update_mask` and leave it empty. Default: none.
         """
 
     @_builtins.property
@@ -146,6 +148,14 @@ class HttpTarget(_message.Message):
     def signing_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___SigningKey]:
         """Output only. The keys that sign requests now, newest first: one, or two during a rotation."""
 
+    @_builtins.property
+    def client_certificate(self) -> Global___ClientCertificate:
+        """Optional. The certificate that `https` servers are shown when they ask for one (mutual TLS).
+        In an update it is replaced where its input fields are populated, and stays as it is where
+        they are not, under the mask `*` too; to remove it, name `http.client_certificate` in
+        `update_mask` and leave it unset. Default: none.
+        """
+
     def __init__(
         self,
         *,
@@ -157,14 +167,59 @@ class HttpTarget(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         signature_scheme: Global___SignatureScheme.ValueType = ...,
         signing_keys: _abc.Iterable[Global___SigningKey] | None = ...,
+        client_certificate: Global___ClientCertificate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_certificate", b"client_certificate", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failover_urls", b"failover_urls", "headers", b"headers", "secret_header_names", b"secret_header_names", "secret_headers", b"secret_headers", "signature_scheme", b"signature_scheme", "signing_keys", b"signing_keys", "timeout", b"timeout", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_certificate", b"client_certificate", "failover_urls", b"failover_urls", "headers", b"headers", "secret_header_names", b"secret_header_names", "secret_headers", b"secret_headers", "signature_scheme", b"signature_scheme", "signing_keys", b"signing_keys", "timeout", b"timeout", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HttpTarget: _TypeAlias = HttpTarget  # noqa: Y015
+
+@_typing.final
+class ClientCertificate(_message.Message):
+    """A certificate of the sender's own. What it is given is stored encrypted, and never read back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _builtins.int
+    PRIVATE_KEY_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    certificate_chain: _builtins.str
+    """Input only. Required. The certificate in PEM, followed by intermediate ones, if there are any:
+    at most 10, 32 KiB. Must not have ended.
+    """
+    private_key: _builtins.str
+    """Input only. Required. Its private key in PEM, not encrypted: RSA of 2,048 to 8,192 bits, ECDSA
+    on P-256, P-384 or P-521, or ed25519. At most 16 KiB.
+    """
+    subject: _builtins.str
+    """Output only. Whom the certificate names, `CN=hookline,O=Example`. May be empty."""
+    fingerprint: _builtins.str
+    """Output only. SHA-256 of the certificate, 64 hexadecimal digits."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When it ends; its target will refuse it from then on. Replace it before."""
+
+    def __init__(
+        self,
+        *,
+        certificate_chain: _builtins.str = ...,
+        private_key: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain", b"certificate_chain", "expire_time", b"expire_time", "fingerprint", b"fingerprint", "private_key", b"private_key", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientCertificate: _TypeAlias = ClientCertificate  # noqa: Y015
 
 @_typing.final
 class SigningKey(_message.Message):
