@@ -44,7 +44,10 @@ def parse_traceparent(text: str | bytes) -> Parent | None:
     """What a header says; None where it says nothing that can be understood."""
     if isinstance(text, bytes):
         text = text.decode("latin-1")
-    if len(text) > _HEADER_CHARACTERS_MAX or (found := _HEADER.fullmatch(text.strip())) is None:
+    if (
+        len(text) > _HEADER_CHARACTERS_MAX
+        or (found := _HEADER.fullmatch(text.strip(" \t"))) is None
+    ):
         return None
     if found["version"] == "00" and found["rest"]:
         return None
