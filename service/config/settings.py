@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from service.config.egress import EgressSettings, read_egress
+from service.config.limits import limit_contradictions, read_limits
 from service.config.otel import read_telemetry
 from service.config.reading import (
     ListenAddress,
@@ -37,7 +38,7 @@ from service.domain.subscription import MAX_TIMEOUT_S
 from service.telemetry import LogFormat, LogLevel
 from service.telemetry.settings import TelemetrySettings
 
-_KIB, _MIB = 1024, 1024 * 1024
+_MIB = 1024 * 1024
 
 
 class Role(StrEnum):
@@ -188,7 +189,7 @@ class Settings:
             telemetry=read_telemetry(
                 read.environ, read.problems, (prometheus.host, prometheus.port)
             ),
-            limits=_read_limits(read),
+            limits=read_limits(read),
         )
 
     @property
@@ -204,7 +205,7 @@ class Settings:
         """Where settings that are right by themselves do not go together."""
         if self.role is Role.AUDIT:
             return []
-        limits, problems = self.limits, []
+        problems: list[str] = []
         if self.role is not Role.DEV and self.database_url is None:
             problems.append(
                 "HOOKLINE_DATABASE_URL is not set: `serve`, `migrate` and `keys` need one"
@@ -235,68 +236,5 @@ class Settings:
             )
         problems += self.tls.contradictions(self.listen)
         problems += self.tokens.contradictions()
-        problems += [
-            f"HOOKLINE_{low_name} is {low:g}, above HOOKLINE_{high_name}, which is {high:g}: {why}"
-            for low_name, low, high_name, high, why in (
-                ("MAX_DATA_BYTES", limits.max_data_bytes, "MAX_BATCH_BYTES",
-                 limits.max_batch_bytes, "one event must fit into a batch"),
-                ("MAX_BATCH_BYTES", limits.max_batch_bytes, "MAX_QUEUED_PUBLISH_BYTES",
-                 limits.max_queued_publish_bytes, "one batch must fit into the queue"),
-                ("MAX_BATCH_EVENTS", limits.max_batch_events, "MAX_QUEUED_PUBLISH_EVENTS",
-                 limits.max_queued_publish_events, "one batch must fit into the queue"),
-            )
-            if low > high
-        ]  # fmt: skip
+        problems += limit_contradictions(self.limits)
         return problems
-
-
-def _read_limits(read: Reader) -> Limits:
-    default = Limits()
-    return Limits(
-        max_data_bytes=read(
-            "MAX_DATA_BYTES", integer(1, 4 * _MIB, "bytes"), default.max_data_bytes
-        ),
-        max_batch_events=read("MAX_BATCH_EVENTS", integer(1, 10_000), default.max_batch_events),
-        max_batch_bytes=read(
-            "MAX_BATCH_BYTES", integer(_KIB, 16 * _MIB, "bytes"), default.max_batch_bytes
-        ),
-        max_batch_deliveries=read(
-            "MAX_BATCH_DELIVERIES", integer(1, 1 << 20), default.max_batch_deliveries
-        ),
-        max_attribute_bytes=read(
-            "MAX_ATTRIBUTE_BYTES", integer(1, 64 * _KIB, "bytes"), default.max_attribute_bytes
-        ),
-        max_json_depth=read("MAX_JSON_DEPTH", integer(1, 512), default.max_json_depth),
-        max_page_bytes=read(
-            "MAX_PAGE_BYTES", integer(_KIB, 3 * _MIB, "bytes"), default.max_page_bytes
-        ),
-        max_patterns=read("MAX_PATTERNS", integer(1, 1_000), default.max_patterns),
-        max_labels=read("MAX_LABELS", integer(0, 1_000), default.max_labels),
-        max_subscriptions_per_tenant=read(
-            "MAX_SUBSCRIPTIONS_PER_TENANT",
-            integer(1, 10_000_000),
-            default.max_subscriptions_per_tenant,
-        ),
-        max_schema_bytes=read(
-            "MAX_SCHEMA_BYTES", integer(_KIB, _MIB, "bytes"), default.max_schema_bytes
-        ),
-        max_queued_publish_bytes=read(
-            "MAX_QUEUED_PUBLISH_BYTES",
-            integer(_MIB, 4096 * _MIB, "bytes"),
-            default.max_queued_publish_bytes,
-        ),
-        max_queued_publish_events=read(
-            "MAX_QUEUED_PUBLISH_EVENTS",
-            integer(1, 10_000_000),
-            default.max_queued_publish_events,
-        ),
-        max_stream_messages=read(
-            "MAX_STREAM_MESSAGES", integer(1, 100_000), default.max_stream_messages
-        ),
-        max_stream_events=read(
-            "MAX_STREAM_EVENTS", integer(1, 1_000_000), default.max_stream_events
-        ),
-        max_stream_bytes=read(
-            "MAX_STREAM_BYTES", integer(_KIB, 1024 * _MIB, "bytes"), default.max_stream_bytes
-        ),
-    )
