@@ -32,6 +32,8 @@ from service.store.database import ContentionError, OutcomeUnknownError
 DOMAIN = "hookline"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+NEVER = "-1"
+"""Do not make this call again (A6)."""
 
 STATUS_BYTES_MAX = 4_000
 """Of the whole Status: gRPC may drop trailers from 8 KiB on, and they carry the message twice."""
@@ -145,6 +147,8 @@ def _refusal_of_ours(error: HooklineError) -> Refusal:
         trailers.append((PUSHBACK_KEY, str(retry_ms)))
     if isinstance(error, ResourceExhaustedError):
         others.append(_quota_failure(error))
+        if error.retry_after_s is None:  # it does not pass by itself
+            trailers.append((PUSHBACK_KEY, NEVER))
     if error.violations:
         status.message = _pack_violations(status, info, error.violations)
     else:

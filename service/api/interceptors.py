@@ -5,7 +5,8 @@ request that does not parse likewise, and leaves the client of a handler that ra
 waiting for ever. So each handler is wrapped, once, when its method is first called:
 
 - who calls is asked first (`authentication.py`), then whether he may (`scopes.py`), then whether
-  there is room; only then is his request read, from the bytes that gRPC hands over as they came;
+  there is room (`admission.py`); only then is his request read, from the bytes that gRPC hands
+  over as they came;
 - the handler runs inside `calling(caller)`, and what it read is entered in the audit log where that
   is privileged (`audited.py`), before it is answered;
 - an exception becomes a `Refusal` (`errors.py`);
@@ -27,6 +28,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
 
+from service.api.admission import Admission
 from service.api.audited import AUDIT, Journal, Reads
 from service.api.authentication import Identities, Metadata
 from service.api.errors import (
@@ -40,7 +42,7 @@ from service.api.errors import (
 from service.api.scopes import KNOWN, RULES, Rule
 from service.api.streams import Stream, Streams
 from service.domain.caller import Caller, calling
-from service.domain.errors import PermissionDeniedError, Reason, ResourceExhaustedError
+from service.domain.errors import PermissionDeniedError, Reason
 from service.telemetry.tracing import current_trace_id
 
 UNKNOWN_METHOD = "_OTHER"
@@ -83,20 +85,19 @@ class Unobserved:
 
 
 class CallGuard(grpc.aio.ServerInterceptor):
-    """Wraps every method of the server; bounds how many calls run at once."""
+    """Wraps every method of the server."""
 
     def __init__(
         self,
         identities: Identities,
         journal: Journal,
+        admission: Admission,
         observer: CallObserver | None = None,
-        *,
-        max_calls: int = MAX_CALLS_DEFAULT,
     ) -> None:
         self._identities = identities
         self._journal = journal
+        self._admission = admission
         self._observer = observer or Unobserved()
-        self._max_calls = max_calls
         self._running = 0
         self._streams = Streams()
         self._wrapped: dict[str, _Handler] = {}
@@ -150,7 +151,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
             self._running += 1
             try:
                 caller = await self._admit(method, rule, context)
-                message = read(request)
+                message = self._admission.read(read, caller, request)
                 with calling(caller):
                     response = await behaviour(message, context)
                     if reads is not None:
@@ -188,10 +189,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 caller = await self._admit(method, rule, context)
                 self._streams.enter(stream)
                 following = asyncio.create_task(self._streams.follow(stream, recheck))
+                admit = partial(self._admission.read, read, caller)
                 if takes_messages:
-                    argument = stream.messages(request, read, recheck)
+                    argument = stream.messages(request, admit, recheck)
                 else:
-                    argument = read(request)
+                    argument = admit(request)
                 with calling(caller):
                     if reads is not None and not takes_messages:  # it may never end
                         await reads.enter(self._journal, argument)
@@ -230,14 +232,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
         )
 
     async def _admit(self, method: str, rule: Rule | None, context: _Context) -> Caller:
+        self._admission.check_metadata(cast("Metadata", context.invocation_metadata()))
         caller = await self._identify(method, rule, context)
-        if self._running > self._max_calls:
-            raise ResourceExhaustedError(
-                f"{self._max_calls:,} calls are running, which is as many as this node takes",
-                Reason.OVERLOADED,
-                retry_after_s=1.0,
-                metadata={"limit": "HOOKLINE_MAX_CALLS", "maximum": str(self._max_calls)},
-            )
+        self._admission.check_running(self._running)
         if context.time_remaining() == 0:  # never less; None without a deadline
             raise _DeadlineExceededError
         return caller

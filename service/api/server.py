@@ -29,6 +29,7 @@ from hookline.v1 import (
     tenant_service_pb2_grpc,
 )
 from service.api import reflection
+from service.api.admission import Admission
 from service.api.audited import Journal
 from service.api.authentication import Authenticator, Identities
 from service.api.interceptors import MAX_CALLS_DEFAULT, CallGuard, CallObserver
@@ -51,10 +52,9 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _STATES = health_pb2.HealthCheckResponse
 
 RECEIVE_HEADROOM_BYTES = 4 * 1024 * 1024
+METADATA_HEADROOM_BYTES = 16 * 1024
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
-CLIENT_PING_INTERVAL_MIN_MS = 10_000
-STREAMS_PER_CONNECTION_MAX = 1_000
 
 
 class CannotListenError(Exception):
@@ -100,7 +100,7 @@ class ApiServer:
         self._address = address
         self._credentials = credentials
         self._guard = CallGuard(
-            Identities(identities), servicers.journal, observer, max_calls=max_calls
+            Identities(identities), servicers.journal, Admission(limits, max_calls), observer
         )
         self._server = grpc.aio.server(
             interceptors=[self._guard],
@@ -141,19 +141,27 @@ class ApiServer:
 
 
 def _options(limits: Limits, *, share_port: bool) -> list[tuple[str, int]]:
+    metadata_bytes = limits.max_metadata_bytes + METADATA_HEADROOM_BYTES
     return [
         # On by default, and a second server would silently get half of the calls.
         ("grpc.so_reuseport", int(share_port)),
-        # gRPC's core refuses without details what is larger; our own limits lie well below, those
-        # of single fields too.
-        ("grpc.max_receive_message_length", limits.max_batch_bytes + RECEIVE_HEADROOM_BYTES),
+        # gRPC's core refuses without details what is larger, and metadata of between its two
+        # bounds by chance; our own limits lie well below both, those of single fields too.
+        ("grpc.max_receive_message_length", limits.max_message_bytes + RECEIVE_HEADROOM_BYTES),
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION_MAX),
+        ("grpc.max_metadata_size", metadata_bytes),
+        ("grpc.absolute_max_metadata_size", metadata_bytes + METADATA_HEADROOM_BYTES),
+        ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
+        # Connections come anew now and then: so they are spread over processes that came later,
+        # and a certificate is asked for again. Each ends up to a tenth sooner or later, by chance.
+        ("grpc.max_connection_age_ms", limits.max_connection_age_s * 1_000),
+        ("grpc.max_connection_age_grace_ms", limits.connection_grace_s * 1_000),
+        ("grpc.server_handshake_timeout_ms", limits.handshake_timeout_s * 1_000),
         # A client that vanished without a word is noticed, and a watch through a proxy kept alive.
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_INTERVAL_MIN_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", limits.min_ping_interval_s * 1_000),
     ]
 
 

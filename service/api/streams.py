@@ -12,16 +12,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from service.api.errors import interrupted
-from service.domain.errors import HooklineError, PermissionDeniedError, UnauthenticatedError
+from service.domain.errors import (
+    HooklineError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
 
 RECHECK_S: Final = 0.5
 """How often the caller of a stream is asked for again."""
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Recheck = Callable[[], Awaitable[object]]
 
 
@@ -34,7 +40,7 @@ class Stream:
         self._task = task
         self._takes_messages = takes_messages
         self._reader: asyncio.Task[Any] | None = None
-        """Who waits for the next message."""
+        """Who waits for the next message, or until it may be taken."""
         self.reason: HooklineError | None = None
         """Why we have ended it; None: we have not."""
 
@@ -48,24 +54,38 @@ class Stream:
             self._task.cancel()
 
     async def messages(
-        self, requests: AsyncIterator[bytes], read: Callable[[bytes], Any], recheck: Recheck
+        self, requests: AsyncIterator[bytes], admit: Callable[[bytes], Any], recheck: Recheck
     ) -> AsyncIterator[Any]:
-        """What the client sends, read, its sender known; raises what ends the reading."""
+        """What the client sends, read, its sender known; raises what ends the reading.
+
+        Where it comes too fast nothing is refused: no more is taken from the connection meanwhile.
+        """
         while self.reason is None:
             try:
-                request = await self._next(requests)
+                request = await self._or_end(anext(requests))
             except StopAsyncIteration:
                 return
             await recheck()
-            yield read(request)
+            yield await self._admitted(request, admit)
         raise self.reason
 
-    async def _next(self, requests: AsyncIterator[bytes]) -> bytes:
+    async def _admitted(self, request: bytes, admit: Callable[[bytes], Any]) -> Any:  # noqa: ANN401 (any message)
+        while True:
+            try:
+                return admit(request)
+            except ResourceExhaustedError as error:
+                if error.retry_after_s is None:
+                    raise
+                wait_s = error.retry_after_s
+            await self._or_end(asyncio.sleep(wait_s))
+
+    async def _or_end(self, waited_for: Awaitable[T]) -> T:
+        """Wait for it; raises what ends the reading meanwhile."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - coroutines of a server run in tasks
         self._reader = task
         try:
-            return await anext(requests)
+            return await waited_for
         except asyncio.CancelledError:
             if self.reason is not None and not task.uncancel():  # else the client is gone as well
                 raise self.reason from None

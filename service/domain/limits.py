@@ -37,6 +37,28 @@ class Limits:
     """Data that may wait for a group commit (HOOKLINE_MAX_QUEUED_PUBLISH_BYTES)."""
     max_queued_publish_events: int = 50_000
     """Events that may wait for a group commit (HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS)."""
+    max_message_bytes: int = 8 * 1024 * 1024
+    """One message as it comes over the wire (HOOKLINE_MAX_MESSAGE_BYTES)."""
+    max_metadata_bytes: int = 16 * 1024
+    """A call's metadata, counted as HTTP/2 does (HOOKLINE_MAX_METADATA_BYTES)."""
+    max_caller_calls_per_s: int = 1_000
+    """Calls and streamed messages of one caller on one node (HOOKLINE_MAX_CALLER_CALLS_PER_S)."""
+    max_caller_bytes_per_s: int = 64 * 1024 * 1024
+    """The bytes of these (HOOKLINE_MAX_CALLER_BYTES_PER_S)."""
+    max_tenant_calls_per_s: int = 5_000
+    """Of all callers for one tenant on one node (HOOKLINE_MAX_TENANT_CALLS_PER_S)."""
+    max_tenant_bytes_per_s: int = 64 * 1024 * 1024
+    """The bytes of these (HOOKLINE_MAX_TENANT_BYTES_PER_S)."""
+    max_streams_per_connection: int = 1_000
+    """Calls at once on one connection (HOOKLINE_MAX_STREAMS_PER_CONNECTION)."""
+    max_connection_age_s: int = 3_600
+    """Then a connection is asked to end (HOOKLINE_MAX_CONNECTION_AGE_S)."""
+    connection_grace_s: int = 300
+    """How long its calls may go on then (HOOKLINE_CONNECTION_GRACE_S)."""
+    handshake_timeout_s: int = 10
+    """Until a new connection speaks TLS and HTTP/2 (HOOKLINE_HANDSHAKE_TIMEOUT_S)."""
+    min_ping_interval_s: int = 10
+    """Between two pings of a client that sends nothing else (HOOKLINE_MIN_PING_INTERVAL_S)."""
     max_stream_messages: int = 1_000
     """A publishing stream's, read and not yet answered (HOOKLINE_MAX_STREAM_MESSAGES)."""
     max_stream_events: int = 10_000

@@ -59,7 +59,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     full.
     """
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 7
-    """RESOURCE_EXHAUSTED. A limit of the tenant or key is reached; `QuotaFailure` names it.
+    """RESOURCE_EXHAUSTED. A limit of the tenant or caller is reached; `QuotaFailure` names it. With
+    `RetryInfo` it passes by itself, as a rate does; without, it does not.
     Example: CreateSubscription in a tenant that has as many as it may.
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 8
@@ -86,7 +87,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 13
     """INVALID_ARGUMENT. A field is larger than a limit allows; metadata `limit` and `maximum` tell
-    which and how much.
+    which and how much. RESOURCE_EXHAUSTED, where it is the whole message, or the call's metadata.
     Example: PublishEvents with 1,001 events; `events[0].json_data` of 300 KiB.
     """
     ERROR_REASON_FIELD_IMMUTABLE: _ErrorReason.ValueType  # 14
@@ -299,7 +300,8 @@ Example: publishers are faster than the database commits, and the queue of waiti
 full.
 """
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 7
-"""RESOURCE_EXHAUSTED. A limit of the tenant or key is reached; `QuotaFailure` names it.
+"""RESOURCE_EXHAUSTED. A limit of the tenant or caller is reached; `QuotaFailure` names it. With
+`RetryInfo` it passes by itself, as a rate does; without, it does not.
 Example: CreateSubscription in a tenant that has as many as it may.
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 8
@@ -326,7 +328,7 @@ Example: CreateSubscription without `subscription.event_types`.
 """
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 13
 """INVALID_ARGUMENT. A field is larger than a limit allows; metadata `limit` and `maximum` tell
-which and how much.
+which and how much. RESOURCE_EXHAUSTED, where it is the whole message, or the call's metadata.
 Example: PublishEvents with 1,001 events; `events[0].json_data` of 300 KiB.
 """
 ERROR_REASON_FIELD_IMMUTABLE: ErrorReason.ValueType  # 14

@@ -1,0 +1,156 @@
+"""Whether there is room for a call: how many run, what it weighs, how often its caller comes.
+
+All of it is of this node alone, and told with the setting's name and when to come back. What is too
+large is never advised to come again. Where authentication is off callers are not told apart, so
+that only their tenant's rates bound them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from service.api.authentication import ANONYMOUS, Metadata
+from service.api.rates import Buckets
+from service.domain.caller import Caller
+from service.domain.errors import Reason, ResourceExhaustedError
+from service.domain.limits import Limits
+from service.domain.names import WILDCARD, tenant_name
+
+_ENTRY_BYTES: Final = 32
+"""What each entry of metadata counts for besides its text (RFC 9113 section 6.5.2)."""
+_NAMING: Final = ("tenant", "name", "delivery", "subscription")
+"""The fields of requests that say whose data they are about."""
+_PREFIX: Final = "tenants/"
+
+
+class Admission:
+    """Lets calls in, or says why not."""
+
+    def __init__(
+        self, limits: Limits, max_calls: int, monotonic_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limits = limits
+        self._max_calls = max_calls
+        self._callers = (
+            _Rate(
+                "HOOKLINE_MAX_CALLER_CALLS_PER_S",
+                "calls",
+                limits.max_caller_calls_per_s,
+                monotonic_s,
+            ),
+            _Rate(
+                "HOOKLINE_MAX_CALLER_BYTES_PER_S",
+                "bytes",
+                limits.max_caller_bytes_per_s,
+                monotonic_s,
+            ),
+        )
+        self._tenants = (
+            _Rate(
+                "HOOKLINE_MAX_TENANT_CALLS_PER_S",
+                "calls",
+                limits.max_tenant_calls_per_s,
+                monotonic_s,
+            ),
+            _Rate(
+                "HOOKLINE_MAX_TENANT_BYTES_PER_S",
+                "bytes",
+                limits.max_tenant_bytes_per_s,
+                monotonic_s,
+            ),
+        )
+
+    def check_metadata(self, metadata: Metadata) -> None:
+        """Raises where a call brings too much along."""
+        size = sum([len(key) + len(value) + _ENTRY_BYTES for key, value in metadata])
+        if size > self._limits.max_metadata_bytes:
+            setting, most = "HOOKLINE_MAX_METADATA_BYTES", self._limits.max_metadata_bytes
+            raise _too_large("the call's metadata", size, setting, most)
+
+    def check_running(self, running: int) -> None:
+        """Raises where more calls run than may."""
+        if running > self._max_calls:
+            raise ResourceExhaustedError(
+                f"{self._max_calls:,} calls are running, which is as many as this node takes",
+                Reason.OVERLOADED,
+                retry_after_s=1.0,
+                metadata={"limit": "HOOKLINE_MAX_CALLS", "maximum": str(self._max_calls)},
+            )
+
+    def read(self, read: Callable[[bytes], Any], caller: Caller, data: bytes) -> Any:  # noqa: ANN401 (any message)
+        """The message in `data`, counted against the rates of its caller and its tenant.
+
+        Raises where it is too large, or comes too soon: then nothing is counted.
+        """
+        size = len(data)
+        if size > self._limits.max_message_bytes:
+            setting, most = "HOOKLINE_MAX_MESSAGE_BYTES", self._limits.max_message_bytes
+            raise _too_large("the message", size, setting, most)
+        principal = caller.principal if caller.principal != ANONYMOUS.principal else None
+        if principal is not None:
+            for rate in self._callers:
+                rate.check(principal)
+        message = read(data)
+        tenant_id = caller.tenant_id or _tenant_named_by(message)
+        if tenant_id is not None:
+            for rate in self._tenants:
+                rate.check(tenant_name(tenant_id))
+            _take(self._tenants, tenant_name(tenant_id), size)
+        if principal is not None:
+            _take(self._callers, principal, size)
+        return message
+
+
+class _Rate:
+    """One setting, and the bucket of each of those whom it bounds."""
+
+    def __init__(
+        self, setting: str, unit: str, rate_per_s: int, monotonic_s: Callable[[], float]
+    ) -> None:
+        self._setting = setting
+        self._unit = unit
+        self._rate_per_s = rate_per_s
+        self.buckets = Buckets(rate_per_s, monotonic_s=monotonic_s)
+
+    def check(self, subject: str) -> None:
+        """Raises where it has done as much as it may."""
+        wait_s = self.buckets.wait_s(subject)
+        if wait_s > 0:
+            raise ResourceExhaustedError(
+                f"{subject} comes to more than {self._rate_per_s:,} {self._unit} a second on this"
+                f" node ({self._setting}); nothing was done, come back later",
+                Reason.QUOTA_EXCEEDED,
+                retry_after_s=wait_s,
+                metadata={
+                    "subject": subject,
+                    "limit": self._setting,
+                    "maximum": str(self._rate_per_s),
+                },
+            )
+
+
+def _take(rates: tuple[_Rate, _Rate], subject: str, size: int) -> None:
+    calls, data_bytes = rates
+    calls.buckets.take(subject, 1)
+    data_bytes.buckets.take(subject, size)
+
+
+def _too_large(what: str, size: int, setting: str, most: int) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        f"{what} has {size:,} bytes; {setting} allows {most:,}",
+        Reason.LIMIT_EXCEEDED,
+        metadata={"limit": setting, "maximum": str(most)},
+    )
+
+
+def _tenant_named_by(message: object) -> str | None:
+    """Whose data a request is about, as far as it says so."""
+    for field in _NAMING:
+        value = getattr(message, field, None)
+        name = value if isinstance(value, str) else getattr(value, "name", "")
+        if name.startswith(_PREFIX):
+            tenant_id: str = name.removeprefix(_PREFIX).partition("/")[0]
+            return tenant_id if tenant_id and tenant_id != WILDCARD else None
+    return None
