@@ -41,7 +41,7 @@ async def create_api_key(
             box = SecretBox(master_keys_of(settings))
             await check_master_keys(database, box)
             keys = ApiKeys(database, await load_or_create_deployment_key(database, box, API_KEYS))
-            return await keys.create(draft_at(await keys.now()), action="CreateApiKey")
+            return await keys.create(draft_at(await keys.now()))
         finally:
             await database.close()
     except (HooklineError, RejectedError, *FORESEEN) as error:

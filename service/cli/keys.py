@@ -1,4 +1,4 @@
-"""`hookline keys`: the master keys of a deployment."""
+"""`hookline keys`: the master keys of a deployment; API keys are in api_keys.py."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import asyncio
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from service.app import StartError
 from service.app.master_key import KeyUse, RotationReport, forget_master, key_ids, rotate_master
+from service.cli import api_keys
 from service.cli.caller import typed
 from service.cli.failure import CommandError
 from service.cli.node import read_settings
@@ -20,9 +21,16 @@ from service.domain.caller import calling
 
 def run(asked: argparse.Namespace) -> int:
     """Do what the second word says."""
+    if asked.action in {"list", "revoke"}:  # asked of a service, which tells the audit log itself
+        return api_keys.show(asked) if asked.action == "list" else api_keys.revoke(asked)
+    actions: dict[str, Callable[[], int]] = {
+        "create": lambda: api_keys.create(asked),
+        "rotate-master": _rotate,
+        "forget-master": lambda: _forget(asked.key_id),
+    }
     try:
         with calling(typed(f"keys {asked.action}")):
-            return _rotate() if asked.action == "rotate-master" else _forget(asked.key_id)
+            return actions[asked.action]()
     except StartError as error:
         raise CommandError(str(error)) from error
 

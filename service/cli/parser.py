@@ -31,9 +31,17 @@ machines at once. The previous version goes on running meanwhile. Once none of i
 `--post` removes what only they needed.
 """
 _KEYS = """\
-Keeps the master keys, those that seal every secret in the database. Works on HOOKLINE_DATABASE_URL
-itself, with the HOOKLINE_MASTER_KEY that nodes have, and needs none of them.
+Keeps two kinds of keys: API keys, which callers show, and master keys, which seal every secret in
+the database. What works on the database itself needs no node, but HOOKLINE_DATABASE_URL and the
+HOOKLINE_MASTER_KEY that nodes have.
 """
+_CREATE_KEY = """\
+Makes an API key, in the database itself: so the first one can be made. Prints its token, this
+once; callers send it as `authorization: Bearer hk_...`. Without HOOKLINE_DATABASE_URL the database
+is that of a `hookline dev` that runs in the data directory.
+"""
+_LIST_KEYS = "Lists API keys, newest first: what they may, for whom, until when, and whether used."
+_REVOKE_KEY = "Ends an API key, for good, within 5 seconds on every node."
 _ROTATE_MASTER = """\
 Seals anew, with the first key of HOOKLINE_MASTER_KEY, what its other keys have sealed. Nodes that
 have all of these keys serve on meanwhile. Safe to repeat, and to cut off. Tells at the end which
@@ -101,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_node_arguments(add("serve", _SERVE, "run it for production"))
     migrate = add("migrate", _MIGRATE, "bring the database's schema up to date")
     migrate.add_argument("--post", action="store_true", help="also what the last version needed")
-    _add_keys_arguments(add("keys", _KEYS, "rotate the master key"))
+    _add_keys_arguments(add("keys", _KEYS, "give and take API keys, rotate the master key"))
     _add_audit_arguments(add("audit", _AUDIT, "verify the audit log"))
     demo = add("demo", _DEMO, "see it work, in a few seconds")
     # A flag and not a variable: HOOKLINE_* are the service's, and it refuses what it does not know.
@@ -144,6 +152,11 @@ def _add_server(command: argparse.ArgumentParser) -> None:
         default=os.environ.get("HOOKLINE_SERVER", DEFAULT_SERVER),
         help=f"where Hookline serves; by default HOOKLINE_SERVER or {DEFAULT_SERVER}",
     )
+    command.add_argument(
+        "--plaintext",
+        action="store_true",
+        help="speak plaintext to another machine, which others may read, the API key too",
+    )
     for flag, metavar, variable, text in (
         (
             "--ca",
@@ -177,6 +190,22 @@ def _add_keys_arguments(command: argparse.ArgumentParser) -> None:
             allow_abbrev=False,
         )
 
+    create = add("create", _CREATE_KEY, "make an API key")
+    create.add_argument(
+        "--scope",
+        action="append",
+        required=True,
+        choices=("publish", "consume", "manage", "operate", "admin"),
+        help="what it may do; may be given several times; admin may do everything",
+    )
+    create.add_argument("--tenant", metavar="ID", help="bind it to one tenant; else it is of all")
+    create.add_argument("--name", default="", metavar="TEXT", help="what people call it")
+    create.add_argument("--expires-in", metavar="90d", help="days or hours; else it never ends")
+    create.add_argument("--data-dir", metavar="DIR", help="HOOKLINE_DATA_DIR; of `hookline dev`")
+    _add_server(add("list", _LIST_KEYS, "list API keys"))
+    revoke = add("revoke", _REVOKE_KEY, "end an API key")
+    revoke.add_argument("key_id", metavar="KEY", help="apiKeys/ID, or the ID alone")
+    _add_server(revoke)
     add("rotate-master", _ROTATE_MASTER, "seal everything anew, with the first master key")
     forget = add("forget-master", _FORGET_MASTER, "start without a master key that is lost")
     forget.add_argument("key_id", metavar="KEY_ID", help="as the error names it")

@@ -1,7 +1,7 @@
 """The way to a running service: a client, and its errors as sentences.
 
-`HOOKLINE_TOKEN` is read here and nowhere else; it is no argument, since arguments are seen by every
-user of a machine.
+`HOOKLINE_API_KEY` and `HOOKLINE_TOKEN` (an issuer's) are read here and nowhere else; they are no
+arguments, since arguments are seen by every user of a machine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ async def _ask(
     target = asked.server
     try:
         client = HooklineClient(
-            target, token=os.environ.get("HOOKLINE_TOKEN") or None, tls=_tls(asked)
+            target,
+            token=_token(),
+            tls=_tls(asked),
+            plaintext=asked.plaintext or None,
+            token_in_plaintext=asked.plaintext,
         )
     except ValueError as error:
         raise CommandError(f"{target}: {error}") from error
@@ -71,6 +75,14 @@ def _unreached(target: str, said: str) -> str:
         f"nothing answers at {target}: start `hookline dev`, or name the service with"
         " --server HOST:PORT"
     )
+
+
+def _token() -> str | None:
+    """What to show the service; None: nothing."""
+    key, token = os.environ.get("HOOKLINE_API_KEY"), os.environ.get("HOOKLINE_TOKEN")
+    if key and token:
+        raise CommandError("HOOKLINE_API_KEY and HOOKLINE_TOKEN are both set: unset one of them")
+    return key or token or None
 
 
 def _tls(asked: argparse.Namespace) -> Tls | None:

@@ -32,6 +32,7 @@ PREFIX: Final = "HOOKLINE_"
 MAX_CLAIM_LENGTH: Final = 255
 NOT_OURS: Final = frozenset(
     {
+        "HOOKLINE_API_KEY",
         "HOOKLINE_CLIENT_CERT",
         "HOOKLINE_CLIENT_KEY",
         "HOOKLINE_SERVER",

@@ -77,11 +77,8 @@ class ApiKeys:
         now: datetime = row["now"]
         return now
 
-    async def create(self, draft: NewApiKey, *, action: str = "") -> tuple[ApiKey, str]:
-        """A new key, and its token, this once. Raises `NotFoundError` where its tenant is not.
-
-        `action` is what the audit log calls it where no RPC is the cause.
-        """
+    async def create(self, draft: NewApiKey) -> tuple[ApiKey, str]:
+        """A new key, and its token, this once. Raises `NotFoundError` where its tenant is not."""
         key_id = make_key_id(self._below)
         token = make_token(key_id, self._below)
         wanted = ApiKey(
@@ -100,7 +97,7 @@ class ApiKeys:
             draft.tenant_id,
             sorted(draft.scopes),
             draft.expire_time,
-            _entry(None, wanted, action),
+            _entry(None, wanted),
         )
         if row is None:
             raise NotFoundError(
@@ -159,13 +156,12 @@ class ApiKeyLookup:
         await self._session.close()
 
 
-def _entry(before: ApiKey | None, after: ApiKey, action: str = "") -> dict[str, str]:
+def _entry(before: ApiKey | None, after: ApiKey) -> dict[str, str]:
     return audit.draft(
         api_key_name(after.key_id),
         tenant_id=after.tenant_id or "",
         before=api_key_view(before) if before else None,
         after=api_key_view(after),
-        action=action,
     )
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from typing import Any
 
+import grpc
 import pytest
 
 from hookline import HooklineClient
 from hookline.errors import HooklineError, UnauthenticatedError
 from hookline.v1.access_service_pb2 import CreateApiKeyRequest, RevokeApiKeyRequest
 from hookline.v1.api_key_pb2 import API_KEY_SCOPE_PUBLISH, ApiKey
+from hookline.v1.delivery_service_pb2 import WatchDeliveriesRequest
 from hookline.v1.event_pb2 import Event
+from hookline.v1.event_service_pb2 import StreamPublishEventsRequest
 from hookline.v1.operations_service_pb2 import GetStatusRequest
 from service.app import App, StartError, create_api_key
 from service.domain.caller import Scope
@@ -86,6 +91,56 @@ async def test_a_key_that_is_revoked_on_one_node_is_shut_out_of_the_other_within
             assert not await is_shut_out()
             await client.access.RevokeApiKey(RevokeApiKeyRequest(name=made.api_key.name))
             await until(is_shut_out, "the other node heard of it", within_s=5)
+
+
+def message(sequence: int) -> StreamPublishEventsRequest:
+    event = Event(type="a.b", json_data="{}")
+    return StreamPublishEventsRequest(sequence=sequence, tenant="tenants/default", events=[event])
+
+
+async def messages(count: int) -> AsyncIterator[StreamPublishEventsRequest]:
+    for sequence in range(1, count + 1):
+        yield message(sequence)
+
+
+async def test_a_clients_token_goes_with_streams_of_every_kind(
+    database_url: str, boss: str
+) -> None:
+    async with guarded(database_url) as target, HooklineClient(target, token=boss) as client:
+        written: Any = client.events.StreamPublishEvents()
+        for sequence in (1, 2):
+            await written.write(message(sequence))
+            assert (await written.read()).sequence == sequence
+        await written.done_writing()
+        assert await written.read() is grpc.aio.EOF
+        iterated: Any = client.events.StreamPublishEvents(messages(3))
+        assert [answer.sequence async for answer in iterated] == [1, 2, 3]
+        with pytest.raises(grpc.aio.AioRpcError) as unbuilt:
+            async for _ in client.deliveries.WatchDeliveries(
+                WatchDeliveriesRequest(tenant="tenants/default", filter="!"), timeout=5
+            ):
+                pass
+        assert unbuilt.value.code() is not grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_stream_of_a_key_that_is_revoked_elsewhere_ends_within_5_seconds(
+    database_url: str, boss: str
+) -> None:
+    async with (
+        guarded(database_url) as one,
+        guarded(database_url) as other,
+        HooklineClient(one, token=boss) as client,
+    ):
+        made = await client.access.CreateApiKey(
+            CreateApiKeyRequest(api_key=ApiKey(scopes=[API_KEY_SCOPE_PUBLISH]))
+        )
+        async with HooklineClient(other, token=made.token) as publisher:
+            stream: Any = publisher.events.StreamPublishEvents()
+            await stream.write(message(1))
+            assert (await stream.read()).sequence == 1
+            await client.access.RevokeApiKey(RevokeApiKeyRequest(name=made.api_key.name))
+            async with asyncio.timeout(5):
+                assert await stream.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_node_without_the_master_key_of_the_deployment_does_not_start(

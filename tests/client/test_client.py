@@ -218,6 +218,13 @@ def test_a_token_is_never_sent_in_plaintext_to_another_machine(target: str) -> N
         HooklineClient(target, token="hk_1_secret", plaintext=True)
 
 
+async def test_a_token_goes_in_plaintext_to_another_machine_where_that_is_said_twice() -> None:
+    async with HooklineClient(
+        "10.0.0.7:1", token="hk_1_secret", plaintext=True, token_in_plaintext=True
+    ):
+        pass
+
+
 def test_credentials_for_a_plaintext_connection_are_a_mistake() -> None:
     with pytest.raises(ValueError, match="plaintext"):
         HooklineClient(plaintext=True, tls=grpc.ssl_channel_credentials())

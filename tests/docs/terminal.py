@@ -95,7 +95,9 @@ class Terminal:
             program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
             program.chmod(0o755)
         self._env = environment(
-            PATH=os.pathsep.join([str(programs), os.environ["PATH"]]), HOOKLINE_SERVER=dev.target
+            PATH=os.pathsep.join([str(programs), os.environ["PATH"]]),
+            HOOKLINE_SERVER=dev.target,
+            HOOKLINE_DATA_DIR=str(dev.data_dir),
         )
         # The page's `hookline dev` has its data here, as it says by default.
         (directory / ".hookline").symlink_to(dev.data_dir)

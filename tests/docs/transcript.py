@@ -19,6 +19,7 @@ _DRAWN = {
     "event": r"evt_[0-9a-hjkmnp-tv-z]{26}",
     "delivery": r"dlv_[0-9a-hjkmnp-tv-z]{26}",
     "uuid": r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    "key": r"(?<=apiKeys/)[0-9A-Za-z]{12}",
     "etag": r'(?<=")[0-9a-f]{8}-[0-9]+(?=")',
     "secret": r"whsec_[A-Za-z0-9+/=]{32,}",
 }

@@ -24,6 +24,7 @@ from hookline.keys import KeySource
 from hookline.pending import Bounds
 from hookline.repeating import MAX_BACKOFF_S, MIN_BACKOFF_S, wait_before_repeating
 from hookline.tls import Tls
+from hookline.tokens import token_on_streams, with_token
 from hookline.tracing import TRACEPARENT, current_traceparent, publishing
 from hookline.v1.access_service_pb2_grpc import AccessServiceStub
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
@@ -69,6 +70,7 @@ class HooklineClient:
         token: str | None = None,
         tls: Tls | grpc.ChannelCredentials | None = None,
         plaintext: bool | None = None,
+        token_in_plaintext: bool = False,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         publish_timeout_s: float = DEFAULT_PUBLISH_TIMEOUT_S,
     ) -> None:
@@ -76,18 +78,21 @@ class HooklineClient:
 
         `target` is `HOST:PORT` or any target of gRPC. The connection is TLS as `tls` says (by
         default with the system's roots), or plaintext; by default it is plaintext to this machine
-        only. `token` (`hk_…`) goes with every call. ValueError: a token would go in plaintext to
-        another machine, or `tls` is given for a plaintext connection, or half a pair in it;
-        OSError: a file that `tls` names cannot be read.
+        only. `token` (`hk_…`) goes with every call, streams too. ValueError: it would go in
+        plaintext to another machine, and `token_in_plaintext` does not say that it may; or `tls`
+        is given for a plaintext connection, or half a pair in it; OSError: a file that `tls` names
+        cannot be read.
         """
         is_local = _is_loopback(target)
         if plaintext is None:
             plaintext = is_local and tls is None
         if plaintext and tls is not None:
             raise ValueError("`tls` is of no use on a plaintext connection")
-        if plaintext and token is not None and not is_local:
+        if plaintext and token is not None and not is_local and not token_in_plaintext:
             raise ValueError("the token would be sent in plaintext to another machine: use TLS")
         interceptors: list[grpc.aio.ClientInterceptor] = [_Deadlines(timeout_s, token)]
+        if token is not None:
+            interceptors += token_on_streams(token)
         options: tuple[tuple[str, int | str], ...] = _CHANNEL_OPTIONS
         options += _NO_PROXY if is_local else ()
         if plaintext:
@@ -216,7 +221,7 @@ class _Deadlines(grpc.aio.UnaryUnaryClientInterceptor):
 
     def __init__(self, timeout_s: float, token: str | None) -> None:
         self._timeout_s = timeout_s
-        self._authorization = None if token is None else f"Bearer {token}"
+        self._token = token
 
     async def intercept_unary_unary(
         self,
@@ -227,19 +232,9 @@ class _Deadlines(grpc.aio.UnaryUnaryClientInterceptor):
         client_call_details: grpc.aio.ClientCallDetails,
         request: Request,
     ) -> Response:
-        asked = client_call_details
-        metadata = grpc.aio.Metadata(*(asked.metadata or ()))
-        if self._authorization is not None:
-            metadata.add("authorization", self._authorization)
-        if (traceparent := current_traceparent()) is not None:
-            metadata[TRACEPARENT] = traceparent
-        details = grpc.aio.ClientCallDetails(
-            method=asked.method,
-            timeout=self._timeout_s if asked.timeout is None else asked.timeout,
-            metadata=metadata,
-            credentials=asked.credentials,
-            wait_for_ready=asked.wait_for_ready,
-        )
+        details = with_token(client_call_details, self._token, self._timeout_s)
+        if (traceparent := current_traceparent()) is not None and details.metadata is not None:
+            details.metadata[TRACEPARENT] = traceparent
         call = await continuation(details, request)
         try:
             return await call

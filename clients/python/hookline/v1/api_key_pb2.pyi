@@ -35,7 +35,9 @@ class _ApiKeyScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ApiKeySco
     API_KEY_SCOPE_MANAGE: _ApiKeyScope.ValueType  # 3
     """Write tenants, event types and subscriptions, and read them."""
     API_KEY_SCOPE_OPERATE: _ApiKeyScope.ValueType  # 4
-    """Read events and deliveries, retry, cancel, replay, pause, resume, and see the service's state."""
+    """Read subscriptions, events and deliveries, retry, cancel, replay, pause, resume, and see the
+    service's state.
+    """
     API_KEY_SCOPE_ADMIN: _ApiKeyScope.ValueType  # 5
     """All of these, and keep keys and read the audit log."""
 
@@ -51,7 +53,9 @@ API_KEY_SCOPE_CONSUME: ApiKeyScope.ValueType  # 2
 API_KEY_SCOPE_MANAGE: ApiKeyScope.ValueType  # 3
 """Write tenants, event types and subscriptions, and read them."""
 API_KEY_SCOPE_OPERATE: ApiKeyScope.ValueType  # 4
-"""Read events and deliveries, retry, cancel, replay, pause, resume, and see the service's state."""
+"""Read subscriptions, events and deliveries, retry, cancel, replay, pause, resume, and see the
+service's state.
+"""
 API_KEY_SCOPE_ADMIN: ApiKeyScope.ValueType  # 5
 """All of these, and keep keys and read the audit log."""
 Global___ApiKeyScope: _TypeAlias = ApiKeyScope  # noqa: Y015

@@ -47,7 +47,8 @@ class OperationsServiceServicer(object):
     """
 
     def GetStatus(self, request, context):
-        """Tells at a glance what runs, how much waits, and where it is stuck.
+        """Tells at a glance what runs, how much waits, and where it is stuck: for all tenants, and so to
+        keys for all tenants only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -17,7 +17,9 @@ class OperationsServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_operations_service_pb2.GetStatusRequest, _operations_service_pb2.GetStatusResponse]
-    """Tells at a glance what runs, how much waits, and where it is stuck."""
+    """Tells at a glance what runs, how much waits, and where it is stuck: for all tenants, and so to
+    keys for all tenants only.
+    """
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows the service's own state."""
@@ -28,6 +30,8 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_service_pb2.GetStatusRequest,
         context: _aio.ServicerContext[_operations_service_pb2.GetStatusRequest, _abc.Awaitable[_operations_service_pb2.GetStatusResponse]],
     ) -> _abc.Awaitable[_operations_service_pb2.GetStatusResponse]:
-        """Tells at a glance what runs, how much waits, and where it is stuck."""
+        """Tells at a glance what runs, how much waits, and where it is stuck: for all tenants, and so to
+        keys for all tenants only.
+        """
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _aio.Server) -> None: ...

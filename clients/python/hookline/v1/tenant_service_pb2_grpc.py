@@ -67,7 +67,8 @@ class TenantServiceServicer(object):
     """
 
     def CreateTenant(self, request, context):
-        """Creates a tenant. ALREADY_EXISTS (TENANT_ALREADY_EXISTS) where the id is taken.
+        """Creates a tenant; by keys for all tenants only. ALREADY_EXISTS (TENANT_ALREADY_EXISTS) where the
+        id is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,7 +83,7 @@ class TenantServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListTenants(self, request, context):
-        """Lists the tenants, newest first.
+        """Lists the tenants, newest first; a key of one tenant sees that one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,7 +97,8 @@ class TenantServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTenant(self, request, context):
-        """Deletes a tenant: at once if it is empty, with `force` as a job that erases all it owns.
+        """Deletes a tenant: at once if it is empty, with `force` as a job that erases all it owns; by keys
+        for all tenants only.
         FAILED_PRECONDITION (TENANT_NOT_EMPTY, TENANT_PROTECTED) otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -17,17 +17,20 @@ class TenantServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.CreateTenantRequest, _tenant_service_pb2.CreateTenantResponse]
-    """Creates a tenant. ALREADY_EXISTS (TENANT_ALREADY_EXISTS) where the id is taken."""
+    """Creates a tenant; by keys for all tenants only. ALREADY_EXISTS (TENANT_ALREADY_EXISTS) where the
+    id is taken.
+    """
     GetTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.GetTenantRequest, _tenant_service_pb2.GetTenantResponse]
     """Reads one tenant. NOT_FOUND (TENANT_NOT_FOUND) where there is none, or none that the caller may
     see.
     """
     ListTenants: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.ListTenantsRequest, _tenant_service_pb2.ListTenantsResponse]
-    """Lists the tenants, newest first."""
+    """Lists the tenants, newest first; a key of one tenant sees that one."""
     UpdateTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.UpdateTenantRequest, _tenant_service_pb2.UpdateTenantResponse]
     """Changes a tenant's display name or labels."""
     DeleteTenant: _aio.UnaryUnaryMultiCallable[_tenant_service_pb2.DeleteTenantRequest, _tenant_service_pb2.DeleteTenantResponse]
-    """Deletes a tenant: at once if it is empty, with `force` as a job that erases all it owns.
+    """Deletes a tenant: at once if it is empty, with `force` as a job that erases all it owns; by keys
+    for all tenants only.
     FAILED_PRECONDITION (TENANT_NOT_EMPTY, TENANT_PROTECTED) otherwise.
     """
 
@@ -40,7 +43,9 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tenant_service_pb2.CreateTenantRequest,
         context: _aio.ServicerContext[_tenant_service_pb2.CreateTenantRequest, _abc.Awaitable[_tenant_service_pb2.CreateTenantResponse]],
     ) -> _abc.Awaitable[_tenant_service_pb2.CreateTenantResponse]:
-        """Creates a tenant. ALREADY_EXISTS (TENANT_ALREADY_EXISTS) where the id is taken."""
+        """Creates a tenant; by keys for all tenants only. ALREADY_EXISTS (TENANT_ALREADY_EXISTS) where the
+        id is taken.
+        """
 
     @_abc_1.abstractmethod
     def GetTenant(
@@ -58,7 +63,7 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tenant_service_pb2.ListTenantsRequest,
         context: _aio.ServicerContext[_tenant_service_pb2.ListTenantsRequest, _abc.Awaitable[_tenant_service_pb2.ListTenantsResponse]],
     ) -> _abc.Awaitable[_tenant_service_pb2.ListTenantsResponse]:
-        """Lists the tenants, newest first."""
+        """Lists the tenants, newest first; a key of one tenant sees that one."""
 
     @_abc_1.abstractmethod
     def UpdateTenant(
@@ -74,7 +79,8 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tenant_service_pb2.DeleteTenantRequest,
         context: _aio.ServicerContext[_tenant_service_pb2.DeleteTenantRequest, _abc.Awaitable[_tenant_service_pb2.DeleteTenantResponse]],
     ) -> _abc.Awaitable[_tenant_service_pb2.DeleteTenantResponse]:
-        """Deletes a tenant: at once if it is empty, with `force` as a job that erases all it owns.
+        """Deletes a tenant: at once if it is empty, with `force` as a job that erases all it owns; by keys
+        for all tenants only.
         FAILED_PRECONDITION (TENANT_NOT_EMPTY, TENANT_PROTECTED) otherwise.
         """
 
