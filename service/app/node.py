@@ -19,11 +19,13 @@ from service.api.observing import ObservedCalls
 from service.api.server import ApiServer, CannotListenError
 from service.app.door import Door
 from service.app.engine import SESSIONS, Engine
+from service.app.pulse import make_pulse
 from service.app.servicers import make_servicers
 from service.config import ListenAddress, Role, Settings
 from service.domain.errors import UnavailableError
 from service.identity.files import SourceError
 from service.pipeline.clock import MAX_SKEW_S, Clock, DatabaseTime, SystemClock
+from service.pipeline.pulse import Pulse
 from service.store.data_keys import TenantSecrets
 from service.store.database import Database, OutcomeUnknownError, UnsafeServerError
 from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -79,10 +81,7 @@ class App:
         settings, push = self._settings, self._stack.push_async_callback
         if not self._place:  # else somebody holds the port for it
             await _check_address(settings.listen)
-        telemetry = Telemetry(
-            settings.telemetry, version=VERSION, worker=int(self._place.rpartition("/")[2] or 0)
-        )
-        push(self._flush, telemetry)
+        telemetry = self._start_telemetry()
         database = Database(
             await self._find_database(),
             pool_size=settings.pool_size,
@@ -136,6 +135,7 @@ class App:
         engine.ownership.serve_at(str(ListenAddress(settings.listen.host, port)))
         self._stack.callback(engine.ownership.begin_leaving)
         self._stack.callback(engine.deliverer.pause)
+        self._start_pulse(make_pulse(settings, database, engine, telemetry))
         push(server.set_serving, False)  # noqa: FBT003 - health answers NOT_SERVING
         await server.set_serving(True)
         push(_cancel, asyncio.create_task(self._follow_clock(engine.time, server), name="clock"))
@@ -162,6 +162,17 @@ class App:
                 await server.set_serving(was_trusted)
 
     # ---------------------------------------------------------------------- parts of the start
+
+    def _start_telemetry(self) -> Telemetry:
+        """Before all else, so that it is the last to end."""
+        worker = int(self._place.rpartition("/")[2] or 0)
+        telemetry = Telemetry(self._settings.telemetry, version=VERSION, worker=worker)
+        self._stack.push_async_callback(self._flush, telemetry)
+        return telemetry
+
+    def _start_pulse(self, pulse: Pulse) -> None:
+        self._stack.push_async_callback(pulse.stop)
+        pulse.start()
 
     async def _find_database(self) -> str:
         """The URL of the database, which is started where it is ours to start."""

@@ -343,6 +343,13 @@ class Database:
         rows = await self.fetch(statement, *args)
         return rows[0] if rows else None
 
+    def pool_counts(self) -> tuple[int, int]:
+        """How many of the pool's connections are idle, and how many in use."""
+        if self._pool is None:
+            return 0, 0
+        idle = self._pool.get_idle_size()
+        return idle, self._pool.get_size() - idle
+
     async def connection_limit(self) -> int:
         """How many connections the server takes in all, of those who are no superusers."""
         row = await self.fetchrow(

@@ -71,3 +71,13 @@ class StatusStore:
         """
         buckets, uids = list(zip(*lanes, strict=True)) or [(), ()]
         return {row[0]: row[1] for row in await self._database.fetch(SQL.oldest_due, buckets, uids)}
+
+    async def oldest_xmin_age(self) -> int:
+        """How many transactions ago the oldest snapshot of the server was taken.
+
+        Of others' sessions it sees what the role may see (`pg_read_all_stats`).
+        """
+        row = await self._database.fetchrow(SQL.oldest_xmin)
+        assert row is not None  # noqa: S101 (greatest always answers)
+        age: int = row["age"]
+        return age

@@ -95,9 +95,15 @@ class _WithDistributions:
             for distribution in self._meters.distributions
             if (metric := _metric_of(distribution, self._began_ns, now_ns)) is not None
         ]
-        scope = ScopeMetrics(_SCOPE, metrics, names.SCHEMA_URL)
-        own = ResourceMetrics(self._resource, [scope], names.SCHEMA_URL)
-        return MetricsData([*data.resource_metrics, own])
+        # Into the scope of all others: exporters keep one of each resource, and of each scope.
+        collected = [
+            metric
+            for group in data.resource_metrics
+            for scope in group.scope_metrics
+            for metric in scope.metrics
+        ]
+        scope = ScopeMetrics(_SCOPE, [*collected, *metrics], names.SCHEMA_URL)
+        return MetricsData([ResourceMetrics(self._resource, [scope], names.SCHEMA_URL)])
 
 
 def _metric_of(distribution: Distribution, began_ns: int, now_ns: int) -> Metric | None:

@@ -12,8 +12,10 @@ import asyncio
 import logging
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -130,9 +132,9 @@ class Telemetry:
         """Bring the counters of spans up to date."""
         outbox = self._outbox
         if outbox is not None:
-            for result in ("sent", "refused", "dropped"):
-                labels = (("hookline.result", result),)
-                self.meters.spans.set(getattr(outbox, result), labels)
+            for fate in ("sent", "refused", "dropped"):
+                labels = (("hookline.span.fate", fate),)
+                self.meters.spans.set(getattr(outbox, fate), labels)
 
     async def stop(self, timeout_s: float = FLUSH_S) -> None:
         """Send what is left, for at most so long, and end; never raises for a collector."""
@@ -140,9 +142,8 @@ class Telemetry:
         is_over = asyncio.Event()
 
         def end() -> None:
-            try:
-                self._end(timeout_s)
-            finally:
+            self._end(time.monotonic() + timeout_s)
+            with suppress(RuntimeError):  # nobody waits any more, and the loop is closed
                 loop.call_soon_threadsafe(is_over.set)
 
         # A thread that nobody waits for at the process's end, as an executor's is.
@@ -153,15 +154,15 @@ class Telemetry:
         except TimeoutError:
             _log.warning("telemetry_not_flushed")
 
-    def _end(self, timeout_s: float) -> None:
+    def _end(self, ends_at_s: float) -> None:
+        self._end_scraping()
         outbox = self._outbox
         if outbox is not None:
             outbox.shutdown()
-            if not outbox.wait(timeout_s):
+            if not outbox.wait(_left_s(ends_at_s)):
                 _log.warning("spans_left_unsent")
         for reader in self._readers:
-            reader.shutdown(timeout_millis=timeout_s * 1_000)
-        self._end_scraping()
+            reader.shutdown(timeout_millis=_left_s(ends_at_s) * 1_000)
 
 
 class _MetricExporter(OTLPMetricExporter):
@@ -184,6 +185,10 @@ class _MetricExporter(OTLPMetricExporter):
             else:
                 _log.info("metrics_sent_again")
         return result
+
+
+def _left_s(ends_at_s: float) -> float:
+    return max(0.0, ends_at_s - time.monotonic())
 
 
 def _line_of(span: ReadableSpan) -> str:

@@ -28,3 +28,10 @@ FROM unnest($1::smallint[], $2::uuid[]) AS l (bucket, subscription_uid) CROSS JO
     WHERE q.bucket = l.bucket AND q.subscription_uid = l.subscription_uid
     ORDER BY q.due_at, q.delivery_id LIMIT 1) p
 WHERE p.due_at <= hookline_now()
+
+-- name: oldest_xmin
+-- How many transactions lie between now and the oldest snapshot that anybody holds: what was deleted since, vacuum must leave.
+SELECT greatest(
+    (SELECT max(age(backend_xmin)) FROM pg_stat_activity WHERE pid <> pg_backend_pid()),
+    (SELECT max(age(transaction)) FROM pg_prepared_xacts),
+    (SELECT max(greatest(age(xmin), age(catalog_xmin))) FROM pg_replication_slots), 0) AS age

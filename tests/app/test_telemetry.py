@@ -1,0 +1,188 @@
+"""A node's telemetry: what a collector gets, what Prometheus reads, and what neither may cost."""
+
+import asyncio
+import socket
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+
+from hookline import HooklineClient
+from hookline.v1.event_pb2 import Event
+from service.app import StartError
+from tests.app.test_node import fetch_one, started, subscribe
+from tests.collector import Collector, values_of
+from tests.pipeline.rig import Receiver
+from tests.waiting import until
+
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
+
+EXPECTED = {
+    "hookline.events.published",
+    "hookline.deliveries.created",
+    "hookline.attempts",
+    "hookline.deliveries.finished",
+    "hookline.deliveries.pending",
+    "hookline.deliveries.oldest_age",
+    "hookline.deliveries.in_flight",
+    "hookline.lanes",
+    "hookline.buckets.owned",
+    "hookline.buckets.changed",
+    "hookline.delivery.latency",
+    "hookline.attempt.duration",
+    "hookline.publish.batch_size",
+    "hookline.record.batch_size",
+    "hookline.event_loop.lag",
+    "hookline.postgres.oldest_xmin_age",
+    "hookline.telemetry.spans",
+    "rpc.server.call.duration",
+    "db.client.operation.duration",
+    "db.client.connection.count",
+    "http.client.open_connections",
+    "process.cpu.time",
+}
+
+
+async def deliver(client: HooklineClient, url: str, database_url: str, count: int = 5) -> None:
+    """Publish so many events, and wait until all are delivered and recorded."""
+    await subscribe(client, url)
+    events = [Event(type="a.b", json_data="{}", traceparent=TRACE)] * count
+    await client.publish("default", events)
+
+    async def are_done() -> bool:
+        return await fetch_one(database_url, "SELECT count(*) FROM deliveries") == count
+
+    await until(are_done, "all are delivered")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+async def scraped(port: int) -> str:
+    def read() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text: str = answer.read().decode()
+            return text
+
+    return await asyncio.to_thread(read)
+
+
+async def test_a_collector_gets_every_metric_with_few_labels(database_url: str) -> None:
+    async with (
+        Collector() as collector,
+        Receiver() as target,
+        started(database_url, **collector.variables) as (_, client),
+    ):
+        await deliver(client, target.url, database_url)
+        await until(lambda: not EXPECTED - set(collector.metrics), "all metrics have come")
+
+        def published() -> bool:
+            points = collector.metrics["hookline.events.published"].sum.data_points
+            return [point.as_double or point.as_int for point in points] == [5]
+
+        await until(published, "all five are counted")
+        (latency,) = collector.metrics["hookline.delivery.latency"].histogram.data_points
+        (attempt,) = collector.metrics["hookline.attempt.duration"].histogram.data_points
+        calls = collector.metrics["rpc.server.call.duration"].histogram.data_points
+        assert latency.count == attempt.count == sum(latency.bucket_counts) == 5
+        assert 0 < attempt.sum < 5 * 20
+        assert values_of(attempt.attributes) == {"hookline.attempt.outcome": "ACCEPTED"}
+        assert {
+            "rpc.system.name": "grpc",
+            "rpc.method": "hookline.v1.EventService/PublishEvents",
+            "rpc.response.status_code": "OK",
+        } in [values_of(point.attributes) for point in calls]
+    told = str(collector.metrics)
+    assert "127.0.0.1" not in told
+    assert "tenants/" not in told
+
+
+async def test_prometheus_reads_the_same(database_url: str) -> None:
+    port = free_port()
+    listen = {"HOOKLINE_PROMETHEUS_LISTEN": f"127.0.0.1:{port}"}
+    async with Receiver() as target, started(database_url, **listen) as (_, client):
+        await deliver(client, target.url, database_url)
+        text = await scraped(port)
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert any(
+        line.startswith("hookline_events_published_total{") and line.endswith(" 5.0")
+        for line in lines
+    )
+    assert any(line.startswith("hookline_delivery_latency_seconds_bucket{") for line in lines)
+    assert any(
+        line.startswith("hookline_attempts_total{")
+        and 'hookline_attempt_outcome="ACCEPTED"' in line
+        for line in lines
+    )
+    with pytest.raises(OSError):  # noqa: PT011 - refused, by whatever name
+        await scraped(port)
+
+
+async def test_a_port_that_is_taken_is_told_in_a_sentence(database_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError, match="HOOKLINE_PROMETHEUS_LISTEN"):
+            async with started(database_url, HOOKLINE_PROMETHEUS_LISTEN=f"127.0.0.1:{port}"):
+                pass
+
+
+# ------------------------------------------------------------- a collector that is no good
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """A port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield server.getsockname()[1]
+
+
+@asynccontextmanager
+async def troubled(how: str) -> AsyncIterator[dict[str, str]]:
+    """The settings that lead to a collector which is down, slow, or refuses."""
+    if how == "refuses":
+        async with Collector(refuses=True) as collector:
+            yield collector.variables
+        return
+    with silent() as port:
+        told = free_port() if how == "is down" else port
+        yield {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{told}",
+            "OTEL_BSP_SCHEDULE_DELAY": "50",
+            "OTEL_BSP_MAX_QUEUE_SIZE": "4",
+            "OTEL_METRIC_EXPORT_INTERVAL": "200",
+        }
+
+
+@pytest.mark.parametrize("how", ["is down", "is slow", "refuses"])
+async def test_a_collector_that_is_no_good_costs_a_counter(database_url: str, how: str) -> None:
+    port = free_port()
+    async with (
+        troubled(how) as variables,
+        Receiver() as target,
+        started(database_url, **variables, HOOKLINE_PROMETHEUS_LISTEN=f"127.0.0.1:{port}") as (
+            app,
+            client,
+        ),
+    ):
+        await deliver(client, target.url, database_url, count=20)
+        assert sum(target.counts.values()) == 20
+        lost = "refused" if how == "refuses" else "dropped"
+
+        async def is_counted() -> bool:
+            lines = [
+                line
+                for line in (await scraped(port)).splitlines()
+                if line.startswith("hookline_telemetry_spans_total{") and f'"{lost}"' in line
+            ]
+            return any(float(line.rpartition(" ")[2]) > 0 for line in lines)
+
+        await until(is_counted, f"spans are {lost}")
+        began = time.monotonic()
+        await app.stop()
+        assert time.monotonic() - began < 20, "the stop waits for no collector"
