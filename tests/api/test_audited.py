@@ -8,8 +8,13 @@ from typing import Any
 import grpc
 import pytest
 
-from hookline.v1.access_service_pb2 import ListAuditEntriesRequest
+from hookline.v1.access_service_pb2 import (
+    CreateApiKeyRequest,
+    ListAuditEntriesRequest,
+    RevokeApiKeyRequest,
+)
 from hookline.v1.access_service_pb2_grpc import AccessServiceStub
+from hookline.v1.api_key_pb2 import API_KEY_SCOPE_PUBLISH, ApiKey
 from hookline.v1.delivery_service_pb2 import (
     CancelDeliveryRequest,
     GetDeliveryRequest,
@@ -39,6 +44,7 @@ from hookline.v1.tenant_service_pb2 import (
     ListTenantsRequest,
     UpdateTenantRequest,
 )
+from service.api import unbuilt
 from service.api.audited import AUDIT, CHANGES, Untold
 from service.api.scopes import RULES
 from service.domain.audit import AuditEntry
@@ -51,6 +57,20 @@ from tests.pipeline.receiver import Receiver
 from tests.store.audit_log import entries_of, shown, verified
 
 METHOD = "/hookline.v1."
+MADE = (
+    *(f"TenantService/{verb}Tenant" for verb in ("Create", "Update", "Delete")),
+    *(f"EventTypeService/{verb}EventType" for verb in ("Create", "Update", "Archive")),
+    *(f"SubscriptionService/{verb}Subscription" for verb in ("Create", "Update", "Delete")),
+    "SubscriptionService/PauseSubscription",
+    "SubscriptionService/ResumeSubscription",
+    "SubscriptionService/RotateSigningSecret",
+    "SubscriptionService/SendTestEvent",
+    "DeliveryService/RetryDelivery",
+    "DeliveryService/CancelDelivery",
+    "AccessService/CreateApiKey",
+    "AccessService/RevokeApiKey",
+)
+"""The changes that the tests below make."""
 
 
 @pytest.fixture
@@ -83,6 +103,19 @@ def test_what_does_something_is_a_change() -> None:
     names = {name: name.rpartition("/")[2] for name in AUDIT}
     changes = {name for name, verb in names.items() if not verb.startswith((*reading, *publishing))}
     assert changes == {name for name, word in AUDIT.items() if word is CHANGES}
+
+
+def test_each_change_that_is_built_is_made_by_a_test_below() -> None:
+    """Whoever builds another adds it to `MADE` and to a test that reads what it leaves."""
+    changes = {name for name, word in AUDIT.items() if word is CHANGES}
+    refused = {
+        name
+        for kind in vars(unbuilt).values()
+        if isinstance(kind, type) and kind.__module__ == unbuilt.__name__
+        for name in vars(kind)
+    }
+    built = {name for name in changes if name.rpartition("/")[2] not in refused}
+    assert {name.removeprefix("hookline.v1.") for name in built} == set(MADE)
 
 
 async def test_a_method_without_a_word_is_refused_to_everybody(
@@ -188,6 +221,24 @@ async def test_each_change_of_a_subscription_does(control: Control, receiver: Re
     )
     (tested,) = [entry for entry in entries if entry.method.endswith("SendTestEvent")]
     assert shown(tested.after_json)["state"] == "SUCCEEDED"
+
+
+async def test_each_change_of_a_key_does(control: Control) -> None:
+    access = AccessServiceStub(control.channel)
+    wanted = ApiKey(tenant="tenants/acme", scopes=[API_KEY_SCOPE_PUBLISH])
+    before = len(await told(control))
+    made = await access.CreateApiKey(CreateApiKeyRequest(api_key=wanted))
+    for _ in range(2):  # the second time it changes nothing
+        await access.RevokeApiKey(RevokeApiKeyRequest(name=made.api_key.name))
+    created, revoked = await told(control, before)
+    assert (created.method, revoked.method) == (
+        f"{METHOD}AccessService/CreateApiKey",
+        f"{METHOD}AccessService/RevokeApiKey",
+    )
+    assert created.resource == revoked.resource == made.api_key.name
+    assert created.tenant == revoked.tenant == "tenants/acme"
+    assert shown(revoked.after_json)["is_revoked"]
+    assert made.token not in f"{created}{revoked}"
 
 
 async def test_what_operators_do_to_deliveries(control: Control) -> None:

@@ -277,6 +277,21 @@ async def test_a_tenant_sees_nothing_of_one_that_had_its_name(plane: ControlPlan
     assert entry.sequence == 4
 
 
+async def test_a_walk_goes_in_batches_and_leaves_what_comes_meanwhile(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.audit._WALK_BATCH", 2)
+    for n in range(4):
+        await plane.tenants.create(f"t{n}", "", {})
+    log = AuditLog(plane.database)
+    walked = []
+    async for entry in log.walk((await log.head()).sequence):
+        walked.append(entry.sequence)
+        await plane.tenants.update("acme", display_name=f"Acme {entry.sequence}")
+    assert walked == [1, 2, 3, 4, 5]
+    assert (await verified(plane.database)).sequence == 10
+
+
 async def test_a_read_is_entered_for_its_tenant(plane: ControlPlane) -> None:
     log = AuditLog(plane.database)
     with calling(CALLER):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -14,6 +15,7 @@ from service.domain.event import EventType
 from service.domain.subscription import HttpTarget, Subscription
 from service.store.database import Database, OutcomeUnknownError
 from service.store.operations import OperationStore
+from tests.pipeline.rival import rival, until_blocked
 from tests.store.audit_log import entries_of, newest, shown, verified
 from tests.store.control_plane import SECRET, ControlPlane, control_plane, draft, secret
 from tests.store.rows import Place, Rows, rows_in
@@ -52,6 +54,21 @@ async def test_a_tenants_life(plane: ControlPlane) -> None:
         shown(updated.after_json)
     )
     assert len({entry.tenant_uid for entry in (created, updated, deleted)} - {None}) == 1
+
+
+async def test_an_update_that_waited_for_another_tells_what_that_had_made(
+    plane: ControlPlane, database_url: str
+) -> None:
+    async with rival(database_url) as quicker:
+        await quicker.execute("UPDATE tenants SET display_name = 'theirs'")
+        updating = asyncio.create_task(plane.tenants.update("acme", labels={"tier": "gold"}))
+        await until_blocked(plane.database, "calls")
+        await quicker.execute("COMMIT")
+        updated = await updating
+    assert (updated.display_name, updated.labels) == ("theirs", {"tier": "gold"})
+    entry = await newest(plane.database)
+    for side in (entry.before_json, entry.after_json):
+        assert shown(side)["display_name"] == "theirs"
 
 
 async def test_the_service_itself_makes_the_tenant_that_always_exists_once(
