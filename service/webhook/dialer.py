@@ -115,7 +115,7 @@ class Dialer:
         self, origin: Origin, place: str, limit: float, make: MakeConnection
     ) -> Connection:
         """A connection through the route to an address, or to a name where the route takes it."""
-        context = await self._context_of(origin)
+        context = await self._context_of(origin, limit)
         sock = await self._route.open(place, origin.port, limit)
         address = place if is_address(place) else None
         try:
@@ -125,11 +125,16 @@ class Dialer:
             message = "no connection could be made before the deadline"
             raise AttemptFailure(AttemptOutcome.TIMEOUT, message, remote_address=address) from None
 
-    async def _context_of(self, origin: Origin) -> ssl.SSLContext | None:
+    async def _context_of(self, origin: Origin, limit: float) -> ssl.SSLContext | None:
         if origin.scheme != "https":
             return None
         try:
-            return await self._tls.of(origin.identity)
+            async with asyncio.timeout_at(limit):
+                return await self._tls.of(origin.identity)
+        except TimeoutError:
+            raise AttemptFailure(
+                AttemptOutcome.OWN_FAULT, "the client certificate was not ready before the deadline"
+            ) from None
         except (ssl.SSLError, ValueError):
             raise AttemptFailure(
                 AttemptOutcome.TLS_FAILED, "the client certificate cannot be used"

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Sequence
 
 import pytest
 
 from service.domain.attempt import AttemptOutcome
+from service.webhook.client_certificate import ClientIdentity, TlsContexts
+from service.webhook.connection import Connection
+from service.webhook.dialer import Dialer, make_tls_context
 from service.webhook.egress import EgressPolicy, parse_networks
+from service.webhook.failure import AttemptFailure
+from service.webhook.origin import Origin
 from service.webhook.resolver import Resolver
+from service.webhook.route import DirectRoute
 from tests.waiting import until
-from tests.webhook.conftest import SHORT_S, MakePost
+from tests.webhook.conftest import LOOPBACK, SHORT_S, MakePost
 from tests.webhook.receiver import OK, Connected, Receiver, answering
 
 UNSPECIFIED = "0.0.0.0"  # noqa: S104 - connected to, not bound
@@ -179,3 +186,27 @@ async def test_a_cancelled_dial_leaves_no_descriptor(make_post: MakePost, silent
         attempt.cancel()
     await asyncio.gather(*attempts, return_exceptions=True)
     assert post.transport.connection_count == 0
+
+
+async def test_a_tls_context_that_is_long_in_the_making_is_our_own_fault_in_time() -> None:
+    """Each certificate of a sender's own costs a context: many at once must hold nobody up."""
+
+    class Slow(TlsContexts):
+        async def of(self, identity: ClientIdentity | None) -> ssl.SSLContext:
+            await asyncio.Event().wait()
+            return await super().of(identity)
+
+    dialer = Dialer(
+        resolver=Resolver(),
+        egress=LOOPBACK,
+        route=DirectRoute(LOOPBACK),
+        tls=Slow(make_tls_context),
+    )
+    deadline = asyncio.get_running_loop().time() + SHORT_S
+    with pytest.raises(AttemptFailure) as caught:
+        await dialer.dial(Origin("https", "127.0.0.1", 443), deadline, unmade)
+    assert caught.value.kind is AttemptOutcome.OWN_FAULT
+
+
+def unmade(origin: Origin, _address: str | None) -> Connection:
+    raise AssertionError(f"a connection to {origin.host}")
