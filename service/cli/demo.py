@@ -1,9 +1,9 @@
 """`hookline demo`: the main job, end to end, before your eyes.
 
-A story in five acts: a service and two receivers start; a tenant, event types and subscriptions are
+A story in six acts: a service and two receivers start; a tenant, event types and subscriptions are
 made over gRPC; events are published; webhooks arrive, two of them are refused and tried again; what
-became of each is read back over gRPC. Everything that the story tells is checked, and one thing
-that did not happen makes it fail.
+became of each is read back over gRPC; one event's trace is shown as a tree. Everything that the
+story tells is checked, and one thing that did not happen makes it fail.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from hookline.v1.event_type_service_pb2 import CreateEventTypeRequest
 from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
 from hookline.v1.tenant_pb2 import Tenant
 from hookline.v1.tenant_service_pb2 import CreateTenantRequest
-from hookline.webhook import Verifier
+from hookline.webhook import Verifier, receiving
 from service.cli.demo_service import DemoService
 from service.cli.failure import CommandError
 from service.cli.receiver import Arrival, Receiver
 from service.cli.wording import last_part, state_of, time_of, until, wording_of_attempt
+from service.telemetry.showing import OwnSpans, tree_of
 
 TENANT = "tenants/acme"
 _TYPES = {
@@ -53,6 +54,7 @@ _RETRY_AFTER_S = (0.0, 1.0, 1.0, 1.0)
 _REFUSALS = 2
 _PATIENCE_S = 30.0
 _POLL_S = 0.05
+_TRACE_PATIENCE_S = 10.0
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -90,7 +92,9 @@ class Demo:
         self._seen: list[Arrival] = []
         self._unmet: list[str] = []
         self._retries_shown = 0
-        put = self._arrivals.put_nowait
+        self._own_spans = OwnSpans("demo")
+        self._trace_id = ""
+        put = self._arrived
         self._crm = Receiver("crm", put)
         answers = [500] if is_broken else [500] * _REFUSALS + [200]
         self._billing = Receiver("billing", put, answers=answers)
@@ -110,6 +114,7 @@ class Demo:
                 published = await self._publish(client)
                 await self._watch(client, published)
                 await self._read_back(client, published)
+                await self._show_trace(service, published)
         self._expect(service.exit_code == 0, f"the service stops with 0, not {service.exit_code}")
         return self._conclude()
 
@@ -139,6 +144,7 @@ class Demo:
         request = CreateSubscriptionRequest(tenant=TENANT, subscription_id=receiver.name)
         request.subscription.event_types.extend(types)
         request.subscription.http.url = receiver.url
+        request.subscription.propagate_trace = True
         for delay_s in schedule_s:
             delay = request.subscription.retry_policy.schedule.add()
             delay.FromMilliseconds(int(delay_s * 1000))
@@ -151,7 +157,8 @@ class Demo:
         _title("Publish")
         self._began_at = time.monotonic()
         events = [Event(type=kind, json_data=data) for kind, data in _EVENTS.items()]
-        results = await client.publish(TENANT, events)
+        with self._own_spans.spanning("an order is placed") as self._trace_id:
+            results = await client.publish(TENANT, events)
         names = {}
         for event, result, expected in zip(events, results, (1, 2), strict=True):
             names[event.type] = result.name
@@ -163,6 +170,10 @@ class Demo:
         return names
 
     # ------------------------------------------------------------------- webhooks and retries
+
+    def _arrived(self, arrival: Arrival) -> None:
+        with receiving(arrival.headers, name=f"webhook at {arrival.receiver}"):
+            self._arrivals.put_nowait(arrival)
 
     async def _watch(self, client: HooklineClient, published: dict[str, str]) -> None:
         """Show what arrives, until every delivery is final and every arrival was shown."""
@@ -279,6 +290,24 @@ class Demo:
                     (numbers, statuses) == (list(range(1, len(wanted) + 1)), wanted),
                     f"{kind} for {receiver} has the answers {wanted} in order, not {statuses}",
                 )
+
+    async def _show_trace(self, service: DemoService, published: dict[str, str]) -> None:
+        """One event's way through all processes; its spans come a moment after they ended."""
+        kind = "order.created"
+        _title(f"The trace of {kind}, from its caller to its receivers")
+        event, wanted = last_part(published[kind]), _REFUSALS + 2
+        lines: list[str] = []
+        ends_at = time.monotonic() + _TRACE_PATIENCE_S
+        while time.monotonic() < ends_at:
+            spans = [*self._own_spans.ended(), *service.spans]
+            lines = tree_of(spans, self._trace_id, event)
+            if sum("webhook at" in line for line in lines) >= wanted:
+                break
+            await asyncio.sleep(_POLL_S)
+        for line in lines:
+            _say(line)
+        arrived = sum("webhook at" in line for line in lines)
+        self._expect(arrived >= wanted, f"the trace shows {wanted} arrivals, not {arrived}")
 
     def _expect(self, is_met: bool, expectation: str) -> None:  # noqa: FBT001 - a condition
         if not is_met:

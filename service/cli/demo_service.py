@@ -23,17 +23,22 @@ from typing import Self
 
 from service.cli.failure import CommandError
 from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from service.telemetry.showing import ShownSpan, span_of_line
 
 _START_TIMEOUT_S = 45.0
 _STOP_TIMEOUT_S = 20.0
 _ADDRESS = re.compile(r"serves gRPC on (\S+)")
 _KEPT_LINES = 40
+_TRACING = {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "50"}
+"""Its spans come as lines among the others."""
 
 
 class DemoService:
     """`async with DemoService() as service:` starts it, and stops it with all it left."""
 
     def __init__(self) -> None:
+        self.spans: list[ShownSpan] = []
+        """What it has told of its traces."""
         # Not made here: as root, `dev` makes it so that the user of its Postgres can pass through.
         self.data_dir = Path(tempfile.gettempdir()) / f"hookline-demo-{secrets.token_hex(6)}"
         self.target = ""
@@ -57,14 +62,15 @@ class DemoService:
 
     async def _start(self) -> None:
         # The demo is the same for everybody: no setting of the environment reaches it.
-        environ = {name: text for name, text in os.environ.items() if not name.startswith("HOOKL")}
+        foreign = ("HOOKLINE_", "OTEL_")
+        environ = {name: text for name, text in os.environ.items() if not name.startswith(foreign)}
         self._process = process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "service", "dev", "--stop-with-input"),
             *("--listen", "127.0.0.1:0", "--data-dir", str(self.data_dir)),
             stdin=PIPE,
             stdout=PIPE,
             stderr=STDOUT,
-            env=environ | {"PYTHONUNBUFFERED": "1"},
+            env=environ | {"PYTHONUNBUFFERED": "1", **_TRACING},
             start_new_session=True,  # a terminal's Ctrl-C is for the demo, which then stops it
         )
         self._reading = asyncio.create_task(self._read(process))
@@ -81,6 +87,9 @@ class DemoService:
         """Keep what it prints, until it has ended."""
         while process.stdout is not None and (line := await process.stdout.readline()):
             text = line.decode("utf-8", "replace").rstrip()
+            if (span := span_of_line(text)) is not None:
+                self.spans.append(span)
+                continue
             self._said.append(text)
             if match := _ADDRESS.search(text):
                 self.target = match[1]

@@ -42,6 +42,15 @@ def test_all_of_it_happens_and_nothing_is_left(scratch: pathlib.Path) -> None:
     assert len(re.findall(r"attempt \d was refused with 500; next one at [\d:.]+, in ", told)) == 2
     assert len(re.findall(r"SUCCEEDED after 1 attempt, answers: 200", told)) == 2
     assert len(re.findall(r"SUCCEEDED after 3 attempts, answers: 500, 500, 200", told)) == 1
+    shown = told.partition("The trace of order.created")[2]
+    nested = ["an order is placed", "publish", "hookline.v1.EventService/PublishEvents", "publish"]
+    nested += ["deliver to crm, attempt 1", "POST -> 200", "webhook at crm"]
+    for depth, name in enumerate(nested):
+        line = rf"^  {'  ' * depth}{re.escape(name)} +[\d.]+ ms"
+        assert re.search(line, shown, re.MULTILINE), name
+    retries = shown.partition("linked to it")[2]
+    assert re.findall(r"^  deliver to billing, attempt (\d)", retries, re.MULTILINE) == ["2", "3"]
+    assert len(re.findall(r"webhook at billing", shown)) == 3
     for name in ("tenants/acme", "eventTypes/user.registered", "eventTypes/order.created"):
         assert name in told
 
