@@ -42,6 +42,9 @@ class EventServicer(UnbuiltEventRpcs):
     ) -> event_service_pb2.PublishEventsResponse:
         """Refuse the whole batch for anything wrong with it; answer once it is committed."""
         del context
+        # Too many are refused before the work of reading them is done.
+        tenant_id = tenant_id_in(request.tenant, [])
+        self._publisher.check_room(tenant_id, len(request.events), 0)
         tenant_id, events = self._batches.read(request)
         return response_of(tenant_id, await self._publisher.publish(tenant_id, events))
 

@@ -31,6 +31,15 @@ _log = structlog.get_logger(__name__)
 
 MAX_IN_FLIGHT = 2_000
 TRACEPARENT = b"traceparent"
+REQUESTS_PER_BURST = 16
+TURNS_OF_OTHERS = 4
+"""After so many requests the event loop turns so often for others before the next ones are begun.
+
+grpc.aio takes a call out of its queue in four turns of the loop, whatever these hold. With hundreds
+of requests in each, a node took a hundred calls a second, and those of a small tenant waited for
+seconds behind those of a large one; now it takes one a burst. Bursts, not a few requests a turn,
+because waking a receiver and filling a statement for each few costs a fifth more CPU.
+"""
 
 
 class Deliverer:
@@ -54,12 +63,17 @@ class Deliverer:
         self._may_send = may_send
         self._tracer = tracer or Tracer()
         self._free_slots = max_in_flight
+        self._burst_left = REQUESTS_PER_BURST
+        self._is_counting = False
+        """Whether turns of the loop are counted since a request was begun."""
         self._max_workers = max_in_flight
         self._idle: list[asyncio.Future[None]] = []
         self._workers: set[asyncio.Task[None]] = set()
         self._is_stopping = False
-        self._sending.on_ready = self._wake_one
+        self._is_taking = False
+        self._sending.on_ready = self._look
         recorder.on_recorded = self._free
+        recorder.watch(lambda: max_in_flight - self._free_slots)
 
     @property
     def free_slots(self) -> int:
@@ -81,14 +95,21 @@ class Deliverer:
             await asyncio.gather(*self._workers, return_exceptions=True)
 
     def _free(self, count: int) -> None:
-        was_full = self._free_slots <= 0
         self._free_slots += count
-        if was_full:
-            for _ in range(min(count, len(self._idle))):
+        self._wake(count)
+
+    def _look(self) -> None:
+        if not self._is_taking:  # whoever takes looks itself whether there is more
+            self._wake_one()
+
+    def _wake(self, most: int) -> None:
+        if self._sending.has_ready():
+            for _ in range(max(1, min(most, len(self._idle), self._burst_left))):
                 self._wake_one()
 
     def _wake_one(self) -> None:
-        if self._is_stopping or self._free_slots <= 0:
+        """Have one more worker look for a job; where it may not send yet, it is woken later."""
+        if self._is_stopping or self._free_slots <= 0 or self._burst_left <= 0:
             return
         while self._idle:
             waiter = self._idle.pop()
@@ -103,14 +124,42 @@ class Deliverer:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._is_stopping:
-            job = self._sending.take() if self._free_slots > 0 else None
+            job = self._next_job(loop)
             if job is None:
                 waiter = loop.create_future()
                 self._idle.append(waiter)
                 await waiter
                 continue
-            self._free_slots -= 1
             await self._deliver(job)
+
+    def _next_job(self, loop: asyncio.AbstractEventLoop) -> Job | None:
+        """What a worker may send now; None: it is to wait until it is woken."""
+        if self._free_slots <= 0 or self._burst_left <= 0:
+            return None
+        self._is_taking = True
+        job = self._sending.take(self._free_slots)
+        self._is_taking = False
+        if job is None:
+            return None
+        self._free_slots -= 1
+        self._burst_left -= 1
+        if not self._is_counting:
+            self._is_counting = True
+            loop.call_soon(self._count_turn, loop, TURNS_OF_OTHERS)
+        if self._sending.has_ready():
+            self._wake_one()
+        return job
+
+    def _count_turn(self, loop: asyncio.AbstractEventLoop, turns: int) -> None:
+        """The loop has turned once more; after the last time whoever waits may send again."""
+        if turns > 1:
+            loop.call_soon(self._count_turn, loop, turns - 1)
+            return
+        was_spent = self._burst_left <= 0
+        self._burst_left = REQUESTS_PER_BURST
+        self._is_counting = False
+        if was_spent:
+            self._wake(REQUESTS_PER_BURST)
 
     async def _deliver(self, job: Job) -> None:
         """One attempt, from the job to its recorded outcome."""

@@ -17,7 +17,6 @@ so that OK means stored, and UNAVAILABLE means that nothing was.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -30,12 +29,12 @@ from service.domain.errors import (
     InvalidArgumentError,
     NotFoundError,
     Reason,
-    ResourceExhaustedError,
     UnavailableError,
     invalid,
     over_limit,
 )
 from service.pipeline.group import PublishCall, Published
+from service.pipeline.publish_queue import PublishQueue
 from service.store.database import (
     TRANSIENT,
     ContentionError,
@@ -77,7 +76,7 @@ _PASSING = ("23505", "25", "53", "57", "58")
 class GroupLimits:
     """A group takes calls until it is this large; one call alone may be larger."""
 
-    max_events: int = 2_000
+    max_events: int = 500
     max_bytes: int = 8 * 1024 * 1024
     max_deliveries: int = 50_000
 
@@ -102,9 +101,7 @@ class Publisher:
         self._limits = limits
         self._group_limits = group_limits or GroupLimits()
         self._instruments = instruments
-        self._queue: deque[PublishCall] = deque()
-        self._queued_events = 0
-        self._queued_bytes = 0
+        self._queue = PublishQueue(limits)
         self._has_work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
@@ -141,46 +138,36 @@ class Publisher:
         tenant. Raises what `publish` raises before the commit.
         """
         data_bytes = sum([len(event.data) for event in events])
-        self._admit(len(events), data_bytes)
+        self.check_room(tenant_id, len(events), data_bytes)
         revisions = await self._catalog.check(events)
         index = self._matcher.cached(tenant_id) or await self._matcher.reload(tenant_id)
         done = asyncio.get_running_loop().create_future()
         call = PublishCall(index, list(events), revisions, data_bytes, done, stream)
         self._check_fan_out(call)
-        self._admit(len(events), data_bytes)  # others came while this one read, or the end
+        # Others came while this one read, or the end.
+        self.check_room(tenant_id, len(events), data_bytes)
         if (trace := self._instruments.tracer.publish_began(tenant_id, events)) is not None:
             call.contexts = trace.contexts
             done.add_done_callback(trace.settled)
-        self._enqueue(call)
+        self._queue.append(call)
+        self._has_work.set()
         return call.done
 
-    def _admit(self, event_count: int, data_bytes: int) -> None:
+    def check_room(self, tenant_id: str, events: int, data_bytes: int) -> None:
+        """Raise what `publish` would for a call of this size, before anything is read of it."""
         if self._is_stopping:
             raise UnavailableError(
                 "this node is shutting down; nothing was stored, repeat the call",
                 Reason.SHUTTING_DOWN,
                 retry_after_s=_ADVICE_S,
             )
-        limits = self._limits
-        if self._queued_events + event_count > limits.max_queued_publish_events:
-            raise _overloaded("HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS", "events")
-        if self._queued_bytes + data_bytes > limits.max_queued_publish_bytes:
-            raise _overloaded("HOOKLINE_MAX_QUEUED_PUBLISH_BYTES", "bytes")
+        self._queue.admit(tenant_id, events, data_bytes)
 
     def _check_fan_out(self, call: PublishCall) -> None:
         most = self._limits.max_batch_deliveries
         if call.fan_out > most:
             setting = "HOOKLINE_MAX_BATCH_DELIVERIES"
             raise invalid([over_limit("events", call.fan_out, "deliveries", setting, most)])
-
-    def _enqueue(self, call: PublishCall, *, first: bool = False) -> None:
-        if first:
-            self._queue.appendleft(call)
-        else:
-            self._queue.append(call)
-        self._queued_events += len(call.events)
-        self._queued_bytes += call.data_bytes
-        self._has_work.set()
 
     # ------------------------------------------------------------------------ the group commit
 
@@ -190,9 +177,9 @@ class Publisher:
             group = self._gather()
             again = await self._commit(group) if group.calls else []
             for follower in reversed(group.answer_followers()):
-                self._enqueue(follower, first=True)  # a later call of its stream is queued already
+                self._queue.put_back(follower)  # a later call of its stream is queued already
             await self._match_again(again)
-            if not self._queue:
+            if self._queue.first() is None:
                 if self._is_stopping:
                     return
                 self._has_work.clear()
@@ -201,8 +188,7 @@ class Publisher:
         """The calls of the next group: what is queued, up to its size."""
         group, limits = self._builder.new_group(), self._group_limits
         deliveries = 0
-        while self._queue:
-            call = self._queue[0]
+        while (call := self._queue.first()) is not None:
             deliveries += call.fan_out
             holds = call.misses >= MAX_MISSES
             if group.calls and (
@@ -212,11 +198,8 @@ class Publisher:
                 or deliveries > limits.max_deliveries
             ):
                 break
-            self._queue.popleft()
-            self._queued_events -= len(call.events)
-            self._queued_bytes -= call.data_bytes
             group.holds = holds
-            _add(group, call)
+            _add(group, self._queue.take())
         return group
 
     async def _commit(self, group: Group) -> list[PublishCall]:
@@ -312,7 +295,7 @@ class Publisher:
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the call's answer
                 call.fail(error)
             else:
-                self._enqueue(call, first=True)
+                self._queue.put_back(call)
 
     async def _split(self, group: Group, error: HooklineError) -> list[PublishCall]:
         """One call poisons the statement: halve until it stands alone, so its neighbours commit."""
@@ -350,20 +333,8 @@ class Publisher:
 
     def _fail_queued(self, error: Exception) -> None:
         """The database is away: nothing of what waits was sent to it, so its callers may repeat."""
-        while self._queue:
-            call = self._queue.popleft()
-            self._queued_events -= len(call.events)
-            self._queued_bytes -= call.data_bytes
-            call.fail(error)
-
-
-def _overloaded(setting: str, what: str) -> ResourceExhaustedError:
-    return ResourceExhaustedError(
-        f"too many {what} wait to be stored ({setting}); nothing was stored, come back later",
-        Reason.OVERLOADED,
-        metadata={"limit": setting},
-        retry_after_s=_ADVICE_S,
-    )
+        while self._queue.first() is not None:
+            self._queue.take().fail(error)
 
 
 def _add(group: Group, call: PublishCall) -> None:

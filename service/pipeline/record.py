@@ -30,6 +30,7 @@ from service.domain.errors import UnavailableError
 from service.domain.instants import from_unix_us
 from service.domain.retry import RetrySchedule
 from service.domain.subscription import SubscriptionStateReason
+from service.pipeline.gathering import Gathering
 from service.pipeline.telling import measure, tell_disabled, tell_exhausted
 from service.store.database import ContentionError, OutcomeUnknownError, RejectedError
 from service.store.recording import Consequences, Disabling, OutcomeRows, Recorded
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 DISABLE_AFTER_S = 5 * 86_400.0
-MAX_BATCH = 1_000
 REPEAT_S = 0.2
 PARK_S = 3_600.0
 """How long a delivery waits whose outcome cannot be stored."""
@@ -93,8 +93,7 @@ class Recorder:
         self._random = random
         self._disable_after_us = int(disable_after_s * 1_000_000)
         self._meters = meters or Meters(is_on=False)
-        self._waiting: list[_Record] = []
-        self._has_work = asyncio.Event()
+        self._waiting = Gathering[_Record]()
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
         self.on_recorded: Callable[[int], None] = lambda _count: None
@@ -106,10 +105,14 @@ class Recorder:
         """Begin to record."""
         self._task = asyncio.create_task(self._run(), name="recorder")
 
+    def watch(self, in_flight: Callable[[], int]) -> None:
+        """Have it ask how many deliveries are sent and not yet recorded."""
+        self._waiting.coming = in_flight
+
     async def stop(self) -> None:
         """Record what is waiting, then end."""
         self._is_stopping = True
-        self._has_work.set()
+        self._waiting.stop()
         if self._task is not None:
             await self._task
         await self._store.close()
@@ -126,19 +129,11 @@ class Recorder:
             self._lanes.released(job, move.delay_s)
             self.on_recorded(1)
             return
-        self._waiting.append(_Record(job, outcome, move, start_us))
-        self._has_work.set()
+        record = _Record(job, outcome, move, start_us)
+        self._waiting.add(record, hurries=job.lane.order is not None)
 
     async def _run(self) -> None:
-        while True:
-            await self._has_work.wait()
-            if not self._waiting:
-                if self._is_stopping:
-                    return
-                self._has_work.clear()
-                continue
-            batch = self._waiting[:MAX_BATCH]
-            del self._waiting[:MAX_BATCH]
+        while batch := await self._waiting.next():
             try:
                 await self._record(batch)
             except Exception:  # noqa: BLE001 - logged whole; the next batch goes on

@@ -1,7 +1,9 @@
 """Who may send now, and whose turn it is.
 
 A lane may send while it has something queued, its subscription lets things out, its window, rate
-and circuit allow one more, and its bucket does not rest. Lanes that may take turns (`turns.py`).
+and circuit allow one more, and its bucket does not rest. Lanes that may take turns (`turns.py`),
+unless their tenant has its share of what is in flight: `TENANT_SHARE` times what is still free, so
+that a tenant all of whose targets hang leaves slots for the others.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from service.pipeline.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from uuid import UUID
 
     from service.domain.attempt import Outcome
     from service.pipeline.clock import Clock
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from service.pipeline.shares import Shares
     from service.pipeline.timers import Timers
 
+TENANT_SHARE = 4
 CATCH_UP_S = 0.05
 """A rate makes up for so much lateness of ours, so that a busy node sends no less than it may."""
 
@@ -32,6 +36,8 @@ class Sending:
         self._shares = shares
         self._turns = Turns()
         self._resting: set[int] = set()
+        self._in_flight: dict[UUID, int] = {}
+        """What each tenant has sent and not recorded."""
         self.on_ready: Callable[[], None] = lambda: None
         """Called when there may be one more job to take."""
         self.on_taken: Callable[[Lane], None] = lambda _lane: None
@@ -39,9 +45,21 @@ class Sending:
         self.on_quiet: Callable[[], None] = lambda: None
         """Called when a lane whose bucket rests has nothing in flight any more."""
 
-    def take(self) -> Job | None:
-        """The next job to send, in turn; None where no lane may send."""
-        while (lane := self._turns.next()) is not None:
+    def has_ready(self) -> bool:
+        """Whether a lane waits for its turn."""
+        return bool(self._turns)
+
+    def take(self, free_slots: int) -> Job | None:
+        """The next job to send, in turn; None where no lane may send.
+
+        `free_slots` is how many more deliveries may be in flight, at least 1.
+        """
+        in_flight, most = self._in_flight, TENANT_SHARE * free_slots
+
+        def may_have(tenant_uid: UUID) -> bool:
+            return in_flight.get(tenant_uid, 0) < most
+
+        while (lane := self._turns.next(may_have)) is not None:
             job = self._take_from(lane)
             self.list_if_ready(lane)
             if job is not None:
@@ -56,6 +74,8 @@ class Sending:
             self._pace(lane, config.max_per_second)
         job = self.dequeue(lane)
         job.is_sent = True
+        tenant_uid = job.message.event.tenant_uid
+        self._in_flight[tenant_uid] = self._in_flight.get(tenant_uid, 0) + 1
         lane.in_flight += 1
         lane.unrecorded += 1
         self.on_taken(lane)
@@ -91,6 +111,10 @@ class Sending:
         if not job.is_sent:
             return
         job.is_sent = False
+        tenant_uid = job.message.event.tenant_uid
+        self._in_flight[tenant_uid] -= 1
+        if not self._in_flight[tenant_uid]:
+            del self._in_flight[tenant_uid]
         lane.unrecorded -= 1
         if lane.streak:
             self.list_if_ready(lane)

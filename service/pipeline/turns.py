@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
     from service.pipeline.lane import Lane
@@ -33,11 +34,23 @@ class Turns:
             self._round.append(tenant_uid)
         lanes.append(lane)
 
-    def next(self) -> Lane | None:
-        """The lane whose turn it is; it leaves the round, and joins again where it has more."""
-        if not self._round:
-            return None
-        tenant_uid = self._round.popleft()
+    def __bool__(self) -> bool:
+        """Whether any lane stands in the round."""
+        return bool(self._round)
+
+    def next(self, may_have: Callable[[UUID], bool]) -> Lane | None:
+        """The lane whose turn it is; it leaves the round, and joins again where it has more.
+
+        A tenant that may not have its turn now is passed over, and stays in the round.
+        """
+        for _ in range(len(self._round)):
+            tenant_uid = self._round.popleft()
+            if may_have(tenant_uid):
+                return self._first_of(tenant_uid)
+            self._round.append(tenant_uid)
+        return None
+
+    def _first_of(self, tenant_uid: UUID) -> Lane:
         lanes = self._lanes[tenant_uid]
         lane = lanes.popleft()
         lane.has_turn = False

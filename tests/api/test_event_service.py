@@ -272,6 +272,8 @@ async def test_a_full_queue_is_told_before_anything_is_stored(database_url: str)
         assert answer.retry_s is not None
         assert answer.pushback_ms == str(round(answer.retry_s * 1_000))
         assert answer.quota == ["HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS"]
+        unread = await refused(api, *[order(type="no type")] * 6)
+        assert unread.reason == "OVERLOADED", "nobody looks at what is refused all the same"
         assert await pages_of(api, ListEventsRequest(tenant="tenants/acme")) == [[]]
         await publish(api, *[order()] * 5)
 

@@ -102,11 +102,14 @@ class Desk:
         given = {name: value for name, value in fields.items() if value is not None}
         return LaneConfig(**(values | given))  # type: ignore[arg-type]  # a test's own fields
 
-    def message(self, data: bytes = b"{}", ordering_key: str = "") -> Message:
-        """An event, ready to be sent."""
+    def message(
+        self, data: bytes = b"{}", ordering_key: str = "", lane: Lane | None = None
+    ) -> Message:
+        """An event of the lane's tenant, ready to be sent."""
         event_id = self.new_id()
+        tenant_uid = lane.tenant_uid if lane is not None and lane.config else event_id
         new = NewEvent(type="order.created", data=data, ordering_key=ordering_key)
-        event = accepted(new, event_id, event_id, "acme", 0, from_unix_ms(NOW_MS))
+        event = accepted(new, event_id, tenant_uid, "acme", 0, from_unix_ms(NOW_MS))
         return Message(event, f"evt_{event_id}")
 
     def publish(self, lane: Lane, count: int = 1, data: bytes = b"{}") -> list[UUID]:
@@ -114,7 +117,7 @@ class Desk:
         ids = [self.new_id() for _ in range(count)]
         for delivery_id in ids:
             self.lanes.announce(lane.subscription_uid, delivery_id)
-            self.lanes.hand_over(lane, delivery_id, self.message(data))
+            self.lanes.hand_over(lane, delivery_id, self.message(data, lane=lane))
             lane.announced.discard(delivery_id)
         return ids
 
@@ -143,13 +146,13 @@ class Desk:
         self.lanes.begin_refill(lane)
         for row in rows:
             key = "" if row.key_hash is None else str(row.key_hash)
-            self.lanes.accept(lane, row, self.message(ordering_key=key))
+            self.lanes.accept(lane, row, self.message(ordering_key=key, lane=lane))
         self.lanes.end_refill(lane, found_all=found_all)
 
     def take_all(self) -> list[Job]:
         """Every job that may be sent now."""
         taken: list[Job] = []
-        while (job := self.sending.take()) is not None:
+        while (job := self.sending.take(2_000)) is not None:
             taken.append(job)
         return taken
 

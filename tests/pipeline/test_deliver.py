@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable
 
 from service.domain.attempt import AttemptOutcome, Outcome
 from service.domain.ids import format_type_id
+from service.pipeline.deliver import REQUESTS_PER_BURST, TURNS_OF_OTHERS
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def faulty(rig: Rig, is_faulty: Callable[[], bool]) -> None:
@@ -76,6 +75,7 @@ async def test_a_hanging_target_holds_up_nobody_else(rig: Rig, receiver: Receive
 
         await rig.publisher.publish("acme", [order_created(n) for n in range(200)])
         await receiver.wait_for(200)
+        await hanging.wait_for(64)
 
         assert len(hanging.ids) == 64
         hanging.gate.set()
@@ -208,3 +208,60 @@ async def test_a_paused_node_takes_nothing_more_and_ends_what_is_on_the_wire(
 
     assert len(receiver.ids) == 2
     assert len(await rig.pending()) == 8
+
+
+async def test_between_bursts_of_requests_the_loop_turns_for_others(
+    rig: Rig, receiver: Receiver
+) -> None:
+    """A call is taken out of gRPC's queue in four turns; hundreds of requests in each kept all."""
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url)
+    receiver.gate = asyncio.Event()
+    begun_in_turn: list[int] = []
+    turn, send = 0, rig.sender.send
+
+    async def counting(*args: object) -> Outcome:
+        begun_in_turn.append(turn)
+        return await send(*args)  # type: ignore[arg-type]  # as it was called
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        turning = loop.call_soon(count)
+        stop.append(turning.cancel)
+
+    rig.sender.send = counting  # type: ignore[method-assign,assignment]
+    loop, stop = asyncio.get_running_loop(), deque[Callable[[], None]](maxlen=1)
+    count()
+    await rig.publisher.publish("acme", [order_created(n) for n in range(500)])
+    await receiver.wait_for(64)
+    receiver.gate.set()  # so that 64 answers come at about the same time
+    await until(lambda: rig.recorder.recorded == 500, "all are recorded")
+    stop.pop()()
+
+    assert len(begun_in_turn) == 500
+    two_bursts = 2 * REQUESTS_PER_BURST
+    for earlier, later in zip(begun_in_turn, begun_in_turn[two_bursts:], strict=False):
+        assert later - earlier >= TURNS_OF_OTHERS
+
+
+async def test_a_slot_that_is_freed_goes_to_who_waits_for_one_though_all_workers_hang(
+    database_url: str, receiver: Receiver
+) -> None:
+    """Of ten slots eight are one tenant's at most; its ninth delivery follows the first record."""
+    async with running(database_url, max_in_flight=10) as rig, Receiver() as hanging:
+        big, small = await rig.tenant("acme"), await rig.tenant("globex")
+        receiver.gate, hanging.gate = asyncio.Event(), asyncio.Event()
+        await rig.subscription(big, receiver.url)
+        await rig.subscription(small, hanging.url)
+        await rig.publisher.publish("acme", [order_created(n) for n in range(20)])
+        await receiver.wait_for(8)
+        await rig.publisher.publish("globex", [order_created()])
+        await hanging.wait_for(1)
+        assert len(receiver.ids) == 8
+
+        receiver.gate.set()
+        await receiver.wait_for(20)
+
+        hanging.gate.set()
+        await until(lambda: rig.recorder.recorded == 21, "all are recorded")

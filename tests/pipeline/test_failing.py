@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    import pytest
+
 DAY_S = 86_400.0
 RARELY = [0.0, *[6 * 3_600.0] * 90]
 
@@ -62,9 +64,10 @@ async def test_the_first_failure_is_remembered_and_a_success_forgets_it(
 
 
 async def test_within_one_batch_the_order_of_outcomes_decides(
-    rig: Rig, receiver: Receiver, database_url: str
+    rig: Rig, receiver: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Failing before; then a success and a failure in one record: it began to fail just now."""
+    monkeypatch.setattr("service.pipeline.gathering.GATHER_S", 0.0)  # the first is written alone
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url, schedule_s=RARELY, max_in_flight=1)
     receiver.answers = 500

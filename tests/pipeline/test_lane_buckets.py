@@ -16,7 +16,7 @@ async def desk() -> Desk:
 async def test_a_lost_bucket_is_forgotten_whole(desk: Desk) -> None:
     lane = desk.lane()
     desk.publish(lane, 3)
-    job = desk.sending.take()
+    job = desk.sending.take(2_000)
     assert job is not None
 
     desk.lanes.buckets_lost([lane.bucket])
@@ -65,7 +65,7 @@ async def test_buckets_of_others_make_no_lanes(desk: Desk) -> None:
 async def test_a_bucket_is_quiet_once_all_that_was_sent_is_recorded(desk: Desk) -> None:
     lane = desk.lane()
     desk.publish(lane, 2)
-    job = desk.sending.take()
+    job = desk.sending.take(2_000)
     assert job is not None
 
     assert desk.lanes.quiet_buckets([lane.bucket]) == set()
@@ -79,7 +79,7 @@ async def test_a_bucket_is_quiet_once_all_that_was_sent_is_recorded(desk: Desk) 
 async def test_a_forgotten_retry_hides_nothing_that_is_on_the_wire(desk: Desk) -> None:
     lane = desk.lane()
     first, _ = desk.publish(lane, 2)
-    job = desk.sending.take()
+    job = desk.sending.take(2_000)
     assert job is not None
     desk.fail(job, delay_s=30)
     desk.take_all()
@@ -92,7 +92,7 @@ async def test_a_forgotten_retry_hides_nothing_that_is_on_the_wire(desk: Desk) -
 async def test_a_bucket_that_is_no_surplus_any_more_sends_again(desk: Desk) -> None:
     lane = desk.lane()
     desk.publish(lane, 2)
-    busy = desk.sending.take()
+    busy = desk.sending.take(2_000)
     desk.lanes.quiet_buckets([lane.bucket])
     assert busy is not None
     assert desk.take_all() == []

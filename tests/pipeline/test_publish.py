@@ -277,7 +277,7 @@ async def test_calls_that_wait_for_an_index_count_when_they_are_queued(database_
         )
 
     refused = [result for result in results if isinstance(result, ResourceExhaustedError)]
-    assert len(refused) == 20
+    assert len(refused) == 22, "a tenant alone may have four fifths of the queue"
     assert all(isinstance(r, list | ResourceExhaustedError) for r in results)
 
 

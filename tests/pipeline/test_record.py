@@ -246,3 +246,97 @@ async def test_a_server_in_trouble_is_waited_for_and_nothing_is_sent_twice(
 
     assert set(receiver.counts.values()) == {1}
     assert {row["state"] for row in await rig.finished()} == {"SUCCEEDED"}
+
+
+# ----------------------------------------------------------------------------------- together
+
+
+async def test_what_comes_soon_is_waited_for_and_shares_a_statement(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.pipeline.gathering.GATHER_S", 3_600.0)
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url)
+    receiver.gate = asyncio.Event()
+    async with Receiver() as quick:
+        await rig.subscription(tenant_uid, quick.url)
+        await rig.publisher.publish("acme", [order_created()])
+        await quick.wait_for(1)
+        await receiver.wait_for(1)
+        await until(lambda: quick.in_flight == 0, "it has answered, the other one has not")
+        assert rig.recorder.batches == 0
+
+        receiver.gate.set()
+        await recorded(rig, 2)
+
+    assert rig.recorder.batches == 1
+
+
+async def test_nothing_waits_where_nothing_else_is_on_the_wire(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.pipeline.gathering.GATHER_S", 3_600.0)
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url)
+
+    for count in (1, 2):
+        await rig.publisher.publish("acme", [order_created()])
+        await recorded(rig, count)
+
+    assert rig.recorder.batches == 2
+
+
+async def test_what_fills_a_statement_waits_for_nobody(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.pipeline.gathering.GATHER_S", 3_600.0)
+    monkeypatch.setattr("service.pipeline.gathering.ENOUGH", 3)
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url)
+    async with Receiver() as hanging:
+        hanging.gate = asyncio.Event()
+        await rig.subscription(tenant_uid, hanging.url)
+        await rig.publisher.publish("acme", [order_created(n) for n in range(3)])
+        await recorded(rig, 3)
+
+        assert len(await rig.pending()) == 3
+        hanging.gate.set()
+        await recorded(rig, 6)
+
+
+async def test_a_stop_waits_for_nothing_that_may_come(
+    database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.pipeline.gathering.GATHER_S", 3_600.0)
+    async with Receiver() as hanging, running(database_url) as rig:
+        tenant_uid = await rig.tenant()
+        hanging.gate = asyncio.Event()
+        await rig.subscription(tenant_uid, receiver.url)
+        await rig.subscription(tenant_uid, hanging.url)
+        await rig.publisher.publish("acme", [order_created()])
+        await receiver.wait_for(1)
+        await hanging.wait_for(1)
+        await until(lambda: receiver.in_flight == 0, "one has answered")
+
+        await rig.recorder.stop()
+
+        assert rig.recorder.recorded == 1
+        hanging.gate.set()
+
+
+async def test_the_next_of_an_ordering_key_is_not_kept_waiting(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.pipeline.gathering.GATHER_S", 3_600.0)
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url, ordered=True)
+    async with Receiver() as hanging:
+        hanging.gate = asyncio.Event()
+        await rig.subscription(tenant_uid, hanging.url)
+        events = [order_created(n, ordering_key="k") for n in range(3)]
+        await rig.publisher.publish("acme", events)
+        await recorded(rig, 3)
+
+        assert len(receiver.ids) == 3
+        hanging.gate.set()
+        await recorded(rig, 6)

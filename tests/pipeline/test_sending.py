@@ -141,7 +141,7 @@ async def test_another_rate_holds_from_now_on(desk: Desk) -> None:
 async def test_ten_failures_in_a_row_open_the_circuit_and_nothing_is_read(desk: Desk) -> None:
     lane = desk.lane()
     desk.publish(lane, CIRCUIT_FAILURES + 5)
-    jobs = [desk.sending.take() for _ in range(CIRCUIT_FAILURES)]
+    jobs = [desk.sending.take(2_000) for _ in range(CIRCUIT_FAILURES)]
 
     opened: list[bool] = []
     for job in jobs:

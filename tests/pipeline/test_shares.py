@@ -82,7 +82,7 @@ async def test_a_lane_is_read_again_once_it_holds_half_of_what_it_may() -> None:
 
     took = 0
     while not desk.lanes.take_wanted():
-        assert desk.sending.take() is not None
+        assert desk.sending.take(2_000) is not None
         took += 1
 
     assert 30 <= took <= 50
