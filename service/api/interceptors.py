@@ -43,7 +43,7 @@ from service.api.scopes import KNOWN, RULES, Rule
 from service.api.streams import Stream, Streams
 from service.domain.caller import Caller, calling
 from service.domain.errors import PermissionDeniedError, Reason
-from service.telemetry.tracing import current_trace_id
+from service.telemetry.current import current_trace_id
 
 UNKNOWN_METHOD = "_OTHER"
 """What a method is called in the records where there is none (OpenTelemetry's word for it)."""

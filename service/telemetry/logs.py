@@ -2,8 +2,9 @@
 
 Events are named like `buckets_taken`, their particulars are fields, so that a program can count and
 a person can search. Logs go to standard error: standard output belongs to what a command answers.
-Everything of the process goes one way, also what libraries say through the standard library. Must
-not know any other room.
+Everything of the process goes one way, also what libraries say through the standard library. What
+may stand in a line is `fields.py`'s, how often the same line comes `repetition.py`'s. Must not know
+any other room.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from __future__ import annotations
 import logging
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import structlog
+
+from service.telemetry.current import current_ids
+from service.telemetry.fields import hide_unknown, without_secrets
+from service.telemetry.repetition import Repetition
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
@@ -40,8 +45,10 @@ class LogLevel(StrEnum):
 
 def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
     """Set up the process's logs; call once, before anything is logged."""
+    repetition = Repetition()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_trace,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
@@ -50,6 +57,7 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
         processors=[
             structlog.stdlib.filter_by_level,
             *shared,
+            repetition.limit,
             structlog.stdlib.PositionalArgumentsFormatter(),
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
@@ -63,10 +71,13 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                hide_unknown,
                 *_renderers(log_format),
+                _without_secrets,
             ],
         )
     )
+    handler.addFilter(repetition.filter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -83,6 +94,20 @@ def _renderers(log_format: LogFormat) -> list[Processor]:
             ),
         ]
     return [structlog.processors.format_exc_info, _json_line]
+
+
+def _add_trace(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Which call's trace a line belongs to, unless it says so itself."""
+    if event.get("trace_id") is None:
+        event.pop("trace_id", None)
+        if (ids := current_ids()) is not None:
+            event["trace_id"], event["span_id"] = ids
+    return event
+
+
+def _without_secrets(_logger: object, _method: str, line: Any) -> str:  # noqa: ANN401
+    """After the renderer, so that a traceback is looked at too; what it made is a line."""
+    return without_secrets(line)
 
 
 def _json_line(_logger: object, _method: str, event: EventDict) -> str:

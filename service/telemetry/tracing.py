@@ -13,7 +13,6 @@ anything. Knows nothing of gRPC, HTTP or SQL, and where spans go is `outbox.py`'
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from functools import lru_cache
 from random import random
 from typing import TYPE_CHECKING
@@ -41,6 +40,7 @@ from service.telemetry.context import (
     parse_traceparent,
     unpack,
 )
+from service.telemetry.current import CURRENT
 from service.telemetry.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -62,24 +62,6 @@ _FAULTS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
 """gRPC codes that are errors of a server's span; the others are the caller's own doing."""
-
-_CURRENT: ContextVar[Span | None] = ContextVar("span", default=None)
-"""Of the call that a task serves; None: there is none, or it is not sampled."""
-
-
-def current_trace_id() -> str:
-    """The trace of the call that this task serves, 32 hexadecimal digits; empty: not sampled."""
-    span = _CURRENT.get()
-    return "" if span is None else f"{span.get_span_context().trace_id:032x}"
-
-
-def current_ids() -> tuple[str, str] | None:
-    """The same with the span's id, for logs."""
-    span = _CURRENT.get()
-    if span is None:
-        return None
-    context = span.get_span_context()
-    return f"{context.trace_id:032x}", f"{context.span_id:016x}"
 
 
 class PublishTrace:
@@ -184,7 +166,7 @@ class Tracer:
             return
         parent = None if traceparent is None else parse_traceparent(traceparent)
         if not self._sampling.is_sampled(parent, random):
-            _CURRENT.set(None)
+            CURRENT.set(None)
             return
         span = self._tracer.start_span(
             method,
@@ -192,11 +174,11 @@ class Tracer:
             SpanKind.SERVER,
             {names.RPC_SYSTEM: names.GRPC, names.RPC_METHOD: method},
         )
-        _CURRENT.set(span)
+        CURRENT.set(span)
 
     def call_ended(self, code: str) -> None:
         """The call that this task served is over; `code` is gRPC's word for how."""
-        span = _CURRENT.get()
+        span = CURRENT.get()
         if span is None:
             return
         span.set_attribute(names.RPC_STATUS, code)
@@ -204,13 +186,13 @@ class Tracer:
             span.set_attribute(names.ERROR_TYPE, code)
             span.set_status(_ERROR)
         span.end()
-        _CURRENT.set(None)
+        CURRENT.set(None)
 
     def publish_began(self, tenant: str, events: Sequence[NewEvent]) -> PublishTrace | None:
         """A call's events are about to be queued; None where none of them is sampled."""
         if self._tracer is None:
             return None
-        call = _CURRENT.get()
+        call = CURRENT.get()
         has_own = any(event.traceparent for event in events)
         if call is None and not has_own:
             return None
@@ -279,7 +261,7 @@ class Tracer:
 
     def current_context(self) -> bytes | None:
         """The context of the call that this task serves, as an event stores it."""
-        span = _CURRENT.get()
+        span = CURRENT.get()
         if span is None:
             return None
         context = span.get_span_context()

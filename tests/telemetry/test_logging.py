@@ -1,10 +1,18 @@
 """Logs as a process writes them: one line an event, everything one way, no secret by accident."""
 
+import ast
 import json
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from service.telemetry.current import current_ids
+from service.telemetry.fields import ALLOWED
+from service.telemetry.repetition import KEYS_MAX, LINES_A_WINDOW, WINDOW_S, Repetition
+from tests.architecture.repository import python_files, tree
+from tests.telemetry.spans import CALLER_TRACE, SAMPLED, Spans
 
 SCRIPT = """
 import logging, structlog
@@ -12,7 +20,7 @@ from service.telemetry import LogFormat, LogLevel, configure_logging
 configure_logging(LogFormat.{log_format}, LogLevel.{level})
 log = structlog.get_logger("service.pipeline.ownership")
 log.debug("detail")
-log.info("buckets_taken", count=3, node=print)
+log.info("buckets_taken", count=3, address=print)
 logging.getLogger("asyncpg").warning("from a %s", "library")
 def fails(secret):
     raise ValueError("broken")
@@ -23,9 +31,9 @@ except ValueError:
 """
 
 
-def logged(log_format: str, level: str = "INFO") -> list[str]:
-    """What the script writes to standard error; it writes nothing to standard output."""
-    code = SCRIPT.format(log_format=log_format, level=level)
+def logged(log_format: str, level: str = "INFO", script: str = SCRIPT) -> list[str]:
+    """What a script writes to standard error; it writes nothing to standard output."""
+    code = script.format(log_format=log_format, level=level)
     ran = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": ":".join(sys.path)},
@@ -69,3 +77,74 @@ def test_local_variables_are_never_logged(log_format: str) -> None:
 @pytest.mark.parametrize("level, count", [("DEBUG", 4), ("INFO", 3), ("WARNING", 2), ("ERROR", 1)])
 def test_the_level_is_the_least_that_is_logged(level: str, count: int) -> None:
     assert len(logged("JSON", level)) == count
+
+
+TROUBLES = """
+import structlog
+from service.telemetry import LogFormat, LogLevel, configure_logging
+configure_logging(LogFormat.{log_format}, LogLevel.INFO)
+log = structlog.get_logger("service.pipeline.targets")
+for number in range(10):
+    log.error("signing_secret_sealed", subscription="one", error=str(number))
+log.error("signing_secret_sealed", subscription="two")
+log.warning("odd", payload="a customer's", url="https://a.b/token", error="key hk_abcdefgh12345678")
+log.warning("lost", error="postgresql://hookline:password@db/hookline", reason="whsec_MfKQ9r8G")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["JSON", "CONSOLE"])
+def test_nothing_that_looks_like_a_secret_is_logged(log_format: str) -> None:
+    text = "\n".join(logged(log_format, script=TROUBLES))
+    for secret in ("customer", "token", "abcdefgh12345678", "password", "MfKQ9r8"):
+        assert secret not in text
+    assert text.count("[hidden]") == 2
+    assert "://…@db/hookline" in text
+
+
+def test_the_same_line_is_said_three_times_a_minute_for_each_that_it_is_about() -> None:
+    lines = [json.loads(line) for line in logged("JSON", script=TROUBLES)]
+    sealed = [line["subscription"] for line in lines if line["event"] == "signing_secret_sealed"]
+    assert sealed == ["one", "one", "one", "two"]
+
+
+def test_after_a_silence_it_is_told_how_many_were_left_out() -> None:
+    now_s = 0.0
+    repetition = Repetition(lambda: now_s)
+    assert [repetition.admit("a") for _ in range(5)] == [0, 0, 0, None, None]
+    assert repetition.admit("b") == 0
+    now_s = WINDOW_S
+    assert [repetition.admit("a") for _ in range(4)] == [2, 0, 0, None]
+
+
+def test_what_is_remembered_of_lines_is_bounded() -> None:
+    repetition = Repetition(lambda: 0.0)
+    for number in range(KEYS_MAX + 10):
+        repetition.admit(number)
+    for _ in range(LINES_A_WINDOW):
+        assert repetition.admit(0) == 0, "it was forgotten"
+
+
+def test_a_line_within_a_traced_call_has_its_trace() -> None:
+    spans = Spans()
+    spans.tracer.call_began("hookline.v1.EventService/GetEvent", SAMPLED)
+    ids = current_ids()
+    spans.tracer.call_ended("OK")
+    assert ids is not None
+    assert ids[0] == f"{CALLER_TRACE:032x}"
+
+
+def fields_of(path: pathlib.PurePosixPath) -> set[str]:
+    """The names of all fields that a file logs."""
+    return {
+        str(keyword.arg)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        for keyword in node.keywords
+        if node.func.attr == "bind_contextvars"
+        or (isinstance(node.func.value, ast.Name) and node.func.value.id == "_log")
+    }
+
+
+def test_every_field_that_is_logged_is_one_that_may_be_shown() -> None:
+    ours = [path for path in python_files() if path.parts[0] == "service"]
+    assert set().union(*map(fields_of, ours)) - ALLOWED == set()

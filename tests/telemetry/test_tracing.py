@@ -12,8 +12,9 @@ from service.domain.attempt import AttemptOutcome, Outcome
 from service.domain.errors import NotFoundError, Reason
 from service.domain.event import NewEvent
 from service.telemetry.context import pack, parse_traceparent
+from service.telemetry.current import current_ids, current_trace_id
 from service.telemetry.sampling import Sampling
-from service.telemetry.tracing import AttemptTrace, Tracer, current_ids, current_trace_id
+from service.telemetry.tracing import AttemptTrace, Tracer
 from tests.telemetry.spans import (
     CALLER_SPAN,
     CALLER_TRACE,
