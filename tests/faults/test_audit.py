@@ -19,6 +19,7 @@ from hookline.errors import HooklineError
 from hookline.v1.tenant_service_pb2 import CreateTenantRequest
 from service.domain.audit import AuditEntry
 from service.store.database import Database
+from tests.faults.cluster import cluster
 from tests.faults.scene import Scene, scene
 from tests.store.audit_log import entries_of, verified
 from tests.waiting import until
@@ -119,4 +120,18 @@ async def test_a_node_that_is_frozen_amid_changes_holds_up_no_other(
                 await founders.more(20)
                 node.process.send_signal(signal.SIGCONT)
                 stage.nodes.append(node)
+        await judge(stage, founders.acknowledged)
+
+
+async def test_postgres_crashes_amid_changes_and_the_chain_is_whole(
+    tmp_path: pathlib.Path, rounds: int, chance: random.Random
+) -> None:
+    async with cluster() as postgres, scene(postgres.url, tmp_path, subscriptions=0) as stage:
+        founders = Founders(stage)
+        async with founders.at_work():
+            for round_ in range(rounds):
+                await founders.more(chance.randint(1, 50))
+                await postgres.crash([signal.SIGQUIT, signal.SIGKILL][round_ % 2])
+                await postgres.start()
+                await founders.more(10)
         await judge(stage, founders.acknowledged)
