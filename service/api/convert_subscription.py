@@ -55,6 +55,7 @@ LEAVES: Final = (
     "http.headers",
     SECRET_HEADERS,
     CLIENT_CERTIFICATE,
+    "http.require_handshake",
     "http.timeout",
     "http.signature_scheme",
     "pull",
@@ -174,6 +175,10 @@ class SubscriptionReader:
         if "http.signature_scheme" in leaves:
             scheme = scheme_in(http.signature_scheme, f"{path}signature_scheme", violations)
             target = replace(target, signature_scheme=scheme or target.signature_scheme)
+        if "http.require_handshake" in leaves:
+            target = replace(target, require_handshake=http.require_handshake)
+            if not http.require_handshake:
+                target = replace(target, allowed_per_minute=None)
         return target
 
     def _check_address(self, url: str, field: str, violations: list[Violation]) -> None:
@@ -279,6 +284,8 @@ def _http_message(subscription: Subscription) -> target_pb2.HttpTarget:
         signature_scheme=enum_of(
             target_pb2.SignatureScheme, "SIGNATURE_SCHEME_", target.signature_scheme
         ),
+        require_handshake=target.require_handshake,
+        allowed_per_minute=target.allowed_per_minute or 0,
         secret_header_names=target.secret_header_names,
         client_certificate=certificate_message(target.client_certificate),
         signing_keys=[_key_message(key) for key in subscription.signing_keys],

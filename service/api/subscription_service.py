@@ -40,8 +40,10 @@ from service.domain.limits import Limits
 from service.domain.names import check_id
 from service.domain.subscription import HttpTarget, Subscription, matches
 from service.pipeline.changes import Changes
+from service.pipeline.consent import Consents, is_to_be_asked, with_consent
 from service.pipeline.trial import Trial
 from service.store.deliveries import DeliveryStore
+from service.store.subscription_secrets import TargetSecrets
 from service.store.subscriptions import Subscriptions
 
 _Context = ServicerContext[Any, Any]
@@ -68,6 +70,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         deliveries: DeliveryStore,
         changes: Changes,
         trial: Trial,
+        consents: Consents,
         reader: SubscriptionReader,
         pages: Pages,
         limits: Limits,
@@ -76,6 +79,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         self._deliveries = deliveries
         self._changes = changes
         self._trial = trial
+        self._consents = consents
         self._reader = reader
         self._events = EventReader(limits)
         self._pages = pages
@@ -101,6 +105,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         if violations:
             raise invalid(violations)
         refuse_unbuilt(new, leaves)
+        draft = await self._consented(None, draft, asked.stored)
         created = await self._subscriptions.create(
             replace(draft, tenant_id=tenant_id, subscription_id=subscription_id),
             secret,
@@ -180,11 +185,30 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
                 raise invalid(conflicts)
             return wanted
 
+        seen = await self._subscriptions.get(tenant_id, subscription_id)
+        wanted = decide(seen)
+        consented = None
+        if is_to_be_asked(seen.target, wanted.target):
+            consented = (await self._consented(seen, wanted, asked.stored)).target
+
+        def settle(seen: Subscription) -> Subscription:
+            return with_consent(seen, decide(seen), consented)
+
         changed = await self._subscriptions.change(
-            tenant_id, subscription_id, decide, asked.stored, etag=etag
+            tenant_id, subscription_id, settle, asked.stored, etag=etag
         )
         self._changes.poke()
         return subscription_service_pb2.UpdateSubscriptionResponse(subscription=message_of(changed))
+
+    async def _consented(
+        self, seen: Subscription | None, wanted: Subscription, told: TargetSecrets
+    ) -> Subscription:
+        """A subscription, once its target has consented, if it is to be asked; what it allows."""
+        if not is_to_be_asked(None if seen is None else seen.target, wanted.target):
+            return wanted
+        consented = await self._consents.ask(wanted, told, None if seen is None else seen.uid)
+        target = replace(wanted.target, allowed_per_minute=consented.per_minute)
+        return replace(wanted, target=target)
 
     async def DeleteSubscription(
         self, request: subscription_service_pb2.DeleteSubscriptionRequest, context: _Context

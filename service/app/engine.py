@@ -11,6 +11,7 @@ from service.config import Settings
 from service.pipeline.catalog import EventTypeCatalog
 from service.pipeline.changes import Changes
 from service.pipeline.clock import Clock, DatabaseTime
+from service.pipeline.consent import Consents
 from service.pipeline.deliver import Deliverer
 from service.pipeline.hand_off import GroupBuilder
 from service.pipeline.lanes import Lanes
@@ -39,9 +40,11 @@ from service.store.recording import RecordStore
 from service.store.upkeep import UpkeepStore
 from service.telemetry.instruments import UNOBSERVED, Instruments
 from service.webhook.dialer import make_tls_context
+from service.webhook.handshake import Handshake
 from service.webhook.sender import WebhookSender
 from service.webhook.transport import WebhookTransport
 
+USER_AGENT: Final = f"hookline/{VERSION}"
 KEY_WINDOW_S: Final = 72 * 3_600.0
 """How long an idempotency key is remembered; the contract names it."""
 SESSIONS: Final = 8
@@ -98,7 +101,7 @@ class Engine:
             self.timers,
             clock,
             time,
-            user_agent=f"hookline/{VERSION}",
+            user_agent=USER_AGENT,
         )
         self.changes = Changes(LaneStore(session("changes")), self.lanes, configs, self.catalog)
         self.refiller = Refiller(LaneStore(session("refill")), self.lanes, self.ownership, configs)
@@ -108,6 +111,12 @@ class Engine:
         self.key_lookup = ApiKeyLookup(session("access", timeout_s=LOOKUP_TIMEOUT_S))
         self.publisher = self._make_publisher(settings, database, random, instruments)
         sender = self._make_sending(settings, database, random, instruments)
+        self.consents = Consents(
+            database,
+            secrets,
+            Handshake(self.transport, settings.egress.origin_name),
+            user_agent=USER_AGENT,
+        )
         operations = OperationStore(database)
         self.operator = Operator(
             operations, self.changes, time, retention_days=settings.retention_days

@@ -50,6 +50,7 @@ def make_servicers(
             deliveries=deliveries,
             changes=engine.changes,
             trial=engine.trial,
+            consents=engine.consents,
             reader=SubscriptionReader(
                 limits=limits, egress=settings.egress.policy, https_only=settings.is_https_only
             ),

@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from service.config.reading import Reader, parse_file, switch
+from service.domain.target import MAX_HOST_LENGTH
 from service.webhook.dialer import make_tls_context
 from service.webhook.egress import EgressPolicy, Network, parse_networks
 from service.webhook.hosts import NO_HOSTS, HostList, parse_hosts
@@ -20,6 +22,7 @@ from service.webhook.proxy import EgressProxy, parse_proxy
 
 T = TypeVar("T")
 
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?", re.ASCII)
 _LOOPBACK: Final = parse_networks(["127.0.0.0/8", "::1/128"])
 
 
@@ -33,6 +36,8 @@ class EgressSettings:
     """HOOKLINE_EGRESS_PROXY, _PROXY_RESOLVES; None: connections are direct"""
     ca_file: Path | None = None
     """HOOKLINE_EGRESS_CA_FILE: authorities beside the system's, for targets of one's own"""
+    origin_name: str = "hookline"
+    """HOOKLINE_WEBHOOK_ORIGIN: who asks targets for their consent"""
 
 
 def read_egress(read: Reader, *, is_dev: bool) -> EgressSettings:
@@ -62,7 +67,15 @@ def read_egress(read: Reader, *, is_dev: bool) -> EgressSettings:
         policy,
         proxy,
         read("EGRESS_CA_FILE", _ca_file, None),
+        read("WEBHOOK_ORIGIN", _host_name, "hookline"),
     )
+
+
+def _host_name(text: str) -> str:
+    """A name that targets know this deployment by."""
+    if len(text) > MAX_HOST_LENGTH or not _HOST_NAME.fullmatch(text):
+        raise ValueError("must be a name such as hookline.example.com")
+    return text
 
 
 def _networks(text: str) -> tuple[Network, ...]:

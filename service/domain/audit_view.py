@@ -99,6 +99,8 @@ def _target_view(target: HttpTarget) -> View:
         "headers": dict.fromkeys(target.headers, REDACTED),
         "timeout_s": target.timeout_s,
         "signature_scheme": target.signature_scheme.value,
+        "require_handshake": target.require_handshake,
+        "allowed_per_minute": target.allowed_per_minute,
         "secret_header_names": list(target.secret_header_names),
         "client_certificate": certificate
         and {"subject": certificate.subject, "fingerprint": certificate.fingerprint},

@@ -79,6 +79,10 @@ class HttpTarget:
     secret_header_bytes: int = 0
     """What they count for against the bytes of all headers."""
     client_certificate: ClientCertificate | None = None
+    require_handshake: bool = False
+    """Whether it is asked for its consent before it is sent to."""
+    allowed_per_minute: int | None = None
+    """Requests; the rate that its consent named. None: any, or it was not asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,3 +189,11 @@ def schedule_of(policy: RetryPolicy) -> RetrySchedule:
         policy.min_backoff_s or DEFAULT_DELAYS_S[1],
         policy.max_backoff_s or DEFAULT_DELAYS_S[-1],
     )
+
+
+def rate_of(subscription: Subscription) -> float | None:
+    """Requests a second at most: what the subscription says, and what its target allowed."""
+    wanted, allowed = subscription.limits.max_per_second, subscription.target.allowed_per_minute
+    if allowed is None:
+        return wanted
+    return allowed / 60 if wanted is None else min(wanted, allowed / 60)

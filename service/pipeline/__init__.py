@@ -5,7 +5,7 @@ To be read in this order:
 `publish` (with `catalog` and `matching`) stores events and promises deliveries; `ownership` says
 who sends them; `lanes` holds what is due (`key_order`: of an ordered subscription), `refill`
 fetches it; `deliver` sends; `record` writes what came of it. `changes` hears what others decided,
-`notify` carries word between nodes, `replay` and `trial` are the operator's hands, `telling` and
-`pulse` say what happens and what is, and `upkeep` keeps the house. No step looks back: publishing
-knows nothing of HTTP, delivering nothing of SQL.
+`notify` carries word between nodes, `replay`, `consent` and `trial` are the operator's hands,
+`telling` and `pulse` say what happens and what is, and `upkeep` keeps the house. No step looks
+back: publishing knows nothing of HTTP, delivering nothing of SQL.
 """

@@ -8,7 +8,7 @@ import structlog
 
 from service.domain.errors import Reason, UnavailableError
 from service.domain.names import subscription_name
-from service.domain.subscription import schedule_of
+from service.domain.subscription import rate_of, schedule_of
 from service.pipeline.lane import LaneConfig
 from service.store.routes import load_routes
 from service.webhook.client_certificate import ClientIdentity
@@ -129,7 +129,7 @@ class LaneConfigs:
             state=subscription.state,
             schedule=schedule_of(subscription.retry_policy),
             max_in_flight=subscription.limits.max_in_flight,
-            max_per_second=subscription.limits.max_per_second,
+            max_per_second=rate_of(subscription),
             is_ordered=subscription.ordered,
             payload_format=subscription.payload_format,
             url=subscription.target.url,

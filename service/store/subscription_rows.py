@@ -55,6 +55,8 @@ def subscription_of(row: asyncpg.Record) -> Subscription:
             headers=row["headers"],
             timeout_s=row["timeout_ms"] / 1_000,
             signature_scheme=SignatureScheme(row["signature_scheme"]),
+            require_handshake=row["handshake"] is not None,
+            allowed_per_minute=row["handshake"] and row["handshake"]["per_minute"],
             **shown_secrets_of(row),
         ),
         retry_policy=policy_of(row),
@@ -112,6 +114,11 @@ def shown_of(target: HttpTarget, kind: str) -> dict[str, object]:
         "expire_time": certificate.expire_time.isoformat(),
         "fingerprint": certificate.fingerprint,
     }
+
+
+def handshake_of(target: HttpTarget) -> dict[str, int | None] | None:
+    """The column `handshake`; None: the target is not asked."""
+    return {"per_minute": target.allowed_per_minute} if target.require_handshake else None
 
 
 def policy_of(row: asyncpg.Record) -> RetryPolicy:

@@ -33,6 +33,7 @@ from service.store.database import ContentionError, OutcomeUnknownError, Rejecte
 from service.store.secrets import SealedSecretError
 from service.store.statements import Statements
 from service.store.subscription_rows import (
+    handshake_of,
     policy_columns_of,
     subscription_of,
     target_columns_of,
@@ -128,6 +129,7 @@ class Subscriptions:
             draft.ordered,
             draft.propagate_trace,
             sealer.target_secrets(target_secrets, draft.target, 1),
+            handshake_of(draft.target),
         )
         if not await self._insert(uid, draft, arguments):
             await self._tenant(draft.tenant_id)
@@ -249,6 +251,7 @@ class Subscriptions:
             audit.change(seen, wanted),
             wanted.propagate_trace,
             secret_changes,
+            handshake_of(wanted.target),
         )
         return bool(await self._fetch_changing(SQL.update, *arguments))
 

@@ -2,5 +2,6 @@
 
 Read in this order: `sender` (what the pipeline calls), `prepared`, `payload` and `signature` (what
 is sent), `transport`, `pool`, `dialer`, `resolver`, `egress`, `hosts`, `route`, `proxy`,
-`connection` and `answer` (how it travels), `failure` (how what goes wrong becomes a value).
+`connection` and `answer` (how it travels), `handshake` (how a target is asked first), `failure`
+(how what goes wrong becomes a value).
 """

@@ -54,6 +54,20 @@ def prepare_target(
     Raises ValueError where a URL or a header is outside the grammar of `domain/target.py`: such a
     target should never have been accepted, and a line break in it would forge a request.
     """
+    endpoints = prepare_endpoints(
+        target, user_agent=user_agent, secret_headers=secret_headers, identity=identity
+    )
+    return PreparedTarget(endpoints=endpoints, timeout_s=target.timeout_s, signer=signer)
+
+
+def prepare_endpoints(
+    target: HttpTarget,
+    *,
+    user_agent: str,
+    secret_headers: Mapping[str, str] | None = None,
+    identity: ClientIdentity | None = None,
+) -> tuple[Endpoint, ...]:
+    """The URLs of a target, made ready; raises as `prepare_target` does."""
     violations = check_headers(target.headers, secret_headers or {})
     if violations:
         raise ValueError(f"{violations[0].field} {violations[0].description}")
@@ -68,11 +82,7 @@ def prepare_target(
         ),
     )
     urls = (target.url, *target.failover_urls)
-    return PreparedTarget(
-        endpoints=tuple(_endpoint_of(url, common, identity) for url in urls),
-        timeout_s=target.timeout_s,
-        signer=signer,
-    )
+    return tuple(_endpoint_of(url, common, identity) for url in urls)
 
 
 def _endpoint_of(

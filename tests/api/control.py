@@ -39,11 +39,13 @@ from service.api.subscription_service import SubscriptionServicer
 from service.api.tenant_service import TenantServicer
 from service.domain.errors import AlreadyExistsError
 from service.domain.limits import Limits
+from service.pipeline.consent import Consents
 from service.store.deliveries import DeliveryStore
 from service.store.event_types import EventTypes
 from service.store.subscriptions import Subscriptions
 from service.store.tenants import Tenants
 from service.webhook.egress import EgressPolicy, parse_networks
+from service.webhook.handshake import Handshake
 from service.webhook.hosts import parse_hosts
 from tests.api.conftest import CLIENT_OPTIONS, PAGE_KEY, servicers_of
 from tests.api.refusals import Refused, refusal
@@ -52,6 +54,8 @@ from tests.pipeline.rig import Rig, running
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 ORDERS = "tenants/acme/subscriptions/orders"
 URL = "https://example.com/hook"
+ORIGIN = "hookline.example"
+"""As whom targets are asked for their consent."""
 
 
 def orders(**fields: Any) -> Subscription:  # noqa: ANN401 (any field)
@@ -174,6 +178,12 @@ async def controlling(
                 deliveries=DeliveryStore(rig.database),
                 changes=rig.changes,
                 trial=rig.trial,
+                consents=Consents(
+                    rig.database,
+                    rig.secrets,
+                    Handshake(rig.transport, ORIGIN),
+                    user_agent="hookline/0.0.0",
+                ),
                 reader=SubscriptionReader(rig.limits, egress, https_only=https_only),
                 pages=pages,
                 limits=rig.limits,

@@ -32,10 +32,10 @@ WITH bumped AS (
         tenant_uid, changed_epoch, subscription_uid, bucket, subscription_id, create_time, update_time,
         display_name, event_types, url, failover_urls, headers, timeout_ms, signature_scheme,
         max_attempts, min_backoff_s, max_backoff_s, schedule_s, max_per_second, max_in_flight, payload_format, labels,
-        ordered, propagate_trace
+        ordered, propagate_trace, handshake
     )
     SELECT tenant_uid, epoch, $3, $4, $5, hookline_now(), hookline_now(),
-           $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $24, $25
+           $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $24, $25, $27::jsonb
     FROM bumped
     RETURNING tenant_uid, subscription_uid, bucket
 ), keyed AS (
@@ -110,7 +110,7 @@ WITH locked AS MATERIALIZED (
         display_name = $3, event_types = $4, url = $5, failover_urls = $6, headers = $7, timeout_ms = $8,
         max_attempts = $9, min_backoff_s = $10, max_backoff_s = $11, schedule_s = $12,
         max_per_second = $13, max_in_flight = $14, payload_format = $15, labels = $16,
-        state = $17, state_reason = $18, state_message = $19, propagate_trace = $22,
+        state = $17, state_reason = $18, state_message = $19, propagate_trace = $22, handshake = $24,
         failing_since = CASE WHEN $20 THEN NULL ELSE s.failing_since END,
         version = s.version + 1, changed_epoch = locked.epoch + 1, update_time = hookline_now()
     FROM locked

@@ -255,6 +255,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE. Whose token it is cannot be told, for the keys of its issuer cannot be had.
     Example: the node has just started, and the issuer that HOOKLINE_JWT_KEYS names is away.
     """
+    ERROR_REASON_HANDSHAKE_REFUSED: _ErrorReason.ValueType  # 53
+    """FAILED_PRECONDITION. The target was asked for its consent, and did not give it.
+    Example: CreateSubscription with `require_handshake`, to a URL that answers OPTIONS with 405.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed. `google.rpc.ErrorInfo.reason` carries the value's name without
@@ -495,5 +499,9 @@ Example: CancelReplay of a replay in state SUCCEEDED.
 ERROR_REASON_ISSUER_UNAVAILABLE: ErrorReason.ValueType  # 52
 """UNAVAILABLE. Whose token it is cannot be told, for the keys of its issuer cannot be had.
 Example: the node has just started, and the issuer that HOOKLINE_JWT_KEYS names is away.
+"""
+ERROR_REASON_HANDSHAKE_REFUSED: ErrorReason.ValueType  # 53
+"""FAILED_PRECONDITION. The target was asked for its consent, and did not give it.
+Example: CreateSubscription with `require_handshake`, to a URL that answers OPTIONS with 405.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

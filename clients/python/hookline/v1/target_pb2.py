@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18hookline/v1/target.proto\x12\x0bhookline.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x05\n\nHttpTarget\x12\x10\n\x03url\x18\x01 \x01(\tR\x03url\x12#\n\rfailover_urls\x18\x02 \x03(\tR\x0c\x66\x61iloverUrls\x12>\n\x07headers\x18\x03 \x03(\x0b\x32$.hookline.v1.HttpTarget.HeadersEntryR\x07headers\x12Q\n\x0esecret_headers\x18\x04 \x03(\x0b\x32*.hookline.v1.HttpTarget.SecretHeadersEntryR\rsecretHeaders\x12.\n\x13secret_header_names\x18\x05 \x03(\tR\x11secretHeaderNames\x12\x33\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12G\n\x10signature_scheme\x18\x07 \x01(\x0e\x32\x1c.hookline.v1.SignatureSchemeR\x0fsignatureScheme\x12:\n\x0csigning_keys\x18\x08 \x03(\x0b\x32\x17.hookline.v1.SigningKeyR\x0bsigningKeys\x12M\n\x12\x63lient_certificate\x18\t \x01(\x0b\x32\x1e.hookline.v1.ClientCertificateR\x11\x63lientCertificate\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a@\n\x12SecretHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xda\x01\n\x11\x43lientCertificate\x12+\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\tR\x10\x63\x65rtificateChain\x12\x1f\n\x0bprivate_key\x18\x02 \x01(\tR\nprivateKey\x12\x18\n\x07subject\x18\x03 \x01(\tR\x07subject\x12;\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12 \n\x0b\x66ingerprint\x18\x05 \x01(\tR\x0b\x66ingerprint\"\xdb\x01\n\nSigningKey\x12\x34\n\x06scheme\x18\x01 \x01(\x0e\x32\x1c.hookline.v1.SignatureSchemeR\x06scheme\x12\x1d\n\npublic_key\x18\x02 \x01(\tR\tpublicKey\x12;\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"\x0c\n\nPullTarget*s\n\x0fSignatureScheme\x12 \n\x1cSIGNATURE_SCHEME_UNSPECIFIED\x10\x00\x12 \n\x1cSIGNATURE_SCHEME_HMAC_SHA256\x10\x01\x12\x1c\n\x18SIGNATURE_SCHEME_ED25519\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18hookline/v1/target.proto\x12\x0bhookline.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\x05\n\nHttpTarget\x12\x10\n\x03url\x18\x01 \x01(\tR\x03url\x12#\n\rfailover_urls\x18\x02 \x03(\tR\x0c\x66\x61iloverUrls\x12>\n\x07headers\x18\x03 \x03(\x0b\x32$.hookline.v1.HttpTarget.HeadersEntryR\x07headers\x12Q\n\x0esecret_headers\x18\x04 \x03(\x0b\x32*.hookline.v1.HttpTarget.SecretHeadersEntryR\rsecretHeaders\x12.\n\x13secret_header_names\x18\x05 \x03(\tR\x11secretHeaderNames\x12\x33\n\x07timeout\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12G\n\x10signature_scheme\x18\x07 \x01(\x0e\x32\x1c.hookline.v1.SignatureSchemeR\x0fsignatureScheme\x12:\n\x0csigning_keys\x18\x08 \x03(\x0b\x32\x17.hookline.v1.SigningKeyR\x0bsigningKeys\x12M\n\x12\x63lient_certificate\x18\t \x01(\x0b\x32\x1e.hookline.v1.ClientCertificateR\x11\x63lientCertificate\x12+\n\x11require_handshake\x18\n \x01(\x08R\x10requireHandshake\x12,\n\x12\x61llowed_per_minute\x18\x0b \x01(\x05R\x10\x61llowedPerMinute\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a@\n\x12SecretHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xda\x01\n\x11\x43lientCertificate\x12+\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\tR\x10\x63\x65rtificateChain\x12\x1f\n\x0bprivate_key\x18\x02 \x01(\tR\nprivateKey\x12\x18\n\x07subject\x18\x03 \x01(\tR\x07subject\x12;\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12 \n\x0b\x66ingerprint\x18\x05 \x01(\tR\x0b\x66ingerprint\"\xdb\x01\n\nSigningKey\x12\x34\n\x06scheme\x18\x01 \x01(\x0e\x32\x1c.hookline.v1.SignatureSchemeR\x06scheme\x12\x1d\n\npublic_key\x18\x02 \x01(\tR\tpublicKey\x12;\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"\x0c\n\nPullTarget*s\n\x0fSignatureScheme\x12 \n\x1cSIGNATURE_SCHEME_UNSPECIFIED\x10\x00\x12 \n\x1cSIGNATURE_SCHEME_HMAC_SHA256\x10\x01\x12\x1c\n\x18SIGNATURE_SCHEME_ED25519\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,18 +37,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HTTPTARGET_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_HTTPTARGET_SECRETHEADERSENTRY']._loaded_options = None
   _globals['_HTTPTARGET_SECRETHEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_SIGNATURESCHEME']._serialized_start=1219
-  _globals['_SIGNATURESCHEME']._serialized_end=1334
+  _globals['_SIGNATURESCHEME']._serialized_start=1310
+  _globals['_SIGNATURESCHEME']._serialized_end=1425
   _globals['_HTTPTARGET']._serialized_start=107
-  _globals['_HTTPTARGET']._serialized_end=760
-  _globals['_HTTPTARGET_HEADERSENTRY']._serialized_start=636
-  _globals['_HTTPTARGET_HEADERSENTRY']._serialized_end=694
-  _globals['_HTTPTARGET_SECRETHEADERSENTRY']._serialized_start=696
-  _globals['_HTTPTARGET_SECRETHEADERSENTRY']._serialized_end=760
-  _globals['_CLIENTCERTIFICATE']._serialized_start=763
-  _globals['_CLIENTCERTIFICATE']._serialized_end=981
-  _globals['_SIGNINGKEY']._serialized_start=984
-  _globals['_SIGNINGKEY']._serialized_end=1203
-  _globals['_PULLTARGET']._serialized_start=1205
-  _globals['_PULLTARGET']._serialized_end=1217
+  _globals['_HTTPTARGET']._serialized_end=851
+  _globals['_HTTPTARGET_HEADERSENTRY']._serialized_start=727
+  _globals['_HTTPTARGET_HEADERSENTRY']._serialized_end=785
+  _globals['_HTTPTARGET_SECRETHEADERSENTRY']._serialized_start=787
+  _globals['_HTTPTARGET_SECRETHEADERSENTRY']._serialized_end=851
+  _globals['_CLIENTCERTIFICATE']._serialized_start=854
+  _globals['_CLIENTCERTIFICATE']._serialized_end=1072
+  _globals['_SIGNINGKEY']._serialized_start=1075
+  _globals['_SIGNINGKEY']._serialized_end=1294
+  _globals['_PULLTARGET']._serialized_start=1296
+  _globals['_PULLTARGET']._serialized_end=1308
 # @@protoc_insertion_point(module_scope)

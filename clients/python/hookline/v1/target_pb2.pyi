@@ -102,6 +102,8 @@ class HttpTarget(_message.Message):
     SIGNATURE_SCHEME_FIELD_NUMBER: _builtins.int
     SIGNING_KEYS_FIELD_NUMBER: _builtins.int
     CLIENT_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    REQUIRE_HANDSHAKE_FIELD_NUMBER: _builtins.int
+    ALLOWED_PER_MINUTE_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Required. Where to send: an absolute `https` (or, unless the service forbids it, `http`) URL
     without userinfo and fragment, at most 2,048 characters. A host that is an address must be
@@ -111,6 +113,16 @@ class HttpTarget(_message.Message):
     """Optional. How requests are signed. Default: HMAC_SHA256. Decided by the secret: another one
     comes with a new secret, by RotateSigningSecret. An update that names another is refused
     (FIELD_IMMUTABLE); unspecified there, it stays as it is.
+    """
+    require_handshake: _builtins.bool
+    """Optional. Ask every URL for its consent before anything is sent, by the OPTIONS handshake of
+    the CloudEvents webhook specification: when the subscription is created, and when this is
+    turned on or a URL changes. Who refuses prevents the change: FAILED_PRECONDITION
+    (HANDSHAKE_REFUSED). Consent by a callback is not offered. Default: false.
+    """
+    allowed_per_minute: _builtins.int
+    """Output only. The rate that the target allowed in its consent, in requests a minute: a ceiling
+    beside `limits.max_per_second`. 0 where it named none, or was not asked.
     """
     @_builtins.property
     def failover_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -168,10 +180,12 @@ class HttpTarget(_message.Message):
         signature_scheme: Global___SignatureScheme.ValueType = ...,
         signing_keys: _abc.Iterable[Global___SigningKey] | None = ...,
         client_certificate: Global___ClientCertificate | None = ...,
+        require_handshake: _builtins.bool = ...,
+        allowed_per_minute: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["client_certificate", b"client_certificate", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_certificate", b"client_certificate", "failover_urls", b"failover_urls", "headers", b"headers", "secret_header_names", b"secret_header_names", "secret_headers", b"secret_headers", "signature_scheme", b"signature_scheme", "signing_keys", b"signing_keys", "timeout", b"timeout", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_per_minute", b"allowed_per_minute", "client_certificate", b"client_certificate", "failover_urls", b"failover_urls", "headers", b"headers", "require_handshake", b"require_handshake", "secret_header_names", b"secret_header_names", "secret_headers", b"secret_headers", "signature_scheme", b"signature_scheme", "signing_keys", b"signing_keys", "timeout", b"timeout", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
