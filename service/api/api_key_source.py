@@ -91,7 +91,7 @@ class ApiKeySource:
         max_cached: int,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """`max_cached`: tokens that are remembered, as many bad ones, and questions at once."""
+        """`max_cached`: tokens that are remembered, as many bad ones, and calls that wait."""
         self._lookup = lookup
         self._deployment_key = deployment_key
         self._clock = clock
@@ -101,6 +101,8 @@ class ApiKeySource:
         self._refused: dict[bytes, float] = {}
         """Until when a token that is no good is not looked up again."""
         self._questions: dict[bytes, _Question] = {}
+        self._waiting = 0
+        """Calls that wait for an answer."""
         self._refreshed_s = -math.inf
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -148,26 +150,28 @@ class ApiKeySource:
         return blake2b(data, key=self._salt, digest_size=_FINGERPRINT_BYTES).digest()
 
     async def _ask(self, fingerprint: bytes, token: str) -> _Known | None:
+        key_id = key_id_in(token)
+        if key_id is None:
+            return None
+        if self._waiting >= self._max_cached:
+            raise ResourceExhaustedError(
+                f"{self._max_cached:,} calls wait for keys to be looked up, as many as this node"
+                " takes",
+                Reason.OVERLOADED,
+                retry_after_s=1.0,
+                metadata={"limit": "HOOKLINE_MAX_CACHED_KEYS", "maximum": str(self._max_cached)},
+            )
         question = self._questions.get(fingerprint)
         if question is None:
-            key_id = key_id_in(token)
-            if key_id is None:
-                return None
-            if len(self._questions) >= self._max_cached:
-                raise ResourceExhaustedError(
-                    f"{self._max_cached:,} keys are being looked up, as many as this node takes",
-                    Reason.OVERLOADED,
-                    retry_after_s=1.0,
-                    metadata={
-                        "limit": "HOOKLINE_MAX_CACHED_KEYS",
-                        "maximum": str(self._max_cached),
-                    },
-                )
             answer = asyncio.get_running_loop().create_future()
             digest = digest_of(token, self._deployment_key)
             question = self._questions[fingerprint] = _Question(key_id, digest, answer)
             self._wake.set()
-        return await asyncio.shield(question.answer)
+        self._waiting += 1
+        try:
+            return await asyncio.shield(question.answer)
+        finally:
+            self._waiting -= 1
 
     async def _run(self) -> None:
         while True:

@@ -20,6 +20,7 @@ Must not know what any service does.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
@@ -98,7 +99,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._journal = journal
         self._admission = admission
         self._observer = observer or Unobserved()
-        self._running = 0
+        self._running = Counter[bool]()
+        """Calls that run, those of strangers by themselves: they crowd out nobody who is known."""
         self._streams = Streams()
         self._wrapped: dict[str, _Handler] = {}
         unknown: _Handler = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
@@ -148,7 +150,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         async def guarded(request: bytes, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._observer.call_began(method, context)
-            self._running += 1
+            caller: Caller | None = None
             try:
                 caller = await self._admit(method, rule, context)
                 message = self._admission.read(read, caller, request)
@@ -162,7 +164,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 self._observer.call_ended(method, grpc.StatusCode.OK, perf_counter() - started)
                 return response
             finally:
-                self._running -= 1
+                self._leave(caller)
 
         return guarded
 
@@ -181,7 +183,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._observer.call_began(method, context)
-            self._running += 1
+            caller: Caller | None = None
             stream, response = Stream(takes_messages=takes_messages), None
             recheck = partial(self._identify, method, rule, context)
             following: asyncio.Task[None] | None = None
@@ -204,7 +206,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 self._observer.call_ended(method, grpc.StatusCode.OK, perf_counter() - started)
                 return response if answers_once else None
             finally:
-                self._running -= 1
+                self._leave(caller)
                 self._streams.leave(stream)
                 if following is not None:
                     following.cancel()
@@ -234,10 +236,16 @@ class CallGuard(grpc.aio.ServerInterceptor):
     async def _admit(self, method: str, rule: Rule | None, context: _Context) -> Caller:
         self._admission.check_metadata(cast("Metadata", context.invocation_metadata()))
         caller = await self._identify(method, rule, context)
-        self._admission.check_running(self._running)
+        self._admission.check_running(self._running[caller is _STRANGER] + 1)
         if context.time_remaining() == 0:  # never less; None without a deadline
             raise _DeadlineExceededError
+        self._running[caller is _STRANGER] += 1
         return caller
+
+    def _leave(self, caller: Caller | None) -> None:
+        """A call has ended; None: it was not let in."""
+        if caller is not None:
+            self._running[caller is _STRANGER] -= 1
 
     async def _end(
         self,

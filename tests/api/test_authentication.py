@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from hookline.v1.event_service_pb2 import StreamPublishEventsRequest
+from hookline.v1.event_service_pb2 import ListEventsRequest, StreamPublishEventsRequest
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.tenant_service_pb2 import GetTenantRequest, GetTenantResponse
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceServicer, TenantServiceStub
@@ -85,6 +85,31 @@ async def test_health_is_told_to_everybody_and_nobody_is_asked(api: Api, words: 
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
     assert words.asked == []
+
+
+async def test_strangers_crowd_out_nobody_who_is_known(database_url: str, words: Words) -> None:
+    async with serving(database_url, identities=[words], max_calls=2) as api:
+        health: Any = health_pb2_grpc.HealthStub(api.channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+        answer = await refusal(health.Check(health_pb2.HealthCheckRequest()))
+        assert (answer.code, answer.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        await api.events.ListEvents(ListEventsRequest(tenant="tenants/-"), metadata=BOSS)
+        for watch in watches:
+            watch.cancel()
+
+        async def is_room() -> bool:
+            try:
+                await health.Check(health_pb2.HealthCheckRequest())
+            except grpc.aio.AioRpcError:
+                return False
+            return True
+
+        await until(is_room, "who has left is not counted any more")
+        for _ in range(5):  # nor who was never let in
+            await send(api, "/hookline.v1.TenantService/GetTenant", ())
+        await api.events.ListEvents(ListEventsRequest(tenant="tenants/-"), metadata=BOSS)
 
 
 async def test_who_is_known_is_told_what_there_is_not(api: Api) -> None:

@@ -23,6 +23,7 @@ from service.api.authentication import Metadata
 from service.domain.api_key import key_id_in, make_token
 from service.domain.caller import Scope
 from service.domain.errors import ResourceExhaustedError, UnauthenticatedError
+from service.pipeline.clock import SystemClock
 from service.store.api_keys import FoundKey
 from tests.api.keyed import Keyed, bearer, keyed
 from tests.api.refusals import Refused, refusal
@@ -281,26 +282,48 @@ async def test_use_is_noted_to_the_minute_and_seldom(door: Keyed) -> None:
 async def test_a_key_in_use_is_not_looked_up_while_a_call_waits(
     door: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token, asked = await door.token(), []
-    find = door.source._lookup.find  # noqa: SLF001
+    token, waited = await door.token(), 0
+    ask = door.source._ask  # noqa: SLF001
+
+    async def counted(fingerprint: bytes, token: str) -> object:
+        nonlocal waited
+        waited += 1
+        return await ask(fingerprint, token)
+
+    monkeypatch.setattr(door.source, "_ask", counted)
+    await get(door, bearer(token))
+    assert waited == 1
+    for _ in range(2):
+        [known] = door.source._known.values()  # noqa: SLF001
+        read_s = known.read_s
+        await until(lambda: known.read_s > read_s, "it is read again")  # noqa: B023
+        door.clock.ahead_s = read_s + BELIEVED_S - SystemClock().boottime_s() + 0.1
+        await get(door, bearer(token))
+    assert waited == 1
+    for _ in range(2):  # one that is no good is remembered too
+        with pytest.raises(UnauthenticatedError):
+            await door.source.authenticate(await unknown(door), {}, "")
+    assert waited == 2
+
+
+async def test_calls_of_a_moment_share_a_question(
+    door: Keyed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, found = await door.token(), 0
+    find, is_open = door.source._lookup.find, asyncio.Event()  # noqa: SLF001
 
     async def counted(ids: set[str]) -> dict[str, FoundKey]:
-        asked.append(set(ids))
+        nonlocal found
+        found += 1
+        await is_open.wait()
         return await find(ids)
 
     monkeypatch.setattr(door.source._lookup, "find", counted)  # noqa: SLF001
-    await asyncio.gather(*(get(door, bearer(token)) for _ in range(20)))
-    assert asked == [{key_id(token)}]
-    door.clock.ahead_s += REFRESH_S
-    await door.source.read()
-    assert asked == [{key_id(token)}] * 2
-    for _ in range(20):
-        await get(door, bearer(token))
-    assert not door.source._questions  # noqa: SLF001
-    for bad in range(2):
-        with pytest.raises(UnauthenticatedError):
-            await door.source.authenticate(await unknown(door), {}, "")
-        assert len([ids for ids in asked if ids == {"a1B2c3D4e5F6"}]) == 1, bad
+    calls = [asyncio.ensure_future(get(door, bearer(token))) for _ in range(20)]
+    await until(lambda: door.source._waiting == 20, "all wait")  # noqa: SLF001
+    assert found == 1
+    is_open.set()
+    await asyncio.gather(*calls)
 
 
 async def test_what_is_remembered_is_bounded_and_bad_ones_crowd_out_no_good_ones(

@@ -6,6 +6,7 @@ exists, and with one of nothing: the same answers, the same statements.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -238,6 +239,32 @@ async def test_a_foreign_filter_and_one_of_nothing_are_answered_alike(
         assert answer == await foreign.refused(f"DeliveryService/{method}", request, NOTHING)
     assert answer.code is grpc.StatusCode.NOT_FOUND
     assert for_foreign == for_nothing == []
+
+
+IDS = {
+    method: request
+    for method, request in NAMED.items()
+    if re.search(r"\{(event|delivery)", str(request))
+}
+
+
+@pytest.mark.parametrize("method", sorted(IDS))
+async def test_a_foreign_id_under_ones_own_name_and_an_id_of_nothing_are_answered_alike(
+    foreign: Foreign, method: str
+) -> None:
+    known, unknown = foreign.ids, {kind: id_[:-6] + "000000" for kind, id_ in foreign.ids.items()}
+    answers, asked = [], []
+    for ids in (unknown, known, unknown):  # the first teaches the connection the types
+        foreign.ids = ids
+        with foreign.asked() as statements:
+            answer = str(await foreign.refused(method, IDS[method], "acme"))
+        for kind, id_ in ids.items():
+            answer = answer.replace(id_, kind)
+        answers.append(answer)
+        asked.append(statements)
+    assert answers[1] == answers[2]
+    assert asked[1] == asked[2]
+    assert "NOT_FOUND" in answers[0] or "UNIMPLEMENTED" in answers[0]
 
 
 @pytest.mark.parametrize("method", sorted(NAMED))
