@@ -77,9 +77,9 @@ faults: setup ## break real processes again and again, and count: ten minutes (a
 fuzz: setup ## broken input for every parser, half an hour of it (some is in test); EXAMPLES=1000 shortens
 	@HOOKLINE_TEST_FUZZ=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/fuzz $(PYTEST_WORKERS) --timeout 0 $(PYTEST)
 
-bench: setup ## measure; SCENARIO="1 3" chooses, ROUNDS=, SECONDS=, WORKERS=, SCALE=, FULL=1
+bench: setup ## measure; SCENARIO="1 3" chooses, ROUNDS=, SECONDS=, WORKERS=, SCALE=, FULL=1, TELEMETRY=
 	@$(BIN)/python -m tests.bench $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
-		$(if $(WORKERS),--workers $(WORKERS)) $(if $(SCALE),--scale $(SCALE)) $(if $(FULL),--full) $(SCENARIO)
+		$(if $(WORKERS),--workers $(WORKERS)) $(if $(TELEMETRY),--telemetry $(TELEMETRY)) $(if $(SCALE),--scale $(SCALE)) $(if $(FULL),--full) $(SCENARIO)
 
 sbom: audit-tools ## what the image is made of: dist/sbom.json (CycloneDX)
 	@mkdir -p dist

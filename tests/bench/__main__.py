@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.bench import report, scale, throughput, trouble
 from tests.bench.machine import CORES, description
 from tests.bench.measure import Figures
-from tests.bench.processes import BenchError
+from tests.bench.processes import SAMPLED, BenchError
 from tests.bench.scenario import Extent, Scenario
 from tests.bench.stage import Meters, staged
 
@@ -28,7 +28,9 @@ SCENARIOS = tuple(
 )
 
 
-async def play(scenario: Scenario, rounds: int, extent: Extent, workers: int) -> list[Figures]:
+async def play(
+    scenario: Scenario, rounds: int, extent: Extent, workers: int, telemetry: str = "off"
+) -> list[Figures]:
     """Every round on a deployment of its own, so that none inherits the other's tables."""
     measured: list[Figures] = []
     for number in range(1, rounds + 1):
@@ -36,7 +38,9 @@ async def play(scenario: Scenario, rounds: int, extent: Extent, workers: int) ->
         logs = RESULTS / "logs" / f"scenario-{scenario.number}-round-{number}"
         with tempfile.TemporaryDirectory(prefix="hookline-bench-") as directory:
             os.chmod(directory, 0o711)  # noqa: PTH101, S103 - Postgres's user must pass through
-            async with staged(Path(directory), logs, scenario.groups, workers=workers) as stage:
+            async with staged(
+                Path(directory), logs, scenario.groups, workers=workers, telemetry=telemetry
+            ) as stage:
                 before = await stage.meters()
                 figures = await scenario.play(stage, extent)
                 figures |= {"memory_mb": stage.peak_memory_mb()}
@@ -69,6 +73,7 @@ def _about(options: argparse.Namespace) -> dict[str, object]:
         "scale": options.scale,
         "is_full": options.full,
         "workers": options.workers,
+        "telemetry": options.telemetry,
     }
 
 
@@ -82,6 +87,12 @@ def _options() -> argparse.Namespace:
         "--scale", type=float, default=1.0, help="of a million pending, 100,000 subscriptions"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes of a node")
+    parser.add_argument(
+        "--telemetry",
+        choices=["off", *SAMPLED],
+        default="off",
+        help="metrics and traces on, and which part of the traces is recorded, in percent",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "results.json")
     options = parser.parse_args()
     unknown = set(options.scenario) - {scenario.number for scenario in SCENARIOS}
@@ -99,7 +110,7 @@ def main() -> int:
     try:
         for scenario in SCENARIOS:
             if not options.scenario or scenario.number in options.scenario:
-                played = play(scenario, options.rounds, extent, options.workers)
+                played = play(scenario, options.rounds, extent, options.workers, options.telemetry)
                 rounds[scenario.number] = asyncio.run(played)
     except BenchError as error:
         _say(f"the run failed: {error}")

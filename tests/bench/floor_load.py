@@ -70,7 +70,8 @@ async def echo() -> None:
 _PENDING_OF_DELIVERIES = """
 SELECT get_byte(uuid_send(d.delivery_id), 15)::smallint AS bucket, 0::smallint AS attempt_count,
        0 AS version, d.finish_time AS due_at, e.ordinal, d.delivery_id, d.subscription_uid,
-       d.event_id, NULL::smallint AS attempts_base, NULL::smallint AS attempts_until
+       d.event_id, NULL::smallint AS attempts_base, NULL::smallint AS attempts_until,
+       NULL::bigint AS key_hash
 FROM deliveries d JOIN events e USING (tenant_uid, event_id) WHERE d.event_id = ANY ($1)
 """
 _SOURCES = {

@@ -15,7 +15,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -125,13 +125,18 @@ class Deployment:
     database_url: str
     workers: int
     logs: Path
+    telemetry: Mapping[str, str] = field(default_factory=dict)
+    """`OTEL_*` of every node; empty: nothing is exported."""
     master_key: str = base64.b64encode(secrets.token_bytes(32)).decode()
 
     async def start_node(self, number: int) -> Node:
         """Start a node, and wait until it serves."""
         environ = {
-            name: value for name, value in os.environ.items() if not name.startswith("HOOKLINE_")
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HOOKLINE_", "OTEL_"))
         } | {
+            **self.telemetry,
             "HOOKLINE_DATABASE_URL": self.database_url,
             "HOOKLINE_MASTER_KEY": self.master_key,
             "HOOKLINE_AUTH": "off",
@@ -160,3 +165,20 @@ async def start_receiver(
     process = await Child.start(logs / "receiver.log", "tests.bench.receiver", spec)
     ports: list[list[int]] = json.loads(await process.line())
     return process, ports
+
+
+SAMPLED = {"unsampled": "0", "10": "0.1", "100": "1"}
+"""How telemetry may be on, and which part of the traces is then recorded."""
+
+
+async def start_collector(logs: Path, mode: str) -> tuple[Child, dict[str, str]]:
+    """Start a collector; it, and what makes a node export to it, traces and metrics."""
+    process = await Child.start(logs / "collector.log", "tests.bench.collector")
+    port = int(await process.line())
+    return process, {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": SAMPLED[mode],
+        "OTEL_BSP_MAX_QUEUE_SIZE": "100000",
+        "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+    }

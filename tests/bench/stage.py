@@ -24,7 +24,14 @@ from service.store.migrations import migrate
 from tests.bench.counters import Counters
 from tests.bench.database import BenchDatabase
 from tests.bench.machine import busy_s, cpu_s, own_cpu_s, peak_memory_mb
-from tests.bench.processes import BenchError, Child, Deployment, Node, start_receiver
+from tests.bench.processes import (
+    BenchError,
+    Child,
+    Deployment,
+    Node,
+    start_collector,
+    start_receiver,
+)
 from tests.bench.publisher import Acknowledged, Load
 from tests.bench.receiver import Group
 
@@ -227,7 +234,12 @@ def dead_port() -> tuple[socket.socket, int]:
 
 @asynccontextmanager
 async def staged(
-    directory: Path, logs: Path, groups: Sequence[Group], *, workers: int = 1
+    directory: Path,
+    logs: Path,
+    groups: Sequence[Group],
+    *,
+    workers: int = 1,
+    telemetry: str = "off",
 ) -> AsyncIterator[Stage]:
     """A deployment of one node while inside; nothing of it is left running."""
     async with AsyncExitStack() as stack:
@@ -244,9 +256,13 @@ async def staged(
             logs, counters.path, SECRET, [asdict(group) for group in groups]
         )
         stack.push_async_callback(receiver.end)
+        exported: dict[str, str] = {}
+        if telemetry != "off":
+            collector, exported = await start_collector(logs, telemetry)
+            stack.push_async_callback(collector.end)
         stage = Stage(
             database=database,
-            deployment=Deployment(database_url=url, workers=workers, logs=logs),
+            deployment=Deployment(database_url=url, workers=workers, logs=logs, telemetry=exported),
             receiver=receiver,
             ports=ports,
             counters=counters,
