@@ -180,11 +180,12 @@ async def test_two_rotations_at_once_and_callers_between_them_lose_nothing(
         wanted = draft(f"more-{number}", f"t{number}")
         return await old_node.create(wanted, secret(), max_of_tenant=PLENTY)
 
-    *_, more = await asyncio.gather(
+    one, other, more = await asyncio.gather(
         rotate(plane, NEW_KEY, KEY),
         rotate(plane, NEW_KEY, KEY),
         asyncio.gather(*[create(number) for number in range(9)]),
     )
+    assert one.data_keys + other.data_keys == 9, "each is written once"
     assert await opens(plane, [*made, *more], NEW_KEY)
 
 
