@@ -50,6 +50,8 @@ UNKNOWN_METHOD = "_OTHER"
 """What a method is called in the records where there is none (OpenTelemetry's word for it)."""
 
 MAX_CALLS_DEFAULT = 4_096
+_CLOCKS_DIFFER_S = 0.05
+"""A client's deadline began before its call was here, by as long as that took."""
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs alone
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -260,13 +262,13 @@ class CallGuard(grpc.aio.ServerInterceptor):
             # The servicer ended the call by itself, as grpc_health does; or the core could not
             # write, for the client is gone: it may find that out before it cancels the call.
             is_ended = isinstance(error, grpc.aio.AbortError)
-            code = _code_of(context) if is_ended else grpc.StatusCode.CANCELLED
+            code = _code_of(context) if is_ended else _code_of_going(context)
             self._observer.call_ended(method, code, perf_counter() - started)
             raise error
         if isinstance(error, asyncio.CancelledError):
             reason = None if stream is None else stream.reason
             if reason is None and _is_cancelled() and not self._streams.is_stopping:
-                code = grpc.StatusCode.CANCELLED
+                code = _code_of_going(context)
                 self._observer.call_ended(method, code, perf_counter() - started)
                 raise error
             error = reason or interrupted()
@@ -294,6 +296,13 @@ def _refusal_of(method: str, error: BaseException) -> Refusal:
 def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _code_of_going(context: _Context) -> grpc.StatusCode:
+    """Why a client went: its time was up, by its own clock a moment before ours, or it chose to."""
+    left_s = cast("float | None", context.time_remaining())  # None without a deadline
+    is_late = left_s is not None and left_s < _CLOCKS_DIFFER_S
+    return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
 
 
 def _code_of(context: _Context) -> grpc.StatusCode:

@@ -21,7 +21,7 @@ from service.api.authentication import Anonymous, Authenticator
 from service.api.delivery_service import DeliveryServicer
 from service.api.errors import not_implemented
 from service.api.event_service import EventServicer
-from service.api.interceptors import MAX_CALLS_DEFAULT
+from service.api.interceptors import MAX_CALLS_DEFAULT, CallObserver
 from service.api.operations_service import OperationsServicer
 from service.api.paging import Pages
 from service.api.server import ApiServer, Servicers
@@ -143,6 +143,7 @@ async def serving(
     limits: Limits | None = None,
     max_calls: int = MAX_CALLS_DEFAULT,
     identities: Sequence[Authenticator] = (Anonymous(),),
+    observer: CallObserver | None = None,
     **replaced: Any,  # noqa: ANN401 (any servicer)
 ) -> AsyncIterator[Api]:
     """A server that serves, on a database of its own, while inside."""
@@ -155,7 +156,7 @@ async def serving(
             limits=rig.limits,
             identities=identities,
             max_calls=max_calls,
-            observer=calls,
+            observer=observer or calls,
         )
         port = await server.start()
         stack.push_async_callback(server.stop, 0)
