@@ -19,6 +19,7 @@ from service.pipeline.matching import Matcher
 from service.pipeline.notify import Notifier
 from service.pipeline.ownership import Ownership
 from service.pipeline.publish import Publisher
+from service.pipeline.quota import PendingQuota
 from service.pipeline.record import Recorder
 from service.pipeline.refill import Refiller
 from service.pipeline.replay import Operator
@@ -28,6 +29,7 @@ from service.pipeline.trial import Trial
 from service.pipeline.upkeep import Upkeep
 from service.store.api_keys import ApiKeyLookup
 from service.store.audit import AuditLog
+from service.store.backlog import BacklogStore
 from service.store.data_keys import TenantSecrets
 from service.store.database import Database
 from service.store.event_types import EventTypes
@@ -154,11 +156,13 @@ class Engine:
     def _make_publisher(
         self, settings: Settings, database: Database, random: Random, instruments: Instruments
     ) -> Publisher:
+        self.quota = PendingQuota(BacklogStore(database), settings.limits.max_pending_per_tenant)
         return Publisher(
             PublishStore(database.session("publish"), KEY_WINDOW_S),
             Matcher(database),
             self.catalog,
             GroupBuilder(self.time, random, self.lanes),
+            self.quota,
             settings.limits,
             instruments=instruments,
         )

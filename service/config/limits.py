@@ -22,6 +22,7 @@ _BOUNDS: Final[Mapping[str, tuple[int, int] | tuple[int, int, str]]] = {
     "max_patterns": (1, 1_000),
     "max_labels": (0, 1_000),
     "max_subscriptions_per_tenant": (1, 10_000_000),
+    "max_pending_per_tenant": (1_000, 1_000_000_000),
     "max_schema_bytes": (_KIB, _MIB, "bytes"),
     "max_queued_publish_bytes": (_MIB, 4096 * _MIB, "bytes"),
     "max_queued_publish_events": (1, 10_000_000),

@@ -31,6 +31,8 @@ class Limits:
     """Labels of one resource (HOOKLINE_MAX_LABELS)."""
     max_subscriptions_per_tenant: int = 200_000
     """Live subscriptions of one tenant (HOOKLINE_MAX_SUBSCRIPTIONS_PER_TENANT)."""
+    max_pending_per_tenant: int = 10_000_000
+    """Pending deliveries of one tenant, as estimated (HOOKLINE_MAX_PENDING_PER_TENANT)."""
     max_schema_bytes: int = 64 * 1024
     """A JSON Schema's text (HOOKLINE_MAX_SCHEMA_BYTES)."""
     max_queued_publish_bytes: int = 64 * 1024 * 1024

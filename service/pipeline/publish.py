@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from service.pipeline.group import Group
     from service.pipeline.hand_off import GroupBuilder
     from service.pipeline.matching import Matcher
+    from service.pipeline.quota import PendingQuota
     from service.store.publishing import PublishRows, PublishStore
     from service.store.routes import Reader
 
@@ -90,6 +91,7 @@ class Publisher:
         matcher: Matcher,
         catalog: EventTypeCatalog,
         builder: GroupBuilder,
+        quota: PendingQuota,
         limits: Limits,
         group_limits: GroupLimits | None = None,
         instruments: Instruments = UNOBSERVED,
@@ -98,6 +100,7 @@ class Publisher:
         self._matcher = matcher
         self._catalog = catalog
         self._builder = builder
+        self._quota = quota
         self._limits = limits
         self._group_limits = group_limits or GroupLimits()
         self._instruments = instruments
@@ -124,7 +127,7 @@ class Publisher:
         """Store events and their deliveries, durably, all or none; in the order of the request.
 
         Raises `NotFoundError` (tenant), `FailedPreconditionError` (type), `InvalidArgumentError`
-        (schema), `AlreadyExistsError` (key), `ResourceExhaustedError` (too much is queued),
+        (schema), `AlreadyExistsError` (key), `ResourceExhaustedError` (too much queued or pending),
         `UnavailableError` (nothing was stored).
         """
         return await asyncio.shield(await self.submit(tenant_id, events))
@@ -146,6 +149,7 @@ class Publisher:
         self._check_fan_out(call)
         # Others came while this one read, or the end.
         self.check_room(tenant_id, len(events), data_bytes)
+        self._quota.admit(index.uid, tenant_id, call.fan_out)
         if (trace := self._instruments.tracer.publish_began(tenant_id, events)) is not None:
             call.contexts = trace.contexts
             done.add_done_callback(trace.settled)

@@ -25,6 +25,7 @@ from service.pipeline.matching import Matcher
 from service.pipeline.notify import Notifier
 from service.pipeline.ownership import Ownership
 from service.pipeline.publish import GroupLimits, Publisher
+from service.pipeline.quota import PendingQuota
 from service.pipeline.record import Recorder
 from service.pipeline.refill import Refiller
 from service.pipeline.replay import Operator
@@ -32,6 +33,7 @@ from service.pipeline.targets import LaneConfigs
 from service.pipeline.timers import Timers
 from service.pipeline.trial import Trial
 from service.pipeline.upkeep import Upkeep
+from service.store.backlog import BacklogStore
 from service.store.data_keys import TenantSecrets
 from service.store.database import Database
 from service.store.lanes import LaneStore
@@ -197,11 +199,13 @@ class Rig:
         self.publish_store = PublishStore(
             self._session("publish", self.publish_timeout_s), KEY_WINDOW_S
         )
+        self.quota = PendingQuota(BacklogStore(self.database), self.limits.max_pending_per_tenant)
         self.publisher = Publisher(
             self.publish_store,
             self.matcher,
             self.catalog,
             self.builder,
+            self.quota,
             self.limits,
             self.group_limits,
         )
