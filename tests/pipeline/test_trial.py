@@ -13,9 +13,12 @@ from service.domain.errors import (
 from service.domain.event import EventType, EventTypeState
 from service.domain.ids import format_type_id
 from service.domain.subscription import Subscription
+from service.pipeline.trial import Trial
 from service.store.deliveries import DeliveryStore
+from service.store.operations import OperationStore
 from service.store.subscriptions import Subscriptions
 from tests.pipeline.rig import Receiver, Rig, order_created
+from tests.telemetry.spans import CALLER_TRACE, SAMPLED, Spans
 
 
 @pytest.fixture
@@ -138,3 +141,28 @@ async def test_a_secret_that_cannot_be_opened_is_our_fault(
     with pytest.raises(UnavailableError):
         await rig.trial.send(subscription, order_created())
     assert receiver.ids == []
+
+
+@pytest.mark.parametrize("propagates", [True, False])
+async def test_a_trial_belongs_to_the_trace_of_its_call(
+    rig: Rig, receiver: Receiver, *, propagates: bool
+) -> None:
+    spans = Spans()
+    trial = Trial(
+        OperationStore(rig.database), rig.configs, rig.catalog, rig.sender, rig.time, rig.random,
+        spans.tracer,
+    )  # fmt: skip
+    await rig.subscription(
+        await rig.tenant(), receiver.url, subscription_id="orders", propagate_trace=propagates
+    )
+    subscription = await _read(rig)
+    spans.tracer.call_began("hookline.v1.SubscriptionService/SendTestEvent", SAMPLED)
+    _, attempt = await trial.send(subscription, order_created())
+    spans.tracer.call_ended("OK")
+
+    assert attempt.trace_id == CALLER_TRACE.to_bytes(16, "big")
+    (row,) = await rig.attempts()
+    assert row["trace_id"] == attempt.trace_id
+    assert {span.name for span in spans.ended()} >= {"deliver", "POST"}
+    headers, _ = receiver.requests[0]
+    assert ("traceparent" in headers) is propagates

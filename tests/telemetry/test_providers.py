@@ -1,0 +1,65 @@
+"""Telemetry of one process: what it starts, where each worker is scraped, and how it ends."""
+
+import asyncio
+import socket
+import urllib.request
+
+import pytest
+
+from service.telemetry.providers import Telemetry, TelemetryError
+from service.telemetry.settings import Exporter, TelemetrySettings
+
+
+def free_ports() -> int:
+    """A port that is free, with the next one."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+
+
+async def is_scraped(port: int) -> bool:
+    def read() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    return await asyncio.to_thread(read)
+
+
+async def test_by_default_nothing_is_started() -> None:
+    telemetry = Telemetry(TelemetrySettings(), version="0")
+    assert not telemetry.tracer.is_on
+    assert not telemetry.meters.is_on
+    await telemetry.stop()
+
+
+async def test_each_worker_is_scraped_on_a_port_of_its_own() -> None:
+    port = free_ports()
+    settings = TelemetrySettings(prometheus_host="127.0.0.1", prometheus_port=port)
+    first = Telemetry(settings, version="0", worker=1)
+    second = Telemetry(settings, version="0", worker=2)
+    assert await is_scraped(port)
+    assert await is_scraped(port + 1)
+    with pytest.raises(TelemetryError, match="HOOKLINE_PROMETHEUS_LISTEN"):
+        Telemetry(settings, version="0", worker=2)
+    await first.stop()
+    await second.stop()
+    assert not await is_scraped(port)
+
+
+async def test_spans_can_be_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    telemetry = Telemetry(TelemetrySettings(traces=Exporter.CONSOLE), version="0")
+    telemetry.tracer.call_began("hookline.v1.EventService/GetEvent", None)
+    telemetry.tracer.call_ended("OK")
+    await telemetry.stop()
+    line = capfd.readouterr().err
+    assert line.count("\n") == 1
+    assert '"rpc.response.status_code": "OK"' in line
