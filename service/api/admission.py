@@ -95,9 +95,10 @@ class Admission:
         message = read(data)
         tenant_id = caller.tenant_id or _tenant_named_by(message)
         if tenant_id is not None:
+            name = tenant_name(tenant_id)
             for rate in self._tenants:
-                rate.check(tenant_name(tenant_id))
-            _take(self._tenants, tenant_name(tenant_id), size)
+                rate.check(name)
+            _take(self._tenants, name, size)
         if principal is not None:
             _take(self._callers, principal, size)
         return message

@@ -29,7 +29,7 @@ class Buckets:
         self._rate_per_s = rate_per_s
         self._max_keys = max_keys
         self._monotonic_s = monotonic_s
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: OrderedDict[str, list[float]] = OrderedDict()
         """What each held, and when."""
 
     def __len__(self) -> int:
@@ -37,20 +37,23 @@ class Buckets:
 
     def wait_s(self, key: str) -> float:
         """Seconds until something may be taken; 0: now."""
-        held = self._held(key, self._monotonic_s())
-        return 0.0 if held > 0 else (1 - held) / self._rate_per_s
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            return 0.0
+        now_s, rate_per_s = self._monotonic_s(), self._rate_per_s
+        held = bucket[0] + (now_s - bucket[1]) * rate_per_s
+        bucket[0] = held = min(held, rate_per_s)
+        bucket[1] = now_s
+        return 0.0 if held > 0 else (1 - held) / rate_per_s
 
     def take(self, key: str, amount: float) -> None:
-        """Take it, whether it is there or not."""
-        now_s = self._monotonic_s()
-        self._buckets[key] = (self._held(key, now_s) - amount, now_s)
-        self._buckets.move_to_end(key)
-        if len(self._buckets) > self._max_keys:
-            self._buckets.popitem(last=False)
-
-    def _held(self, key: str, now_s: float) -> float:
-        found = self._buckets.get(key)
-        if found is None:
-            return self._rate_per_s
-        held, at_s = found
-        return min(self._rate_per_s, held + (now_s - at_s) * self._rate_per_s)
+        """Take it, whether it is there or not; to be called after `wait_s`, which fills it up."""
+        buckets = self._buckets
+        bucket = buckets.get(key)
+        if bucket is not None:
+            bucket[0] -= amount
+            buckets.move_to_end(key)
+            return
+        buckets[key] = [self._rate_per_s - amount, self._monotonic_s()]
+        if len(buckets) > self._max_keys:
+            buckets.popitem(last=False)
