@@ -21,11 +21,12 @@ HOOKLINE = (sys.executable, "-P", "-m", "service")
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Our environment without settings of Hookline's, so that a test decides on them.
+    """Our environment without settings of Hookline's and telemetry's: a test decides on them.
 
     A node is one process, unless the test says otherwise: it is that process that is killed.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HOOKLINE_")}
+    decided = ("HOOKLINE_", "OTEL_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(decided)}
     ours = {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     return {**kept, **ours, "HOOKLINE_WORKERS": "1", **variables}
 
