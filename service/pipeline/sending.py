@@ -116,7 +116,7 @@ class Sending:
         if not self._in_flight[tenant_uid]:
             del self._in_flight[tenant_uid]
         lane.unrecorded -= 1
-        if lane.streak:
+        if lane.streak or lane.is_circuit_open:
             self.list_if_ready(lane)
         if self._resting and not lane.unrecorded and lane.bucket in self._resting:
             self.on_quiet()
