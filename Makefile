@@ -71,7 +71,7 @@ check-deploy: deploy prometheus
 		else echo "check: no promtool here: the alert rules are not tested"; fi
 MANIFESTS = $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
-faults: setup ## break real processes again and again, and count: ten minutes (a short version is in test)
+faults: setup ## break real processes again and again, and count: twenty minutes (a short version is in test)
 	@HOOKLINE_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults $(PYTEST)
 
 fuzz: setup ## broken input for every parser, half an hour of it (some is in test); EXAMPLES=1000 shortens
