@@ -71,11 +71,6 @@ def unpack(packed: bytes) -> Parent | None:
     )
 
 
-def trace_id_of(packed: bytes) -> bytes:
-    """The 16 bytes of the trace's id in a stored context."""
-    return packed[:16]
-
-
 def format_traceparent(trace_id: int, span_id: int, flags: int = SAMPLED) -> str:
     """A header."""
     return f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"

@@ -9,7 +9,7 @@ single subscriptions are GetStatus's.
 from __future__ import annotations
 
 from collections import Counter as Tally
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from service.telemetry import names
 from service.telemetry.distribution import COUNTS, SECONDS, Distribution, Labels
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from service.domain.attempt import AttemptOutcome
     from service.domain.delivery import DeliveryState
 
+Instrument = TypeVar("Instrument")
+
 _MICROSECONDS: Final = 1_000_000
-_COMMIT: Final = "commit"
 
 
 class Number:
@@ -48,95 +49,91 @@ class Meters:
     def __init__(self, *, is_on: bool = True) -> None:
         """`is_on`: somebody will collect; else nothing is added up on the hot path."""
         self.is_on = is_on
-        self.events_published = Number(
+        self.counters: list[Number] = []
+        """What only grows."""
+        self.gauges: list[Number] = []
+        """What goes up and down."""
+        self.distributions: list[Distribution] = []
+        """What is spread."""
+
+        self.events_published = self._counter(
             "hookline.events.published", "{event}", "Events accepted and stored"
         )
-        self.deliveries_created = Number(
+        self.deliveries_created = self._counter(
             "hookline.deliveries.created", "{delivery}", "Deliveries stored with their events"
         )
-        self.attempts = Number(
+        self.attempts = self._counter(
             "hookline.attempts", "{attempt}", "Attempts recorded, by their outcome"
         )
-        self.deliveries_finished = Number(
+        self.deliveries_finished = self._counter(
             "hookline.deliveries.finished", "{delivery}", "Deliveries that an attempt finished"
         )
-        self.records_lost = Number(
+        self.records_lost = self._counter(
             "hookline.records.lost", "{attempt}", "Attempts whose row was another's by then"
         )
-        self.buckets_changed = Number(
+        self.buckets_changed = self._counter(
             "hookline.buckets.changed", "{bucket}", "Buckets that this node gained or lost"
         )
-        self.spans = Number(
+        self.spans = self._counter(
             "hookline.telemetry.spans", "{span}", "Spans sent, refused by the collector, dropped"
         )
-        self.cpu_time = Number("process.cpu.time", "s", "CPU time of this process")
-        self.pending = Number(
+        self.cpu_time = self._counter("process.cpu.time", "s", "CPU time of this process")
+
+        self.pending = self._gauge(
             "hookline.deliveries.pending", "{delivery}", "Pending deliveries of the deployment"
         )
-        self.oldest_pending = Number(
+        self.oldest_pending = self._gauge(
             "hookline.deliveries.oldest_age", "s", "Age of the oldest pending delivery"
         )
-        self.in_flight = Number(
+        self.in_flight = self._gauge(
             "hookline.deliveries.in_flight", "{delivery}", "Sent and not yet recorded, of this node"
         )
-        self.lanes = Number("hookline.lanes", "{lane}", "Lanes of this node, by what holds them")
-        self.buckets = Number("hookline.buckets.owned", "{bucket}", "Buckets of this node")
-        self.http_connections = Number(
+        self.lanes = self._gauge(
+            "hookline.lanes", "{lane}", "Lanes of this node, by what holds them"
+        )
+        self.buckets = self._gauge("hookline.buckets.owned", "{bucket}", "Buckets of this node")
+        self.http_connections = self._gauge(
             "http.client.open_connections", "{connection}", "Connections to targets"
         )
-        self.pool_connections = Number(
+        self.pool_connections = self._gauge(
             "db.client.connection.count", "{connection}", "Connections of the calls' pool"
         )
-        self.oldest_xmin = Number(
+        self.oldest_xmin = self._gauge(
             "hookline.postgres.oldest_xmin_age", "{transaction}",
             "How far the oldest snapshot of the server lies back: what vacuum cannot clean up",
         )  # fmt: skip
-        self.call_duration = Distribution(
-            "rpc.server.call.duration", "s", "Duration of a call", SECONDS
-        )
-        self.delivery_latency = Distribution(
-            "hookline.delivery.latency", "s", "From an event's acceptance to its delivery", SECONDS
-        )
-        self.attempt_duration = Distribution(
-            "hookline.attempt.duration", "s", "Of the HTTP request, by its outcome", SECONDS
-        )
-        self.commit_duration = Distribution(
-            "db.client.operation.duration", "s", "Of the statements of the data path", SECONDS
-        )
-        self.publish_batch = Distribution(
-            "hookline.publish.batch_size", "{event}", "Events that share a commit", COUNTS
-        )
-        self.record_batch = Distribution(
-            "hookline.record.batch_size", "{attempt}", "Outcomes that share a commit", COUNTS
-        )
-        self.loop_lag = Distribution(
-            "hookline.event_loop.lag", "s", "How late the event loop wakes who asked for it",
-            SECONDS,
-        )  # fmt: skip
 
-    @property
-    def counters(self) -> list[Number]:
-        """What only grows."""
-        return [
-            self.events_published, self.deliveries_created, self.attempts, self.deliveries_finished,
-            self.records_lost, self.buckets_changed, self.spans, self.cpu_time,
-        ]  # fmt: skip
+        self.call_duration = self._seconds("rpc.server.call.duration", "Duration of a call")
+        self.delivery_latency = self._seconds(
+            "hookline.delivery.latency", "From an event's acceptance to its delivery"
+        )
+        self.attempt_duration = self._seconds(
+            "hookline.attempt.duration", "Of the HTTP request, by its outcome"
+        )
+        self.commit_duration = self._seconds(
+            "db.client.operation.duration", "Of the statements of the data path"
+        )
+        self.publish_batch = self._counts(
+            "hookline.publish.batch_size", "{event}", "Events that share a commit"
+        )
+        self.record_batch = self._counts(
+            "hookline.record.batch_size", "{attempt}", "Outcomes that share a commit"
+        )
+        self.loop_lag = self._seconds(
+            "hookline.event_loop.lag", "How late the event loop wakes who asked for it"
+        )
 
-    @property
-    def gauges(self) -> list[Number]:
-        """What goes up and down."""
-        return [
-            self.pending, self.oldest_pending, self.in_flight, self.lanes, self.buckets,
-            self.http_connections, self.pool_connections, self.oldest_xmin,
-        ]  # fmt: skip
+    def _counter(self, name: str, unit: str, description: str) -> Number:
+        return _listed(Number(name, unit, description), self.counters)
 
-    @property
-    def distributions(self) -> list[Distribution]:
-        """What is spread."""
-        return [
-            self.call_duration, self.delivery_latency, self.attempt_duration, self.commit_duration,
-            self.publish_batch, self.record_batch, self.loop_lag,
-        ]  # fmt: skip
+    def _gauge(self, name: str, unit: str, description: str) -> Number:
+        return _listed(Number(name, unit, description), self.gauges)
+
+    def _seconds(self, name: str, description: str) -> Distribution:
+        return _listed(Distribution(name, "s", description, SECONDS), self.distributions)
+
+    def _counts(self, name: str, unit: str, description: str) -> Distribution:
+        return _listed(Distribution(name, unit, description, COUNTS), self.distributions)
 
     def call_ended(self, method: str, code: str, duration_s: float) -> None:
         """A gRPC call ended. `method` is one of the contract's, or `_OTHER`."""
@@ -184,6 +181,12 @@ class Meters:
             self.records_lost.add(lost)
         self.record_batch.add(count)
         self.commit_duration.add(took_s, _of_statement("record"))
+
+
+def _listed(instrument: Instrument, kind: list[Instrument]) -> Instrument:
+    """What is not among its kind would be added up and never leave."""
+    kind.append(instrument)
+    return instrument
 
 
 def _of_statement(name: str) -> Labels:

@@ -75,11 +75,6 @@ class Telemetry:
             self._start_metrics(resource, worker)
         self.tracer = self._make_tracer(resource)
 
-    @property
-    def is_metered(self) -> bool:
-        """Whether anybody collects what is measured."""
-        return self.meters.is_on
-
     def _start_metrics(self, resource: Resource, worker: int) -> None:
         settings = self._settings
         if settings.prometheus_host:

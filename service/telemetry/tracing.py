@@ -110,12 +110,12 @@ class AttemptTrace:
     def answered(self, outcome: Outcome) -> None:
         """The request is over."""
         post = self._post
-        scheme, host, port = _server_of(outcome.url)
-        attributes: dict[str, AttributeValue] = {
-            names.URL_SCHEME: scheme,
-            names.SERVER_ADDRESS: host,
-            names.SERVER_PORT: port,
-        }
+        attributes: dict[str, AttributeValue] = {}
+        if outcome.url:  # else no URL was come to: the fault was ours
+            scheme, host, port = _server_of(outcome.url)
+            attributes[names.URL_SCHEME] = scheme
+            attributes[names.SERVER_ADDRESS] = host
+            attributes[names.SERVER_PORT] = port
         if outcome.remote_address is not None:
             attributes[names.PEER_ADDRESS] = outcome.remote_address
         status = outcome.http_status
@@ -231,8 +231,7 @@ class Tracer:
         self, context: bytes, *, number: int, event: str, delivery_id: UUID, subscription: str
     ) -> AttemptTrace | None:
         """An attempt of a delivery whose event has stored its context; `number` counts from 1."""
-        parent = unpack(context)
-        if self._tracer is None or parent is None:
+        if self._tracer is None or (parent := unpack(context)) is None:
             return None
         attributes: dict[str, AttributeValue] = {
             names.MESSAGING_SYSTEM: names.HOOKLINE,

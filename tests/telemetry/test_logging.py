@@ -8,11 +8,10 @@ import sys
 
 import pytest
 
-from service.telemetry.current import current_ids
 from service.telemetry.fields import ALLOWED
 from service.telemetry.repetition import KEYS_MAX, LINES_A_WINDOW, WINDOW_S, Repetition
 from tests.architecture.repository import python_files, tree
-from tests.telemetry.spans import CALLER_TRACE, SAMPLED, Spans
+from tests.telemetry.spans import CALLER_TRACE, SAMPLED
 
 SCRIPT = """
 import logging, structlog
@@ -124,13 +123,28 @@ def test_what_is_remembered_of_lines_is_bounded() -> None:
         assert repetition.admit(0) == 0, "it was forgotten"
 
 
+TRACED = """
+import logging, structlog
+from opentelemetry.sdk.trace import TracerProvider
+from service.telemetry import LogFormat, LogLevel, configure_logging
+from service.telemetry.tracing import Tracer
+configure_logging(LogFormat.{log_format}, LogLevel.INFO)
+log = structlog.get_logger("service.api")
+tracer = Tracer(TracerProvider(shutdown_on_exit=False).get_tracer("test"))
+tracer.call_began("hookline.v1.EventService/GetEvent", "%s")
+log.info("ours")
+logging.getLogger("grpc").warning("theirs")
+log.info("ours", trace_id="its own")
+tracer.call_ended("OK")
+log.info("ours", trace_id=None)
+"""
+
+
 def test_a_line_within_a_traced_call_has_its_trace() -> None:
-    spans = Spans()
-    spans.tracer.call_began("hookline.v1.EventService/GetEvent", SAMPLED)
-    ids = current_ids()
-    spans.tracer.call_ended("OK")
-    assert ids is not None
-    assert ids[0] == f"{CALLER_TRACE:032x}"
+    lines = [json.loads(line) for line in logged("JSON", script=TRACED % SAMPLED)]
+    trace = f"{CALLER_TRACE:032x}"
+    assert [line.get("trace_id") for line in lines] == [trace, trace, "its own", None]
+    assert ["span_id" in line for line in lines] == [True, True, False, False]
 
 
 def fields_of(path: pathlib.PurePosixPath) -> set[str]:
