@@ -14,14 +14,13 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from ipaddress import ip_address
 from pathlib import Path
 
 from service.domain.attempt import AttemptOutcome
 from service.webhook.client_certificate import TlsContexts
 from service.webhook.connection import Connection
-from service.webhook.egress import EgressPolicy
-from service.webhook.failure import AttemptFailure, failure_of_os_error
+from service.webhook.egress import EgressPolicy, is_address
+from service.webhook.failure import OWN_ERRNOS, AttemptFailure, failure_of_os_error
 from service.webhook.origin import Origin
 from service.webhook.resolver import Resolver
 from service.webhook.route import BLOCKED, Route, RouteFailure
@@ -93,9 +92,12 @@ class Dialer:
 
     async def _places_of(self, host: str, deadline: float) -> tuple[str, ...]:
         """The addresses to try, all of them allowed; or the name, where the route judges it."""
-        if not is_address(host) and self._route.takes_names:
+        if is_address(host):
+            addresses: tuple[str, ...] = (host,)
+        elif self._route.takes_names:
             return (host,)
-        addresses = (host,) if is_address(host) else await self._resolve(host, deadline)
+        else:
+            addresses = await self._resolve(host, deadline)
         if not self._egress.allows_all(addresses):
             raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, BLOCKED)
         return addresses[: self._addresses_max]
@@ -139,6 +141,12 @@ class Dialer:
             raise AttemptFailure(
                 AttemptOutcome.TLS_FAILED, "the client certificate cannot be used"
             ) from None
+        except OSError as error:
+            raise AttemptFailure(
+                AttemptOutcome.OWN_FAULT,
+                "the client certificate could not be made ready",
+                is_shortage=error.errno in OWN_ERRNOS,
+            ) from None
 
     async def _greet(
         self,
@@ -162,15 +170,6 @@ class Dialer:
         except (OSError, ValueError) as error:
             raise _handshake_failure(error, address) from None
         return connection
-
-
-def is_address(host: str) -> bool:
-    """Whether a host is an address and no name."""
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _handshake_failure(error: OSError | ValueError, address: str | None) -> AttemptFailure:

@@ -57,6 +57,15 @@ def is_public(address: Address) -> bool:
     return address in GLOBAL_UNICAST_IPV6 and not any(address in block for block in DENIED_IPV6)
 
 
+def is_address(host: str) -> bool:
+    """Whether a host is an address and no name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
     """Networks in CIDR notation; raises ValueError, naming the text, where one is none."""
     return tuple(ip_network(text) for text in texts)
@@ -132,11 +141,7 @@ class EgressPolicy:
         """
         if not self.allows_host(host):
             return f"{host} is not a host that this service may send to"
-        try:
-            ip_address(host)
-        except ValueError:
-            return None
-        if self.allows(host):
+        if not is_address(host) or self.allows(host):
             return None
         return f"{host} is neither a public address nor one that this service was told to allow"
 

@@ -24,7 +24,7 @@ from service.webhook.failure import AttemptFailure
 from service.webhook.prepared import Endpoint
 
 _RATE = re.compile(rb"[1-9][0-9]{0,8}", re.ASCII)
-ANY = b"*"
+_ANY = b"*"
 
 
 class ConsentRefusedError(Exception):
@@ -107,15 +107,15 @@ class Handshake:
             raise ConsentRefusedError(url, f"answered {status}", http_status=status)
         found = {name.lower(): value.strip() for name, value in response.headers.raw}
         allowed = found.get(b"webhook-allowed-origin", b"")
-        if allowed != ANY and allowed.lower() != self._origin_name.lower():
+        if allowed != _ANY and allowed.lower() != self._origin_name.lower():
             raise ConsentRefusedError(
                 url,
                 f"answered {status}, and its WebHook-Allowed-Origin is not"
                 f" {self._origin_name.decode()} nor *",
                 http_status=status,
             )
-        rate = found.get(b"webhook-allowed-rate", ANY)
-        if rate == ANY:
+        rate = found.get(b"webhook-allowed-rate", _ANY)
+        if rate == _ANY:
             return None
         if not _RATE.fullmatch(rate):
             text = f"answered {status}, and its WebHook-Allowed-Rate is neither a number nor *"

@@ -24,7 +24,6 @@ from base64 import b64encode
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Final, NamedTuple, NoReturn
 from urllib.parse import unquote
 
@@ -32,6 +31,7 @@ import structlog
 
 from service.domain.attempt import AttemptOutcome
 from service.domain.target import TargetUrlError, parse_target_url
+from service.webhook.egress import is_address
 from service.webhook.failure import AttemptFailure, failure_of_os_error
 from service.webhook.resolver import Resolver
 from service.webhook.route import RouteFailure, connect_socket
@@ -171,8 +171,10 @@ class ProxyRoute:
         loop = asyncio.get_running_loop()
         is_shortage = False
         with suppress(TimeoutError, AttemptFailure):
-            async with asyncio.timeout_at(limit):
-                addresses = await self._addresses_of(self._proxy.host)
+            addresses: tuple[str, ...] = (self._proxy.host,)
+            if not is_address(self._proxy.host):
+                async with asyncio.timeout_at(limit):
+                    addresses = await self._resolver.resolve(self._proxy.host)
             for index, address in enumerate(addresses):
                 share_s = (limit - loop.time()) / (len(addresses) - index)
                 try:
@@ -182,13 +184,6 @@ class ProxyRoute:
                 except OSError as error:  # its time that is over, too
                     is_shortage = failure_of_os_error(error).is_shortage
         raise RouteFailure("the egress proxy cannot be reached", is_shortage=is_shortage)
-
-    async def _addresses_of(self, host: str) -> tuple[str, ...]:
-        try:
-            ip_address(host)
-        except ValueError:
-            return await self._resolver.resolve(host)
-        return (host,)
 
     async def _connect(self, sock: socket.socket, host: str, port: int) -> int:
         """Ask for a tunnel; the answer's status. Raises OSError and `RouteFailure`."""

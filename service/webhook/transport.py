@@ -6,11 +6,11 @@ an answer, and time, by one deadline from the name's resolution to the answer's 
 follows no redirect, reads no proxy from the environment, keeps no cookie, decodes no body.
 
 A request's `extensions`, all optional:
-    timeout_s          the deadline, in seconds from now (15) connect_timeout_s  the part of it that
-    a new connection may take (all of it) may_send           called just before the request's first
-    byte; False: nothing is sent, OWN_FAULT origin             the `Origin` of the URL, where the
-    caller keeps it target             the request target, exactly as it is to be sent (httpx's own
-    convention)
+    timeout_s          the deadline, in seconds from now (15)
+    connect_timeout_s  the part of it that a new connection may take (all of it)
+    may_send           called just before the first byte; False: nothing is sent, OWN_FAULT
+    origin             the `Origin` of the URL, where the caller keeps it
+    target             the request target, exactly as it is to be sent (httpx's own convention)
 
 Written for POST: a request of another method is sent all the same, but HEAD and CONNECT, whose
 answers have bodies by other rules, are not understood. The request's headers are sent as they are,

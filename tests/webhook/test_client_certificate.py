@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
 import os
 import ssl
 from collections.abc import Callable
@@ -83,19 +85,14 @@ KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
 @pytest.mark.parametrize("kind", KEYS)
 def test_what_may_be_told_of_a_certificate(kind: str) -> None:
     key = KEYS[kind]()
-    told = read_client_certificate(ClientIdentity(certificate_of(key), pem_of(key)), NOW)
+    certificate = certificate_of(key)
+    told = read_client_certificate(ClientIdentity(certificate, pem_of(key)), NOW)
     assert (told.subject, told.expire_time) == ("CN=hookline", NOW + YEAR)
-    der = ssl.PEM_cert_to_DER_cert(certificate_of(key)) if kind == "RSA" else b""
-    assert len(bytes.fromhex(told.fingerprint)) == 32
-    if der:
-        digest = hashes.Hash(hashes.SHA256())
-        digest.update(der)
-        assert told.fingerprint == digest.finalize().hex()
+    der = ssl.PEM_cert_to_DER_cert(certificate)
+    assert told.fingerprint == hashlib.sha256(der).hexdigest()
 
 
 WEAK_KEY = rsa.generate_private_key(65_537, 1_024)  # noqa: S505 - to be refused
-
-ODD_KEY = ec.generate_private_key(ec.SECP256K1())
 
 BAD: dict[str, tuple[str, str, str]] = {
     "nonsense": ("nonsense", KEY, "not a chain of certificates"),
@@ -236,6 +233,19 @@ async def test_a_certificate_that_cannot_be_loaded_is_one_outcome(mutual: Post) 
     outcome = await mutual("https://127.0.0.1:1/", identity=ClientIdentity("nonsense", "nonsense"))
     assert outcome.kind is AttemptOutcome.TLS_FAILED
     assert outcome.error == "the client certificate cannot be used"
+
+
+async def test_a_machine_without_a_descriptor_for_it_is_our_own_fault(
+    mutual: Post, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_is_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", none_is_left)
+    identity = identity_of(authority, "acme.test")
+    outcome = await mutual("https://127.0.0.1:1/", identity=identity)
+    assert outcome.kind is AttemptOutcome.OWN_FAULT
+    assert outcome.error == "the client certificate could not be made ready"
 
 
 async def test_plaintext_shows_no_certificate(mutual: Post, authority: trustme.CA) -> None:

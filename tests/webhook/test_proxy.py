@@ -55,10 +55,8 @@ class TestTunnels:
         async with Proxy() as proxy, Receiver(answering(OK), tls=tls) as receiver:
             post = through(make_post, proxy, tls_context=trusting)
             assert (await post(receiver.url(host="good.test"))).kind is ACCEPTED
-            names = {"127.0.0.1": receiver.port}
-            for host in names:
-                outcome = await post(receiver.url(host=host))
-                assert outcome.kind is AttemptOutcome.TLS_FAILED
+            outcome = await post(receiver.url(host="127.0.0.1"))
+            assert outcome.kind is AttemptOutcome.TLS_FAILED
 
     async def test_its_credentials_go_to_it_alone(self, make_post: MakePost) -> None:
         async with Proxy() as proxy, Receiver(answering(OK)) as receiver:
