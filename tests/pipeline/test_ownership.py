@@ -191,7 +191,7 @@ async def test_a_renewal_counts_from_before_it_was_sent(
 async def test_a_late_record_of_a_frozen_node_matches_nothing(
     rig: Rig, receiver: Receiver, database_url: str
 ) -> None:
-    """Its rows are as it saw them: it is the lease in the statement that keeps it out."""
+    """Its rows are as it saw them: that it was buried is what keeps it out."""
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
     receiver.gate, receiver.answers = asyncio.Event(), 500

@@ -9,6 +9,7 @@ import pytest
 
 from service.domain.attempt import AttemptOutcome, Outcome
 from service.pipeline.record import PARK_S, UNSTORABLE
+from tests.pipeline.frozen import freeze, run_out
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import rival, until_blocked
 from tests.waiting import until
@@ -93,6 +94,29 @@ async def test_rows_of_a_batch_that_did_not_match_do_not_keep_the_others(
     assert sorted(row["delivery_id"] for row in untouched) == changed
     assert {row["attempt_count"] for row in untouched} == {0}
     assert {row["delivery_id"] for row in await rig.attempts()}.isdisjoint(changed)
+
+
+async def test_an_answer_that_comes_after_the_lease_is_not_recorded_though_nobody_took_over(
+    rig: Rig, receiver: Receiver
+) -> None:
+    """Its row among the nodes is there, its rows are as it saw them: the time alone is over."""
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url, schedule_s=[0.0, 3_600.0])
+    receiver.gate = asyncio.Event()
+    receiver.answers = lambda webhook_id: 500 if receiver.ids.index(webhook_id) else 200
+    await rig.publisher.publish("acme", [order_created(n) for n in range(2)])
+    await receiver.wait_for(2)
+    freeze(rig)
+    await run_out(rig)
+
+    receiver.gate.set()
+    await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "the answers are dealt with")
+
+    (node,) = await rig.database.fetch("SELECT node_id FROM nodes")
+    assert node["node_id"] == rig.ownership.node_id
+    assert rig.recorder.recorded == 0
+    assert [(row["version"], row["attempt_count"]) for row in await rig.pending()] == [(0, 0)] * 2
+    assert await rig.attempts() == await rig.finished() == []
 
 
 # ------------------------------------------------------------------------------------- in flight
