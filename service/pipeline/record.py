@@ -126,6 +126,7 @@ class Recorder:
             if job.trace is not None:
                 job.trace.recorded(is_recorded=False)
                 job.trace = None
+            self._meters.released(outcome.kind)
             self._lanes.released(job, move.delay_s)
             self.on_recorded(1)
             return

@@ -63,7 +63,7 @@ class Meters:
             "hookline.deliveries.created", "{delivery}", "Deliveries stored with their events"
         )
         self.attempts = self._counter(
-            "hookline.attempts", "{attempt}", "Attempts recorded, by their outcome"
+            "hookline.attempts", "{attempt}", "Attempts that ended, by their outcome"
         )
         self.deliveries_finished = self._counter(
             "hookline.deliveries.finished", "{delivery}", "Deliveries that an attempt finished"
@@ -151,6 +151,11 @@ class Meters:
             self.deliveries_created.add(deliveries)
             self.publish_batch.add(events)
             self.commit_duration.add(took_s, _of_statement("publish"))
+
+    def released(self, outcome: AttemptOutcome) -> None:
+        """An attempt came to nothing that the target can answer for, and is not recorded."""
+        if self.is_on:
+            self.attempts.add(1, ((names.OUTCOME, outcome.value),))
 
     def recorded(
         self,

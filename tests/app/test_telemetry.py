@@ -124,6 +124,22 @@ async def test_prometheus_reads_the_same(database_url: str) -> None:
         await scraped(port)
 
 
+async def test_a_fault_of_our_own_is_counted_though_it_is_not_recorded(database_url: str) -> None:
+    port = free_port()
+    variables = {
+        "HOOKLINE_PROMETHEUS_LISTEN": f"127.0.0.1:{port}",
+        "HOOKLINE_EGRESS_PROXY": f"http://127.0.0.1:{free_port()}",
+    }
+    async with Receiver() as target, started(database_url, **variables) as (_, client):
+        await subscribe(client, target.url)
+        await client.publish("default", [Event(type="a.b", json_data="{}")])
+
+        async def is_counted() -> bool:
+            return 'hookline_attempt_outcome="OWN_FAULT"' in await scraped(port)
+
+        await until(is_counted, "the alert has something to go by")
+
+
 async def test_a_port_that_is_taken_is_told_in_a_sentence(database_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
