@@ -9,7 +9,7 @@ single subscriptions are GetStatus's.
 from __future__ import annotations
 
 from collections import Counter as Tally
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from service.telemetry import names
 from service.telemetry.distribution import COUNTS, SECONDS, Distribution, Labels
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
     from service.domain.attempt import AttemptOutcome
     from service.domain.delivery import DeliveryState
 
-Instrument = TypeVar("Instrument")
-
 _MICROSECONDS: Final = 1_000_000
 
 
 class Number:
-    """A counter, or a gauge: a number for each set of labels."""
+    """A number for each set of labels."""
 
     def __init__(self, name: str, unit: str, description: str) -> None:
         self.name = name
@@ -43,97 +41,102 @@ class Number:
         self.values[labels] = value
 
 
+class Counter(Number):
+    """Only grows."""
+
+
+class Gauge(Number):
+    """Goes up and down."""
+
+
 class Meters:
-    """All instruments of a node. Called in the event loop's thread alone."""
+    """All instruments of a node. Called in the event loop's thread alone.
+
+    An instrument that is an attribute here is exported: nothing else lists them.
+    """
 
     def __init__(self, *, is_on: bool = True) -> None:
         """`is_on`: somebody will collect; else nothing is added up on the hot path."""
         self.is_on = is_on
-        self.counters: list[Number] = []
-        """What only grows."""
-        self.gauges: list[Number] = []
-        """What goes up and down."""
-        self.distributions: list[Distribution] = []
-        """What is spread."""
-
-        self.events_published = self._counter(
+        self.events_published = Counter(
             "hookline.events.published", "{event}", "Events accepted and stored"
         )
-        self.deliveries_created = self._counter(
+        self.deliveries_created = Counter(
             "hookline.deliveries.created", "{delivery}", "Deliveries stored with their events"
         )
-        self.attempts = self._counter(
+        self.attempts = Counter(
             "hookline.attempts", "{attempt}", "Attempts that ended, by their outcome"
         )
-        self.deliveries_finished = self._counter(
+        self.deliveries_finished = Counter(
             "hookline.deliveries.finished", "{delivery}", "Deliveries that an attempt finished"
         )
-        self.records_lost = self._counter(
+        self.records_lost = Counter(
             "hookline.records.lost", "{attempt}", "Attempts whose row was another's by then"
         )
-        self.buckets_changed = self._counter(
+        self.buckets_changed = Counter(
             "hookline.buckets.changed", "{bucket}", "Buckets that this node gained or lost"
         )
-        self.spans = self._counter(
+        self.spans = Counter(
             "hookline.telemetry.spans", "{span}", "Spans sent, refused by the collector, dropped"
         )
-        self.cpu_time = self._counter("process.cpu.time", "s", "CPU time of this process")
+        self.cpu_time = Counter("process.cpu.time", "s", "CPU time of this process")
 
-        self.pending = self._gauge(
+        self.pending = Gauge(
             "hookline.deliveries.pending", "{delivery}", "Pending deliveries of the deployment"
         )
-        self.oldest_pending = self._gauge(
+        self.oldest_pending = Gauge(
             "hookline.deliveries.oldest_age", "s", "Age of the oldest pending delivery"
         )
-        self.in_flight = self._gauge(
+        self.in_flight = Gauge(
             "hookline.deliveries.in_flight", "{delivery}", "Sent and not yet recorded, of this node"
         )
-        self.lanes = self._gauge(
-            "hookline.lanes", "{lane}", "Lanes of this node, by what holds them"
-        )
-        self.buckets = self._gauge("hookline.buckets.owned", "{bucket}", "Buckets of this node")
-        self.http_connections = self._gauge(
+        self.lanes = Gauge("hookline.lanes", "{lane}", "Lanes of this node, by what holds them")
+        self.buckets = Gauge("hookline.buckets.owned", "{bucket}", "Buckets of this node")
+        self.http_connections = Gauge(
             "http.client.open_connections", "{connection}", "Connections to targets"
         )
-        self.pool_connections = self._gauge(
+        self.pool_connections = Gauge(
             "db.client.connection.count", "{connection}", "Connections of the calls' pool"
         )
-        self.oldest_xmin = self._gauge(
+        self.oldest_xmin = Gauge(
             "hookline.postgres.oldest_xmin_age", "{transaction}",
             "How far the oldest snapshot of the server lies back: what vacuum cannot clean up",
         )  # fmt: skip
 
-        self.call_duration = self._seconds("rpc.server.call.duration", "Duration of a call")
-        self.delivery_latency = self._seconds(
+        self.call_duration = _seconds("rpc.server.call.duration", "Duration of a call")
+        self.delivery_latency = _seconds(
             "hookline.delivery.latency", "From an event's acceptance to its delivery"
         )
-        self.attempt_duration = self._seconds(
+        self.attempt_duration = _seconds(
             "hookline.attempt.duration", "Of the HTTP request, by its outcome"
         )
-        self.commit_duration = self._seconds(
+        self.commit_duration = _seconds(
             "db.client.operation.duration", "Of the statements of the data path"
         )
-        self.publish_batch = self._counts(
+        self.publish_batch = _counts(
             "hookline.publish.batch_size", "{event}", "Events that share a commit"
         )
-        self.record_batch = self._counts(
+        self.record_batch = _counts(
             "hookline.record.batch_size", "{attempt}", "Outcomes that share a commit"
         )
-        self.loop_lag = self._seconds(
+        self.loop_lag = _seconds(
             "hookline.event_loop.lag", "How late the event loop wakes who asked for it"
         )
 
-    def _counter(self, name: str, unit: str, description: str) -> Number:
-        return _listed(Number(name, unit, description), self.counters)
+    @property
+    def counters(self) -> list[Counter]:
+        """What only grows."""
+        return [each for each in vars(self).values() if isinstance(each, Counter)]
 
-    def _gauge(self, name: str, unit: str, description: str) -> Number:
-        return _listed(Number(name, unit, description), self.gauges)
+    @property
+    def gauges(self) -> list[Gauge]:
+        """What goes up and down."""
+        return [each for each in vars(self).values() if isinstance(each, Gauge)]
 
-    def _seconds(self, name: str, description: str) -> Distribution:
-        return _listed(Distribution(name, "s", description, SECONDS), self.distributions)
-
-    def _counts(self, name: str, unit: str, description: str) -> Distribution:
-        return _listed(Distribution(name, unit, description, COUNTS), self.distributions)
+    @property
+    def distributions(self) -> list[Distribution]:
+        """What is spread."""
+        return [each for each in vars(self).values() if isinstance(each, Distribution)]
 
     def call_ended(self, method: str, code: str, duration_s: float) -> None:
         """A gRPC call ended. `method` is one of the contract's, or `_OTHER`."""
@@ -188,10 +191,12 @@ class Meters:
         self.commit_duration.add(took_s, _of_statement("record"))
 
 
-def _listed(instrument: Instrument, kind: list[Instrument]) -> Instrument:
-    """What is not among its kind would be added up and never leave."""
-    kind.append(instrument)
-    return instrument
+def _seconds(name: str, description: str) -> Distribution:
+    return Distribution(name, "s", description, SECONDS)
+
+
+def _counts(name: str, unit: str, description: str) -> Distribution:
+    return Distribution(name, unit, description, COUNTS)
 
 
 def _of_statement(name: str) -> Labels:
