@@ -6,14 +6,10 @@ Those of streams change nothing else: a stream is grpc's own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
-
-Request = TypeVar("Request")
-Response = TypeVar("Response")
-_Requests: TypeAlias = AsyncIterable[Any] | Iterable[Any]
 
 
 def with_token(
@@ -37,42 +33,26 @@ def token_on_streams(token: str) -> Sequence[grpc.aio.ClientInterceptor]:
     return [_UnaryStream(token), _StreamUnary(token), _StreamStream(token)]
 
 
-class _UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+class _Bearer:
     def __init__(self, token: str) -> None:
         self._token = token
 
-    async def intercept_unary_stream(
+    async def pass_on(
         self,
         continuation: Callable[[grpc.aio.ClientCallDetails, Any], Any],
         client_call_details: grpc.aio.ClientCallDetails,
-        request: Any,  # noqa: ANN401 (any message)
+        request: Any,  # noqa: ANN401 (any message, or an iterator of them)
     ) -> Any:  # noqa: ANN401 (any call)
         return await continuation(with_token(client_call_details, self._token, None), request)
 
 
-class _StreamUnary(grpc.aio.StreamUnaryClientInterceptor):
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    async def intercept_stream_unary(
-        self,
-        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Any],
-        client_call_details: grpc.aio.ClientCallDetails,
-        request_iterator: _Requests,
-    ) -> Any:  # noqa: ANN401 (any call)
-        details = with_token(client_call_details, self._token, None)
-        return await continuation(details, request_iterator)
+class _UnaryStream(_Bearer, grpc.aio.UnaryStreamClientInterceptor):
+    intercept_unary_stream: Callable[..., Any] = _Bearer.pass_on
 
 
-class _StreamStream(grpc.aio.StreamStreamClientInterceptor):
-    def __init__(self, token: str) -> None:
-        self._token = token
+class _StreamUnary(_Bearer, grpc.aio.StreamUnaryClientInterceptor):
+    intercept_stream_unary: Callable[..., Any] = _Bearer.pass_on
 
-    async def intercept_stream_stream(
-        self,
-        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Any],
-        client_call_details: grpc.aio.ClientCallDetails,
-        request_iterator: _Requests,
-    ) -> Any:  # noqa: ANN401 (any call)
-        details = with_token(client_call_details, self._token, None)
-        return await continuation(details, request_iterator)
+
+class _StreamStream(_Bearer, grpc.aio.StreamStreamClientInterceptor):
+    intercept_stream_stream: Callable[..., Any] = _Bearer.pass_on

@@ -164,10 +164,9 @@ def receiving(headers: Headers, *, name: str = "webhook") -> Iterator[None]:
     pass through, and mark the span as failed.
     """
     found = {TRACEPARENT: "", ID_HEADER: ""}
-    for key, value in headers.items() if isinstance(headers, HeaderItems) else headers:
-        lowered = _text(key).lower()
-        if lowered in found:
-            found[lowered] = _text(value)
+    for key, value in _pairs(headers):
+        if key in found:
+            found[key] = value
     with continuing(found[TRACEPARENT], found[ID_HEADER], name):
         yield
 
@@ -175,10 +174,9 @@ def receiving(headers: Headers, *, name: str = "webhook") -> Iterator[None]:
 def _read_headers(headers: Headers) -> tuple[str, str, list[tuple[str, bytes]]]:
     """The id, the timestamp's digits, and the signatures by their version."""
     found: dict[str, list[str]] = {ID_HEADER: [], TIMESTAMP_HEADER: [], SIGNATURE_HEADER: []}
-    for name, value in headers.items() if isinstance(headers, HeaderItems) else headers:
-        values = found.get(_text(name).lower())
-        if values is not None:
-            values.append(_text(value).strip(" \t"))
+    for name, value in _pairs(headers):
+        if name in found:
+            found[name].append(value.strip(" \t"))
     for name, values in found.items():
         if not any(values):
             raise HeaderMissingError(f"the request has no {name}")
@@ -193,6 +191,12 @@ def _read_headers(headers: Headers) -> tuple[str, str, list[tuple[str, bytes]]]:
     if not _TIMESTAMP.fullmatch(timestamp):
         raise HeaderMalformedError(f"{TIMESTAMP_HEADER} is not a number of seconds")
     return message_id, timestamp, list(_signatures(found[SIGNATURE_HEADER]))
+
+
+def _pairs(headers: Headers) -> Iterator[tuple[str, str]]:
+    """Names in lower case, and values, as text."""
+    for name, value in headers.items() if isinstance(headers, HeaderItems) else headers:
+        yield _text(name).lower(), _text(value)
 
 
 def _signatures(values: Iterable[str]) -> Iterable[tuple[str, bytes]]:

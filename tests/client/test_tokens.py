@@ -1,0 +1,59 @@
+"""A token goes with calls of every kind, the four of gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from hookline import HooklineClient
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+
+
+class Kinds(grpc.GenericRpcHandler):
+    """Answers `/any/KIND` by a call of that kind, with nothing, and keeps who called."""
+
+    def __init__(self) -> None:
+        self.callers: list[object] = []
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        self.callers.append(metadata.get("authorization"))
+        kind = handler_call_details.method.rpartition("/")[2]
+        make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
+        handler: grpc.RpcMethodHandler[bytes, bytes] = make(
+            _stream if kind.endswith("stream") else _unary
+        )
+        return handler
+
+
+async def _unary(_request: object, _context: Context) -> bytes:
+    return b""
+
+
+async def _stream(_request: object, _context: Context) -> AsyncIterator[bytes]:
+    yield b""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("token", ["hk_1_secret", None])
+async def test_a_token_goes_with_a_call_of_each_kind(kind: str, token: str | None) -> None:
+    server, kinds = grpc.aio.server(), Kinds()
+    server.add_generic_rpc_handlers((kinds,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with HooklineClient(f"127.0.0.1:{port}", token=token) as client:
+        make: Any = getattr(client.channel, kind)
+        call = make(f"/any/{kind}")(iter([b""]) if kind.startswith("stream") else b"")
+        if kind.endswith("stream"):
+            assert [answer async for answer in call] == [b""]
+        else:
+            assert await call == b""
+    await server.stop(0)
+    assert kinds.callers == [None if token is None else f"Bearer {token}"]
