@@ -153,7 +153,7 @@ $(GRPCURL_READY):
 		echo "setup: no Go here, so no grpcurl; the tests that need it will say so"; \
 	fi
 
-# A real Prometheus for the dashboard's and the alerts' tests, from Debian's package, unpacked and not installed.
+# A real Prometheus: asked by the dashboard's test, and promtool by `make check`; from Debian's package, unpacked and not installed.
 $(PROMETHEUS_READY):
 	@if command -v apt-get >/dev/null && command -v dpkg >/dev/null; then \
 		echo "setup: unpacking Debian's prometheus"; \

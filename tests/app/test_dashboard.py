@@ -18,6 +18,7 @@ from hookline.v1.event_pb2 import Event
 from tests.app.test_node import started, subscribe
 from tests.app.test_telemetry import TRACE, free_port
 from tests.architecture.repository import ROOT, python_files, text
+from tests.docs.pages import page
 from tests.pipeline.rig import Receiver
 from tests.waiting import until
 
@@ -112,6 +113,16 @@ async def test_every_panel_and_alert_has_something_to_show(
     told = set(_METRIC.findall(_GROUPING.sub("", ALERTS.read_text(encoding="utf-8"))))
     assert len(told) > 5
     assert told - known == set()
+
+
+def test_every_alert_and_panel_is_told_in_the_documents() -> None:
+    observability = page("docs/observability.md")
+    alerts = re.findall(r"- alert: (\w+)", ALERTS.read_text(encoding="utf-8"))
+    assert [row[0] for row in observability.table("The alerts")] == alerts
+    told = " ".join(row[1] for row in observability.table("The dashboard"))
+    panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    titles = {one["title"].partition(", p99")[0] for one in panels if one["type"] != "row"}
+    assert {title for title in titles if title not in told} == set()
 
 
 def test_a_line_that_a_runbook_sends_to_is_logged() -> None:
