@@ -84,11 +84,24 @@ class Cluster:
         """
         while True:
             for pid in await self.backends(name):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-                    if await self._waits_for_its_client(pid):
-                        return pid
-                    os.kill(pid, signal.SIGCONT)
+                if await self._is_stopped(pid):
+                    return pid
+
+    async def freeze_all(self, name: str) -> set[int]:
+        """The same of every backend of a session or a pool, for all nodes."""
+        stopped: set[int] = set()
+        while left := (await self.backends(name)).keys() - stopped:
+            stopped |= {pid for pid in left if await self._is_stopped(pid)}
+        return stopped
+
+    async def _is_stopped(self, pid: int) -> bool:
+        """Stop a backend; False: it was at work, or is gone."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            if await self._waits_for_its_client(pid):
+                return True
+            os.kill(pid, signal.SIGCONT)
+        return False
 
     async def _waits_for_its_client(self, pid: int) -> bool:
         try:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 KEY = base64.b64encode(bytes(range(32))).decode()
 ONE_TRY_S = 2.0
 """How long a publisher asks one node before it turns to the next."""
+PATIENT_S = 60.0
+"""How long a call is waited for where nobody else could take it."""
 
 
 class Scene:
@@ -117,7 +119,7 @@ class Scene:
         """So many events of each type, one call a type, at any node."""
         for event_type in event_types:
             events = [Event(type=event_type, json_data="{}")] * each
-            results = await self.clients()[0].publish(TENANT, events)
+            results = await self.clients()[0].publish(TENANT, events, timeout_s=PATIENT_S)
             self.oracle.acknowledge([result.name for result in results])
 
     async def more_arrivals(self, count: int, within_s: float = 60.0) -> None:

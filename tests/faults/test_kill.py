@@ -10,9 +10,10 @@ import pytest
 
 from hookline.errors import UnavailableError
 from hookline.v1.event_pb2 import Event
+from hookline.v1.event_service_pb2 import PublishEventsRequest
 from service.domain.ids import format_type_id
 from tests.faults.publishing import TENANT
-from tests.faults.scene import Scene, scene, shared
+from tests.faults.scene import PATIENT_S, Scene, scene, shared
 from tests.pipeline.rival import rival
 from tests.pipeline.wire import Wire
 from tests.waiting import until
@@ -96,14 +97,17 @@ async def test_killed_after_the_commit_and_before_the_answer_a_retry_gets_the_sa
         await stage.subscribe(1)
         event = Event(type="fault.n0", json_data='{"mark":"held back"}', idempotency_key="once")
         wire.hold_answer = b"held back"
-        first = asyncio.ensure_future(stage.client_of(node).publish(TENANT, [event]))
+        request = PublishEventsRequest(tenant=TENANT, events=[event])
+        first = asyncio.ensure_future(
+            stage.client_of(node).events.PublishEvents(request, timeout=PATIENT_S)
+        )
         await wire.is_held.wait()
         (stored,) = await stage.rows("SELECT event_id FROM events")
         await stage.kill(node)
         with pytest.raises(UnavailableError):
             await first
         again = await stage.start_node()
-        (result,) = await stage.client_of(again).publish(TENANT, [event])
+        (result,) = await stage.client_of(again).publish(TENANT, [event], timeout_s=PATIENT_S)
         assert result.deduplicated
         assert result.name.endswith(format_type_id("evt", stored["event_id"]))
         stage.oracle.acknowledge([result.name])

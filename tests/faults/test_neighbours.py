@@ -14,7 +14,7 @@ from hookline.v1.operations_service_pb2 import GetStatusRequest
 from tests.faults.cluster import cluster
 from tests.faults.conftest import IS_LONG
 from tests.faults.publishing import TENANT
-from tests.faults.scene import scene, shared
+from tests.faults.scene import PATIENT_S, scene, shared
 from tests.pipeline.rival import rival
 from tests.waiting import until
 
@@ -29,10 +29,12 @@ async def test_what_a_node_publishes_for_another_is_found_although_no_word_gets_
 ) -> None:
     async with cluster() as postgres, scene(postgres.url, tmp_path) as stage:
         await shared(stage, 2)
-        with postgres.frozen(*await postgres.backends("hookline notify")):
+        sessions = await postgres.freeze_all("hookline notify")
+        assert len(sessions) == 2
+        with postgres.frozen(*sessions):
             for node in stage.nodes:
                 events = [Event(type=name, json_data="{}") for name in stage.event_types]
-                results = await stage.client_of(node).publish(TENANT, events)
+                results = await stage.client_of(node).publish(TENANT, events, timeout_s=PATIENT_S)
                 stage.oracle.acknowledge([result.name for result in results])
                 await stage.delivered(stage.oracle.ids(), within_s=SWEPT_S)
         await stage.judge(duplicates_at_most=0)
@@ -48,7 +50,7 @@ async def test_a_call_that_poisons_its_statement_is_refused_alone(
 
         async def publish(subject: str) -> str:
             event = Event(type="fault.n0", json_data="{}", subject=subject)
-            (result,) = await client.publish(TENANT, [event])
+            (result,) = await client.publish(TENANT, [event], timeout_s=PATIENT_S)
             return result.name
 
         async with rival(database_url) as blocker:
