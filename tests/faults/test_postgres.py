@@ -11,6 +11,7 @@ from contextlib import suppress
 import asyncpg
 import pytest
 
+from hookline import HooklineClient
 from hookline.errors import DeadlineExceededError, UnavailableError
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import PublishEventsRequest
@@ -27,7 +28,10 @@ pytestmark = pytest.mark.timeout(1_800)
 NODES = 2
 MAX_IN_FLIGHT = 100
 SHORT_LEASE_S = 4.0
-BUSY = [f"hookline {name}" for name in ("publish", "record", "refill", "changes", "calls")]
+BUSY = [f"hookline {name}" for name in ("publish", "record", "refill", "changes")]
+POOL = "hookline calls"
+BURST = 16
+"""More calls at once than a pool has connections."""
 SELDOM = ["hookline ownership", "hookline notify"]
 """Sessions whose next statement, by which they notice, comes after seconds."""
 
@@ -100,7 +104,7 @@ async def test_sessions_whose_backends_are_killed_under_load_are_there_again(
         await shared(stage, NODES)
         async with stage.publishing():
             await stage.more_arrivals(100)
-            for name in (BUSY + SELDOM) * (rounds // 3):
+            for name in (*BUSY, POOL, *SELDOM) * (rounds // 3):
                 old = set(await postgres.backends(name))
                 await stage.rows(
                     "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", old
@@ -134,22 +138,45 @@ async def test_sessions_whose_backends_freeze_under_load_get_others(
             for name in (BUSY + SELDOM if IS_LONG else BUSY) * (rounds // 3):
                 with postgres.frozen(pid := await postgres.freeze(name)):
                     await until(
-                        lambda name=name: has_another(stage, postgres, name),
+                        lambda name=name: has_another(postgres, name),
                         f"{name} has another backend",
                     )
                     await stage.more_arrivals(100)
                 await until(lambda pid=pid: is_gone(postgres, pid), "the old one has ended")
+            for _ in range(rounds // 3):
+                with postgres.frozen(*(pids := await postgres.freeze_all(POOL))):
+                    for client in stage.clients():
+                        await until(lambda client=client: is_refused(client), "a call meets one")
+                        await until(lambda client=client: is_answered(client), "others are served")
+                    await stage.more_arrivals(100)
+                await until(lambda pids=pids: are_given_up(postgres, pids), "each node's has ended")
             await stage.more_arrivals(100)
         await stage.judge(duplicates_at_most=0)
 
 
-async def has_another(stage: Scene, postgres: Cluster, name: str) -> bool:
+async def has_another(postgres: Cluster, name: str) -> bool:
     """Whether a session has a backend beside the frozen one; there are two nodes."""
-    if name == "hookline calls":  # all others are used without being asked
-        for client in stage.clients():
-            with suppress(UnavailableError):
-                await client.operations.GetStatus(GetStatusRequest())
-    return len(await postgres.backends(name)) > 2
+    return len(await postgres.backends(name)) > NODES
+
+
+async def is_refused(client: HooklineClient) -> bool:
+    """Whether one of many calls at once is: a pool hands out all that it has, the frozen too."""
+    calls = [client.operations.GetStatus(GetStatusRequest()) for _ in range(BURST)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    return any(isinstance(answer, UnavailableError) for answer in answers)
+
+
+async def is_answered(client: HooklineClient) -> bool:
+    """Whether a call is; it may still meet a frozen one, and is refused."""
+    with suppress(UnavailableError):
+        await client.operations.GetStatus(GetStatusRequest())
+        return True
+    return False
+
+
+async def are_given_up(postgres: Cluster, pids: set[int]) -> bool:
+    """Whether of a pool's frozen backends each node has ended one at least."""
+    return len(pids - (await postgres.backends()).keys()) >= NODES
 
 
 async def is_gone(postgres: Cluster, pid: int) -> bool:
