@@ -67,7 +67,10 @@ async def test_only_a_token_that_the_issuer_signed_counts(token: str) -> None:
     assert parts(token) in [parts(good) for good in GOOD]
 
 
-SETS = [ISSUER.key_set(), ISSUER.key_set("ES256"), b'{"keys":[{"kty":"oct","k":"AAAA"}]}', b"[]"]
+SETS = [
+    ISSUER.key_set(), ISSUER.key_set("ES256"), b'{"keys":[{"kty":"oct","k":"AAAA"}]}', b"[]",
+    b'{"keys":[{"kty":"RSA","alg":"none","n":"AQAB","e":"AQAB"}]}',
+]  # fmt: skip
 SET_TOKENS = [
     b"{", b"}", b"[", b"]", b'"', b",", b"null", b"1e999", b"[" * 200, b'"kty":"EC",',
     b'"kty":"oct",',

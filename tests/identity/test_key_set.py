@@ -61,6 +61,7 @@ def test_what_no_allowed_algorithm_fits_is_passed_over(issuer: Issuer) -> None:
         jwk_of(OKPAlgorithm(), ed448.Ed448PrivateKey.generate()),
         issuer.jwk("RS256", use="enc"),
         issuer.jwk("RS256", alg="RS512"),
+        issuer.jwk("RS256", alg="none"),
         issuer.jwk("RS256", kid=7),
         issuer.jwk("RS256", n="?"),
         issuer.jwk("ES256", crv="P-257"),
