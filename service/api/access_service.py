@@ -17,7 +17,6 @@ from service.api.audit_entries import AuditEntryServicer
 from service.api.convert import datetime_in, enum_in, enum_of, timestamp_of
 from service.api.convert_names import key_id_in, tenant_id_in
 from service.api.convert_text import display_name_in
-from service.api.errors import not_implemented
 from service.api.paging import Pages
 from service.api.scopes import bound_to_one_tenant
 from service.domain.api_key import ApiKey, api_key_name
@@ -74,11 +73,7 @@ class AccessServicer(AuditEntryServicer):
         violations: list[Violation] = []
         tenant_id = current_caller().tenant_id
         binding = ("ListApiKeys", tenant_id or "")
-        page = self._pages.read(request.page_size, request.page_token, binding, violations)
-        if violations:
-            raise invalid(violations)
-        if request.filter:
-            raise not_implemented("filter", field="filter")
+        page = self._pages.asked(request, binding, violations)
         found = await self._keys.list_page(
             tenant_id, before=_place_in(page.cursor), limit=page.size + 1
         )

@@ -9,10 +9,9 @@ from grpc.aio import ServicerContext
 from hookline.v1 import access_service_pb2, access_service_pb2_grpc, audit_entry_pb2
 from service.api.convert import timestamp_of
 from service.api.convert_names import tenant_id_in
-from service.api.errors import not_implemented
 from service.api.paging import Pages
 from service.domain.audit import AuditEntry
-from service.domain.errors import Violation, invalid
+from service.domain.errors import Violation
 from service.domain.limits import Limits
 from service.store.audit import NEWEST, AuditLog
 
@@ -36,11 +35,7 @@ class AuditEntryServicer(access_service_pb2_grpc.AccessServiceServicer):
         violations: list[Violation] = []
         tenant_id = tenant_id_in(request.tenant, violations, across=True)
         binding = ("ListAuditEntries", tenant_id)
-        page = self._pages.read(request.page_size, request.page_token, binding, violations)
-        if violations:
-            raise invalid(violations)
-        if request.filter:
-            raise not_implemented("filter", field="filter")
+        page = self._pages.asked(request, binding, violations)
         found = await self._log.page(
             tenant_id,
             before=int.from_bytes(page.cursor, "big") if page.cursor else NEWEST,

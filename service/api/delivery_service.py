@@ -13,7 +13,6 @@ from hookline.v1 import delivery_pb2, delivery_service_pb2
 from service.api.convert import enum_in
 from service.api.convert_delivery import attempt_message, delivery_message
 from service.api.convert_names import tenant_and_id_in, tenant_and_uuid_in, tenant_id_in
-from service.api.errors import not_implemented
 from service.api.paging import NEWEST, Pages
 from service.api.unbuilt import UnbuiltDeliveryRpcs
 from service.domain.delivery import DeliveryState
@@ -63,11 +62,7 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
             request.event,
             *sorted(selection.states),
         )
-        page = self._pages.read(request.page_size, request.page_token, binding, violations)
-        if violations:
-            raise invalid(violations)
-        if request.filter:
-            raise not_implemented("filter", field="filter")
+        page = self._pages.asked(request, binding, violations)
         found = await self._deliveries.page(
             selection,
             before=UUID(bytes=page.cursor) if page.cursor else NEWEST,
@@ -91,11 +86,7 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
             request.delivery, "deliveries", "dlv", violations, field="delivery", across=True
         )
         binding = ("ListAttempts", request.delivery)
-        page = self._pages.read(request.page_size, request.page_token, binding, violations)
-        if violations:
-            raise invalid(violations)
-        if request.filter:
-            raise not_implemented("filter", field="filter")
+        page = self._pages.asked(request, binding, violations)
         found = await self._deliveries.attempts(
             tenant_id, delivery_id, after=int.from_bytes(page.cursor, "big"), limit=page.size
         )

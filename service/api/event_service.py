@@ -12,7 +12,6 @@ from hookline.v1 import event_pb2, event_service_pb2
 from service.api.convert import check_enum
 from service.api.convert_event import message_of
 from service.api.convert_names import tenant_and_uuid_in, tenant_id_in
-from service.api.errors import not_implemented
 from service.api.paging import NEWEST, Pages
 from service.api.publish_batch import BatchReader, response_of
 from service.api.publish_stream import PublishStream
@@ -82,11 +81,7 @@ class EventServicer(UnbuiltEventRpcs):
         check_enum(request.view, event_pb2.EventView, "view", violations)
         with_data = request.view == event_pb2.EVENT_VIEW_FULL
         binding = ("ListEvents", tenant_id, "FULL" if with_data else "BASIC")
-        page = self._pages.read(request.page_size, request.page_token, binding, violations)
-        if violations:
-            raise invalid(violations)
-        if request.filter:
-            raise not_implemented("filter", field="filter")
+        page = self._pages.asked(request, binding, violations)
         found = await self._events.page(
             tenant_id,
             before=UUID(bytes=page.cursor) if page.cursor else NEWEST,

@@ -76,11 +76,7 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
         del context
         violations: list[Violation] = []
         binding = ("ListEventTypes",)
-        page = self._pages.read(request.page_size, request.page_token, binding, violations)
-        if violations:
-            raise invalid(violations)
-        if request.filter:
-            raise not_implemented("filter", field="filter")
+        page = self._pages.asked(request, binding, violations)
         found = await self._event_types.list_page(
             before=_place_in(page.cursor), limit=page.size + 1
         )

@@ -16,7 +16,8 @@ from hashlib import blake2b
 from typing import Protocol, TypeVar
 from uuid import UUID
 
-from service.domain.errors import Reason, Violation
+from service.api.errors import not_implemented
+from service.domain.errors import Reason, Violation, invalid
 from service.domain.limits import Limits
 
 NEWEST = UUID(int=(1 << 128) - 1)
@@ -28,6 +29,15 @@ _TOKEN_LENGTH_MAX = 1_024
 
 class _Sized(Protocol):
     def ByteSize(self) -> int: ...
+
+
+class _ListRequest(Protocol):
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def page_token(self) -> str: ...
+    @property
+    def filter(self) -> str: ...
 
 
 _Message = TypeVar("_Message", bound=_Sized)
@@ -47,6 +57,21 @@ class Pages:
     def __init__(self, key: bytes, limits: Limits) -> None:
         self._key = blake2b(key, person=b"hookline pages").digest()
         self._limits = limits
+
+    def asked(
+        self, request: _ListRequest, binding: Sequence[str], violations: list[Violation]
+    ) -> Page:
+        """The page that a list request asks for; what is wrong with it stands in `violations` too.
+
+        Raises `InvalidArgumentError` with all of them, and `UnimplementedError` for a `filter`,
+        which no list has yet.
+        """
+        page = self.read(request.page_size, request.page_token, binding, violations)
+        if violations:
+            raise invalid(violations)
+        if request.filter:
+            raise not_implemented("filter", field="filter")
+        return page
 
     def read(
         self, page_size: int, page_token: str, binding: Sequence[str], violations: list[Violation]

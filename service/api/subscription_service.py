@@ -32,7 +32,6 @@ from service.api.convert_subscription import (
     scheme_in,
 )
 from service.api.convert_target_secrets import asked_secrets_in
-from service.api.errors import not_implemented
 from service.api.paging import NEWEST, Pages
 from service.api.update_mask import etag_in, leaves_in
 from service.domain.errors import Reason, Violation, invalid
@@ -133,11 +132,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         violations: list[Violation] = []
         tenant_id = tenant_id_in(request.tenant, violations, across=True)
         binding = ("ListSubscriptions", tenant_id)
-        page = self._pages.read(request.page_size, request.page_token, binding, violations)
-        if violations:
-            raise invalid(violations)
-        if request.filter:
-            raise not_implemented("filter", field="filter")
+        page = self._pages.asked(request, binding, violations)
         before = UUID(bytes=page.cursor) if page.cursor else NEWEST
         found = await self._subscriptions.list_page(tenant_id, before=before, limit=page.size + 1)
         messages = [message_of(subscription) for subscription in found[: page.size]]

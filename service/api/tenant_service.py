@@ -65,11 +65,7 @@ class TenantServicer(tenant_service_pb2_grpc.TenantServiceServicer):
         violations: list[Violation] = []
         bound = current_caller().tenant_id
         binding = ("ListTenants", bound or "")
-        page = self._pages.read(request.page_size, request.page_token, binding, violations)
-        if violations:
-            raise invalid(violations)
-        if request.filter:
-            raise not_implemented("filter", field="filter")
+        page = self._pages.asked(request, binding, violations)
         if bound is not None:
             tenant = await self._tenants.get(bound)
             return tenant_service_pb2.ListTenantsResponse(tenants=[_message_of(tenant)])

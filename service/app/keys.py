@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from service.app.node import (
-    FORESEEN,
-    StartError,
-    master_keys_of,
-    sentence_of,
-    url_of_running_database,
-)
+from service.app.node import master_keys_of
+from service.app.running import running_database
 from service.config import Settings
 from service.domain.api_key import ApiKey
-from service.domain.errors import HooklineError
 from service.store.api_keys import ApiKeys, NewApiKey
-from service.store.database import Database, RejectedError
 from service.store.deployment_keys import API_KEYS, load_or_create_deployment_key
 from service.store.master_keys import check_master_keys
-from service.store.migrations import pending_migrations
 from service.store.secrets import SecretBox
 
 
@@ -31,18 +23,8 @@ async def create_api_key(
     In the database of the settings, or else in the embedded one that `hookline dev` runs in their
     data directory. Raises `StartError`.
     """
-    try:
-        url = url_of_running_database(settings)
-        if await pending_migrations(url):
-            raise StartError("the schema is not up to date: run `hookline migrate`")
-        database = Database(url, pool_size=1)
-        try:
-            await database.open()
-            box = SecretBox(master_keys_of(settings))
-            await check_master_keys(database, box)
-            keys = ApiKeys(database, await load_or_create_deployment_key(database, box, API_KEYS))
-            return await keys.create(draft_at(await keys.now()))
-        finally:
-            await database.close()
-    except (HooklineError, RejectedError, *FORESEEN) as error:
-        raise StartError(sentence_of(error)) from error
+    async with running_database(settings) as database:
+        box = SecretBox(master_keys_of(settings))
+        await check_master_keys(database, box)
+        keys = ApiKeys(database, await load_or_create_deployment_key(database, box, API_KEYS))
+        return await keys.create(draft_at(await keys.now()))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
-from service.app.node import FORESEEN, StartError, sentence_of
+from service.app.running import running_database
 from service.config import Settings
 from service.store.data_keys import TenantSecrets
-from service.store.database import Database
 from service.store.master_keys import KeyRotation, KeyUse, RotationReport, forget_master_key
 from service.store.secrets import SecretBox, key_id_of
 
@@ -25,7 +23,8 @@ async def rotate_master(settings: Settings, tell: Callable[[int, int], None]) ->
 
     `tell` hears after each batch how much has been done, and of how much.
     """
-    async with _opened(settings) as database:
+    async with running_database(settings) as database:
+        await database.check_server()
         rotation = KeyRotation(database, TenantSecrets(SecretBox(settings.master_keys)))
         whole = await rotation.left()
         return await rotation.run(lambda done: tell(done, whole))
@@ -33,18 +32,6 @@ async def rotate_master(settings: Settings, tell: Callable[[int, int], None]) ->
 
 async def forget_master(settings: Settings, key_id: bytes) -> bool:
     """Let nodes start without a master key that is lost; whether anything was sealed with it."""
-    async with _opened(settings) as database:
-        return await forget_master_key(database, key_id)
-
-
-@asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Database]:
-    database = Database(settings.database_url or "", pool_size=1)
-    try:
-        await database.open()
+    async with running_database(settings) as database:
         await database.check_server()
-        yield database
-    except FORESEEN as error:
-        raise StartError(sentence_of(error)) from error
-    finally:
-        await database.close()
+        return await forget_master_key(database, key_id)

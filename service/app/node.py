@@ -229,20 +229,6 @@ def master_keys_of(settings: Settings) -> tuple[bytes, ...]:
     return load_or_create_master_key(settings.data_dir / _KEY_FILE)
 
 
-def url_of_running_database(settings: Settings) -> str:
-    """The database of the settings, or the embedded one of the `hookline dev` that runs there.
-
-    Raises `StartError`, and `EmbeddedPostgresError`.
-    """
-    url = settings.database_url or EmbeddedPostgres(settings.data_dir).url_of_running()
-    if url is None:
-        raise StartError(
-            f"HOOKLINE_DATABASE_URL is not set, and no `hookline dev` runs in {settings.data_dir}:"
-            " set the one, or start the other"
-        )
-    return url
-
-
 async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]:
     """Bring the schema up to date; what was applied. Raises `StartError`."""
     database = Database(settings.database_url or "", pool_size=1)

@@ -180,9 +180,10 @@ async def test_a_stream_that_is_held_ends_with_the_node(doors: Doors) -> None:
             request.events.append(Event(type="a.b", binary_data=bytes(200_000)))
             await call.write(request)
         assert (await call.read()).sequence == 1
-        stopping = asyncio.create_task(api.server.stop(20))
+        stopping = asyncio.create_task(api.server.stop(300))  # it does not wait for the grace
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
+            async with asyncio.timeout(20):
+                await call.read()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         await stopping
 

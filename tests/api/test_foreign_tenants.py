@@ -130,8 +130,8 @@ class Foreign:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         return bearer(self.token)
 
-    async def refused(self, method: str, request: dict[str, Any], tenant: str) -> Refused:
-        """What a call is refused with, as if the tenant were called T."""
+    async def call(self, method: str, request: dict[str, Any], tenant: str) -> Any:  # noqa: ANN401
+        """Call a method by its name, with the request filled for a tenant; a stream's first word."""
         descriptor = METHODS[f"/hookline.v1.{method}"]
         message = json_format.ParseDict(
             _filled(request, tenant, self.ids), GetMessageClass(descriptor.input_type)()
@@ -144,11 +144,25 @@ class Foreign:
         call = open_call(f"/hookline.v1.{method}")(
             message.SerializeToString(), metadata=self.metadata, timeout=20
         )
-        answer = await refusal(anext(aiter(call)) if descriptor.server_streaming else call)
+        return await (anext(aiter(call)) if descriptor.server_streaming else call)
+
+    async def refused(self, method: str, request: dict[str, Any], tenant: str) -> Refused:
+        """What a call is refused with, as if the tenant were called T."""
+        answer = await refusal(self.call(method, request, tenant))
         answer.message = answer.message.replace(tenant, "T")
         answer.metadata = {key: text.replace(tenant, "T") for key, text in answer.metadata.items()}
         answer.status_bytes = 0
         return answer
+
+    async def check_it_asks(self, method: str, request: dict[str, Any]) -> None:
+        """That with one's own name it asks the database, and we hear of it, if it is built."""
+        answer = None
+        with self.asked() as statements:
+            try:
+                await self.call(method, request, "acme")
+            except grpc.aio.AioRpcError as error:
+                answer = error.code()
+        assert bool(statements) is (answer is not grpc.StatusCode.UNIMPLEMENTED)
 
     @contextmanager
     def asked(self) -> Iterator[list[str]]:
@@ -181,6 +195,7 @@ async def foreign(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     prepare = connections._prepare_connection  # noqa: SLF001
 
     def listen(asked: Any) -> None:  # noqa: ANN401 (asyncpg names no type)
+        # It is called in a copy of the context of who asked.
         if current_caller() is not SERVICE:  # the node's own tasks ask whenever they like
             statements.append(asked.query)
 
@@ -231,6 +246,7 @@ async def test_a_foreign_name_and_a_name_of_nothing_are_answered_alike(
         assert answer == await foreign.refused(method, NAMED[method], NOTHING)
     assert answer.code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED}
     assert for_foreign == for_nothing == []
+    await foreign.check_it_asks(method, NAMED[method])
 
 
 @pytest.mark.parametrize("kind", BESIDES)
@@ -244,6 +260,7 @@ async def test_a_foreign_filter_and_one_of_nothing_are_answered_alike(
         assert answer == await foreign.refused(f"DeliveryService/{method}", request, NOTHING)
     assert answer.code is grpc.StatusCode.NOT_FOUND
     assert for_foreign == for_nothing == []
+    await foreign.check_it_asks(f"DeliveryService/{method}", request)
 
 
 IDS = {
@@ -270,6 +287,7 @@ async def test_a_foreign_id_under_ones_own_name_and_an_id_of_nothing_are_answere
     assert answers[1] == answers[2]
     assert asked[1] == asked[2]
     assert "NOT_FOUND" in answers[0] or "UNIMPLEMENTED" in answers[0]
+    assert bool(asked[1]) is ("UNIMPLEMENTED" not in answers[0])
 
 
 @pytest.mark.parametrize("method", sorted(NAMED))
