@@ -154,7 +154,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
             self._observer.call_began(method, context)
             caller: Caller | None = None
             try:
-                caller = await self._admit(method, rule, context)
+                caller = await self._admit(method, rule, context, _metadata_of(context))
                 message = self._admission.read(read, caller, request)
                 with calling(caller):
                     response = await behaviour(message, context)
@@ -187,10 +187,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
             self._observer.call_began(method, context)
             caller: Caller | None = None
             stream, response = Stream(takes_messages=takes_messages), None
-            recheck = partial(self._identify, method, rule, context)
+            metadata = _metadata_of(context)
+            recheck = partial(self._identify, method, rule, context, metadata)
             following: asyncio.Task[None] | None = None
             try:
-                caller = await self._admit(method, rule, context)
+                caller = await self._admit(method, rule, context, metadata)
                 self._streams.enter(stream)
                 following = asyncio.create_task(self._streams.follow(stream, recheck))
                 admit = partial(self._admission.read, read, caller)
@@ -215,14 +216,14 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
         return guarded
 
-    async def _identify(self, method: str, rule: Rule | None, context: _Context) -> Caller:
+    async def _identify(
+        self, method: str, rule: Rule | None, context: _Context, metadata: Metadata
+    ) -> Caller:
         """Who calls; raises where that is not known, or he may not."""
         if rule is not None and rule.is_open:
             return _STRANGER
         peer = context.peer()
-        known = await self._identities.authenticate(
-            cast("Metadata", context.invocation_metadata()), context.auth_context(), peer
-        )
+        known = await self._identities.authenticate(metadata, context.auth_context(), peer)
         if rule is None:
             raise PermissionDeniedError("nobody may make this call", Reason.PERMISSION_DENIED)
         rule.check(known)
@@ -235,9 +236,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
             trace_id=current_trace_id(),
         )
 
-    async def _admit(self, method: str, rule: Rule | None, context: _Context) -> Caller:
-        self._admission.check_metadata(cast("Metadata", context.invocation_metadata()))
-        caller = await self._identify(method, rule, context)
+    async def _admit(
+        self, method: str, rule: Rule | None, context: _Context, metadata: Metadata
+    ) -> Caller:
+        self._admission.check_metadata(metadata)
+        caller = await self._identify(method, rule, context, metadata)
         self._admission.check_running(self._running[caller is _STRANGER] + 1)
         if context.time_remaining() == 0:  # never less; None without a deadline
             raise _DeadlineExceededError
@@ -275,6 +278,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
         refusal = _refusal_of(method, error)
         self._observer.call_ended(method, refusal.code, perf_counter() - started)
         await context.abort(*refusal)
+
+
+def _metadata_of(context: _Context) -> Metadata:
+    """What a call brought along; grpc.aio makes it anew each time it is asked."""
+    return cast("Metadata", context.invocation_metadata())
 
 
 def _reads_of(method: str) -> Reads | None:
