@@ -9,6 +9,7 @@ of nothing is, before anything is asked of the database, whether that tenant exi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
@@ -96,21 +97,26 @@ def tenant_and_uuid_in(
 
 def event_type_in(name: str, violations: list[Violation], *, field: str = "name") -> str:
     """The id in `eventTypes/ID`."""
-    ids = _ids_in(name, field, "eventTypes/ID", ("eventTypes",), violations)
-    if not ids:
-        return ""
-    problem = check_event_type(ids[0])
-    if problem:
-        violations.append(Violation(field, f"its last part {problem}"))
-    return ids[0]
+    return _only_id_in(name, "eventTypes", check_event_type, field, violations)
 
 
 def key_id_in(name: str, violations: list[Violation], *, field: str = "name") -> str:
     """The id in `apiKeys/ID`."""
-    ids = _ids_in(name, field, "apiKeys/ID", ("apiKeys",), violations)
+    return _only_id_in(name, "apiKeys", check_key_id, field, violations)
+
+
+def _only_id_in(
+    name: str,
+    collection: str,
+    check: Callable[[str], str | None],
+    field: str,
+    violations: list[Violation],
+) -> str:
+    """The id in such as `apiKeys/ID`, which belongs to no tenant."""
+    ids = _ids_in(name, field, f"{collection}/ID", (collection,), violations)
     if not ids:
         return ""
-    problem = check_key_id(ids[0])
+    problem = check(ids[0])
     if problem:
         violations.append(Violation(field, f"its last part {problem}"))
     return ids[0]
