@@ -33,7 +33,7 @@ from service.store.audit import AuditLog
 from service.store.deliveries import DeliveryStore
 from service.store.events import EventStore
 from service.store.status import StatusStore
-from tests.pipeline.rig import Rig, running
+from tests.pipeline.rig import Receiver, Rig, running
 from tests.store.rows import Rows, rows_in
 
 VERSION = "1.2.3"
@@ -184,3 +184,9 @@ async def api(database_url: str) -> AsyncIterator[Api]:
     async with serving(database_url) as api:
         await api.rows.tenant("acme")
         yield api
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with Receiver() as receiver:
+        yield receiver

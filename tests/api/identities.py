@@ -1,10 +1,13 @@
-"""A source of identity that a test decides on: a word in the call's metadata names its caller."""
+"""Callers that a test decides on, and a servicer that notes who calls."""
 
 from __future__ import annotations
 
+from hookline.v1.tenant_service_pb2 import GetTenantRequest, GetTenantResponse
+from hookline.v1.tenant_service_pb2_grpc import TenantServiceServicer
 from service.api.authentication import AuthContext, Metadata
-from service.domain.caller import Caller, Scope
+from service.domain.caller import Caller, Scope, current_caller
 from service.domain.errors import Reason, UnavailableError, unauthenticated
+from tests.api.conftest import refusing
 
 ALL = frozenset(Scope)
 
@@ -14,7 +17,7 @@ def caller(*scopes: Scope, tenant: str | None = None) -> Caller:
 
 
 class Words:
-    """Knows callers by the word under `who`; nobody is who says nothing."""
+    """A source that knows callers by the word under `who`; nobody is who says nothing."""
 
     def __init__(self, **callers: Caller) -> None:
         self.callers = callers
@@ -35,3 +38,15 @@ class Words:
         if word not in self.callers:
             raise unauthenticated()
         return self.callers[word]
+
+
+class Asking(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
+    """GetTenant notes who calls."""
+
+    def __init__(self) -> None:
+        self.callers: list[Caller] = []
+
+    async def GetTenant(self, request: GetTenantRequest, context: object) -> GetTenantResponse:
+        del request, context
+        self.callers.append(current_caller())
+        return GetTenantResponse()

@@ -79,12 +79,6 @@ async def control(database_url: str) -> AsyncIterator[Control]:
         yield control
 
 
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver() as receiver:
-        yield receiver
-
-
 # ----------------------------------------------------------------------------------- the table
 
 

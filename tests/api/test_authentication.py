@@ -12,15 +12,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hookline.v1.event_service_pb2 import ListEventsRequest, StreamPublishEventsRequest
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
-from hookline.v1.tenant_service_pb2 import GetTenantRequest, GetTenantResponse
-from hookline.v1.tenant_service_pb2_grpc import TenantServiceServicer, TenantServiceStub
+from hookline.v1.tenant_service_pb2 import GetTenantRequest
+from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
 from service.api.authentication import Identities, bearer_token_in
 from service.api.scopes import RULES
 from service.api.streams import Stream, Streams
-from service.domain.caller import Caller, Scope, current_caller
+from service.domain.caller import Scope, current_caller
 from service.domain.errors import HooklineError, UnauthenticatedError, unauthenticated
-from tests.api.conftest import Api, refusing, serving
-from tests.api.identities import Words, caller
+from tests.api.conftest import Api, serving
+from tests.api.identities import Asking, Words, caller
 from tests.api.publishing import order
 from tests.api.refusals import Refused, refusal
 from tests.api.test_server import METHODS
@@ -31,18 +31,6 @@ UNAUTHENTICATED = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
 BOSS = (("who", "boss"),)
 STRANGER = (("who", "a stranger"),)
 Metadata = tuple[tuple[str, str], ...]
-
-
-class Asking(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
-    """GetTenant notes who calls."""
-
-    def __init__(self) -> None:
-        self.callers: list[Caller] = []
-
-    async def GetTenant(self, request: GetTenantRequest, context: object) -> GetTenantResponse:
-        del request, context
-        self.callers.append(current_caller())
-        return GetTenantResponse()
 
 
 @pytest.fixture

@@ -10,21 +10,22 @@ from typing import Any
 import grpc
 import pytest
 
-from hookline.v1.tenant_service_pb2 import GetTenantRequest, GetTenantResponse
-from hookline.v1.tenant_service_pb2_grpc import TenantServiceServicer, TenantServiceStub
+from hookline.v1.tenant_service_pb2 import GetTenantRequest
+from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
 from service.api.authentication import Authenticator
 from service.api.certificate_callers import CertificateCallers
 from service.api.server import ApiServer
 from service.api.tls import server_credentials
 from service.api.token_callers import TokenCallers
-from service.domain.caller import Caller, Scope, current_caller
+from service.domain.caller import Caller, Scope
 from service.domain.limits import Limits
 from service.identity.client_names import ClientNames
 from service.identity.grants import Grant
 from service.identity.key_set import parse_key_set
 from service.identity.server_certificate import CertificateFiles, read_server_certificate
 from service.identity.tokens import Tokens
-from tests.api.conftest import CLIENT_OPTIONS, Api, refusing, servicers_of
+from tests.api.conftest import CLIENT_OPTIONS, Api, servicers_of
+from tests.api.identities import Asking
 from tests.api.refusals import refusal
 from tests.certificates import Authority
 from tests.identity.issuer import Issuer
@@ -38,18 +39,6 @@ NAMES = ClientNames(
         ("email", "jo@example.org"): Grant(frozenset({Scope.PUBLISH}), None),
     }
 )
-
-
-class Asking(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
-    """GetTenant notes who calls."""
-
-    def __init__(self) -> None:
-        self.callers: list[Caller] = []
-
-    async def GetTenant(self, request: GetTenantRequest, context: object) -> GetTenantResponse:
-        del request, context
-        self.callers.append(current_caller())
-        return GetTenantResponse()
 
 
 class Door:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
@@ -17,12 +16,6 @@ from tests.api.conftest import Api
 from tests.api.publishing import order, publish
 from tests.pipeline.receiver import Receiver
 from tests.waiting import until
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver() as target:
-        yield target
 
 
 async def subscribe(api: Api, receiver: Receiver, **columns: object) -> None:

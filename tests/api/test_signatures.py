@@ -37,12 +37,6 @@ async def control(database_url: str) -> AsyncIterator[Control]:
         yield control
 
 
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with Receiver() as receiver:
-        yield receiver
-
-
 async def sent(control: Control, receiver: Receiver) -> Request:
     """What the target gets, signed as of now."""
     event = Event(type="order.created", json_data='{"id":1}')

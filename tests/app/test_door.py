@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +25,8 @@ from service.domain.caller import Scope
 from service.store.api_keys import NewApiKey
 from tests.app.test_node import settings
 from tests.waiting import until
+
+PUBLISHERS = CreateApiKeyRequest(api_key=ApiKey(scopes=[API_KEY_SCOPE_PUBLISH]))
 
 
 def admin(_now: datetime) -> NewApiKey:
@@ -48,6 +51,27 @@ async def boss(database_url: str) -> str:
     return (await create_api_key(settings(database_url), admin))[1]
 
 
+@dataclass
+class Elsewhere:
+    """Two nodes: at one of them somebody publishes, at the other one his key can be revoked."""
+
+    publisher: HooklineClient
+    revoke: Callable[[], Awaitable[object]]
+
+
+@pytest.fixture
+async def elsewhere(database_url: str, boss: str) -> AsyncIterator[Elsewhere]:
+    async with (
+        guarded(database_url) as one,
+        guarded(database_url) as other,
+        HooklineClient(one, token=boss) as client,
+    ):
+        made = await client.access.CreateApiKey(PUBLISHERS)
+        request = RevokeApiKeyRequest(name=made.api_key.name)
+        async with HooklineClient(other, token=made.token) as publisher:
+            yield Elsewhere(publisher, lambda: client.access.RevokeApiKey(request))
+
+
 async def test_the_first_key_is_made_in_the_database_and_makes_others(
     database_url: str, boss: str
 ) -> None:
@@ -57,9 +81,7 @@ async def test_the_first_key_is_made_in_the_database_and_makes_others(
                 await stranger.operations.GetStatus(GetStatusRequest())
         async with HooklineClient(target, token=boss) as client:
             await client.operations.GetStatus(GetStatusRequest())
-            made = await client.access.CreateApiKey(
-                CreateApiKeyRequest(api_key=ApiKey(scopes=[API_KEY_SCOPE_PUBLISH]))
-            )
+            made = await client.access.CreateApiKey(PUBLISHERS)
         async with HooklineClient(target, token=made.token) as client:
             await client.publish("default", [Event(type="a.b", json_data="{}")])
             with pytest.raises(HooklineError, match="OPERATE"):
@@ -68,29 +90,20 @@ async def test_the_first_key_is_made_in_the_database_and_makes_others(
 
 
 async def test_a_key_that_is_revoked_on_one_node_is_shut_out_of_the_other_within_5_seconds(
-    database_url: str, boss: str
+    elsewhere: Elsewhere,
 ) -> None:
-    async with (
-        guarded(database_url) as one,
-        guarded(database_url) as other,
-        HooklineClient(one, token=boss) as client,
-    ):
-        made = await client.access.CreateApiKey(
-            CreateApiKeyRequest(api_key=ApiKey(scopes=[API_KEY_SCOPE_PUBLISH]))
-        )
-        async with HooklineClient(other, token=made.token) as publisher:
-            event = Event(type="a.b", json_data="{}")
+    event = Event(type="a.b", json_data="{}")
 
-            async def is_shut_out() -> bool:
-                try:
-                    await publisher.publish("default", [event])
-                except UnauthenticatedError:
-                    return True
-                return False
+    async def is_shut_out() -> bool:
+        try:
+            await elsewhere.publisher.publish("default", [event])
+        except UnauthenticatedError:
+            return True
+        return False
 
-            assert not await is_shut_out()
-            await client.access.RevokeApiKey(RevokeApiKeyRequest(name=made.api_key.name))
-            await until(is_shut_out, "the other node heard of it", within_s=5)
+    assert not await is_shut_out()
+    await elsewhere.revoke()
+    await until(is_shut_out, "the other node heard of it", within_s=5)
 
 
 def message(sequence: int) -> StreamPublishEventsRequest:
@@ -124,23 +137,14 @@ async def test_a_clients_token_goes_with_streams_of_every_kind(
 
 
 async def test_a_stream_of_a_key_that_is_revoked_elsewhere_ends_within_5_seconds(
-    database_url: str, boss: str
+    elsewhere: Elsewhere,
 ) -> None:
-    async with (
-        guarded(database_url) as one,
-        guarded(database_url) as other,
-        HooklineClient(one, token=boss) as client,
-    ):
-        made = await client.access.CreateApiKey(
-            CreateApiKeyRequest(api_key=ApiKey(scopes=[API_KEY_SCOPE_PUBLISH]))
-        )
-        async with HooklineClient(other, token=made.token) as publisher:
-            stream: Any = publisher.events.StreamPublishEvents()
-            await stream.write(message(1))
-            assert (await stream.read()).sequence == 1
-            await client.access.RevokeApiKey(RevokeApiKeyRequest(name=made.api_key.name))
-            async with asyncio.timeout(5):
-                assert await stream.code() is grpc.StatusCode.UNAUTHENTICATED
+    stream: Any = elsewhere.publisher.events.StreamPublishEvents()
+    await stream.write(message(1))
+    assert (await stream.read()).sequence == 1
+    await elsewhere.revoke()
+    async with asyncio.timeout(5):
+        assert await stream.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_node_without_the_master_key_of_the_deployment_does_not_start(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from service.config import Role, Settings, SettingsError
+from service.config import Role, Settings
 from tests.certificates import Authority
+from tests.config.test_settings import problems
 
 
 @pytest.fixture
@@ -20,14 +21,6 @@ def files(tmp_path: Path) -> dict[str, str]:
         "HOOKLINE_TLS_KEY": str(key),
         "HOOKLINE_TLS_CLIENT_CA": str(authority.file),
     }
-
-
-def problems(environ: dict[str, str]) -> list[str]:
-    try:
-        Settings.from_environ(environ, Role.DEV)
-    except SettingsError as error:
-        return list(error.problems)
-    return []
 
 
 def test_all_three_go_together(files: dict[str, str]) -> None:

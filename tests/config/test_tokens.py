@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from service.config import Role, Settings, SettingsError
+from service.config import Role, Settings
 from tests.certificates import Authority
+from tests.config.test_settings import problems
 from tests.identity.issuer import Issuer
 
 
@@ -44,14 +45,6 @@ def clients(tmp_path: Path) -> dict[str, str]:
         "HOOKLINE_TLS_CLIENT_CA": str(authority.file),
         "HOOKLINE_TLS_CLIENTS": str(listed),
     }
-
-
-def problems(environ: dict[str, str]) -> list[str]:
-    try:
-        Settings.from_environ(environ, Role.DEV)
-    except SettingsError as error:
-        return list(error.problems)
-    return []
 
 
 def test_tokens_of_one_issuer_count(tokens: dict[str, str]) -> None:
