@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from service.api.authentication import AuthContext, Metadata, bearer_token_in
+from service.domain.api_key import TOKEN_PREFIX
 from service.domain.caller import Caller
 from service.identity.tokens import Tokens
-
-API_KEY_PREFIX = "hk_"
 
 
 class TokenCallers:
@@ -21,6 +20,6 @@ class TokenCallers:
         """Whose token it is; None: there is none."""
         del auth_context, peer
         token = bearer_token_in(metadata)
-        if token is None or token.startswith(API_KEY_PREFIX):
+        if token is None or token.startswith(TOKEN_PREFIX):
             return None
         return await self._tokens.caller_of(token)

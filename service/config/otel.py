@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
+from service.config.reading import integer
 from service.telemetry.sampling import SAMPLERS, sampling_of
 from service.telemetry.settings import Exporter, TelemetrySettings
 
@@ -76,23 +77,23 @@ def read_telemetry(
     )
     ratio = read("OTEL_TRACES_SAMPLER_ARG", _ratio, 1.0)
     sampler = read("OTEL_TRACES_SAMPLER", _sampler, "parentbased_always_on")
-    max_spans = read("OTEL_BSP_MAX_QUEUE_SIZE", _whole(1, 1_000_000), 2_048)
+    max_spans = read("OTEL_BSP_MAX_QUEUE_SIZE", integer(1, 1_000_000), 2_048)
     settings = TelemetrySettings(
         service_name=environ.get("OTEL_SERVICE_NAME", "").strip() or "hookline",
         traces=traces,
         traces_endpoint=traces_endpoint or _USUAL_ENDPOINT,
         metrics=metrics,
         metrics_endpoint=metrics_endpoint or _USUAL_ENDPOINT,
-        metrics_interval_s=read("OTEL_METRIC_EXPORT_INTERVAL", _whole(100, 3_600_000), 60_000)
+        metrics_interval_s=read("OTEL_METRIC_EXPORT_INTERVAL", integer(100, 3_600_000), 60_000)
         / 1_000,
         prometheus_host=prometheus[0],
         prometheus_port=prometheus[1],
         sampling=sampling_of(sampler, ratio),
         max_spans=max_spans,
         batch_spans=read(
-            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", _whole(1, max_spans), min(512, max_spans)
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", integer(1, max_spans), min(512, max_spans)
         ),
-        delay_s=read("OTEL_BSP_SCHEDULE_DELAY", _whole(10, 600_000), 5_000) / 1_000,
+        delay_s=read("OTEL_BSP_SCHEDULE_DELAY", integer(10, 600_000), 5_000) / 1_000,
     )
     if read("OTEL_SDK_DISABLED", _boolean, default=False):
         return TelemetrySettings()
@@ -138,15 +139,6 @@ def _ratio(text: str) -> float:
     if not 0 <= ratio <= 1:
         raise ValueError("must be a number from 0 to 1")
     return ratio
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not low <= int(text) <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
 
 
 def _boolean(text: str) -> bool:
