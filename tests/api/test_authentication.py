@@ -18,7 +18,12 @@ from service.api.authentication import Identities, bearer_token_in
 from service.api.scopes import RULES
 from service.api.streams import Stream, Streams
 from service.domain.caller import Scope, current_caller
-from service.domain.errors import HooklineError, UnauthenticatedError, unauthenticated
+from service.domain.errors import (
+    HooklineError,
+    UnauthenticatedError,
+    UnavailableError,
+    unauthenticated,
+)
 from tests.api.conftest import Api, serving
 from tests.api.identities import Asking, Words, caller
 from tests.api.publishing import order
@@ -190,6 +195,21 @@ async def test_a_silent_stream_ends_once_its_caller_is_not_known_any_more(
     assert (answer.code, answer.reason) == UNAUTHENTICATED
 
 
+async def test_a_silent_stream_ends_once_its_caller_may_publish_no_more(
+    api: Api, words: Words
+) -> None:
+    """The grants of certificates, and the scopes of an issuer's next token, may be fewer."""
+    stream = Publishing(api)
+    await stream.send(1)
+    assert (await stream.call.read()).published.results
+    words.callers["boss"] = caller(Scope.OPERATE)
+    answer = await stream.ends()
+    assert (answer.code, answer.metadata["scope"]) == (
+        grpc.StatusCode.PERMISSION_DENIED,
+        "PUBLISH",
+    )
+
+
 async def test_a_message_is_not_taken_of_who_is_not_known_any_more(api: Api, words: Words) -> None:
     stream = Publishing(api)
     await stream.send(1)
@@ -238,6 +258,25 @@ async def test_a_stream_that_takes_no_message_is_cut_off_at_the_second_look() ->
         raise unauthenticated()
 
     assert isinstance(await asyncio.create_task(streaming()), UnauthenticatedError)
+
+
+async def test_a_node_that_stops_ends_its_streams_and_begins_none() -> None:
+    async def streaming(streams: Streams) -> HooklineError | None:
+        stream = Stream(takes_messages=False)
+        streams.enter(stream)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return stream.reason
+        return None
+
+    streams = Streams()
+    running = asyncio.create_task(streaming(streams))
+    await asyncio.sleep(0)
+    streams.end_all()
+    assert isinstance(await running, UnavailableError)
+    with pytest.raises(UnavailableError):
+        streams.enter(Stream(takes_messages=False))
 
 
 # ----------------------------------------------------------------------------------- sources
