@@ -101,6 +101,8 @@ class ApiKeySource:
         self._refused: dict[bytes, float] = {}
         """Until when a token that is no good is not looked up again."""
         self._questions: dict[bytes, _Question] = {}
+        self._ended: set[str] = set()
+        """Keys that were ended here since the last reading began: it may have seen them alive."""
         self._waiting = 0
         """Calls that wait for an answer."""
         self._refreshed_s = -math.inf
@@ -142,6 +144,7 @@ class ApiKeySource:
 
     def forget(self, key_id: str) -> None:
         """A call on this node has just ended the key: it counts here at once."""
+        self._ended.add(key_id)
         for fingerprint in [f for f, known in self._known.items() if known.key_id == key_id]:
             del self._known[fingerprint]
 
@@ -193,6 +196,7 @@ class ApiKeySource:
         is_due = now_s >= self._refreshed_s + REFRESH_S
         used = {f: known for f, known in self._known.items() if is_due and known.was_used}
         questions = dict(self._questions)
+        self._ended.clear()
         ids = {q.key_id for q in questions.values()} | {known.key_id for known in used.values()}
         try:
             found = await self._lookup.find(ids) if ids else {}
@@ -203,9 +207,10 @@ class ApiKeySource:
                     question.answer.set_exception(_for_caller(error))
                     question.answer.exception()  # nobody may be waiting any more
             raise
+        for key_id in self._ended:
+            found.pop(key_id, None)
         for fingerprint, known in used.items():
-            if fingerprint in self._known:  # else a call has ended it meanwhile
-                self._take(fingerprint, known, found.get(known.key_id), now_s)
+            self._take(fingerprint, known, found.get(known.key_id), now_s)
         for fingerprint, question in questions.items():
             del self._questions[fingerprint]
             answer = self._take(fingerprint, question, found.get(question.key_id), now_s)
