@@ -25,7 +25,7 @@ from service.cli.node import read_settings
 from service.cli.server import ask
 from service.cli.wording import plain, time_of, until
 from service.config import Role
-from service.domain.api_key import api_key_name
+from service.domain.api_key import api_key_name, key_id_in
 from service.domain.caller import Scope
 from service.domain.names import check_id, check_text
 from service.store.api_keys import NewApiKey
@@ -82,7 +82,8 @@ def show(asked: argparse.Namespace) -> int:
 
 def revoke(asked: argparse.Namespace) -> int:
     """End a key."""
-    name = asked.key_id if "/" in asked.key_id else api_key_name(asked.key_id)
+    key_id = key_id_in(asked.key_id) or asked.key_id  # what has leaked is at hand as a token
+    name = key_id if "/" in key_id else api_key_name(key_id)
 
     async def questions(client: HooklineClient) -> int:
         answer = await client.access.RevokeApiKey(RevokeApiKeyRequest(name=name))

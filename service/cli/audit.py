@@ -28,5 +28,6 @@ def run(asked: argparse.Namespace) -> int:
     print(f"OK: {head.sequence:,} entries, each follows from the one before")
     if asked.head:
         print(f"it goes on from the noted {asked.head}")
-    print(f"to be noted: {head}")
+    if head.sequence:
+        print(f"to be noted: {head}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 
 from service import VERSION
 from service.cli import node
@@ -13,7 +14,7 @@ from service.config.tls import TlsSettings
 # Lines that work as they stand: the end-to-end tests run them.
 _NEXT = """\
 Hookline {version} serves gRPC on {address}
-  for development: no authentication, and targets on this machine are allowed{tls}
+  for development: {callers}, and targets on this machine are allowed{tls}
   the database is {database}; Ctrl-C stops it all
 
 Try, in another terminal:
@@ -49,7 +50,7 @@ def run(asked: argparse.Namespace) -> int:
         text = _NEXT.format(
             version=VERSION,
             address=address,
-            **_tls_words(settings.tls),
+            **_words_of_the_way(settings),
             database=_database(settings),
             subscription=_compact(_SUBSCRIPTION),
             events=_compact(_EVENTS),
@@ -60,8 +61,22 @@ def run(asked: argparse.Namespace) -> int:
     return node.run(asked, settings, announce, ["dev", "--data-dir", str(settings.data_dir)])
 
 
+def _words_of_the_way(settings: Settings) -> dict[str, str]:
+    """How whoever types along says who he is, and that he means TLS."""
+    words = _tls_words(settings.tls)
+    if not settings.is_auth_on:
+        return words | {"callers": "no authentication"}
+    create = "hookline keys create --scope admin"
+    if settings.database_url is None:
+        create += f" --data-dir {shlex.quote(str(settings.data_dir))}"
+    return words | {
+        "callers": f"authentication is on (export HOOKLINE_API_KEY=$({create}))",
+        "options": f'{words["options"]} -H "authorization: Bearer $HOOKLINE_API_KEY"',
+    }
+
+
 def _tls_words(tls: TlsSettings) -> dict[str, str]:
-    """How whoever types along says that he means TLS."""
+    """How he says that he means TLS."""
     if tls.files is None:
         return {"options": "-plaintext", "flags": "", "tls": ""}
     told, options, flags = "ca.pem has signed its certificate", "-cacert ca.pem", " --ca ca.pem"

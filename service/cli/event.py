@@ -10,13 +10,14 @@ import argparse
 from collections.abc import AsyncIterator
 
 from hookline import HooklineClient
-from hookline.errors import NotFoundError
+from hookline.errors import NotFoundError, PermissionDeniedError
 from hookline.v1.attempt_pb2 import Attempt
 from hookline.v1.delivery_pb2 import Delivery, DeliveryState, DeliveryStateReason
 from hookline.v1.delivery_service_pb2 import ListAttemptsRequest, ListDeliveriesRequest
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import GetEventRequest
 from hookline.v1.subscription_service_pb2 import GetSubscriptionRequest
+from service.cli.failure import CommandError
 from service.cli.server import ask
 from service.cli.wording import duration, plain, state_of, time_of, until, wording_of_attempt
 
@@ -50,6 +51,11 @@ _WAITING = {
         "it waits for an earlier delivery of its ordering key to finish"
     ),
 }
+_NOT_FOUND = (
+    "it was never accepted here, was dropped for its age (HOOKLINE_RETENTION_DAYS), or is not the"
+    " caller's to see"
+)
+_NAME_IT_WHOLE = "name the event whole, as tenants/ID/events/evt_…"
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -57,7 +63,14 @@ def run(asked: argparse.Namespace) -> int:
     name = asked.name if "/" in asked.name else f"tenants/-/events/{asked.name}"
 
     async def questions(client: HooklineClient) -> int:
-        event = (await client.events.GetEvent(GetEventRequest(name=name))).event
+        try:
+            event = (await client.events.GetEvent(GetEventRequest(name=name))).event
+        except NotFoundError as error:
+            raise CommandError(f"{error.message}: {_NOT_FOUND}", code=1) from error
+        except PermissionDeniedError as error:
+            if "/" in asked.name:
+                raise
+            raise CommandError(f"{error.message}: {_NAME_IT_WHOLE}", code=1) from error
         async for line in _tell(client, event):
             print(line)
         return 0

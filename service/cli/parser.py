@@ -42,6 +42,9 @@ is that of a `hookline dev` that runs in the data directory.
 """
 _LIST_KEYS = "Lists API keys, newest first: what they may, for whom, until when, and whether used."
 _REVOKE_KEY = "Ends an API key, for good, within 5 seconds on every node."
+_CALLER = """\
+The caller is known by HOOKLINE_API_KEY, by HOOKLINE_TOKEN (of an issuer), or by --cert.
+"""
 _ROTATE_MASTER = """\
 Seals anew, with the first key of HOOKLINE_MASTER_KEY, what its other keys have sealed. Nodes that
 have all of these keys serve on meanwhile. Safe to repeat, and to cut off. Tells at the end which
@@ -146,6 +149,7 @@ def _add_node_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_server(command: argparse.ArgumentParser) -> None:
+    command.epilog = _CALLER
     command.add_argument(
         "--server",
         metavar="HOST:PORT",
@@ -204,7 +208,7 @@ def _add_keys_arguments(command: argparse.ArgumentParser) -> None:
     create.add_argument("--data-dir", metavar="DIR", help="HOOKLINE_DATA_DIR; of `hookline dev`")
     _add_server(add("list", _LIST_KEYS, "list API keys"))
     revoke = add("revoke", _REVOKE_KEY, "end an API key")
-    revoke.add_argument("key_id", metavar="KEY", help="apiKeys/ID, or the ID alone")
+    revoke.add_argument("key_id", metavar="KEY", help="apiKeys/ID, the ID alone, or the token")
     _add_server(revoke)
     add("rotate-master", _ROTATE_MASTER, "seal everything anew, with the first master key")
     forget = add("forget-master", _FORGET_MASTER, "start without a master key that is lost")

@@ -12,7 +12,7 @@ import os
 from collections.abc import Awaitable, Callable
 
 from hookline import HooklineClient
-from hookline.errors import HooklineError, UnavailableError
+from hookline.errors import HooklineError, UnauthenticatedError, UnavailableError
 from hookline.tls import Tls
 from service.cli.failure import CommandError
 
@@ -30,6 +30,7 @@ _UNREACHED = (
         "Socket closed",
         "hangs up: it may serve TLS (--ca FILE), or ask for a certificate (--cert, --key FILE)",
     ),
+    ("Failed parsing HTTP/2", "answers, and not in gRPC: is it another service's port?"),
 )
 """What gRPC says of a connection, and what that means."""
 
@@ -62,6 +63,9 @@ async def _ask(
             if error.reason:
                 raise CommandError(f"{target} answered {error}", code=1) from error
             raise CommandError(_unreached(target, str(error)), code=1) from error
+        except UnauthenticatedError as error:
+            hint = "set HOOKLINE_API_KEY to one (`hookline keys create --help`), or HOOKLINE_TOKEN"
+            raise CommandError(f"{target} answered {error}\n  {hint}", code=1) from error
         except HooklineError as error:
             raise CommandError(f"{target} answered {error}", code=1) from error
 

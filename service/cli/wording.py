@@ -13,6 +13,7 @@ from hookline.v1.attempt_pb2 import Attempt, AttemptOutcome
 from hookline.v1.delivery_pb2 import Delivery, DeliveryState
 
 _UNITS_S = (("d", 86_400), ("h", 3_600), ("min", 60))
+_NO_FRACTION = 100
 
 
 def last_part(name: str) -> str:
@@ -35,7 +36,8 @@ def duration(seconds: float) -> str:
         return f"{seconds * 1000:.0f} ms"
     for unit, length_s in _UNITS_S:
         if seconds >= length_s:
-            return f"{seconds / length_s:.3g} {unit}"
+            count = seconds / length_s
+            return f"{count:,.0f} {unit}" if count >= _NO_FRACTION else f"{count:.3g} {unit}"
     return f"{seconds:.1f} s"
 
 

@@ -22,6 +22,7 @@ Half = Literal["pre", "post"]
 _FILE = re.compile(r"(\d{4})_(\w+)\.(pre|post)\.sql")
 _CONNECT_TIMEOUT_S = 10.0
 _LOCK_KEY = 0x686F6F6B  # "hook"
+_REFUSED = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 _BOOKKEEPING = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     number     integer NOT NULL,
@@ -62,12 +63,15 @@ def all_migrations() -> list[Migration]:
 async def _connected(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     try:
         connection = await asyncpg.connect(url, timeout=_CONNECT_TIMEOUT_S)
-        try:
-            yield connection
-        finally:
-            await connection.close()
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except _REFUSED as error:
+        said = str(error) or f"it was silent for {_CONNECT_TIMEOUT_S:g} s"
+        raise MigrationError(f"the database cannot be reached ({said})") from error
+    try:
+        yield connection
+    except _REFUSED as error:
         raise MigrationError(f"the schema cannot be brought up to date: {error}") from error
+    finally:
+        await connection.close()
 
 
 async def migrate(url: str, *, post: bool = False) -> list[Migration]:

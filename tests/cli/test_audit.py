@@ -61,7 +61,7 @@ async def test_a_log_of_nothing_is_ok(
     database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await verify(database_url) == 0
-    assert capsys.readouterr().out.startswith("OK: 0 entries")
+    assert capsys.readouterr().out == "OK: 0 entries, each follows from the one before\n"
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,13 @@ async def test_without_a_database_it_says_what_to_do(
 ) -> None:
     assert await verify(None, "--data-dir", str(tmp_path)) == 2
     assert "no `hookline dev` runs in" in capsys.readouterr().err
+
+
+async def test_a_database_that_is_not_reached_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert await verify("postgresql://127.0.0.1:1/hookline") == 2
+    assert capsys.readouterr().err.startswith("hookline: the database cannot be reached (")
 
 
 async def test_an_older_schema_is_told(

@@ -42,6 +42,8 @@ def stamp(moment: datetime) -> Timestamp:
         (150, "2.5 min"),
         (3_600, "1 h"),
         (86_400 * 12.5, "12.5 d"),
+        (86_400 * 999.7, "1,000 d"),
+        (86_400 * 36_500, "36,500 d"),
     ],
 )
 def test_durations(seconds: float, told: str) -> None:

@@ -187,6 +187,24 @@ async def test_an_error_carries_what_the_service_said(
     assert isinstance(error.__cause__, grpc.aio.AioRpcError)
 
 
+async def test_an_error_says_nothing_twice(service: Service, client: HooklineClient) -> None:
+    fault = error_details_pb2.BadRequest()
+    fault.field_violations.add(field="tenant", description="is none")
+    service.events.script = [
+        refuse(
+            grpc.StatusCode.INVALID_ARGUMENT, info("FIELD_INVALID"), fault, text="tenant: is none"
+        ),
+        refuse(grpc.StatusCode.UNAUTHENTICATED, info("UNAUTHENTICATED"), text="who are you"),
+    ]
+    for said in (
+        "INVALID_ARGUMENT (FIELD_INVALID): tenant: is none",
+        "UNAUTHENTICATED: who are you",
+    ):
+        with pytest.raises(HooklineError) as caught:
+            await client.events.PublishEvents(PublishEventsRequest())
+        assert str(caught.value) == said
+
+
 async def test_details_that_cannot_be_read_are_no_second_error(
     service: Service, client: HooklineClient
 ) -> None:

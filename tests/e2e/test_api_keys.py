@@ -77,6 +77,9 @@ async def test_a_key_opens_what_nothing_else_opens_until_it_is_revoked(serve: Gu
     assert "PUBLISH" in denied.stderr
 
     assert serve.hookline("status", token=token).returncode == 0
+    unknown = serve.hookline("status")
+    assert unknown.returncode == 1
+    assert "set HOOKLINE_API_KEY" in unknown.stderr
     admin = serve.create("--scope", "admin", "--expires-in", "90d")
     listed = serve.hookline("keys", "list", token=admin)
     first, second = listed.stdout.splitlines()
@@ -84,6 +87,10 @@ async def test_a_key_opens_what_nothing_else_opens_until_it_is_revoked(serve: Gu
     assert re.fullmatch(r"apiKeys/\S+  operate  all tenants  valid  used .*  on call", second)
     ended = serve.hookline("keys", "revoke", token.split("_")[1], token=admin)
     assert "REVOKED" in ended.stdout
+    again = serve.hookline("keys", "revoke", token, token=admin)
+    assert again.stdout == ended.stdout, (
+        "by its token, too: that is what is at hand of a leaked one"
+    )
 
     def is_shut_out() -> bool:
         return "not known" in serve.hookline("status", token=token).stderr
@@ -103,6 +110,9 @@ def test_a_key_of_one_tenant_is_told_nothing_of_another(serve: Guarded) -> None:
     assert "there is no tenants/other" in other.stderr
     listed = serve.call("hookline.v1.TenantService/ListTenants", token=token)
     assert listed.stdout.count('"name"') == 1
+    reader = serve.create("--scope", "operate", "--tenant", "default")
+    by_id = serve.hookline("event", "evt_01m85t4f3af31a4kh4hhqf8qqm", token=reader)
+    assert "name the event whole, as tenants/ID/events/evt_" in by_id.stderr
 
 
 @pytest.mark.parametrize(

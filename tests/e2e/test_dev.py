@@ -51,29 +51,49 @@ def test_the_end_of_its_input_stops_a_child(data_dir: pathlib.Path) -> None:
         assert dev.ended() == 0
 
 
+def typed(command: str, grpcurl: pathlib.Path) -> str:
+    """What a printed line answers, typed into another terminal."""
+    path = os.pathsep.join([str(grpcurl.parent), os.environ["PATH"]])
+    return subprocess.run(
+        [
+            "/bin/sh",
+            "-c",
+            re.sub(r"\bhookline (?=[a-z])", f"{sys.executable} -P -m service ", command),
+        ],
+        check=True,
+        env=environment(PATH=path),
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
 def test_the_lines_that_it_prints_work_as_they_stand(dev: Dev, grpcurl: pathlib.Path) -> None:
     printed = [line.strip() for line in dev.lines if line.startswith("  ")]
     commands = [line for line in printed if re.match(r"(grpcurl|hookline (?!listen|event))", line)]
     assert len(commands) == 6
-    path = os.pathsep.join([str(grpcurl.parent), os.environ["PATH"]])
-    hookline = f"{sys.executable} -P -m service"
-    outputs = [
-        subprocess.run(
-            ["/bin/sh", "-c", re.sub(r"^hookline", hookline, command)],
-            check=True,
-            env=environment(PATH=path),
-            capture_output=True,
-            text=True,
-        ).stdout
-        for command in commands
-    ]
-    listed, described, created, published, deliveries, status = outputs
+    listed, described, created, published, deliveries, status = (
+        typed(command, grpcurl) for command in commands
+    )
     assert "hookline.v1.EventService" in listed
     assert "What a target wants" in described
     assert "whsec_" in created
     assert "evt_" in published
     assert "dlv_" in deliveries
     assert "256 of 256 buckets" in status
+
+
+def test_with_authentication_they_make_a_key_and_show_it(
+    data_dir: pathlib.Path, grpcurl: pathlib.Path
+) -> None:
+    with running_dev(data_dir, HOOKLINE_AUTH="on") as dev:
+        told = "\n".join(dev.lines)
+        made = re.search(r"authentication is on \((export HOOKLINE_API_KEY=.*)\),", told)
+        assert made is not None
+        for command, said in (("grpcurl .* list", "EventService"), ("hookline status", "pending")):
+            line = re.search(rf"^  {command}.*", told, re.MULTILINE)
+            assert line is not None
+            assert said in typed(f"{made[1]}; {line[0].strip()}", grpcurl)
+        assert dev.stop() == 0
 
 
 def test_a_second_one_on_the_same_directory_is_refused(dev: Dev) -> None:

@@ -118,9 +118,10 @@ class HooklineError(Exception):
         return own
 
     def __str__(self) -> str:
-        head = f"{self.code.name}{f' ({self.reason})' if self.reason else ''}: {self.message}"
-        lines = [f"  {fault.field}: {fault.description}" for fault in self.violations]
-        return "\n".join([head, *lines])
+        reason = f" ({self.reason})" if self.reason not in {"", self.code.name} else ""
+        faults = [f"{fault.field}: {fault.description}" for fault in self.violations]
+        lines = [f"  {fault}" for fault in faults if faults != [self.message]]
+        return "\n".join([f"{self.code.name}{reason}: {self.message}", *lines])
 
 
 class InvalidArgumentError(HooklineError):
