@@ -22,7 +22,7 @@ Postgres included; a second one does not wait for deliveries that are under way.
 _SERVE = """\
 Runs Hookline for production, on HOOKLINE_DATABASE_URL, whose schema `hookline migrate` brought up
 to date: HOOKLINE_WORKERS processes behind one port, by default one for each core. Everything is set
-by HOOKLINE_* (docs/operating.md); what is wrong with them is told at once. SIGTERM hands everything
+by HOOKLINE_* (docs/settings.md); what is wrong with them is told at once. SIGTERM hands everything
 over and exits 0.
 """
 _MIGRATE = """\

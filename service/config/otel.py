@@ -34,7 +34,7 @@ VARIABLES: Final = (
     "OTEL_BSP_SCHEDULE_DELAY",
     "OTEL_METRIC_EXPORT_INTERVAL",
 )
-"""What is read here; docs/operating.md has a line for each."""
+"""What is read here; docs/observability.md has a line for each."""
 
 
 class _OtelReader:

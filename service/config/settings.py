@@ -68,7 +68,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All that can be set. Each field's comment names its variable; see docs/operating.md."""
+    """All that can be set. Each field's comment names its variable; see docs/settings.md."""
 
     role: Role
     listen: ListenAddress

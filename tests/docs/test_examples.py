@@ -13,7 +13,7 @@ from tests.e2e.processes import Dev, data_directory, running_dev
 
 pytestmark = pytest.mark.timeout(180)
 
-TYPED = ("README.md", "docs/operating.md")
+TYPED = ("README.md", "docs/operating.md", "docs/integrating.md", "docs/production.md")
 RUN_ELSEWHERE = ("clients/python/README.md",)  # by tests/e2e/test_client_readme.py
 SHOWN_LANGUAGES = {"toml", "console", "python", "sh", "text", ""}
 

@@ -1,4 +1,4 @@
-"""The figures and words of docs/operating.md, and the contract's bounds, are those of the code."""
+"""The figures and words of the pages, and the contract's bounds, are those of the code."""
 
 import base64
 import pathlib
@@ -27,7 +27,7 @@ from tests.docs.pages import page
 LIMITS = Limits()
 PROTOS = pathlib.PurePosixPath("protos/hookline/v1")
 OPERATING = page("docs/operating.md")
-SETTINGS = OPERATING.table("Settings")
+SETTINGS = page("docs/settings.md").table("Settings")
 SERVE = {
     "HOOKLINE_DATABASE_URL": "postgresql://db/hookline",
     "HOOKLINE_MASTER_KEY": base64.b64encode(bytes(32)).decode(),
@@ -54,7 +54,7 @@ def test_every_setting_is_in_the_table_once() -> None:
 
 
 def test_every_variable_that_is_no_setting_is_told_below_the_table() -> None:
-    below = OPERATING.text.rpartition("\n|")[2]
+    below = page("docs/settings.md").text.rpartition("\n|")[2]
     told = set(re.findall(r"HOOKLINE_\w+", below))
     assert told >= NOT_OURS - {"HOOKLINE_TEST_DATABASE"}
 
@@ -139,8 +139,8 @@ def test_a_bound_that_the_contract_tells_is_the_default(
 def test_a_node_has_as_many_connections_as_is_said() -> None:
     sessions = re.findall(r'\bsession\("', text(pathlib.PurePosixPath("service/app/engine.py")))
     assert len(sessions) == SESSIONS
-    assert f"`HOOKLINE_POOL_SIZE` + {SESSIONS} connections" in OPERATING.text
-    assert "a node has eight of its own" in OPERATING.text
+    assert f"`HOOKLINE_POOL_SIZE` + {SESSIONS} connections" in page("docs/production.md").text
+    assert "a node has eight of its own" in page("docs/settings.md").text
 
 
 def test_every_state_and_every_way_out_of_it_is_told() -> None:
