@@ -1,11 +1,34 @@
-"""The path of an event.
+"""The path of an event, file by file, in the order in which to read it.
 
-To be read in this order:
+    publish             validate, match in memory, store in a group commit, hand over
+      catalog           is its type accepted, and its data right
+      matching          which subscriptions it goes to
+      quota             how much its tenant may have pending
+      publish_queue     which call is stored next
+      group             calls that share one commit
+      hand_off          what a group needs of its node, and where its deliveries go
+    ownership           which buckets this node owns, and until when it may act on that
+    clock               durations by this node, instants by the database
+    lanes               what is due, in memory; how good a copy of the hot table that is
+      lane              the queue of one subscription, and its target's health
+      sending, turns    who may send now, and who is next
+      shares            how much of the node's memory each may take
+      waiting, timers   what waits for its time
+      lane_views        how they stand, for an operator
+    refill, intake      what fills them from the hot table, however word was lost
+      key_order         what an ordered lane knows of its keys
+      ordered           how it is filled: of each key the earliest, alone
+    targets             what lanes must know of their subscriptions
+    deliver             sign, send
+    record              what came of it, many outcomes in one statement
+      gathering         which outcomes share a statement, and how long they wait
+      telling           what is told of them
+    changes             what others decided: pauses, cancels, retries
+    notify              word between nodes; it only hastens what polling finds
+    replay, trial       an operator's hands on a delivery; one event to one subscription
+    consent             whether a target wants to be sent to
+    upkeep              the chores of the house
+    pulse               what a node is, read once a second
 
-`publish` (with `catalog`, `matching` and `quota`) stores events and promises deliveries;
-`ownership` says who sends them; `lanes` holds what is due (`key_order`: of an ordered
-subscription), `refill` fetches it; `deliver` sends; `record` writes what came of it. `changes`
-hears what others decided, `notify` carries word between nodes, `replay`, `consent` and `trial` are
-the operator's hands, `telling` and `pulse` say what happens and what is, and `upkeep` keeps the
-house. No step looks back: publishing knows nothing of HTTP, delivering nothing of SQL.
+No step looks back: publishing knows nothing of HTTP, delivering nothing of SQL.
 """

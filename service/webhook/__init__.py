@@ -1,7 +1,7 @@
 """One request and its answer: the only room that knows httpx and httptools, and nothing of SQL.
 
-Read in this order: `sender` (what the pipeline calls), `prepared`, `payload` and `signature` (what
-is sent), `transport`, `pool`, `dialer`, `resolver`, `egress`, `hosts`, `route`, `proxy`,
-`connection` and `answer` (how it travels), `handshake` (how a target is asked first), `failure`
-(how what goes wrong becomes a value).
+Read in this order: `sender` (what the pipeline calls), `prepared`, `payload`, `signature` and
+`client_certificate` (what is sent and shown), `transport`, `origin`, `pool`, `deadlines`, `dialer`,
+`resolver`, `egress`, `hosts`, `route`, `proxy`, `connection` and `answer` (how it travels),
+`handshake` (how a target is asked first), `failure` (how what goes wrong becomes a value).
 """

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from service.api import unbuilt
-from tests.architecture.repository import ROOT, files, tree
+from tests.architecture.repository import ROOT, files, text, tree
 from tests.docs.pages import Page, page, pages
 
 GUARANTEES = page("docs/guarantees.md")
@@ -117,13 +117,32 @@ def test_what_is_not_built_is_told_in_the_readme() -> None:
     assert [name for name in re.findall(r"`([A-Z]\w+)`", told) if name in built] == []
 
 
-def test_every_file_of_the_pipeline_is_in_the_decision_about_them() -> None:
-    decision = page("docs/adr/0006-more-rooms-in-the-pipeline.md")
-    named = {word for code in decision.code() for word in re.findall(r"\w+", code)}
-    named |= set(re.findall(r"\w+", decision.text.partition("The design lists")[2].split(".")[0]))
+def docstring_of(path: pathlib.PurePosixPath) -> str:
+    return ast.get_docstring(tree(path)) or ""
+
+
+def test_the_pipeline_tells_in_which_order_to_read_each_of_its_files() -> None:
     folder = pathlib.PurePosixPath("service/pipeline")
+    told = docstring_of(folder / "__init__.py")
+    listed = re.findall(r"^    +([a-z_]+(?:, [a-z_]+)*)  ", told, re.MULTILINE)
+    named = [name for line in listed for name in line.split(", ")]
     stems = {path.stem for path in files() if path.parent == folder}
-    assert stems - named - {"__init__"} == set()
+    assert sorted(named) == sorted(stems - {"__init__"})
+
+
+def test_the_room_of_http_names_each_of_its_files() -> None:
+    folder = pathlib.PurePosixPath("service/webhook")
+    named = set(re.findall(r"`(\w+)`", docstring_of(folder / "__init__.py")))
+    stems = {path.stem for path in files() if path.parent == folder}
+    assert stems - named == {"__init__"}
+
+
+def test_every_table_of_the_database_is_told_of() -> None:
+    folder = pathlib.PurePosixPath("service/store/sql/migrations")
+    scripts = "".join(text(path) for path in files() if path.parent == folder)
+    made = set(re.findall(r"^CREATE TABLE (\w+)", scripts, re.MULTILINE))
+    rows = page("docs/ARCHITECTURE.md").table("Storage")
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == made
 
 
 def test_the_changelog_is_kept_as_keepachangelog_says() -> None:
