@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from service.domain.event import Event
     from service.domain.retry import RetrySchedule
     from service.domain.subscription import PayloadFormat
-    from service.telemetry.tracing import AttemptTrace
+    from service.telemetry.attempts import AttemptTrace
     from service.webhook.payload import Payload
     from service.webhook.prepared import PreparedTarget
 

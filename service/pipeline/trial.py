@@ -17,7 +17,8 @@ from service.domain.instants import from_unix_ms, from_unix_us
 from service.domain.names import subscription_name
 from service.pipeline.deliver import TRACEPARENT
 from service.pipeline.group import EVENT_ID
-from service.telemetry.tracing import AttemptTrace, Tracer
+from service.telemetry.attempts import AttemptTrace
+from service.telemetry.tracing import Tracer
 from service.webhook.payload import build_payload
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ PACKED_BYTES: Final = 25
 """16 of the trace's id, 8 of the span's, 1 of flags."""
 
 SAMPLED: Final = 0x01
-_RANDOM: Final = 0x02
+RANDOM: Final = 0x02
 """The trace's id is random in its last 56 bits (level 2); passed on as it came."""
-_KNOWN_FLAGS: Final = SAMPLED | _RANDOM
+_KNOWN_FLAGS: Final = SAMPLED | RANDOM
 
 # A later version may add fields behind these four; version ff is no version.
 _HEADER = re.compile(

@@ -24,9 +24,9 @@ from opentelemetry.sdk.metrics.export import (
     ResourceMetrics,
     ScopeMetrics,
 )
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from service.telemetry import names
+from service.telemetry.attempts import SCOPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from service.telemetry.distribution import Distribution, Series
     from service.telemetry.meters import Meters, Number
-
-_SCOPE = InstrumentationScope(names.SCOPE, schema_url=names.SCHEMA_URL)
 
 
 def provide_metrics(meters: Meters, resource: Resource, readers: list[MetricReader]) -> None:
@@ -102,7 +100,7 @@ class _WithDistributions:
             for scope in group.scope_metrics
             for metric in scope.metrics
         ]
-        scope = ScopeMetrics(_SCOPE, [*collected, *metrics], names.SCHEMA_URL)
+        scope = ScopeMetrics(SCOPE, [*collected, *metrics], names.SCHEMA_URL)
         return MetricsData([ResourceMetrics(self._resource, [scope], names.SCHEMA_URL)])
 
 

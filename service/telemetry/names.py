@@ -14,6 +14,7 @@ SCOPE: Final = "hookline"
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
 ERROR_TYPE: Final = "error.type"
+CANCELLED: Final = "cancelled"
 
 RPC_SYSTEM: Final = "rpc.system.name"
 RPC_METHOD: Final = "rpc.method"

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -28,9 +27,9 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from prometheus_client import CollectorRegistry, start_http_server
 
-from service.telemetry import names
 from service.telemetry.export import PushingReader, ScrapedReader, provide_metrics
 from service.telemetry.meters import Meters
+from service.telemetry.otlp import CollectorExporter
 from service.telemetry.outbox import Outbox
 from service.telemetry.settings import Exporter, TelemetrySettings
 from service.telemetry.tracing import Tracer
@@ -106,7 +105,7 @@ class Telemetry:
         settings = self._settings
         exporter: SpanExporter
         if settings.traces is Exporter.OTLP:
-            exporter = OTLPSpanExporter(endpoint=settings.traces_endpoint)
+            exporter = CollectorExporter(endpoint=settings.traces_endpoint)
         elif settings.traces is Exporter.CONSOLE:
             exporter = ConsoleSpanExporter(out=sys.stderr, formatter=_line_of)
         else:
@@ -120,8 +119,7 @@ class Telemetry:
             delay_s=settings.delay_s,
         )
         provider.add_span_processor(self._outbox)
-        tracer = provider.get_tracer(names.SCOPE, schema_url=names.SCHEMA_URL)
-        return Tracer(tracer, settings.sampling)
+        return Tracer(provider, settings.sampling)
 
     def count_spans(self) -> None:
         """Bring the counters of spans up to date."""

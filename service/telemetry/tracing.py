@@ -8,38 +8,30 @@
 The first attempt belongs to the event's trace. A later one, which may come a day after, begins a
 trace of its own that is linked to the event's. Whether any of it is recorded is decided once, where
 the trace enters (`sampling.py`): everything here returns None for what is not, before it makes
-anything. Knows nothing of gRPC, HTTP or SQL, and where spans go is `outbox.py`'s.
+anything. Knows nothing of gRPC, HTTP or SQL, and what an attempt's spans
+say is `attempts.py`'s, where spans go `outbox.py`'s.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from random import random
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from opentelemetry.context import Context
+from opentelemetry.sdk import trace as sdk
 from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
     Span,
-    SpanContext,
     SpanKind,
     Status,
     StatusCode,
-    TraceFlags,
     set_span_in_context,
 )
 
-from service.domain.attempt import AttemptOutcome
 from service.telemetry import names
-from service.telemetry.context import (
-    Parent,
-    format_traceparent,
-    pack,
-    parse_traceparent,
-    unpack,
-)
+from service.telemetry.attempts import AttemptTrace, context_of
+from service.telemetry.context import Parent, pack, parse_traceparent, unpack
 from service.telemetry.current import CURRENT
 from service.telemetry.sampling import Sampling
 
@@ -48,16 +40,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.util.types import AttributeValue
 
-    from service.domain.attempt import Outcome
     from service.domain.event import NewEvent
 
 _ERROR = Status(StatusCode.ERROR)
 _EMPTY = Context()
-_ERROR_FROM_STATUS = 400
-"""HTTP answers from here on are errors of a client's span."""
 _FAULTS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
@@ -81,78 +70,21 @@ class PublishTrace:
             return
         error = None if done.cancelled() else done.exception()
         if done.cancelled() or error is not None:
-            kind = "cancelled" if error is None else str(getattr(error, "reason", "INTERNAL"))
+            kind = names.CANCELLED if error is None else str(getattr(error, "reason", "INTERNAL"))
             span.set_attribute(names.ERROR_TYPE, kind)
             span.set_status(_ERROR)
         span.end()
-
-
-class AttemptTrace:
-    """One attempt that is traced: the delivery's span, and the request's within it."""
-
-    __slots__ = ("_deliver", "_post", "trace_id", "traceparent")
-
-    def __init__(self, deliver: Span, post: Span) -> None:
-        self._deliver = deliver
-        self._post = post
-        context = post.get_span_context()
-        self.trace_id = context.trace_id.to_bytes(16, "big")
-        self.traceparent = format_traceparent(
-            context.trace_id, context.span_id, int(context.trace_flags)
-        ).encode()
-        """The header that lets the receiver continue the trace."""
-
-    @property
-    def trace_text(self) -> str:
-        """The trace's id in hexadecimal digits."""
-        return self.trace_id.hex()
-
-    def answered(self, outcome: Outcome) -> None:
-        """The request is over."""
-        post = self._post
-        attributes: dict[str, AttributeValue] = {}
-        if outcome.url:  # else no URL was come to: the fault was ours
-            scheme, host, port = _server_of(outcome.url)
-            attributes[names.URL_SCHEME] = scheme
-            attributes[names.SERVER_ADDRESS] = host
-            attributes[names.SERVER_PORT] = port
-        if outcome.remote_address is not None:
-            attributes[names.PEER_ADDRESS] = outcome.remote_address
-        status = outcome.http_status
-        if status is not None:
-            attributes[names.HTTP_STATUS] = status
-        if status is None or status >= _ERROR_FROM_STATUS:
-            attributes[names.ERROR_TYPE] = outcome.kind.value if status is None else str(status)
-            post.set_status(_ERROR)
-        post.set_attributes(attributes)
-        post.end()
-        self._deliver.set_attribute(names.OUTCOME, outcome.kind.value)
-        if outcome.kind is not AttemptOutcome.ACCEPTED:
-            self._deliver.set_attribute(names.ERROR_TYPE, outcome.kind.value)
-            self._deliver.set_status(_ERROR)
-
-    def recorded(self, *, is_recorded: bool) -> None:
-        """Its outcome is stored; or is not, for the row was somebody else's meanwhile."""
-        if not is_recorded:
-            self._deliver.set_attribute(names.IS_RECORDED, value=False)
-        self._deliver.end()
-
-    def abandoned(self) -> None:
-        """It was cut short: nobody will learn what came of it."""
-        for span in (self._post, self._deliver):
-            span.set_attribute(names.ERROR_TYPE, "cancelled")
-            span.set_status(_ERROR)
-            span.end()
 
 
 class Tracer:
     """Makes spans, where tracing is on and the trace is sampled; else None."""
 
     def __init__(
-        self, tracer: trace.Tracer | None = None, sampling: Sampling | None = None
+        self, provider: TracerProvider | None = None, sampling: Sampling | None = None
     ) -> None:
-        """Without a `tracer` nothing is traced."""
-        self._tracer = tracer
+        """Without a `provider`, or with one that is disabled, nothing is traced."""
+        tracer = provider and provider.get_tracer(names.SCOPE, schema_url=names.SCHEMA_URL)
+        self._tracer = tracer if isinstance(tracer, sdk.Tracer) else None
         self._sampling = sampling or Sampling()
 
     @property
@@ -170,7 +102,7 @@ class Tracer:
             return
         span = self._tracer.start_span(
             method,
-            _context_of(parent),
+            _under(parent),
             SpanKind.SERVER,
             {names.RPC_SYSTEM: names.GRPC, names.RPC_METHOD: method},
         )
@@ -233,30 +165,14 @@ class Tracer:
         """An attempt of a delivery whose event has stored its context; `number` counts from 1."""
         if self._tracer is None or (parent := unpack(context)) is None:
             return None
-        attributes: dict[str, AttributeValue] = {
-            names.MESSAGING_SYSTEM: names.HOOKLINE,
-            names.MESSAGING_OPERATION: names.DELIVER,
-            names.MESSAGING_OPERATION_TYPE: "process",
-            names.MESSAGING_MESSAGE: event,
-            names.MESSAGING_SUBSCRIPTION: subscription,
-            names.DELIVERY: str(delivery_id),
-            names.ATTEMPT: number,
-        }
-        is_first = number == 1
-        deliver = self._tracer.start_span(
-            names.DELIVER,
-            _context_of(parent if is_first else None),
-            SpanKind.CONSUMER,
-            attributes,
-            () if is_first else (Link(_span_context(parent)),),
+        return AttemptTrace(
+            self._tracer,
+            parent,
+            number=number,
+            event=event,
+            delivery_id=delivery_id,
+            subscription=subscription,
         )
-        asked: dict[str, AttributeValue] = {names.HTTP_METHOD: names.POST}
-        if not is_first:
-            asked[names.HTTP_RESEND_COUNT] = number - 1
-        post = self._tracer.start_span(
-            names.POST, set_span_in_context(deliver, _EMPTY), SpanKind.CLIENT, asked
-        )
-        return AttemptTrace(deliver, post)
 
     def current_context(self) -> bytes | None:
         """The context of the call that this task serves, as an event stores it."""
@@ -267,28 +183,14 @@ class Tracer:
         return pack(context.trace_id, context.span_id, int(context.trace_flags))
 
 
-def _span_context(parent: Parent) -> SpanContext:
-    return SpanContext(
-        parent.trace_id, parent.span_id, is_remote=True, trace_flags=TraceFlags(parent.flags | 1)
-    )
-
-
-def _context_of(parent: Parent | None) -> Context:
+def _under(parent: Parent | None) -> Context:
     """A context with this parent and nothing else: whatever is ambient has no say."""
     if parent is None:
         return _EMPTY
-    return set_span_in_context(NonRecordingSpan(_span_context(parent)), _EMPTY)
+    return set_span_in_context(NonRecordingSpan(context_of(parent)), _EMPTY)
 
 
 def _link_to(packed: bytes) -> Link:
     parent = unpack(packed)
     assert parent is not None  # noqa: S101 - it was packed here
-    return Link(_span_context(parent))
-
-
-@lru_cache(maxsize=4_096)
-def _server_of(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of a URL, and nothing else of it."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    return parts.scheme, parts.hostname or "", port
+    return Link(context_of(parent))

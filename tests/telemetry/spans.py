@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext
 
+    from service.telemetry.attempts import AttemptTrace
     from service.telemetry.sampling import Sampling
 
+DELIVERY = UUID(int=7)
 CALLER_TRACE = 0x0AF7651916CD43DD8448EB211C80319C
 CALLER_SPAN = 0xB7AD6B7169203331
 SAMPLED = f"00-{CALLER_TRACE:032x}-{CALLER_SPAN:016x}-01"
@@ -30,7 +33,7 @@ class Spans:
         self._exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracer = Tracer(provider.get_tracer("test"), sampling)
+        self.tracer = Tracer(provider, sampling)
 
     def ended(self) -> list[ReadableSpan]:
         """All that are over, in the order in which they ended."""
@@ -40,6 +43,15 @@ class Spans:
         """The only one of a name."""
         (span,) = [span for span in self.ended() if span.name == name]
         return span
+
+
+def attempt_of(spans: Spans, context: bytes, number: int = 1) -> AttemptTrace:
+    """An attempt that has begun; `number` counts from 1."""
+    trace = spans.tracer.attempt_began(
+        context, number=number, event="evt_1", delivery_id=DELIVERY, subscription="s"
+    )
+    assert trace is not None
+    return trace
 
 
 def context_of(span: ReadableSpan) -> SpanContext:

@@ -130,7 +130,7 @@ from service.telemetry import LogFormat, LogLevel, configure_logging
 from service.telemetry.tracing import Tracer
 configure_logging(LogFormat.{log_format}, LogLevel.INFO)
 log = structlog.get_logger("service.api")
-tracer = Tracer(TracerProvider(shutdown_on_exit=False).get_tracer("test"))
+tracer = Tracer(TracerProvider(shutdown_on_exit=False))
 tracer.call_began("hookline.v1.EventService/GetEvent", "%s")
 log.info("ours")
 logging.getLogger("grpc").warning("theirs")

@@ -3,10 +3,11 @@
 import asyncio
 import contextvars
 from collections.abc import Callable
-from uuid import UUID
 
 import pytest
-from opentelemetry.trace import NoOpTracer, Span, SpanKind
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
+from opentelemetry.trace import SpanKind
 
 from service.domain.attempt import AttemptOutcome, Outcome
 from service.domain.errors import NotFoundError, Reason
@@ -14,13 +15,15 @@ from service.domain.event import NewEvent
 from service.telemetry.context import pack, parse_traceparent
 from service.telemetry.current import current_ids, current_trace_id
 from service.telemetry.sampling import Sampling
-from service.telemetry.tracing import AttemptTrace, Tracer
+from service.telemetry.tracing import Tracer
 from tests.telemetry.spans import (
     CALLER_SPAN,
     CALLER_TRACE,
+    DELIVERY,
     SAMPLED,
     UNSAMPLED,
     Spans,
+    attempt_of,
     context_of,
     is_error,
     parent_of,
@@ -28,7 +31,6 @@ from tests.telemetry.spans import (
 
 METHOD = "hookline.v1.EventService/PublishEvents"
 URL = "https://user:secret@example.com:8443/hooks/token?key=value#part"
-DELIVERY = UUID(int=7)
 OTHER = f"00-{'1' * 32}-{'2' * 16}-01"
 
 
@@ -39,14 +41,6 @@ def event(traceparent: str = "") -> NewEvent:
 def alone(test: Callable[[], None]) -> None:
     """Run what leaves its mark in a context, in a context of its own."""
     contextvars.copy_context().run(test)
-
-
-def attempt_of(spans: Spans, context: bytes, number: int = 1) -> AttemptTrace:
-    trace = spans.tracer.attempt_began(
-        context, number=number, event="evt_1", delivery_id=DELIVERY, subscription="s"
-    )
-    assert trace is not None
-    return trace
 
 
 def test_a_call_continues_its_caller_s_trace() -> None:
@@ -110,11 +104,13 @@ def test_only_the_service_s_own_faults_are_errors_of_its_span(code: str, *, fail
     ids=["the caller does not", "none that begin here", "never"],
 )
 def test_what_is_not_sampled_makes_no_span(sampling: Sampling, traceparent: str | None) -> None:
-    class Never(NoOpTracer):
-        def start_span(self, name: str, *_: object, **__: object) -> Span:
-            raise AssertionError(f"a span, {name}")
+    class Never(SpanProcessor):
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
+            raise AssertionError(f"a span, {span.name}")
 
-    tracer = Tracer(Never(), sampling)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(Never())
+    tracer = Tracer(provider, sampling)
 
     def call() -> None:
         tracer.call_began(METHOD, traceparent)
@@ -245,6 +241,7 @@ def test_the_header_names_the_request_s_span() -> None:
     spans = Spans()
     trace = attempt_of(spans, pack(CALLER_TRACE, CALLER_SPAN))
     trace.answered(Outcome(AttemptOutcome.ACCEPTED, 1, URL, http_status=200))
+    trace.recorded(is_recorded=True)
     post = context_of(spans.one("POST"))
     parent = parse_traceparent(trace.traceparent)
     assert parent is not None
