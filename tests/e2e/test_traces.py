@@ -65,18 +65,19 @@ async def receiving(collector: Collector, *statuses: int) -> AsyncIterator[Party
         await process.wait()
 
 
-async def call(collector: Collector, client: HooklineClient) -> str:
-    """Publish from a process of its own, where this client does; the event's name."""
+async def call(collector: Collector, client: HooklineClient, how: str = "call") -> list[str]:
+    """Publish from a process of its own, where this client does; the events' names."""
     process = await asyncio.create_subprocess_exec(
         *PARTIES,
         "caller",
         client.target,
+        how,
         env=environment(**collector.variables),
         stdout=asyncio.subprocess.PIPE,
     )
     output, _ = await process.communicate()
     assert process.returncode == 0
-    return output.decode().strip()
+    return output.decode().split()
 
 
 @asynccontextmanager
@@ -136,7 +137,7 @@ async def test_one_trace_from_caller_to_receiver_over_two_nodes(database_url: st
         async with serving(database_url, collector, nodes=2) as client:
             for number in range(SUBSCRIPTIONS):
                 await subscribe(client, receiver.url, f"s-{number}")
-            event = await call(collector, client)
+            (event,) = await call(collector, client)
             deliveries = await succeeded(client, event, SUBSCRIPTIONS)
             attempts = [(await attempts_of(client, each))[0] for each in deliveries]
         await until(
@@ -169,11 +170,43 @@ async def test_one_trace_from_caller_to_receiver_over_two_nodes(database_url: st
     assert "secret" not in str(collector.spans)
 
 
+@pytest.mark.parametrize("how", ["batching", "stream"])
+async def test_each_event_belongs_to_its_own_caller_s_trace(database_url: str, how: str) -> None:
+    async with Collector() as collector, receiving(collector) as receiver:
+        async with serving(database_url, collector) as client:
+            await subscribe(client, receiver.url)
+            events = await call(collector, client, how)
+            assert len(events) == 2
+            for event in events:
+                await succeeded(client, event, 1)
+        await until(lambda: len(collector.named("order webhook")) == 2, "both have arrived")
+
+    orders = collector.named("POST /orders")
+    assert len({each.span.trace_id for each in orders}) == 2
+    for own in orders:
+        maker = own
+        if how == "batching":  # has a span of its own for each event
+            maker = one(
+                [
+                    each
+                    for each in collector.named("publish", own.span.trace_id)
+                    if each.service == "caller"
+                ]
+            )
+            assert maker.span.parent_span_id == own.span.span_id
+        delivered = one(collector.named("deliver", own.span.trace_id))
+        assert delivered.span.parent_span_id == maker.span.span_id
+        assert delivered.attributes["messaging.message.id"] in {
+            event.rpartition("/")[2] for event in events
+        }
+        assert len(collector.named("order webhook", own.span.trace_id)) == 1
+
+
 async def test_a_retry_is_a_trace_of_its_own_linked_to_the_event_s(database_url: str) -> None:
     async with Collector() as collector, receiving(collector, 503) as receiver:
         async with serving(database_url, collector) as client:
             await subscribe(client, receiver.url)
-            event = await call(collector, client)
+            (event,) = await call(collector, client)
             (delivery,) = await succeeded(client, event, 1)
             first, second = await attempts_of(client, delivery)
         await until(lambda: len(collector.named("order webhook")) == 2, "both have arrived")

@@ -21,11 +21,11 @@ import grpc
 from hookline.batching import BatchingPublisher
 from hookline.errors import HooklineError, error_of
 from hookline.keys import KeySource
+from hookline.metadata import accompanied, on_streams
 from hookline.pending import Bounds
 from hookline.repeating import MAX_BACKOFF_S, MIN_BACKOFF_S, wait_before_repeating
 from hookline.tls import Tls
-from hookline.tokens import token_on_streams, with_token
-from hookline.tracing import TRACEPARENT, current_traceparent, publishing
+from hookline.tracing import publishing
 from hookline.v1.access_service_pb2_grpc import AccessServiceStub
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from hookline.v1.event_pb2 import Event
@@ -91,8 +91,7 @@ class HooklineClient:
         if plaintext and token is not None and not is_local and not token_in_plaintext:
             raise ValueError("the token would be sent in plaintext to another machine: use TLS")
         interceptors: list[grpc.aio.ClientInterceptor] = [_Deadlines(timeout_s, token)]
-        if token is not None:
-            interceptors += token_on_streams(token)
+        interceptors += on_streams(token)
         options: tuple[tuple[str, int | str], ...] = _CHANNEL_OPTIONS
         options += _NO_PROXY if is_local else ()
         if plaintext:
@@ -232,9 +231,7 @@ class _Deadlines(grpc.aio.UnaryUnaryClientInterceptor):
         client_call_details: grpc.aio.ClientCallDetails,
         request: Request,
     ) -> Response:
-        details = with_token(client_call_details, self._token, self._timeout_s)
-        if (traceparent := current_traceparent()) is not None and details.metadata is not None:
-            details.metadata[TRACEPARENT] = traceparent
+        details = accompanied(client_call_details, self._token, self._timeout_s)
         call = await continuation(details, request)
         try:
             return await call

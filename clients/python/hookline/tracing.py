@@ -1,7 +1,7 @@
 """Traces, where the caller has OpenTelemetry: nothing of it is needed, and nothing happens without.
 
 With the package `opentelemetry-api` installed (and an SDK set up by the application), publishing is
-a PRODUCER span, every unary call carries its caller's `traceparent`, and a receiver can continue an
+a PRODUCER span, every call carries its caller's `traceparent`, and a receiver can continue an
 event's trace (`hookline.webhook.receiving`). Only `traceparent` is ever sent: neither `baggage` nor
 `tracestate`. Spans hold names and counts, never an event's data.
 """
@@ -27,7 +27,10 @@ _HEADER = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII
 
 
 def current_traceparent() -> str | None:
-    """The header that names the current span; None where there is none."""
+    """The header that names the current span; None where there is none.
+
+    For the `traceparent` of events that are sent on a stream, which may be of many callers.
+    """
     if not HAS_OPENTELEMETRY:
         return None
     context = _otel.get_current_span().get_span_context()

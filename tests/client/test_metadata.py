@@ -1,4 +1,4 @@
-"""A token goes with calls of every kind, the four of gRPC."""
+"""Token and trace go with calls of every kind, the four of gRPC."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry import trace
 
 from hookline import HooklineClient
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
+CALLER = trace.SpanContext(10, 11, is_remote=False, trace_flags=trace.TraceFlags(1))
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
@@ -19,12 +21,14 @@ class Kinds(grpc.GenericRpcHandler):
 
     def __init__(self) -> None:
         self.callers: list[object] = []
+        self.traces: list[object] = []
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         metadata = dict(handler_call_details.invocation_metadata or ())
         self.callers.append(metadata.get("authorization"))
+        self.traces.append(metadata.get("traceparent"))
         kind = handler_call_details.method.rpartition("/")[2]
         make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
         handler: grpc.RpcMethodHandler[bytes, bytes] = make(
@@ -41,9 +45,8 @@ async def _stream(_request: object, _context: Context) -> AsyncIterator[bytes]:
     yield b""
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("token", ["hk_1_secret", None])
-async def test_a_token_goes_with_a_call_of_each_kind(kind: str, token: str | None) -> None:
+async def call_of(kind: str, token: str | None) -> Kinds:
+    """Make a call of a kind to a server of its own."""
     server, kinds = grpc.aio.server(), Kinds()
     server.add_generic_rpc_handlers((kinds,))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -56,4 +59,20 @@ async def test_a_token_goes_with_a_call_of_each_kind(kind: str, token: str | Non
         else:
             assert await call == b""
     await server.stop(0)
+    return kinds
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("token", ["hk_1_secret", None])
+async def test_a_token_goes_with_a_call_of_each_kind(kind: str, token: str | None) -> None:
+    kinds = await call_of(kind, token)
     assert kinds.callers == [None if token is None else f"Bearer {token}"]
+    assert kinds.traces == [None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_its_caller_s_trace_goes_with_a_call_of_each_kind(kind: str) -> None:
+    with trace.use_span(trace.NonRecordingSpan(CALLER)):
+        kinds = await call_of(kind, None)
+    assert kinds.traces == [f"00-{10:032x}-{11:016x}-01"]
+    assert kinds.callers == [None]
