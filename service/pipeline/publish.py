@@ -1,8 +1,9 @@
 """Publishing: validate, match in memory, store in a group commit, hand over.
 
 Theory of operation. Concurrent calls share one statement: while a group is being committed, the
-next one gathers. A group runs in a task of its own, so a caller that gives up stops nobody. What a
-group meets, it resolves for each call alone:
+next one gathers, and waits a moment until as many calls have come as were here when the last one
+was stored; who calls alone waits for nobody. A group runs in a task of its own, so a caller that
+gives up stops nobody. What a group meets, it resolves for each call alone:
 
     a tenant's epoch moved on     its calls are matched again, in the next group; where changes
                                   come faster than that, under the tenant's lock
@@ -33,6 +34,7 @@ from service.domain.errors import (
     invalid,
     over_limit,
 )
+from service.pipeline.gathering import ENOUGH
 from service.pipeline.group import PublishCall, Published
 from service.pipeline.publish_queue import PublishQueue
 from service.store.database import (
@@ -66,6 +68,9 @@ MAX_MISSES = 3
 """How often a call is matched in vain until its tenant is held still for it."""
 MAX_LOSSES = 2
 """How often a group may be sent and lost, having stored nothing, until it is split."""
+GATHER_S = 0.002
+"""How long a group may wait for calls: about what it takes to store one, and its caller to return.
+"""
 RECONNECT_S = 0.2
 _ADVICE_S = 0.5
 _BAD_DATA = "22"
@@ -106,6 +111,9 @@ class Publisher:
         self._instruments = instruments
         self._queue = PublishQueue(limits)
         self._has_work = asyncio.Event()
+        self._has_enough = asyncio.Event()
+        self._expected_calls = 1
+        """How many were here when the last group was stored: in it, or queued behind it."""
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
         self.committed_events = 0
@@ -119,6 +127,7 @@ class Publisher:
         """Refuse new calls, commit what is queued, end."""
         self._is_stopping = True
         self._has_work.set()
+        self._has_enough.set()
         if self._task is not None:
             await self._task
         await self._store.close()
@@ -155,6 +164,8 @@ class Publisher:
             done.add_done_callback(trace.settled)
         self._queue.append(call)
         self._has_work.set()
+        if self._is_enough():
+            self._has_enough.set()
         return call.done
 
     def check_room(self, tenant_id: str, events: int, data_bytes: int) -> None:
@@ -178,8 +189,10 @@ class Publisher:
     async def _run(self) -> None:
         while True:
             await self._has_work.wait()
+            await self._await_others()
             group = self._gather()
             again = await self._commit(group) if group.calls else []
+            self._expected_calls = len(group.calls) + self._queue.calls
             for follower in reversed(group.answer_followers()):
                 self._queue.put_back(follower)  # a later call of its stream is queued already
             await self._match_again(again)
@@ -187,6 +200,18 @@ class Publisher:
                 if self._is_stopping:
                     return
                 self._has_work.clear()
+
+    async def _await_others(self) -> None:
+        """Callers that were answered are likely to call again: let them share the statement."""
+        if not self._is_enough():
+            self._has_enough.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_S):
+                    await self._has_enough.wait()
+
+    def _is_enough(self) -> bool:
+        queue = self._queue
+        return self._is_stopping or queue.calls >= self._expected_calls or queue.events >= ENOUGH
 
     def _gather(self) -> Group:
         """The calls of the next group: what is queued, up to its size."""

@@ -51,6 +51,7 @@ class PublishQueue:
         """A heap of each line once, by its tag; of equal tags the older goes first."""
         self._served_tag = 0
         self._joined = 0
+        self.calls = 0
         self.events = 0
         self.data_bytes = 0
 
@@ -118,6 +119,7 @@ class PublishQueue:
         return call
 
     def _count(self, call: PublishCall, sign: int) -> None:
+        self.calls += sign
         self.events += sign * len(call.events)
         self.data_bytes += sign * call.data_bytes
 

@@ -1,0 +1,78 @@
+"""Who waits for whom to share a group commit: only calls that overlap, and never for long."""
+
+import asyncio
+
+import pytest
+
+from service.pipeline import publish
+from service.pipeline.gathering import ENOUGH
+from tests.pipeline.rig import Rig, order_created
+from tests.pipeline.rival import LOCK, rival, until_blocked
+
+FOREVER_S = 3_600.0
+
+
+async def test_a_caller_that_was_answered_shares_the_next_group(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "GATHER_S", FOREVER_S)
+    acme = await rig.tenant("acme")
+    await rig.publisher.publish("acme", [order_created()])
+    groups = rig.publisher.committed_groups
+
+    async with rival(rig.url) as other:
+        await other.execute(LOCK, acme)
+        first = asyncio.create_task(rig.publisher.publish("acme", [order_created(0)]))
+        await until_blocked(rig.database)
+        second = asyncio.create_task(rig.publisher.publish("acme", [order_created(1)]))
+        await asyncio.sleep(0)
+        await other.execute("ROLLBACK")
+        await first
+        await rig.publisher.publish("acme", [order_created(2)])
+        await second
+
+    assert rig.publisher.committed_groups == groups + 2
+
+
+async def test_who_calls_alone_waits_for_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "GATHER_S", FOREVER_S)
+    await rig.tenant("acme")
+
+    for number in range(3):
+        await rig.publisher.publish("acme", [order_created(number)])
+
+
+async def test_a_caller_that_does_not_return_is_not_waited_for_long(rig: Rig) -> None:
+    await rig.tenant("acme")
+    await rig.publisher.publish("acme", [order_created()])
+    await asyncio.gather(
+        *[rig.publisher.publish("acme", [order_created(number)]) for number in range(3)]
+    )
+
+    await rig.publisher.publish("acme", [order_created(3)])
+
+
+async def test_a_large_batch_waits_for_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "GATHER_S", FOREVER_S)
+    await rig.tenant("acme")
+    await rig.publisher.publish("acme", [order_created()])
+    calls = [[order_created(number)] for number in range(3)]
+    await asyncio.gather(*[rig.publisher.publish("acme", events) for events in calls])
+
+    await rig.publisher.publish("acme", [order_created(number) for number in range(ENOUGH)])
+
+
+async def test_a_stop_waits_for_no_caller(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "GATHER_S", FOREVER_S)
+    await rig.tenant("acme")
+    await rig.publisher.publish("acme", [order_created()])
+    await asyncio.gather(
+        *[rig.publisher.publish("acme", [order_created(number)]) for number in range(3)]
+    )
+    last = await rig.publisher.submit("acme", [order_created(3)])
+    await asyncio.sleep(0)
+    assert not last.done()
+
+    await rig.publisher.stop()
+
+    assert last.done()
