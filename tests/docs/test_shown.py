@@ -1,0 +1,95 @@
+"""What pages show and nobody types along: shell, command line and contract accept it at least."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+
+import pytest
+from google.protobuf import descriptor_pool, json_format, message_factory
+
+from hookline.v1 import (  # noqa: F401 - they fill the pool with the contract's services
+    access_service_pb2,
+    delivery_service_pb2,
+    event_service_pb2,
+    event_type_service_pb2,
+    operations_service_pb2,
+    subscription_service_pb2,
+    tenant_service_pb2,
+)
+from service.cli.parser import make_parser
+from service.config import Settings
+from service.config.otel import VARIABLES as OTEL_VARIABLES
+from service.config.reading import NOT_OURS
+from service.identity.client_names import read_client_names
+from tests.architecture.repository import text
+from tests.docs.pages import Block, page, pages
+
+SHELL = [block for each in pages() for block in each.blocks() if block.language == "sh"]
+_COMMAND = re.compile(r"(?:^|\| |exec hookline )(hookline [a-z][^|>#\n]*)", re.MULTILINE)
+_CALL = re.compile(r"-d '(\{.*?\})'\s+(?:\\\n\s+)?\S+ (hookline\.v1\.\w+)/(\w+)", re.DOTALL)
+_VARIABLE = re.compile(r"\b(HOOKLINE_[A-Z_]*[A-Z]|OTEL_[A-Z_]*[A-Z])\b(?![_…])")
+_OF_THE_EXPORTER = "OTEL_EXPORTER_OTLP_"
+
+
+def place_of(block: Block) -> str:
+    return block.place
+
+
+@pytest.mark.parametrize("block", SHELL, ids=place_of)
+def test_a_shell_can_read_it(block: Block) -> None:
+    read = subprocess.run(
+        ["/bin/sh", "-n"], input=block.text, capture_output=True, text=True, check=False
+    )
+    assert (read.returncode, read.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("block", SHELL, ids=place_of)
+def test_the_command_line_knows_its_commands(block: Block) -> None:
+    for command in _COMMAND.findall(block.text):
+        make_parser().parse_args(shlex.split(command)[1:])  # SystemExit: it does not
+
+
+def test_some_commands_were_seen() -> None:
+    commands = [command for block in SHELL for command in _COMMAND.findall(block.text)]
+    assert len(commands) > 10
+    assert sum(len(_CALL.findall(block.text)) for block in SHELL) >= 1
+
+
+@pytest.mark.parametrize("block", SHELL, ids=place_of)
+def test_the_contract_knows_its_calls(block: Block) -> None:
+    pool = descriptor_pool.Default()
+    for request, service, name in _CALL.findall(block.text):
+        method = pool.FindServiceByName(service).methods_by_name[name]
+        json_format.Parse(request, message_factory.GetMessageClass(method.input_type)())
+
+
+def test_every_target_of_make_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", text(pathlib.PurePosixPath("Makefile")), re.MULTILINE))
+    named = {
+        target
+        for each in pages()
+        for code in [*each.code(), *(block.text for block in each.blocks())]
+        for target in re.findall(r"(?:^|\s)make ([a-z]+)\b", code)
+    }
+    assert len(named) > 8
+    assert named - targets == set()
+
+
+def test_every_variable_that_is_named_is_read() -> None:
+    known = {*Settings.variables(), *NOT_OURS, *OTEL_VARIABLES}
+    known |= {"HOOKLINE_TEST_FAULTS", "HOOKLINE_TEST_FUZZ", "OTEL_RESOURCE_ATTRIBUTES"}
+    unknown = {
+        f"{each.path}: {name}"
+        for each in pages()
+        for name in _VARIABLE.findall(each.text)
+        if name not in known and not name.startswith(_OF_THE_EXPORTER)
+    }
+    assert unknown == set()
+
+
+def test_the_file_of_client_names_is_read(tmp_path_factory: pytest.TempPathFactory) -> None:
+    (shown,) = [b for b in page("docs/production.md").blocks() if b.language == "toml"]
+    path = tmp_path_factory.mktemp("shown") / "clients.toml"
+    path.write_text(shown.text, encoding="utf-8")
+    assert read_client_names(path).summary
