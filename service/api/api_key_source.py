@@ -258,7 +258,7 @@ class ApiKeySource:
         try:
             await self._lookup.touch({known.key_id for known in due})
         except TRANSIENT as error:
-            _log.debug("api_key_use_not_noted", error=str(error))
+            _log.warning("api_key_use_not_noted", error=str(error))
             return
         for known in due:
             known.touched_s = now_s

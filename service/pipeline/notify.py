@@ -139,8 +139,9 @@ class Notifier:
             self._wake.clear()
             try:
                 await self._turn()
-            except _FAILURES:
+            except _FAILURES as error:
                 self.failures += 1
+                _log.warning("notifier_failed", error=str(error))
                 self._listen_at_s = 0.0
                 await asyncio.sleep(REPEAT_S)
             except Exception:  # noqa: BLE001 - logged whole; the next turn goes on

@@ -254,6 +254,7 @@ class Publisher:
                 self._builder.withdraw(group)
                 return await self._split(group, _rejection(error))
             except UnavailableError as error:
+                _log.warning("publish_failed", calls=len(group.calls), error=str(error))
                 self._builder.withdraw(group)
                 group.fail(error)
                 return []

@@ -81,7 +81,7 @@ class Pulse:
                 if beats % ASK_EVERY == 0:
                     await self.ask()
             except (*TRANSIENT, RejectedError) as error:
-                _log.debug("pulse_unanswered", error=str(error))
+                _log.warning("pulse_unanswered", error=str(error))
             except Exception:  # noqa: BLE001 - logged whole; the next beat goes on
                 _log.exception("pulse_broken")
             beats += 1

@@ -31,7 +31,7 @@ from service.domain.instants import from_unix_us
 from service.domain.retry import RetrySchedule
 from service.domain.subscription import SubscriptionStateReason
 from service.pipeline.gathering import Gathering
-from service.pipeline.telling import measure, tell_disabled, tell_exhausted
+from service.pipeline.telling import measure, tell_disabled, tell_exhausted, tell_own_fault
 from service.store.database import ContentionError, OutcomeUnknownError, RejectedError
 from service.store.recording import Consequences, Disabling, OutcomeRows, Recorded
 from service.telemetry.meters import Meters
@@ -123,6 +123,7 @@ class Recorder:
         schedule = _DEFAULT_SCHEDULE if config is None else config.schedule
         move = decide(outcome, job.budget(schedule), schedule, self._random.random())
         if isinstance(move, Release):
+            tell_own_fault(job, outcome)
             if job.trace is not None:
                 job.trace.recorded(is_recorded=False)
                 job.trace = None

@@ -85,6 +85,22 @@ def tell_exhausted(told: Told) -> None:
     )
 
 
+def tell_own_fault(job: Job, outcome: Outcome) -> None:
+    """An attempt failed by our own doing: nothing is recorded of it, and it is made again.
+
+    Also where a bucket moved or somebody cancelled the delivery meanwhile, which passes.
+    """
+    _log.warning(
+        "own_fault",
+        reason=outcome.error,
+        event_id=job.message.webhook_id,
+        delivery=format_type_id("dlv", job.delivery_id),
+        subscription=name_of(job.lane),
+        attempt=job.attempt_count + 1,
+        trace_id=None if job.trace is None else job.trace.trace_text,
+    )
+
+
 def tell_circuit_opened(lane: Lane, rests_s: float) -> None:
     """A target has failed so often in a row that only probes go out."""
     _log.warning(

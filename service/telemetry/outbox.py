@@ -45,6 +45,7 @@ class Outbox(SpanProcessor):
         """Spans that the collector did not take."""
         self.dropped = 0
         """Spans that found the queue full."""
+        self._told_dropped = 0
         threading.Thread(target=self._run, name="spans", daemon=True).start()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
@@ -92,6 +93,14 @@ class Outbox(SpanProcessor):
                 while len(batch) < self._batch_spans:
                     batch.append(queue.popleft())
             self._send(batch)
+            self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        """Of all that were dropped since the last time, in one line."""
+        dropped = self.dropped - self._told_dropped
+        if dropped:
+            self._told_dropped += dropped
+            _log.warning("spans_dropped", count=dropped)
 
     def _send(self, batch: list[ReadableSpan]) -> None:
         try:

@@ -1,8 +1,9 @@
 """A line that says the same again and again is said a few times a minute, then counted.
 
 What happens each second for each of a thousand subscriptions is one trouble and not a million
-lines. The same is what has the same name and is about the same subscription, worker or part; the
-first line after a silence says how many were left out.
+lines. The same is what has the same name and is about the same subscription, worker or part; or,
+where a line says a reason, what has that reason, whomever it meets. The first line after a silence
+says how many were left out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ KEYS_MAX: Final = 2_000
 _ABOUT: Final = (
     "logger",
     "event",
-    "subscription",
+    "reason",
     "worker",
     "part",
     "name",
@@ -70,7 +71,8 @@ class Repetition:
 
     def limit(self, _logger: object, _method: str, event: EventDict) -> EventDict:
         """A processor for our own lines."""
-        left_out = self.admit(tuple([event.get(name) for name in _ABOUT]))
+        whom = None if "reason" in event else event.get("subscription")
+        left_out = self.admit((whom, *[event.get(name) for name in _ABOUT]))
         if left_out is None:
             raise structlog.DropEvent
         if left_out:

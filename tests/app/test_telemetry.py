@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 from hookline import HooklineClient
 from hookline.v1.event_pb2 import Event
@@ -124,20 +125,26 @@ async def test_prometheus_reads_the_same(database_url: str) -> None:
         await scraped(port)
 
 
-async def test_a_fault_of_our_own_is_counted_though_it_is_not_recorded(database_url: str) -> None:
+async def test_a_fault_of_our_own_is_counted_and_told_though_it_is_not_recorded(
+    database_url: str,
+) -> None:
     port = free_port()
     variables = {
         "HOOKLINE_PROMETHEUS_LISTEN": f"127.0.0.1:{port}",
         "HOOKLINE_EGRESS_PROXY": f"http://127.0.0.1:{free_port()}",
     }
-    async with Receiver() as target, started(database_url, **variables) as (_, client):
-        await subscribe(client, target.url)
-        await client.publish("default", [Event(type="a.b", json_data="{}")])
+    with capture_logs() as logs:
+        async with Receiver() as target, started(database_url, **variables) as (_, client):
+            await subscribe(client, target.url)
+            (event,) = await client.publish("default", [Event(type="a.b", json_data="{}")])
 
-        async def is_counted() -> bool:
-            return 'hookline_attempt_outcome="OWN_FAULT"' in await scraped(port)
+            async def is_counted() -> bool:
+                return 'hookline_attempt_outcome="OWN_FAULT"' in await scraped(port)
 
-        await until(is_counted, "the alert has something to go by")
+            await until(is_counted, "the alert has something to go by")
+    told = next(line for line in logs if line["event"] == "own_fault")
+    assert told["reason"] == "the egress proxy cannot be reached"
+    assert event.name.endswith(told["event_id"])
 
 
 async def test_a_port_that_is_taken_is_told_in_a_sentence(database_url: str) -> None:

@@ -86,6 +86,9 @@ log = structlog.get_logger("service.pipeline.targets")
 for number in range(10):
     log.error("signing_secret_sealed", subscription="one", error=str(number))
 log.error("signing_secret_sealed", subscription="two")
+for number in range(10):
+    log.warning("own_fault", reason="no descriptor", subscription=str(number))
+log.warning("own_fault", reason="no resolver", subscription="0")
 log.warning("odd", payload="a customer's", url="https://a.b/token", error="key hk_abcdefgh12345678")
 log.warning("lost", error="postgresql://hookline:password@db/hookline", reason="whsec_MfKQ9r8G")
 """
@@ -104,6 +107,12 @@ def test_the_same_line_is_said_three_times_a_minute_for_each_that_it_is_about() 
     lines = [json.loads(line) for line in logged("JSON", script=TROUBLES)]
     sealed = [line["subscription"] for line in lines if line["event"] == "signing_secret_sealed"]
     assert sealed == ["one", "one", "one", "two"]
+
+
+def test_what_has_a_reason_is_one_trouble_whomever_it_meets() -> None:
+    lines = [json.loads(line) for line in logged("JSON", script=TROUBLES)]
+    faults = [line["reason"] for line in lines if line["event"] == "own_fault"]
+    assert faults == ["no descriptor"] * 3 + ["no resolver"]
 
 
 def test_after_a_silence_it_is_told_how_many_were_left_out() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from structlog.testing import capture_logs
 
 from service.telemetry.outbox import Outbox
 from tests.waiting import until
@@ -66,11 +67,14 @@ async def test_all_are_sent_in_batches() -> None:
 async def test_what_finds_the_queue_full_is_dropped_and_counted() -> None:
     exporter = Exporter()
     exporter.gate.clear()
-    with outbox(exporter, max_spans=5, batch_spans=5) as box:
+    with capture_logs() as logs, outbox(exporter, max_spans=5, batch_spans=5) as box:
         make(box, 20)
         assert box.dropped >= 10, "one batch may be on its way"
         exporter.gate.set()
         await until(lambda: box.sent + box.dropped == 20, "the others are sent")
+    told = [line["count"] for line in logs if line["event"] == "spans_dropped"]
+    assert sum(told) == box.dropped
+    assert len(told) <= 2, "a line a batch at most"
 
 
 @pytest.mark.parametrize("exporter", [Exporter(SpanExportResult.FAILURE), Exporter(raises=True)])
