@@ -12,7 +12,12 @@ import os
 from collections.abc import Awaitable, Callable
 
 from hookline import HooklineClient
-from hookline.errors import HooklineError, UnauthenticatedError, UnavailableError
+from hookline.errors import (
+    DeadlineExceededError,
+    HooklineError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from hookline.tls import Tls
 from service.cli.failure import CommandError
 
@@ -33,6 +38,7 @@ _UNREACHED = (
     ("Failed parsing HTTP/2", "answers, and not in gRPC: is it another service's port?"),
 )
 """What gRPC says of a connection, and what that means."""
+_SILENT = "its process hangs (so does `hookline health`), or it waits for Postgres, which does"
 
 
 def ask(asked: argparse.Namespace, questions: Callable[[HooklineClient], Awaitable[int]]) -> int:
@@ -63,6 +69,8 @@ async def _ask(
             if error.reason:
                 raise CommandError(f"{target} answered {error}", code=1) from error
             raise CommandError(_unreached(target, str(error)), code=1) from error
+        except DeadlineExceededError as error:
+            raise CommandError(f"{target} did not answer in time: {_SILENT}", code=1) from error
         except UnauthenticatedError as error:
             hint = "set HOOKLINE_API_KEY to one (`hookline keys create --help`), or HOOKLINE_TOKEN"
             raise CommandError(f"{target} answered {error}\n  {hint}", code=1) from error

@@ -270,7 +270,8 @@ class Database:
         try:
             self._pool = await asyncpg.create_pool(
                 self._url,
-                min_size=1,
+                init_size=1,
+                min_size=0,  # else it connects by itself, and logs a traceback where it cannot
                 max_size=self._pool_size,
                 timeout=CONNECT_TIMEOUT_S,
                 init=_prepare_connection,

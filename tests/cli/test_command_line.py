@@ -4,9 +4,16 @@ import re
 import subprocess
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 
+from hookline import HooklineClient
+from hookline.errors import error_of
 from service import VERSION
 from service.cli import main
+from service.cli.failure import CommandError
+from service.cli.parser import make_parser
+from service.cli.server import ask
 from tests.e2e.processes import HOOKLINE, environment, run_hookline
 
 COMMANDS = [
@@ -37,6 +44,13 @@ def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixtur
         main([command, "--help"])
     assert ended.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_whoever_types_nothing_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert "where an event is, why, and what happens next" in capsys.readouterr().err
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +104,14 @@ def test_where_nothing_answers_a_sentence_says_so(
     assert told.out == ""
     assert told.err.startswith("hookline: nothing answers at 127.0.0.1:1")
     assert len(told.err.splitlines()) == 1
+
+
+def test_where_nobody_answers_in_time_it_says_who_may_hang() -> None:
+    async def questions(_client: HooklineClient) -> int:
+        raise error_of(AioRpcError(StatusCode.DEADLINE_EXCEEDED, Metadata(), Metadata()))
+
+    with pytest.raises(CommandError, match="did not answer in time: .* waits for Postgres"):
+        ask(make_parser().parse_args(["status"]), questions)
 
 
 def test_a_token_is_not_sent_in_plaintext_to_another_machine() -> None:

@@ -16,18 +16,13 @@ from service.store.database import (
     OutcomeUnknownError,
     RejectedError,
     Session,
-    UnsafeServerError,
 )
-from service.store.embedded import EmbeddedPostgres
 from tests.pipeline.wire import Wire
-from tests.store.embedded_rig import make_ground
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 MARK = "SELECT 'mark'"
-ground = pytest.fixture(make_ground)
 
 
 @pytest.fixture
@@ -310,6 +305,19 @@ async def test_a_caller_that_gives_up_leaves_the_pool_whole(wire: Wire, database
         assert await values(database, "SELECT 1") == [1]
 
 
+async def test_a_pool_that_lost_its_server_connects_when_it_is_asked_and_says_nothing_itself(
+    wire: Wire, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    wire.close()
+    for _ in range(3):
+        with pytest.raises((UnavailableError, OutcomeUnknownError)):
+            await database.fetch("SELECT 1")
+    wire.is_open = True
+
+    assert await values(database, "SELECT 1") == [1]
+    assert caplog.text == ""
+
+
 async def test_a_pool_without_a_server_is_unavailable(database_url: str) -> None:
     database = Database(database_url.replace("hookline_test", "no_such"))
 
@@ -327,72 +335,3 @@ async def test_json_goes_in_and_out_as_objects(database: Database) -> None:
 
     assert row is not None
     assert row["value"] == value
-
-
-# -------------------------------------------------------------------------------- the server check
-
-
-async def checked(url: str) -> str:
-    """What is wrong with a server."""
-    database = Database(url)
-    await database.open()
-    try:
-        await database.check_server()
-    except UnsafeServerError as refusal:
-        return str(refusal).removeprefix("the database is refused: ")
-    finally:
-        await database.close()
-    return ""
-
-
-async def test_a_good_server_is_accepted(database_url: str) -> None:
-    assert await checked(database_url) == ""
-
-
-@pytest.mark.parametrize(
-    "setting,problem",
-    [
-        ("synchronous_commit = off", "its synchronous_commit is off, so a crash could lose events"),
-        ("default_transaction_read_only = on", "it is read-only"),
-    ],
-)
-async def test_a_database_that_could_lose_or_not_write_is_refused(
-    database_url: str, setting: str, problem: str
-) -> None:
-    connection = await asyncpg.connect(database_url)
-    name = await connection.fetchval("SELECT current_database()")
-    await connection.execute(f'ALTER DATABASE "{name}" SET {setting}')
-    await connection.close()
-
-    assert await checked(database_url) == problem
-
-
-async def test_an_old_server_is_refused(database_url: str) -> None:
-    """The one thing here that is pretended: a server that says that it is Postgres 14."""
-    connection = await asyncpg.connect(database_url)
-    name = await connection.fetchval("SELECT current_database()")
-    await connection.execute(
-        f"""CREATE FUNCTION public.current_setting(asked text) RETURNS text LANGUAGE sql AS
-            $$SELECT CASE asked WHEN 'server_version_num' THEN '140011'
-                     ELSE pg_catalog.current_setting(asked) END$$;
-            ALTER DATABASE "{name}" SET search_path = public, pg_catalog"""
-    )
-    await connection.close()
-
-    assert await checked(database_url) == "it is Postgres 14; 15 or newer is needed"
-
-
-async def test_a_server_without_fsync_or_full_page_writes_is_refused(ground: Path) -> None:
-    server = EmbeddedPostgres(
-        ground / "data",
-        settings={"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"},
-    )
-    try:
-        problems = await checked(await server.start())
-    finally:
-        await server.remove()
-
-    assert problems == (
-        "its fsync is off, so a crash could lose events; "
-        "its full_page_writes is off, so a crash could lose events"
-    )

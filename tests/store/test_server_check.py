@@ -1,0 +1,83 @@
+"""Which servers are accepted: a database that could lose what was committed is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from service.store.database import Database, UnsafeServerError
+from service.store.embedded import EmbeddedPostgres
+from tests.store.embedded_rig import make_ground
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ground = pytest.fixture(make_ground)
+
+
+async def checked(url: str) -> str:
+    """What is wrong with a server."""
+    database = Database(url)
+    await database.open()
+    try:
+        await database.check_server()
+    except UnsafeServerError as refusal:
+        return str(refusal).removeprefix("the database is refused: ")
+    finally:
+        await database.close()
+    return ""
+
+
+async def test_a_good_server_is_accepted(database_url: str) -> None:
+    assert await checked(database_url) == ""
+
+
+@pytest.mark.parametrize(
+    "setting,problem",
+    [
+        ("synchronous_commit = off", "its synchronous_commit is off, so a crash could lose events"),
+        ("default_transaction_read_only = on", "it is read-only"),
+    ],
+)
+async def test_a_database_that_could_lose_or_not_write_is_refused(
+    database_url: str, setting: str, problem: str
+) -> None:
+    connection = await asyncpg.connect(database_url)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f'ALTER DATABASE "{name}" SET {setting}')
+    await connection.close()
+
+    assert await checked(database_url) == problem
+
+
+async def test_an_old_server_is_refused(database_url: str) -> None:
+    """The one thing here that is pretended: a server that says that it is Postgres 14."""
+    connection = await asyncpg.connect(database_url)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(
+        f"""CREATE FUNCTION public.current_setting(asked text) RETURNS text LANGUAGE sql AS
+            $$SELECT CASE asked WHEN 'server_version_num' THEN '140011'
+                     ELSE pg_catalog.current_setting(asked) END$$;
+            ALTER DATABASE "{name}" SET search_path = public, pg_catalog"""
+    )
+    await connection.close()
+
+    assert await checked(database_url) == "it is Postgres 14; 15 or newer is needed"
+
+
+async def test_a_server_without_fsync_or_full_page_writes_is_refused(ground: Path) -> None:
+    server = EmbeddedPostgres(
+        ground / "data",
+        settings={"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"},
+    )
+    try:
+        problems = await checked(await server.start())
+    finally:
+        await server.remove()
+
+    assert problems == (
+        "its fsync is off, so a crash could lose events; "
+        "its full_page_writes is off, so a crash could lose events"
+    )
