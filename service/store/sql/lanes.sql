@@ -7,12 +7,12 @@ FROM unnest($1::smallint[]) AS w (bucket) CROSS JOIN LATERAL (
     WITH RECURSIVE head AS (
         (SELECT p.bucket, p.subscription_uid, p.due_at, p.delivery_id FROM pending_deliveries p
          WHERE p.bucket = w.bucket
-         ORDER BY p.bucket, p.subscription_uid, p.due_at, p.delivery_id LIMIT 1)
+         ORDER BY p.bucket, p.subscription_uid, p.due_at LIMIT 1)
         UNION ALL
         SELECT n.* FROM head CROSS JOIN LATERAL (
             SELECT p.bucket, p.subscription_uid, p.due_at, p.delivery_id FROM pending_deliveries p
             WHERE p.bucket = w.bucket AND p.subscription_uid > head.subscription_uid
-            ORDER BY p.bucket, p.subscription_uid, p.due_at, p.delivery_id LIMIT 1) n
+            ORDER BY p.bucket, p.subscription_uid, p.due_at LIMIT 1) n
     ) SELECT * FROM head) h
 WHERE h.due_at <= hookline_now()
 
@@ -27,7 +27,7 @@ CROSS JOIN LATERAL (
     FROM pending_deliveries q
     WHERE q.bucket = l.bucket AND q.subscription_uid = l.subscription_uid AND q.due_at <= hookline_now()
       AND q.delivery_id NOT IN (SELECT unnest($5::uuid[]))
-    ORDER BY q.due_at, q.delivery_id LIMIT l.wanted) p
+    ORDER BY q.due_at LIMIT l.wanted) p
 CROSS JOIN LATERAL (
     SELECT octet_length(e.data) AS data_bytes FROM events e
     WHERE e.tenant_uid = l.tenant_uid AND e.event_id = p.event_id OFFSET 0) e

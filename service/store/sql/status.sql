@@ -26,7 +26,7 @@ SELECT l.subscription_uid, p.due_at
 FROM unnest($1::smallint[], $2::uuid[]) AS l (bucket, subscription_uid) CROSS JOIN LATERAL (
     SELECT q.due_at FROM pending_deliveries q
     WHERE q.bucket = l.bucket AND q.subscription_uid = l.subscription_uid
-    ORDER BY q.due_at, q.delivery_id LIMIT 1) p
+    ORDER BY q.due_at LIMIT 1) p
 WHERE p.due_at <= hookline_now()
 
 -- name: oldest_xmin
