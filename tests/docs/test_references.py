@@ -15,6 +15,8 @@ PROMISES, RULES = 16, 25
 _TEST = re.compile(r"(tests/[\w/]+\.py)::(?:Test\w+::)?(test_\w+)")
 _PATH = re.compile(r"(?:service|tests|docs|protos|clients|\.ci)/[\w./-]*[\w/]")
 _LATER = "with a later version"
+_FOREIGN = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_RESOURCE_ATTRIBUTES", "schedstat"}
+"""What pages name and nothing here reads by itself."""
 
 
 def identify(each: Page) -> str:
@@ -50,6 +52,23 @@ def test_paths_that_are_named_exist(each: Page) -> None:
         and f"{name.rstrip('/')}.py" not in known  # a module, named as it is imported
     ]
     assert missing == []
+
+
+def test_words_of_code_that_are_named_exist() -> None:
+    """Else a page would go on naming what was renamed. Decisions may: they are of their day."""
+    kept = [path for path in files() if path.suffix not in {".binpb", ".md"}]
+    code = "\n".join(text(path) for path in kept if path.parts[:2] != ("tests", "docs"))
+    known = set(re.findall(r"[A-Za-z_]\w+", f"{code} {' '.join(map(str, kept))}"))
+    known |= {re.sub(r"_([a-z])", lambda m: m[1].upper(), word) for word in known}
+    unknown = {
+        f"{each.path}: {word}"
+        for each in pages()
+        if each.path.parent.name != "adr"
+        for code in each.code()
+        for word in re.findall(r"(?<![\w…])[A-Za-z]\w{3,}(?![\w…*])", code)
+        if word not in known and word not in _FOREIGN
+    }
+    assert unknown == set()
 
 
 def functions_of(path: str) -> set[str]:
