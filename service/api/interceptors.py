@@ -101,8 +101,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._journal = journal
         self._admission = admission
         self._observer = observer or Unobserved()
-        self._running = Counter[bool]()
-        """Calls that run, those of strangers by themselves: they crowd out nobody who is known."""
+        self._running = Counter[str]()
+        """Calls that run; of what is open to strangers each method by itself. They crowd out nobody
+        who is known, nor do their watches, which never end, crowd out a probe."""
         self._streams = Streams()
         self._wrapped: dict[str, _Handler] = {}
         unknown: _Handler = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
@@ -166,7 +167,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 self._observer.call_ended(method, grpc.StatusCode.OK, perf_counter() - started)
                 return response
             finally:
-                self._leave(caller)
+                self._leave(method, caller)
 
         return guarded
 
@@ -209,7 +210,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 self._observer.call_ended(method, grpc.StatusCode.OK, perf_counter() - started)
                 return response if answers_once else None
             finally:
-                self._leave(caller)
+                self._leave(method, caller)
                 self._streams.leave(stream)
                 if following is not None:
                     following.cancel()
@@ -241,16 +242,17 @@ class CallGuard(grpc.aio.ServerInterceptor):
     ) -> Caller:
         self._admission.check_metadata(metadata)
         caller = await self._identify(method, rule, context, metadata)
-        self._admission.check_running(self._running[caller is _STRANGER] + 1)
+        crowd = _crowd_of(caller, method)
+        self._admission.check_running(self._running[crowd] + 1)
         if context.time_remaining() == 0:  # never less; None without a deadline
             raise _DeadlineExceededError
-        self._running[caller is _STRANGER] += 1
+        self._running[crowd] += 1
         return caller
 
-    def _leave(self, caller: Caller | None) -> None:
+    def _leave(self, method: str, caller: Caller | None) -> None:
         """A call has ended; None: it was not let in."""
         if caller is not None:
-            self._running[caller is _STRANGER] -= 1
+            self._running[_crowd_of(caller, method)] -= 1
 
     async def _end(
         self,
@@ -278,6 +280,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
         refusal = _refusal_of(method, error)
         self._observer.call_ended(method, refusal.code, perf_counter() - started)
         await context.abort(*refusal)
+
+
+def _crowd_of(caller: Caller, method: str) -> str:
+    """Whom a call is counted with."""
+    return method if caller is _STRANGER else ""
 
 
 def _metadata_of(context: _Context) -> Metadata:

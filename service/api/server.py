@@ -6,6 +6,7 @@ composition root's (health, lanes, calls, records, leases); the steps that are g
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -152,6 +153,9 @@ def _options(limits: Limits, *, share_port: bool) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", metadata_bytes),
         ("grpc.absolute_max_metadata_size", metadata_bytes + METADATA_HEADROOM_BYTES),
         ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
+        # Whoever reaches the port may open connections, before anybody asks who he is.
+        ("grpc.max_allowed_incoming_connections", _connections_max(limits)),
+        ("grpc.max_connection_idle_ms", limits.max_connection_idle_s * 1_000),
         # Connections come anew now and then: so they are spread over processes that came later,
         # and a certificate is asked for again. Each ends up to a tenth sooner or later, by chance.
         ("grpc.max_connection_age_ms", limits.max_connection_age_s * 1_000),
@@ -163,6 +167,14 @@ def _options(limits: Limits, *, share_port: bool) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", limits.min_ping_interval_s * 1_000),
     ]
+
+
+def _connections_max(limits: Limits) -> int:
+    """Half of the descriptors are left for what calls lead to: the database, targets, files."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return limits.max_connections
+    return min(limits.max_connections, max(1, descriptors // 2))
 
 
 def _register(servicers: Servicers, server: grpc.aio.Server) -> None:

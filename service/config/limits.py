@@ -33,6 +33,8 @@ _BOUNDS: Final[Mapping[str, tuple[int, int] | tuple[int, int, str]]] = {
     "max_tenant_calls_per_s": (1, 1_000_000),
     "max_tenant_bytes_per_s": (_KIB, 4096 * _MIB, "bytes"),
     "max_streams_per_connection": (1, 100_000),
+    "max_connections": (1, 1_000_000),
+    "max_connection_idle_s": (1, 604_800, "seconds"),
     "max_connection_age_s": (1, 604_800, "seconds"),
     "connection_grace_s": (1, 86_400, "seconds"),
     "handshake_timeout_s": (1, 120, "seconds"),

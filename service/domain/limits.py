@@ -53,6 +53,10 @@ class Limits:
     """The bytes of these (HOOKLINE_MAX_TENANT_BYTES_PER_S)."""
     max_streams_per_connection: int = 1_000
     """Calls at once on one connection (HOOKLINE_MAX_STREAMS_PER_CONNECTION)."""
+    max_connections: int = 4_096
+    """Of callers, on one node (HOOKLINE_MAX_CONNECTIONS)."""
+    max_connection_idle_s: int = 300
+    """Then a connection without a call is ended (HOOKLINE_MAX_CONNECTION_IDLE_S)."""
     max_connection_age_s: int = 3_600
     """Then a connection is asked to end (HOOKLINE_MAX_CONNECTION_AGE_S)."""
     connection_grace_s: int = 300

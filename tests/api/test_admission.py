@@ -196,6 +196,37 @@ async def test_a_connection_that_says_nothing_is_ended(doors: Doors) -> None:
         writer.close()
 
 
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""What a client of HTTP/2 begins with (RFC 9113 section 3.4): an empty SETTINGS frame."""
+
+
+async def test_a_connection_without_a_call_is_ended(doors: Doors) -> None:
+    async with doors.serving(max_connection_idle_s=1) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(HELLO)
+        async with asyncio.timeout(20):
+            assert b"connection idle" in await reader.read()
+        writer.close()
+
+
+async def test_strangers_connections_are_bounded(doors: Doors) -> None:
+    """They are opened before anybody asks who calls, and each takes a descriptor."""
+    async with doors.serving(max_connections=3, handshake_timeout_s=120) as api:
+        await api.rows.tenant("acme")
+        await publish(api)
+        opened = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(2)]
+        for reader, writer in opened:
+            writer.write(HELLO)
+            await reader.readexactly(9)  # its settings: it is one of the three
+        reader, refused = await asyncio.open_connection("127.0.0.1", api.port)
+        refused.write(HELLO)
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        await publish(api)
+        for writer in (refused, *(writer for _, writer in opened)):
+            writer.close()
+
+
 async def test_a_connection_that_is_old_ends_its_stream_and_the_next_call_finds_a_new_one(
     doors: Doors,
 ) -> None:

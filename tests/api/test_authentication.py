@@ -86,17 +86,21 @@ async def test_strangers_crowd_out_nobody_who_is_known(database_url: str, words:
         watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
         for watch in watches:
             await watch.read()
-        answer = await refusal(health.Check(health_pb2.HealthCheckRequest()))
+        refused = health.Watch(health_pb2.HealthCheckRequest())
+        answer = await refusal(refused.read())
         assert (answer.code, answer.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        await health.Check(health_pb2.HealthCheckRequest())  # a probe: who fails it is restarted
         await api.events.ListEvents(ListEventsRequest(tenant="tenants/-"), metadata=BOSS)
         for watch in watches:
             watch.cancel()
 
         async def is_room() -> bool:
+            watch = health.Watch(health_pb2.HealthCheckRequest())
             try:
-                await health.Check(health_pb2.HealthCheckRequest())
+                await watch.read()
             except grpc.aio.AioRpcError:
                 return False
+            watch.cancel()
             return True
 
         await until(is_room, "who has left is not counted any more")
