@@ -16,7 +16,7 @@ from service.api.rates import Buckets
 from service.domain.caller import Caller
 from service.domain.errors import Reason, ResourceExhaustedError
 from service.domain.limits import Limits
-from service.domain.names import WILDCARD, tenant_name
+from service.domain.names import check_id, tenant_name
 
 _ENTRY_BYTES: Final = 32
 """What each entry of metadata counts for besides its text (RFC 9113 section 6.5.2)."""
@@ -147,11 +147,14 @@ def _too_large(what: str, size: int, setting: str, most: int) -> ResourceExhaust
 
 
 def _tenant_named_by(message: object) -> str | None:
-    """Whose data a request is about, as far as it says so."""
+    """Whose data a request is about, as far as it says so, and in a name that there may be.
+
+    Others, `tenants/-` among them, are nobody's: a bucket's key must not be as long as a message.
+    """
     for field in _NAMING:
         value = getattr(message, field, None)
         name = value if isinstance(value, str) else getattr(value, "name", "")
         if name.startswith(_PREFIX):
             tenant_id: str = name.removeprefix(_PREFIX).partition("/")[0]
-            return tenant_id if tenant_id and tenant_id != WILDCARD else None
+            return tenant_id if check_id(tenant_id) is None else None
     return None

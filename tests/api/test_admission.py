@@ -171,6 +171,28 @@ async def test_a_stream_that_is_too_fast_is_held_and_none_of_it_refused(doors: D
     assert all(answer.HasField("published") for answer in answers)
 
 
+@pytest.mark.parametrize("limit", ["max_caller_bytes_per_s", "max_tenant_bytes_per_s"])
+async def test_what_a_stream_brings_is_charged_as_calls_are(doors: Doors, limit: str) -> None:
+    async with doors.serving(**{limit: 1_024}) as api:
+        await api.rows.tenant("acme")
+        call = api.events.StreamPublishEvents(metadata=BOSS)
+        request = StreamPublishEventsRequest(sequence=1, tenant="tenants/acme")
+        request.events.append(Event(type="a.b", binary_data=bytes(200_000)))
+        await call.write(request)
+        assert (await call.read()).HasField("published")
+        answer = await refusal(publish(api))
+        assert answer.metadata["limit"] == f"HOOKLINE_{limit.upper()}"
+        call.cancel()
+
+
+async def test_a_name_that_no_tenant_can_have_has_no_bucket(doors: Doors) -> None:
+    """Ten thousand of them would be as long as messages."""
+    async with doors.serving(max_tenant_bytes_per_s=1_024) as api:
+        for _ in range(3):
+            answer = await refusal(publish(api, tenant="x" * 5_000))
+            assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_stream_that_is_held_ends_with_the_node(doors: Doors) -> None:
     async with doors.serving(max_caller_bytes_per_s=1_024) as api:
         await api.rows.tenant("acme")

@@ -67,10 +67,30 @@ def test_each_has_a_bucket_of_his_own(clock: Clock) -> None:
     assert passed(buckets, "b", 5) == 3
 
 
-def test_the_table_has_an_end_and_forgets_whom_it_has_not_seen_for_longest(clock: Clock) -> None:
-    buckets = Buckets(1, max_keys=3, monotonic_s=clock)
-    for key in ("a", "b", "c", "a", "d"):
-        buckets.take(key, 10)
-    assert len(buckets) == 3
-    assert buckets.wait_s("b") == 0
-    assert all(buckets.wait_s(key) > 0 for key in "acd")
+def test_the_table_has_an_end_and_forgets_those_who_owe_least(clock: Clock) -> None:
+    buckets = Buckets(1, max_keys=10, monotonic_s=clock)
+    for number in range(1, 12):
+        buckets.take(f"owes {number}", number + 1)
+    assert len(buckets) == 5
+    assert buckets.wait_s("owes 6") == 0
+    assert all(buckets.wait_s(f"owes {number}") > 0 for number in range(7, 12))
+
+
+def test_nobody_is_forgotten_while_there_are_buckets_that_are_full_again(clock: Clock) -> None:
+    buckets = Buckets(10, max_keys=100, monotonic_s=clock)
+    assert passed(buckets, "a", 20) == 10
+    for number in range(100):
+        buckets.take(f"slow {number}", 1)
+        clock.now_s += 0.001
+    assert len(buckets) <= 100
+    assert passed(buckets, "a", 20) == 1, "what a tenth of a second brings"
+
+
+def test_no_flood_of_others_pays_the_debt_of_one_who_is_refused(clock: Clock) -> None:
+    """He comes again and again, and so do ten times as many others as the table holds."""
+    buckets = Buckets(10, max_keys=1_000, monotonic_s=clock)
+    buckets.take("a", 1_000)
+    for number in range(10_000):
+        assert buckets.wait_s("a") > 90
+        assert passed(buckets, f"other {number}", 20) <= 11, "who is new may be the one to go"
+        assert len(buckets) <= 1_000
