@@ -29,6 +29,7 @@ from service.pipeline.pulse import Pulse
 from service.store.data_keys import TenantSecrets
 from service.store.database import Database, OutcomeUnknownError, UnsafeServerError
 from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from service.store.deployment_keys import PAGE_TOKENS, load_or_create_deployment_key
 from service.store.master_keys import check_master_keys
 from service.store.migrations import Migration, MigrationError, migrate, pending_migrations
 from service.store.secrets import (
@@ -94,8 +95,7 @@ class App:
             await _check_connections(settings, database)
         await _prepare_schema(settings, database)
         await Tenants(database).ensure_default()
-        master_keys = master_keys_of(settings)
-        secrets = TenantSecrets(SecretBox(master_keys))
+        secrets = TenantSecrets(SecretBox(master_keys_of(settings)))
         await check_master_keys(database, secrets.box)
         instruments = Instruments(telemetry.tracer, telemetry.meters)
         engine = Engine(settings, database, secrets, self._clock, self._place, instruments)
@@ -103,8 +103,9 @@ class App:
         door = await Door.make(settings, database, secrets.box, engine, self._clock)
         push(door.stop)
         door.start()
+        page_key = await load_or_create_deployment_key(database, secrets.box, PAGE_TOKENS)
         server = ApiServer(
-            make_servicers(settings, database, engine, secrets, door, page_key=master_keys[0]),
+            make_servicers(settings, database, engine, secrets, door, page_key=page_key),
             address=str(settings.listen),
             limits=settings.limits,
             identities=door.identities,

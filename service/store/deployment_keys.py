@@ -22,6 +22,8 @@ SQL = Statements("deployment_keys")
 
 API_KEYS = "api keys"
 """The purpose of the key that tokens are hashed with (domain/api_key.py)."""
+PAGE_TOKENS = "page tokens"
+"""The purpose of the key that page tokens are signed with."""
 
 
 class DeploymentKeyPlace(NamedTuple):

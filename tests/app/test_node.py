@@ -16,6 +16,7 @@ import hookline.webhook
 from hookline import HooklineClient
 from hookline.errors import UnavailableError
 from hookline.v1.event_pb2 import Event
+from hookline.v1.event_service_pb2 import ListEventsRequest
 from hookline.v1.subscription_service_pb2 import (
     CreateSubscriptionRequest,
     RotateSigningSecretRequest,
@@ -278,20 +279,29 @@ async def test_a_master_key_is_exchanged_while_nodes_serve(database_url: str) ->
             started(database_url, HOOKLINE_MASTER_KEY=keys(new, old)) as (_, other),
         ):
             await subscribe(client, receiver.url)
-            await client.publish("default", [Event(type="a.b", json_data="1")])
-            await until(lambda: len(receiver.ids) == 1, "the first is delivered")
+            await client.publish("default", [Event(type="a.b", json_data="1")] * 2)
+            await until(lambda: len(receiver.ids) == 2, "the first are delivered")
+            listed = await client.events.ListEvents(
+                ListEventsRequest(tenant="tenants/default", page_size=1)
+            )
 
             report = await rotate_master(both, lambda _done, _whole: None)
-            assert (report.data_keys, report.deployment_keys, report.unreadable) == (1, 1, [])
+            assert (report.data_keys, report.deployment_keys, report.unreadable) == (1, 2, [])
 
             name = "tenants/default/subscriptions/all"
             rotation = RotateSigningSecretRequest(name=name)
             rotated = await other.subscriptions.RotateSigningSecret(rotation)
             await other.publish("default", [Event(type="a.b", json_data="2")])
-            await until(lambda: len(receiver.ids) == 2, "the second is delivered")
+            await until(lambda: len(receiver.ids) == 3, "the next is delivered")
             headers, body = receiver.requests[-1]
             webhook = hookline.webhook.verify(headers, body, rotated.signing_secret)
             assert webhook.json()["data"] == 2
         async with started(database_url, HOOKLINE_MASTER_KEY=keys(new)) as (_, client):
             await client.publish("default", [Event(type="a.b", json_data="3")])
-            await until(lambda: len(receiver.ids) == 3, "the new key alone opens it")
+            await until(lambda: len(receiver.ids) == 4, "the new key alone opens it")
+            following = await client.events.ListEvents(
+                ListEventsRequest(
+                    tenant="tenants/default", page_size=1, page_token=listed.next_page_token
+                )
+            )
+            assert len(following.events) == 1

@@ -13,6 +13,7 @@ from service.cli import main
 from service.store.data_keys import TenantSecrets
 from service.store.secrets import SecretBox, key_id_of
 from service.store.subscriptions import Subscriptions
+from tests.postgres import execute
 from tests.store.audit_log import entries_of, newest, shown, verified
 from tests.store.control_plane import KEY, ControlPlane, control_plane
 
@@ -103,6 +104,15 @@ def test_keys_need_a_database_and_a_master_key(
     told = capsys.readouterr().err
     assert "HOOKLINE_DATABASE_URL is not set" in told
     assert "HOOKLINE_MASTER_KEY is not set" in told
+
+
+@pytest.mark.parametrize("asked", [("rotate-master",), ("forget-master", OLD_ID)])
+async def test_an_older_schema_is_told(
+    database_url: str, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...]
+) -> None:
+    await execute(database_url, "DELETE FROM schema_migrations WHERE number = 6")
+    assert await in_thread(database_url, *asked, keys=(NEW_KEY,)) == 2
+    assert "run `hookline migrate`" in capsys.readouterr().err
 
 
 async def test_what_is_typed_is_told_the_audit_log(plane: ControlPlane, database_url: str) -> None:
