@@ -28,8 +28,8 @@ from service.pipeline.clock import MAX_SKEW_S, Clock, DatabaseTime, SystemClock
 from service.pipeline.pulse import Pulse
 from service.store.data_keys import TenantSecrets
 from service.store.database import Database, OutcomeUnknownError, UnsafeServerError
-from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.store.deployment_keys import PAGE_TOKENS, load_or_create_deployment_key
+from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.store.master_keys import check_master_keys
 from service.store.migrations import Migration, MigrationError, migrate, pending_migrations
 from service.store.secrets import (
