@@ -1,4 +1,9 @@
 """The gRPC frame and the services: convert, call, convert. What the engine does is decided below.
 
-Read `server.py` for the whole, `errors.py` for every refusal, one `*_service.py` for each service.
+Read `server` for the whole and `errors` for every refusal. Then the door, which every call passes:
+`interceptors`, `authentication` with its sources (`api_key_source`, `certificate_callers`,
+`token_callers`), `scopes`, `admission` and `rates`, `audited`, `observing`, `streams`. Behind it a
+`*_service` for each service, with `publish_batch` and `publish_stream`, `audit_entries`, `paging`
+and `update_mask`; `convert` and `convert_*` between their messages and the domain's values. Beside
+it `tls`, `reflection`, and what is `unbuilt`.
 """

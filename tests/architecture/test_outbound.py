@@ -22,7 +22,7 @@ DOORS = {
     "service/identity/issuer_keys.py: connect": OPERATOR,
     "service/store/database.py: connect": OPERATOR,
     "service/store/database.py: create_pool": OPERATOR,
-    "service/store/embedded.py: connect": OPERATOR,
+    "service/store/embedded/server.py: connect": OPERATOR,
     "service/store/migrations.py: connect": OPERATOR,
 }
 CALLS = {

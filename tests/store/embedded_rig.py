@@ -22,8 +22,8 @@ import asyncpg
 import pytest
 
 from service.store.embedded import EmbeddedPostgres
-from service.store.embedded_account import Account
-from service.store.postmaster import Postmaster
+from service.store.embedded.account import Account
+from service.store.embedded.postmaster import Postmaster
 
 ROOT = Path(__file__).parents[2]
 AS_ROOT = os.geteuid() == 0

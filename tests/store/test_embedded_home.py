@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from service.store.embedded_account import SYSTEM_ACCOUNTS, Account
-from service.store.embedded_programs import copy_package, find_package
-from service.store.postmaster import Postmaster
+from service.store.embedded.account import SYSTEM_ACCOUNTS, Account
+from service.store.embedded.postmaster import Postmaster
+from service.store.embedded.programs import copy_package, find_package
 from tests.store.embedded_rig import (
     AS_ROOT,
     as_root_only,

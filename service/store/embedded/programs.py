@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.store.embedded_account import Account, EmbeddedPostgresError, make_directory
+from service.store.embedded.account import Account, EmbeddedPostgresError, make_directory
 
 # /var/lib is where a system keeps state; /var/tmp survives a reboot, but some systems clean it.
 REFUGES = (Path("/var/lib/hookline-embedded"), Path("/var/tmp/hookline-embedded"))  # noqa: S108 (its owner is checked)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from service.store.embedded_account import EmbeddedPostgresError
+from service.store.embedded.account import EmbeddedPostgresError
 
 ROLE = "hookline"
 DATABASE = "hookline"

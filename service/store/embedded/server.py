@@ -1,7 +1,7 @@
 """The embedded Postgres of `hookline dev`, the demo and the tests: started, adopted, stopped.
 
 Owns the order of events, and when a running Postgres is taken over. Where it lives is for
-embedded_home to say, as whom embedded_account, how it is set and who may connect embedded_settings;
+`home` to say, as whom `account`, how it is set and who may connect `settings`;
 one process is a postmaster. Must not know a table.
 
 Life and death. If Hookline is killed, its Postgres lives on. The next start finds it by its
@@ -24,13 +24,11 @@ from urllib.parse import quote
 
 import asyncpg
 
-from service.store.embedded_account import SYSTEM_ACCOUNTS, Account, EmbeddedPostgresError
-from service.store.embedded_home import Home, find_home, locked, make_data_dir
-from service.store.embedded_programs import REFUGES
-from service.store.embedded_settings import DATABASE, INITDB_ARGUMENTS, ROLE, configuration
-from service.store.postmaster import Postmaster, log_tail
-
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
+from service.store.embedded.account import SYSTEM_ACCOUNTS, Account, EmbeddedPostgresError
+from service.store.embedded.home import Home, find_home, locked, make_data_dir
+from service.store.embedded.postmaster import Postmaster, log_tail
+from service.store.embedded.programs import REFUGES
+from service.store.embedded.settings import DATABASE, INITDB_ARGUMENTS, ROLE, configuration
 
 _LINGERING_POLL_S = 0.2
 
@@ -58,7 +56,7 @@ class EmbeddedPostgres:
     """Runs the wheel's Postgres (18) for one data directory, which it locks from start to stop.
 
     `start_timeout_s` bounds making a new cluster, and then starting and recovering it, each;
-    `stop_timeout_s` a clean shutdown. `settings` are Postgres's own, by name; embedded_settings has
+    `stop_timeout_s` a clean shutdown. `settings` are Postgres's own, by name; `settings.py` has
     those that are set anyway. As root it runs as the first of `system_accounts` there is, and keeps
     what that account cannot reach in the first of `refuges` that can be used. `adopted` tells
     whether the last start found it running.

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Self
 
-from service.store.embedded_account import EmbeddedPostgresError, clean_environment
-from service.store.embedded_home import Home
-from service.store.embedded_settings import LOG_FOLDER
+from service.store.embedded.account import EmbeddedPostgresError, clean_environment
+from service.store.embedded.home import Home
+from service.store.embedded.settings import LOG_FOLDER
 
 _PID_FILE = "postmaster.pid"
 _SOCKET_LOCK = ".s.PGSQL.5432.lock"

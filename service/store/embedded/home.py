@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from service.store.embedded_account import (
+from service.store.embedded.account import (
     Account,
     EmbeddedPostgresError,
     is_private,
     make_directory,
     open_directory,
 )
-from service.store.embedded_programs import Programs, find_programs, open_refuge
+from service.store.embedded.programs import Programs, find_programs, open_refuge
 
 _LOCK = "postgres.lock"
 _POINTER = "postgres.location"
