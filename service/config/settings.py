@@ -79,6 +79,8 @@ class Settings:
     """HOOKLINE_DATA_DIR"""
     workers: int
     """HOOKLINE_WORKERS: processes behind one port, each a node"""
+    worker_silence_s: int
+    """HOOKLINE_WORKER_SILENCE_S: a process silent for so long is killed and replaced; 0: none is"""
     lease_s: float
     """HOOKLINE_LEASE_S: others take over a dead node's work after it"""
     egress: EgressSettings
@@ -159,6 +161,7 @@ class Settings:
             workers=read(
                 "WORKERS", integer(1, 256), available_cores() if role is Role.SERVE else 1
             ),
+            worker_silence_s=read("WORKER_SILENCE_S", integer(0, 3_600, "seconds"), 20),
             lease_s=read("LEASE_S", number(4, 300, "seconds"), 10.0),
             egress=read_egress(read, is_dev=is_dev),
             is_https_only=read("HTTPS_ONLY", switch, default=False),

@@ -35,17 +35,20 @@ def run_node(
     announce: Callable[[ListenAddress], None],
     *,
     stop_with_input: bool = False,
+    answer: Callable[[], None] | None = None,
     place: str = "",
 ) -> None:
     """Run a node until it is told to stop; `announce` is called once it serves.
 
     `stop_with_input`: the end of standard input is a signal too, so that a child outlives no
-    parent. `place`: it is one of several behind one port, and the supervisor calls it so. Raises
-    `StartError` where it cannot start; it has then stopped what it had started.
+    parent; what comes before is a question, to which `answer` is called. `place`: it is one of
+    several behind one port, and the supervisor calls it so. Raises `StartError` where it cannot
+    start; it has then stopped what it had started.
     """
     raise_descriptor_limit()
     app = App(settings, place=place)
-    uvloop.run(_run(app, settings.listen.host, announce, stop_with_input=stop_with_input))
+    host = settings.listen.host
+    uvloop.run(_run(app, host, announce, stop_with_input=stop_with_input, answer=answer))
 
 
 def raise_descriptor_limit() -> None:
@@ -59,11 +62,16 @@ def raise_descriptor_limit() -> None:
 
 
 async def _run(
-    app: App, host: str, announce: Callable[[ListenAddress], None], *, stop_with_input: bool
+    app: App,
+    host: str,
+    announce: Callable[[ListenAddress], None],
+    *,
+    stop_with_input: bool,
+    answer: Callable[[], None] | None,
 ) -> None:
     asked = listen_for_signals(app.hurry)
     if stop_with_input:
-        watch_input(asked.set)
+        watch_input(asked.set, answer)
     starting = asyncio.create_task(app.start())
     waiting = asyncio.create_task(asked.wait())
     await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -114,13 +122,18 @@ def listen_for_signals(hurry: Callable[[], None]) -> asyncio.Event:
     return asked
 
 
-def watch_input(ended: Callable[[], object]) -> None:
-    """Call `ended` once standard input is at its end: whoever held it is gone."""
+def watch_input(ended: Callable[[], object], answer: Callable[[], None] | None = None) -> None:
+    """Call `ended` once standard input is at its end: whoever held it is gone.
+
+    `answer` is called for what comes before; None: it is nothing to anybody.
+    """
     loop, file = asyncio.get_running_loop(), sys.stdin.fileno()
 
     def readable() -> None:
         if not os.read(file, 4096):
             loop.remove_reader(file)
             ended()
+        elif answer is not None:
+            answer()
 
     loop.add_reader(file, readable)

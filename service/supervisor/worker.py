@@ -1,8 +1,10 @@
 """One of several processes behind one port: a node, and what it tells its supervisor.
 
 It says so in lines on its standard output, and ends when its standard input does, so that it
-outlives no supervisor, however that ends:
+outlives no supervisor, however that ends. What comes there before is a question whether its event
+loop turns, and that loop answers:
 
+    alive               it does
     ready               it serves
     failed "SENTENCE"   it cannot start; then it ends
 """
@@ -10,6 +12,8 @@ outlives no supervisor, however that ends:
 from __future__ import annotations
 
 import json
+import os
+import sys
 from contextlib import suppress
 
 import structlog
@@ -18,6 +22,7 @@ from service.app import StartError
 from service.config import ListenAddress, Settings
 from service.supervisor.node import run_node
 
+ALIVE = "alive"
 READY = "ready"
 FAILED = "failed "
 CANNOT_START = 2
@@ -30,8 +35,11 @@ def run_worker(settings: Settings, place: str) -> int:
     def announce(_address: ListenAddress) -> None:
         _say(READY)
 
+    def answer() -> None:
+        _say(ALIVE)
+
     try:
-        run_node(settings, announce, stop_with_input=True, place=place)
+        run_node(settings, announce, stop_with_input=True, answer=answer, place=place)
     except StartError as error:
         _say(FAILED + json.dumps(str(error)))
         return CANNOT_START
@@ -40,7 +48,8 @@ def run_worker(settings: Settings, place: str) -> int:
 
 def _say(line: str) -> None:
     with suppress(OSError):  # nobody is there any more; the end of the input tells the rest
-        print(line, flush=True)  # noqa: T201 - the line is for the supervisor
+        # Past the buffer, which would keep what nobody read, and fail with it at the very end.
+        os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
 def sentence_of(line: str) -> str:

@@ -9,6 +9,7 @@ of the one that the supervisor has seen end (`ownership.py`).
     a death    a line in the log, then another start: at once after a clean end, after a pause that
                doubles to half a minute after any other; where no process serves any more and none
                can start, that is the end
+    silence    whose event loop no longer turns is killed (`place.py`): a death like any other
     a signal   is passed on; a second one makes them hurry; the supervisor ends after the last
 """
 
@@ -18,11 +19,8 @@ import asyncio
 import os
 import secrets
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 import structlog
@@ -31,8 +29,8 @@ import uvloop
 from service.app import StartError
 from service.config import ListenAddress, Settings
 from service.supervisor.node import listen_for_signals, raise_descriptor_limit, watch_input
+from service.supervisor.place import Place
 from service.supervisor.port import reserved
-from service.supervisor.worker import FAILED, READY, sentence_of
 
 _log = structlog.get_logger(__name__)
 
@@ -62,85 +60,6 @@ def run_workers(
         return uvloop.run(supervisor.run(announce, stop_with_input=stop_with_input))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _End:
-    """How a process ended."""
-
-    code: int
-    """Its exit code; less than 0: the signal that ended it."""
-    sentence: str
-    """Why it could not start, if it said so."""
-    served_s: float
-    """How long it had served; 0: it never did."""
-
-
-class _Worker:
-    """A place, and the process that runs there."""
-
-    def __init__(
-        self,
-        number: int,
-        command: Sequence[str],
-        environ: Mapping[str, str],
-        is_stopping: asyncio.Event,
-    ) -> None:
-        self.number = number
-        self.is_serving = asyncio.Event()
-        self.last_code = 0
-        self._command = command
-        self._environ = environ
-        self._is_stopping = is_stopping
-        self._process: Process | None = None
-
-    async def run(self) -> _End:
-        """Start a process and wait for its end."""
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *_interpreter(),
-                *self._command,
-                stdin=PIPE,  # held open: its end tells the process that nobody is there any more
-                stdout=PIPE,
-                env=self._environ,
-                start_new_session=True,  # a terminal's Ctrl-C is passed on, and not heard twice
-            )
-        except OSError as error:
-            return _End(code=1, sentence=f"cannot start a process: {error}", served_s=0.0)
-        self._process = process
-        if self._is_stopping.is_set():  # it was being started when all were told to stop
-            self.signal(signal.SIGTERM)
-        sentence, served_s = await self._hear(process)
-        self.is_serving.clear()
-        code = await process.wait()
-        self._process = None
-        was_early = not served_s and code == -signal.SIGTERM  # it had not even begun to listen
-        self.last_code = 0 if was_early else code
-        return _End(code=code, sentence=sentence, served_s=served_s)
-
-    async def _hear(self, process: Process) -> tuple[str, float]:
-        """What a process says until its end: why it cannot start, or how long it served."""
-        sentence, since_s = "", None
-        loop = asyncio.get_running_loop()
-        while process.stdout is not None and (line := await process.stdout.readline()):
-            said = line.decode("utf-8", "replace").strip()
-            if said == READY:
-                self.is_serving.set()
-                since_s = loop.time()
-            elif said.startswith(FAILED):
-                sentence = sentence_of(said)
-        return sentence, 0.0 if since_s is None else loop.time() - since_s
-
-    @property
-    def pid(self) -> int | None:
-        """Of its process; None where none runs."""
-        return None if self._process is None else self._process.pid
-
-    def signal(self, number: signal.Signals) -> None:
-        """Pass a signal on, if there is anybody to hear it."""
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(number)
-
-
 class Supervisor:
     """Keeps the processes running."""
 
@@ -148,7 +67,7 @@ class Supervisor:
         self._settings = settings
         self._command = command
         self._address = address
-        self._workers: list[_Worker] = []
+        self._workers: list[Place] = []
         self._is_stopping = asyncio.Event()
 
     async def run(self, announce: Callable[[ListenAddress], None], *, stop_with_input: bool) -> int:
@@ -160,11 +79,12 @@ class Supervisor:
         name = secrets.token_hex(8)
         environ = os.environ | {"HOOKLINE_LISTEN": str(self._address)}
         self._workers = [
-            _Worker(
+            Place(
                 number,
                 (*self._command, "--worker", f"{name}/{number}"),
                 environ,
-                self._is_stopping,
+                silence_s=self._settings.worker_silence_s,
+                is_stopping=self._is_stopping,
             )
             for number in range(1, self._settings.workers + 1)
         ]
@@ -198,7 +118,7 @@ class Supervisor:
         for worker in self._workers:
             await worker.is_serving.wait()
 
-    async def _keep(self, worker: _Worker) -> None:
+    async def _keep(self, worker: Place) -> None:
         """Run a process at this place, again and again. Raises `StartError` if that is in vain."""
         failures, has_served = 0, False
         while not self._is_stopping.is_set():
@@ -247,10 +167,3 @@ class Supervisor:
 
 def _told(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-
-
-def _interpreter() -> Sequence[str]:
-    """How this process was started, up to the command: the same code, from the same path."""
-    was_module = os.path.basename(sys.argv[0]) == "__main__.py"  # noqa: PTH119 - a name, not a file
-    is_safe = sys.flags.safe_path or not was_module
-    return (sys.executable, *(["-P"] if is_safe else []), "-m", "service")

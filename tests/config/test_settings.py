@@ -133,6 +133,8 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ("RETENTION_DAYS", "4"),
         ("TLS_CERT", "a\0b"),
         ("WORKERS", "0"),
+        ("WORKER_SILENCE_S", "0.5"),
+        ("WORKER_SILENCE_S", "off"),
         ("WORKERS", "257"),
     ],
 )
