@@ -63,7 +63,7 @@ NEWEST = UUID(int=(1 << 128) - 1)
 _TRIES = 5
 _DISCARD_BATCH = 500
 _UNIQUE_VIOLATION = "23505"
-_BEGINNING = (datetime.min.replace(tzinfo=UTC), UUID(int=0))
+_BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 
 class NewSecret(NamedTuple):
@@ -285,7 +285,7 @@ class Subscriptions:
         row = await self._find(tenant_id, subscription_id)
         entry = audit.discard(tenant_id, subscription_id)
         bound = first_uuid_of(math.ceil(before.timestamp() * 1_000))
-        due_at, delivery_id = _BEGINNING
+        due_at = _BEGINNING
         discarded = 0
         while True:
             batch = await self._database.fetch(
@@ -294,7 +294,6 @@ class Subscriptions:
                 row["subscription_uid"],
                 bound,
                 due_at,
-                delivery_id,
                 _DISCARD_BATCH,
                 row["tenant_uid"],
                 entry,
@@ -302,7 +301,7 @@ class Subscriptions:
             discarded += len(batch)
             if len(batch) < _DISCARD_BATCH:
                 return discarded
-            due_at, delivery_id = batch[-1]["due_at"], batch[-1]["delivery_id"]
+            due_at = batch[-1]["due_at"]
 
     async def rotate(
         self, tenant_id: str, subscription_id: str, secret: NewSecret, *, overlap_s: float

@@ -194,12 +194,12 @@ WITH locked AS MATERIALIZED (
 SELECT subscription_uid FROM changed
 
 -- name: discard
--- One batch of a lane's pending deliveries of events older than $3, in the order of the lane's index, from ($4, $5) on. Each
--- is told to the lane's owner, who may hold it in memory.
+-- One batch of a lane's pending deliveries of events older than $3, in the order of the lane's index, from what is due at $4
+-- on. Each is told to the lane's owner, who may hold it in memory.
 WITH doomed AS MATERIALIZED (
     SELECT bucket, delivery_id, due_at FROM pending_deliveries
-    WHERE bucket = $1 AND subscription_uid = $2 AND event_id < $3 AND (due_at, delivery_id) > ($4::timestamptz, $5::uuid)
-    ORDER BY due_at, delivery_id LIMIT $6
+    WHERE bucket = $1 AND subscription_uid = $2 AND event_id < $3 AND due_at >= $4
+    ORDER BY due_at LIMIT $5
     FOR UPDATE
 ), gone AS (
     DELETE FROM pending_deliveries p USING doomed d
@@ -208,7 +208,7 @@ WITH doomed AS MATERIALIZED (
 ), kept AS (
     INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count,
                             attempts_base, attempts_until, state, state_reason)
-    SELECT $7, delivery_id, subscription_uid, event_id, hookline_now(), version + 1, attempt_count,
+    SELECT $6, delivery_id, subscription_uid, event_id, hookline_now(), version + 1, attempt_count,
            attempts_base, attempts_until, 'CANCELLED', 'OPERATOR'
     FROM gone
 ), logged AS (
@@ -216,10 +216,10 @@ WITH doomed AS MATERIALIZED (
     SELECT 'DELIVERY', bucket, subscription_uid, delivery_id FROM gone
 ), audited AS (
     INSERT INTO audit_drafts (tenant_uid, entry)
-    SELECT $7, $8::jsonb || jsonb_build_object('after_json', jsonb_build_object('cancelled_count', count(*))::text)
+    SELECT $6, $7::jsonb || jsonb_build_object('after_json', jsonb_build_object('cancelled_count', count(*))::text)
     FROM gone HAVING count(*) > 0
 )
-SELECT due_at, delivery_id FROM doomed ORDER BY due_at, delivery_id
+SELECT due_at FROM doomed ORDER BY due_at
 
 -- name: load_index
 -- A tenant's epoch and what changed since the one that is known ($2 of tenant uid $3), in one snapshot. One row without a
