@@ -22,7 +22,7 @@ from service.config import Settings
 from service.config.otel import VARIABLES as OTEL_VARIABLES
 from service.config.reading import NOT_OURS
 from service.identity.client_names import read_client_names
-from tests.architecture.repository import text
+from tests.architecture.repository import files, text
 from tests.docs.pages import Block, page, pages
 
 SHELL = [block for each in pages() for block in each.blocks() if block.language == "sh"]
@@ -79,10 +79,12 @@ def test_every_target_of_make_that_is_named_exists() -> None:
 def test_every_variable_that_is_named_is_read() -> None:
     known = {*Settings.variables(), *NOT_OURS, *OTEL_VARIABLES}
     known |= {"HOOKLINE_TEST_FAULTS", "HOOKLINE_TEST_FUZZ", "OTEL_RESOURCE_ATTRIBUTES"}
+    texts = {str(each.path): each.text for each in pages()}
+    texts |= {str(path): text(path) for path in files() if path.parts[0] == "deploy"}
     unknown = {
-        f"{each.path}: {name}"
-        for each in pages()
-        for name in _VARIABLE.findall(each.text)
+        f"{place}: {name}"
+        for place, written in texts.items()
+        for name in _VARIABLE.findall(written)
         if name not in known and not name.startswith(_OF_THE_EXPORTER)
     }
     assert unknown == set()
