@@ -68,10 +68,11 @@ class Pulse:
             self._task = asyncio.create_task(self._run(), name="pulse")
 
     async def stop(self) -> None:
-        """End."""
+        """End; the last that is told of this process is that it has nothing."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            self._meters.ended()
 
     async def _run(self) -> None:
         loop, beats = asyncio.get_running_loop(), 0

@@ -16,11 +16,10 @@ import os
 import sys
 from contextlib import suppress
 
-import structlog
-
 from service.app import StartError
 from service.config import ListenAddress, Settings
 from service.supervisor.node import run_node
+from service.telemetry import mark_lines
 
 ALIVE = "alive"
 READY = "ready"
@@ -30,7 +29,7 @@ CANNOT_START = 2
 
 def run_worker(settings: Settings, place: str) -> int:
     """Run a node at the supervisor's `place` (`…/NUMBER`) to its end; the exit code."""
-    structlog.contextvars.bind_contextvars(worker=int(place.rpartition("/")[2]))
+    mark_lines(worker=int(place.rpartition("/")[2]))
 
     def announce(_address: ListenAddress) -> None:
         _say(READY)

@@ -6,6 +6,6 @@ listens. What leaves the process, when and by which thread is `pipeline`'s and `
 it is theirs: `providers.py` alone starts and stops it.
 """
 
-from service.telemetry.logs import LogFormat, LogLevel, configure_logging
+from service.telemetry.logs import LogFormat, LogLevel, configure_logging, mark_lines
 
-__all__ = ["LogFormat", "LogLevel", "configure_logging"]
+__all__ = ["LogFormat", "LogLevel", "configure_logging", "mark_lines"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import structlog
@@ -43,10 +43,19 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+_OF_PROCESS: Final[dict[str, object]] = {}
+
+
+def mark_lines(**fields: object) -> None:
+    """Let every line of this process have these fields, whichever thread it comes from."""
+    _OF_PROCESS.update(fields)
+
+
 def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
     """Set up the process's logs; call once, before anything is logged."""
     repetition = Repetition()
     shared: list[Processor] = [
+        _add_process,
         structlog.contextvars.merge_contextvars,
         _add_trace,
         structlog.stdlib.add_logger_name,
@@ -94,6 +103,10 @@ def _renderers(log_format: LogFormat) -> list[Processor]:
             ),
         ]
     return [structlog.processors.format_exc_info, _json_line]
+
+
+def _add_process(_logger: object, _method: str, event: EventDict) -> EventDict:
+    return {**_OF_PROCESS, **event}
 
 
 def _add_trace(_logger: object, _method: str, event: EventDict) -> EventDict:

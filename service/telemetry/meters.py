@@ -123,6 +123,12 @@ class Meters:
             "hookline.event_loop.lag", "How late the event loop wakes who asked for it"
         )
 
+    def ended(self) -> None:
+        """The process has nothing any more: what a collector keeps of it adds to no sum."""
+        for gauge in self.gauges:
+            for labels in tuple(gauge.values):
+                gauge.set(0, labels)
+
     @property
     def counters(self) -> list[Counter]:
         """What only grows."""

@@ -104,6 +104,18 @@ async def test_a_collector_gets_every_metric_with_few_labels(database_url: str) 
     assert "tenants/" not in told
 
 
+async def test_a_node_that_ended_adds_to_no_sum_of_what_is_owned(database_url: str) -> None:
+    def owned(collector: Collector) -> list[float]:
+        if (metric := collector.metrics.get("hookline.buckets.owned")) is None:
+            return []
+        return [point.as_double or point.as_int for point in metric.gauge.data_points]
+
+    async with Collector() as collector:
+        async with started(database_url, **collector.variables):
+            await until(lambda: owned(collector) == [256], "it owns all")
+        assert owned(collector) == [0]
+
+
 async def test_prometheus_reads_the_same(database_url: str) -> None:
     port = free_port()
     listen = {"HOOKLINE_PROMETHEUS_LISTEN": f"127.0.0.1:{port}"}

@@ -132,6 +132,25 @@ def test_what_is_remembered_of_lines_is_bounded() -> None:
         assert repetition.admit(0) == 0, "it was forgotten"
 
 
+MARKED = """
+import logging, threading, structlog
+from service.telemetry import LogFormat, LogLevel, configure_logging, mark_lines
+configure_logging(LogFormat.{log_format}, LogLevel.INFO)
+mark_lines(worker=2)
+log = structlog.get_logger("service.telemetry.outbox")
+for said in (log.info, logging.getLogger("grpc").warning):
+    said("here")
+    thread = threading.Thread(target=said, args=("elsewhere",))
+    thread.start()
+    thread.join()
+"""
+
+
+def test_every_line_says_which_process_it_is_from_whatever_the_thread() -> None:
+    lines = [json.loads(line) for line in logged("JSON", script=MARKED)]
+    assert [line["worker"] for line in lines] == [2, 2, 2, 2]
+
+
 TRACED = """
 import logging, structlog
 from opentelemetry.sdk.trace import TracerProvider
