@@ -28,7 +28,7 @@ ALLOWED: Final = frozenset(
         # why and what now
         "address", "ahead_s", "cause", "end", "error", "expires_at", "is_known", "is_trusted",
         "limit", "name", "needed", "next_probe_in_s", "part", "port", "reason", "served_s",
-        "setting", "sqlstate", "starts_again_in_s", "summary",
+        "setting", "silent_s", "sqlstate", "starts_again_in_s", "summary",
     }
 )  # fmt: skip
 
