@@ -41,6 +41,10 @@ BURST_S = 0.05
 SLOW_S = 1.0
 """A surplus bucket that has rested for so long without falling quiet is kept, and another given."""
 
+LOOK_AGAIN_S = 0.5
+"""When to look again at who is overdue and could not be buried: a record of its was being written,
+or somebody else was faster."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -248,8 +252,10 @@ class Ownership:
         wanted: list[BucketLease] = free[:room]
         if wanted:
             overdue = {lease.node_id for lease in wanted if lease.is_overdue and lease.node_id}
-            taken = await self._store.take(self.node_id, list(overdue), wanted)
-            self._gain(set(taken))
+            taken = set(await self._store.take(self.node_id, list(overdue), wanted))
+            if any(lease.is_overdue and lease.bucket not in taken for lease in wanted):
+                self._next_end_s = LOOK_AGAIN_S
+            self._gain(taken)
             if taken:
                 self.on_moved()
 

@@ -13,14 +13,17 @@ import pytest
 
 from service.domain.ids import BUCKET_COUNT, bucket_of
 from service.pipeline import ownership
-from tests.pipeline.frozen import freeze
+from tests.pipeline.frozen import freeze, run_out
 from tests.pipeline.pair import pair, shared, uid_of
 from tests.pipeline.rig import Receiver, Rig, order_created, running
+from tests.pipeline.rival import rival
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from uuid import UUID
+
+    from service.store.ownership import BucketLease
 
 LONG_S = 300.0
 
@@ -197,6 +200,36 @@ async def test_a_lease_that_ends_is_seen_when_it_ends(database_url: str) -> None
             two.ownership.node_id,
         )
         one.ownership.poke()
+
+        await until(lambda: owns_all(one), "it has taken over")
+
+
+async def test_who_is_dead_amid_a_record_is_buried_as_soon_as_that_has_ended(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record holds its row, and whoever wants to bury it does not wait for a whole beat."""
+    async with node(database_url) as one, node(database_url, 2) as two:
+        await shared(one, two)
+        freeze(two)
+        await run_out(two)
+        async with rival(database_url) as record:
+            await record.execute(
+                f"SELECT FROM nodes WHERE node_id = '{two.ownership.node_id}' FOR KEY SHARE"
+            )
+            tried = asyncio.Event()
+            take = one.ownership_store.take
+
+            async def try_it(
+                node_id: UUID, overdue: Sequence[UUID], wanted: Sequence[BucketLease]
+            ) -> list[int]:
+                taken = await take(node_id, overdue, wanted)
+                tried.set()
+                return taken
+
+            monkeypatch.setattr(one.ownership_store, "take", try_it)
+            one.ownership.poke()
+            await tried.wait()
+            assert not owns_all(one)
 
         await until(lambda: owns_all(one), "it has taken over")
 

@@ -82,7 +82,7 @@ async def test_each_key_arrives_in_publish_order_whatever_happens(
         nodes.remove(leaving)
         if ends == "killed":
             await _kill(leaving)
-            await lasting.ownership.heartbeat()
+            lasting.ownership.poke()
         else:
             await leaving.stop()
         await publishing
