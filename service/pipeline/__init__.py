@@ -22,6 +22,7 @@
     deliver             sign, send
     record              what came of it, many outcomes in one statement
       gathering         which outcomes share a statement, and how long they wait
+      setbacks          what keeps a batch from being written, and how long it waits
       telling           what is told of them
     changes             what others decided: pauses, cancels, retries
     notify              word between nodes; it only hastens what polling finds

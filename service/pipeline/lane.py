@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from service.domain.attempt import AttemptOutcome
-from service.domain.delivery import THROTTLES, Budget
+from service.domain.delivery import GONE, THROTTLES, Budget
 from service.domain.subscription import SubscriptionState
 from service.pipeline.key_order import KeyOrder
 
@@ -291,7 +291,8 @@ class Lane:
         """Whether one more request may be on the wire.
 
         While the circuit is open one probe goes at a time, and the next waits for what came of it.
-        Where so many have failed in a row that it should be, none goes before they are recorded.
+        Where so many have failed in a row that it should be, none goes before they are recorded;
+        nor after a single 410, which may disable the subscription.
         """
         if self.is_circuit_open:
             return self.unrecorded == 0
@@ -306,7 +307,8 @@ class Lane:
             if self.config is not None and self.window < self.config.max_in_flight:
                 self.window += 1 / self.window
         elif outcome.kind is not AttemptOutcome.OWN_FAULT:
-            self.streak += 1
+            is_gone = outcome.http_status == GONE
+            self.streak = max(self.streak + 1, CIRCUIT_FAILURES if is_gone else 0)
             if outcome.http_status in THROTTLES:
                 self.window = max(1.0, self.window / 2)
 

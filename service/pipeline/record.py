@@ -26,13 +26,18 @@ from service.domain.delivery import (
     advance,
     decide,
 )
-from service.domain.errors import UnavailableError
 from service.domain.instants import from_unix_us
 from service.domain.retry import RetrySchedule
 from service.domain.subscription import SubscriptionStateReason
 from service.pipeline.gathering import Gathering
+from service.pipeline.setbacks import (
+    REPEAT_S,
+    lost_deadlock_pause_s,
+    passes,
+    tell_repeated,
+    tell_unstorable,
+)
 from service.pipeline.telling import measure, tell_disabled, tell_exhausted, tell_own_fault
-from service.store.database import ContentionError, OutcomeUnknownError, RejectedError
 from service.store.recording import Consequences, Disabling, OutcomeRows, Recorded
 from service.telemetry.meters import Meters
 
@@ -52,11 +57,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 DISABLE_AFTER_S = 5 * 86_400.0
-REPEAT_S = 0.2
 PARK_S = 3_600.0
 """How long a delivery waits whose outcome cannot be stored."""
-_TROUBLES = frozenset({"08", "25", "53", "57", "58"})
-"""SQLSTATE classes by which a server tells that it is in trouble, not that a row is bad."""
 UNSTORABLE = "the answer could not be stored as it came"
 _DEFAULT_SCHEDULE = RetrySchedule()
 _NOTHING = Recorded(frozenset(), frozenset())
@@ -144,6 +146,7 @@ class Recorder:
             self.on_recorded(len(batch))
 
     async def _record(self, batch: Sequence[_Record]) -> None:
+        repeats = 0
         while batch := self._still_ours(batch):
             began_s = perf_counter()
             try:
@@ -153,20 +156,21 @@ class Recorder:
                     rows,
                     self._consequences_of(batch) if may_turn else None,
                 )
-            except ContentionError:
-                continue
             except Exception as error:  # noqa: BLE001 - a row that cannot be written is found
-                if not _is_trouble(error):
+                if not passes(error):
                     await self._split(batch, error)
-                    return
-                if self._is_stopping:
-                    self._settle(batch, _NOTHING)
                     return
                 # Written again, not sent again: what had committed after all has another version by
                 # now, and the second one matches nothing.
-                said = str(error).partition("\n")[0]
-                _log.warning("record_repeated", deliveries=len(batch), error=said)
-                await asyncio.sleep(REPEAT_S)
+                repeats += 1
+                pause_s = lost_deadlock_pause_s(error, repeats, self._random.random())
+                if pause_s is None:
+                    if self._is_stopping:
+                        self._settle(batch, _NOTHING)
+                        return
+                    tell_repeated(len(batch), error)
+                    pause_s = REPEAT_S
+                await asyncio.sleep(pause_s)
             else:
                 self.batches += 1
                 self.recorded += len(recorded.matched)
@@ -200,11 +204,11 @@ class Recorder:
         (record,) = batch
         job, outcome = record.job, record.outcome
         if outcome.error != UNSTORABLE:
-            _log_unstorable("record_rejected", job, error)
+            tell_unstorable("record_rejected", job, error)
             record.outcome = replace(outcome, error=UNSTORABLE, excerpt=b"", remote_address=None)
             await self._record(batch)
             return
-        _log_unstorable("delivery_parked", job, error)
+        tell_unstorable("delivery_parked", job, error)
         await self._store.park(
             self._ownership.node_id, job.lane.bucket, job.delivery_id, job.version, PARK_S
         )
@@ -319,25 +323,8 @@ class Recorder:
             if job.lane.subscription_uid in recorded.disabled:
                 tell_disabled(job.lane)
                 lanes.disabled(job.lane)
-
-
-def _log_unstorable(what: str, job: Job, error: Exception) -> None:
-    """What the server says goes as its first line: the others hold the row, and others' data."""
-    is_ours = not isinstance(error, RejectedError)
-    _log.error(
-        what,
-        delivery=str(job.delivery_id),
-        sqlstate=getattr(error, "sqlstate", ""),
-        error=str(error).partition("\n")[0],
-        exc_info=error if is_ours else None,
-    )
-
-
-def _is_trouble(error: Exception) -> bool:
-    """Whether it is the database that is not well; what was to be written will be."""
-    return isinstance(error, UnavailableError | OutcomeUnknownError) or (
-        isinstance(error, RejectedError) and error.sqlstate[:2] in _TROUBLES
-    )
+            elif isinstance(move, HoldGone) and job.lane.sends():
+                lanes.outdate(job.lane)  # changed meanwhile: its row says what is to be done
 
 
 def _finished(record: _Record, trigger: Trigger) -> tuple[object, ...]:

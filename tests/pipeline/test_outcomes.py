@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 from service.domain.delivery import DeliveryState
 from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.waiting import until
@@ -109,3 +111,26 @@ async def test_a_410_of_a_target_that_was_replaced_meanwhile_disables_nothing(
 
         assert (await subscription_row(rig, uid))["state"] == "ACTIVE"
         assert len(replacement.ids) == 1
+
+
+@pytest.mark.parametrize("is_ordered", [False, True])
+async def test_a_410_that_disables_nothing_is_not_asked_for_again(
+    rig: Rig, receiver: Receiver, *, is_ordered: bool
+) -> None:
+    """Nobody told of the new target yet: to ask the old one would spend an attempt each time."""
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url, ordered=is_ordered, max_in_flight=1)
+    receiver.gate, receiver.answers = asyncio.Event(), 410
+    await rig.publisher.publish("acme", [order_created(n, ordering_key="k") for n in range(3)])
+    await receiver.wait_for(1)
+    async with Receiver() as replacement:
+        await rig.database.fetch(
+            "UPDATE subscriptions SET url = $2, version = version + 1 WHERE subscription_uid = $1",
+            uid,
+            replacement.url,
+        )
+        receiver.gate.set()
+        await recorded(rig, 4)
+
+        assert (len(receiver.ids), len(replacement.ids)) == (1, 3)
+        assert [row["attempt_count"] for row in await rig.finished()] == [2, 1, 1]
