@@ -29,7 +29,9 @@ _FINAL = {
     DeliveryState.DELIVERY_STATE_EXHAUSTED: (
         "nothing by itself, all attempts have failed; RetryDelivery begins anew"
     ),
-    DeliveryState.DELIVERY_STATE_CANCELLED: "nothing by itself; RetryDelivery begins anew",
+    DeliveryState.DELIVERY_STATE_CANCELLED: (
+        "nothing by itself, somebody cancelled it; RetryDelivery begins anew"
+    ),
     DeliveryState.DELIVERY_STATE_EXPIRED: (
         "nothing by itself, it waited longer than pending work is kept; RetryDelivery begins anew"
     ),
@@ -124,6 +126,8 @@ def _attempt(attempt: Attempt) -> str:
 
 
 async def _next(client: HooklineClient, delivery: Delivery) -> str:
+    if delivery.state_reason == DeliveryStateReason.DELIVERY_STATE_REASON_SUBSCRIPTION_DELETED:
+        return "nothing, for its subscription was deleted"
     if delivery.state in _FINAL:
         return _FINAL[delivery.state]
     number, due = delivery.attempt_count + 1, delivery.next_attempt_time

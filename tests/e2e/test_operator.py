@@ -11,9 +11,11 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from hookline import HooklineClient
+from hookline.v1.delivery_service_pb2 import CancelDeliveryRequest, ListDeliveriesRequest
 from hookline.v1.event_pb2 import Event
 from hookline.v1.subscription_service_pb2 import (
     CreateSubscriptionRequest,
+    DeleteSubscriptionRequest,
     PauseSubscriptionRequest,
 )
 from hookline.v1.tenant_service_pb2 import CreateTenantRequest
@@ -109,6 +111,22 @@ async def test_an_event_that_is_held(dev: Dev, client: HooklineClient) -> None:
     told = told_of(dev, published.name)
     assert "PENDING after 0 attempts" in told
     assert "it is held until ResumeSubscription, for its subscription is paused" in told
+
+
+async def test_an_event_that_was_cancelled_says_by_what(dev: Dev, client: HooklineClient) -> None:
+    subscription = await subscribe(client, "cancelled", "http://127.0.0.1:9/")
+    events = [Event(type="a.b", json_data="{}") for _ in range(2)]
+    by_hand, by_deletion = [result.name for result in await client.publish("cancelled", events)]
+    listed = await client.deliveries.ListDeliveries(
+        ListDeliveriesRequest(tenant="tenants/cancelled", event=by_hand)
+    )
+    (delivery,) = listed.deliveries
+    await client.deliveries.CancelDelivery(CancelDeliveryRequest(name=delivery.name))
+    told = told_of(dev, by_hand)
+    assert "next: nothing by itself, somebody cancelled it; RetryDelivery begins anew" in told
+    await client.subscriptions.DeleteSubscription(DeleteSubscriptionRequest(name=subscription))
+    ended = "next: nothing, for its subscription was deleted"
+    await until(lambda: ended in told_of(dev, by_deletion), "the other is cancelled with it")
 
 
 async def test_an_event_that_was_given_up(dev: Dev, client: HooklineClient) -> None:
