@@ -2,8 +2,9 @@
 
 Owns what a person types and reads. What was asked for goes to standard output, everything else to
 standard error. Exit codes: 0 done; 1 it did not work out; 2 asked for wrongly, or impossible here
-(one sentence says what to do); 130 interrupted. Operators' commands work through the Python client,
-as any other program would; nothing here knows SQL or HTTP.
+(one sentence says what to do); 130 interrupted. What asks a service does so through the Python
+client, as any other program would; what works on the database itself calls `app`. Nothing here
+knows SQL or HTTP.
 """
 
 from __future__ import annotations
