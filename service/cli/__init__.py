@@ -4,7 +4,7 @@ Owns what a person types and reads. What was asked for goes to standard output, 
 standard error. Exit codes: 0 done; 1 it did not work out; 2 asked for wrongly, or impossible here
 (one sentence says what to do); 130 interrupted. What asks a service does so through the Python
 client, as any other program would; what works on the database itself calls `app`. Nothing here
-knows SQL or HTTP.
+knows SQL, and HTTP only the small `receiver` of `demo` and `listen`.
 """
 
 from __future__ import annotations
