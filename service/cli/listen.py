@@ -39,7 +39,8 @@ async def _listen(asked: argparse.Namespace, verifier: Verifier | None) -> None:
 def show(arrival: Arrival) -> None:
     """One request: its id, whether it is what it says, and what it brings."""
     verdict = "verified" if arrival.webhook else arrival.fault or "not verified: no --secret"
-    print(f"\n{arrival.webhook_id or 'no webhook-id'}  {verdict}  -> {arrival.status}")
+    line = f"{arrival.webhook_id or 'no webhook-id'}  {verdict}  -> {arrival.status}"
+    print(f"\n{plain(line)}")
     body = arrival.body[:_SHOWN_BODY_BYTES].decode("utf-8", "replace")
     with contextlib.suppress(ValueError, RecursionError):
         body = json.dumps(json.loads(body), indent=2, ensure_ascii=False)

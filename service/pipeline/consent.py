@@ -91,6 +91,7 @@ class Consents:
         endpoints = prepare_endpoints(
             target,
             user_agent=self._user_agent,
+            tenant_id=wanted.tenant_id,
             secret_headers=headers,
             identity=ClientIdentity(*certificate) if certificate else None,
         )

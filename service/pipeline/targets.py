@@ -145,6 +145,7 @@ class LaneConfigs:
             route.subscription.target,
             signer,
             user_agent=self._user_agent,
+            tenant_id=route.subscription.tenant_id,
             secret_headers=told.headers,
             identity=ClientIdentity(*told.certificate) if told.certificate else None,
         )

@@ -68,12 +68,14 @@ class Dialer:
         self._addresses_max = addresses_max
         self._address_share_max_s = address_share_max_s
 
-    async def dial(self, origin: Origin, deadline: float, make: MakeConnection) -> Connection:
-        """A new connection; `deadline` is on the loop's clock."""
+    async def dial(
+        self, origin: Origin, deadline: float, make: MakeConnection, tenant_id: str = ""
+    ) -> Connection:
+        """A new connection; `deadline` is on the loop's clock, `tenant_id` named the host."""
         loop = asyncio.get_running_loop()
         if not self._egress.allows_host(origin.host):
             raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, _HOST_BLOCKED)
-        places = await self._places_of(origin.host, deadline)
+        places = await self._places_of(origin.host, deadline, tenant_id)
         failures: list[AttemptFailure] = []
         for index, place in enumerate(places):
             now = loop.time()
@@ -90,22 +92,22 @@ class Dialer:
                 failures.append(failure)
         raise _verdict(failures)
 
-    async def _places_of(self, host: str, deadline: float) -> tuple[str, ...]:
+    async def _places_of(self, host: str, deadline: float, tenant_id: str) -> tuple[str, ...]:
         """The addresses to try, all of them allowed; or the name, where the route judges it."""
         if is_address(host):
             addresses: tuple[str, ...] = (host,)
         elif self._route.takes_names:
             return (host,)
         else:
-            addresses = await self._resolve(host, deadline)
+            addresses = await self._resolve(host, deadline, tenant_id)
         if not self._egress.allows_all(addresses):
             raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, BLOCKED)
         return addresses[: self._addresses_max]
 
-    async def _resolve(self, host: str, deadline: float) -> tuple[str, ...]:
+    async def _resolve(self, host: str, deadline: float, tenant_id: str) -> tuple[str, ...]:
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._resolver.resolve(host)
+                return await self._resolver.resolve(host, tenant_id)
         except TimeoutError:
             # Nobody can tell a slow target's name servers from our own slow resolver; the lookup
             # goes on, and its verdict is there for the next attempt.

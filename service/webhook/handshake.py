@@ -89,6 +89,7 @@ class Handshake:
                 "timeout_s": timeout_s,
                 "origin": endpoint.origin,
                 "target": endpoint.request_target,
+                "tenant_id": endpoint.tenant_id,
             },
         )
         try:

@@ -27,6 +27,8 @@ class Endpoint:
     request_target: bytes
     headers: tuple[tuple[bytes, bytes], ...]
     """The headers of every request to it, `host` first."""
+    tenant_id: str
+    """Who named it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,11 @@ def prepare_target(
     signer: Signer,
     *,
     user_agent: str,
+    tenant_id: str = "",
     secret_headers: Mapping[str, str] | None = None,
     identity: ClientIdentity | None = None,
 ) -> PreparedTarget:
-    """Make a target ready; `user_agent` is `hookline/<version>`.
+    """Make a tenant's target ready; `user_agent` is `hookline/<version>`.
 
     `identity` is the certificate that its https servers are shown.
 
@@ -55,7 +58,11 @@ def prepare_target(
     target should never have been accepted, and a line break in it would forge a request.
     """
     endpoints = prepare_endpoints(
-        target, user_agent=user_agent, secret_headers=secret_headers, identity=identity
+        target,
+        user_agent=user_agent,
+        tenant_id=tenant_id,
+        secret_headers=secret_headers,
+        identity=identity,
     )
     return PreparedTarget(endpoints=endpoints, timeout_s=target.timeout_s, signer=signer)
 
@@ -64,6 +71,7 @@ def prepare_endpoints(
     target: HttpTarget,
     *,
     user_agent: str,
+    tenant_id: str = "",
     secret_headers: Mapping[str, str] | None = None,
     identity: ClientIdentity | None = None,
 ) -> tuple[Endpoint, ...]:
@@ -82,11 +90,14 @@ def prepare_endpoints(
         ),
     )
     urls = (target.url, *target.failover_urls)
-    return tuple(_endpoint_of(url, common, identity) for url in urls)
+    return tuple(_endpoint_of(url, common, identity, tenant_id) for url in urls)
 
 
 def _endpoint_of(
-    url: str, common: tuple[tuple[bytes, bytes], ...], identity: ClientIdentity | None
+    url: str,
+    common: tuple[tuple[bytes, bytes], ...],
+    identity: ClientIdentity | None,
+    tenant_id: str,
 ) -> Endpoint:
     parsed = parse_target_url(url)
     shown = identity if parsed.scheme == "https" else None
@@ -96,6 +107,7 @@ def _endpoint_of(
         origin=Origin(parsed.scheme, parsed.host, parsed.port, shown),
         request_target=parsed.request_target.encode("ascii"),
         headers=((b"host", _host_header(parsed)), *common),
+        tenant_id=tenant_id,
     )
 
 

@@ -1,5 +1,7 @@
 """From a host's name to its addresses: cached for seconds, shared by concurrent askers, bounded.
 
+Who looks up when is for `lookup_turns.py`: a tenant whose names are slow keeps no other waiting.
+
 A cache cannot be rebound: the addresses that egress checks are the very values that are connected
 to, so an answer that changes between two lookups changes nothing between a check and its
 connection.
@@ -19,9 +21,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from service.domain.attempt import AttemptOutcome
 from service.webhook.failure import AttemptFailure
+from service.webhook.lookup_turns import LookupTurns
 
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
 """Addresses of a name, best first, without ports or brackets; raises `socket.gaierror`."""
@@ -34,6 +38,8 @@ _NOT_OURS = frozenset(
     }
 )
 _WITNESSES_TRIED = 8
+LOOKUPS_MAX = 16
+"""Lookups that run at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +52,12 @@ class _Resolved:
 
 
 class SystemLookup:
-    """`getaddrinfo`, at most `threads` lookups at once.
+    """`getaddrinfo`, a thread for each lookup that runs.
 
     The threads are its own: the loop's few serve everybody, and one slow name would hold them all.
     """
 
-    def __init__(self, threads: int = 16) -> None:
+    def __init__(self, threads: int = LOOKUPS_MAX) -> None:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="resolve")
 
     async def __call__(self, host: str) -> Sequence[str]:
@@ -77,11 +83,12 @@ class Resolver:
         ttl_s: float = 10.0,
         failure_ttl_s: float = 2.0,
         names_max: int = 4_096,
-        pending_max: int = 1_024,
+        lookups_max: int = LOOKUPS_MAX,
+        waiting_max: int = 1_024,
     ) -> None:
         """Addresses are kept for `ttl_s` seconds, failures for `failure_ttl_s`, `names_max` in all.
 
-        `pending_max` bounds the lookups that are running or waiting for a thread.
+        `lookups_max` bounds the lookups that run, `waiting_max` the names that wait for one.
         """
         self._system_lookup: SystemLookup | None = None
         if lookup is None:
@@ -90,53 +97,87 @@ class Resolver:
         self._ttl_s = ttl_s
         self._failure_ttl_s = failure_ttl_s
         self._names_max = names_max
-        self._pending_max = pending_max
+        self._turns = LookupTurns(lookups_max, waiting_max)
         self._known: OrderedDict[str, _Resolved] = OrderedDict()
-        self._pending: dict[str, asyncio.Task[_Resolved]] = {}
+        self._asked: dict[str, asyncio.Future[_Resolved]] = {}
+        """Names that somebody waits for, or waited."""
+        self._lookups: dict[str, asyncio.Task[_Resolved]] = {}
+        """Those of them that are looked up."""
+        self._is_closed = False
 
-    async def resolve(self, host: str) -> tuple[str, ...]:
+    async def resolve(self, host: str, tenant_id: str = "") -> tuple[str, ...]:
         """All addresses of a name, at least one; raises `AttemptFailure`.
 
-        A caller that gives up does not stop the lookup: its answer serves the next one.
+        `tenant_id`: who named it; empty: the deployment itself. A caller that gives up does not
+        stop the lookup: its answer serves the next one.
         """
         known = self._known.get(host)
         if known is None or known.expires_at <= asyncio.get_running_loop().time():
-            task = self._pending.get(host)
-            if task is None:
-                task = self._start(host)
-            known = await self._wait(task)
+            known = await self._wait(self._ask(host, tenant_id))
         if known.failure is not None:
             # A new exception each time: one that is raised twice would grow its traceback.
             raise AttemptFailure(known.failure.kind, known.failure.message)
         return known.addresses
 
-    async def _wait(self, task: asyncio.Task[_Resolved]) -> _Resolved:
+    async def _wait(self, asked: asyncio.Future[_Resolved]) -> _Resolved:
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(asked)
         except asyncio.CancelledError:
             waiting = asyncio.current_task()
-            if task.cancelled() and not (waiting and waiting.cancelling()):
+            if asked.cancelled() and not (waiting and waiting.cancelling()):
                 raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the service is stopping") from None
             raise
 
     async def aclose(self) -> None:
         """Give up the lookups that are running, and start none any more."""
-        tasks = tuple(self._pending.values())
-        for task in tasks:
-            task.cancel()
+        self._is_closed = True
+        tasks = tuple(self._lookups.values())
+        for waiting in (*tasks, *self._asked.values()):
+            waiting.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._system_lookup is not None:
             self._system_lookup.close()
 
-    def _start(self, host: str) -> asyncio.Task[_Resolved]:
-        if len(self._pending) >= self._pending_max:
-            raise AttemptFailure(
-                AttemptOutcome.OWN_FAULT, "too many names are waiting for the resolver"
-            )
-        task = asyncio.get_running_loop().create_task(self._resolve(host))
-        self._pending[host] = task
-        task.add_done_callback(lambda _: self._pending.pop(host, None))
-        return task
+    def _ask(self, host: str, tenant_id: str) -> asyncio.Future[_Resolved]:
+        """What will be known of a name. It waits among the names of each tenant that asks for it.
+
+        Otherwise one tenant would make another's name wait among its own slow ones.
+        """
+        if host not in self._lookups:
+            if self._is_closed:
+                raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the service is stopping")
+            if not self._turns.join(tenant_id, host):
+                raise AttemptFailure(
+                    AttemptOutcome.OWN_FAULT, "too many names are waiting for the resolver"
+                )
+            if host not in self._asked:
+                self._asked[host] = asyncio.get_running_loop().create_future()
+            self._start_lookups()
+        return self._asked[host]
+
+    def _start_lookups(self) -> None:
+        """Begin the lookups that may begin."""
+        while not self._is_closed and (turn := self._turns.next()) is not None:
+            tenant_id, host = turn
+            if host not in self._asked or host in self._lookups:  # another tenant's turn came first
+                self._turns.ended(tenant_id)
+                continue
+            task = asyncio.get_running_loop().create_task(self._resolve(host))
+            self._lookups[host] = task
+            task.add_done_callback(partial(self._ended, host, tenant_id))
+
+    def _ended(self, host: str, tenant_id: str, task: asyncio.Task[_Resolved]) -> None:
+        self._turns.ended(tenant_id)
+        del self._lookups[host]
+        asked = self._asked.pop(host)
+        if task.cancelled():
+            asked.cancel()
+        elif (error := task.exception()) is not None:
+            asked.set_exception(error)
+            asked.exception()  # nobody may be waiting any more
+        else:
+            asked.set_result(task.result())
+        self._start_lookups()
 
     async def _resolve(self, host: str) -> _Resolved:
         loop = asyncio.get_running_loop()

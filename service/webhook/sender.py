@@ -88,6 +88,7 @@ class WebhookSender:
                     "may_send": may_send,
                     "origin": endpoint.origin,
                     "target": endpoint.request_target,
+                    "tenant_id": endpoint.tenant_id,
                 },
             )
             try:

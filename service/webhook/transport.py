@@ -11,6 +11,7 @@ A request's `extensions`, all optional:
     may_send           called just before the first byte; False: nothing is sent, OWN_FAULT
     origin             the `Origin` of the URL, where the caller keeps it
     target             the request target, exactly as it is to be sent (httpx's own convention)
+    tenant_id          who named the URL: tenants take turns where names are looked up
 
 Written for POST: a request of another method is sent all the same, but HEAD and CONNECT, whose
 answers have bodies by other rules, are not understood. The request's headers are sent as they are,
@@ -138,7 +139,8 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             if connection is None:
                 connect_timeout_s: float | None = extensions.get("connect_timeout_s")
                 connect_by = deadline if connect_timeout_s is None else began + connect_timeout_s
-                connection = await self._open(origin, min(connect_by, deadline))
+                tenant_id: str = extensions.get("tenant_id", "")
+                connection = await self._open(origin, min(connect_by, deadline), tenant_id)
             if may_send is not None and not may_send():
                 self.released(connection)
                 raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the right to send was lost")
@@ -227,7 +229,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             connection.abort()
         return len(self._pool) > 0
 
-    async def _open(self, origin: Origin, deadline: float) -> Connection:
+    async def _open(self, origin: Origin, deadline: float, tenant_id: str) -> Connection:
         self._check_open()
         if self.connection_count >= self._limits.connections_max:
             idle = self._pool.oldest()
@@ -236,7 +238,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             idle.abort()
         self._dialing_count += 1
         try:
-            connection = await self._dialer.dial(origin, deadline, self._make_connection)
+            connection = await self._dialer.dial(origin, deadline, self._make_connection, tenant_id)
         except AttemptFailure as failure:
             if failure.is_shortage:
                 self._shed_idle()

@@ -6,6 +6,18 @@ from service.cli import listen
 from service.cli.receiver import Arrival
 
 
+def arrival(webhook_id: str, body: bytes) -> Arrival:
+    return Arrival(
+        receiver="listen",
+        at_s=0.0,
+        headers={"webhook-id": webhook_id},
+        body=body,
+        webhook=None,
+        fault="",
+        status=200,
+    )
+
+
 @pytest.mark.parametrize(
     "body, shown",
     [
@@ -17,15 +29,11 @@ from service.cli.receiver import Arrival
     ],
 )
 def test_a_body(body: bytes, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arrival = Arrival(
-        receiver="listen",
-        at_s=0.0,
-        headers={"webhook-id": "evt_1"},
-        body=body,
-        webhook=None,
-        fault="",
-        status=200,
-    )
-    listen.show(arrival)
+    listen.show(arrival("evt_1", body))
     head, _, told = capsys.readouterr().out.lstrip("\n").partition("\n")
     assert (head, told) == ("evt_1  not verified: no --secret  -> 200", f"{shown}\n")
+
+
+def test_an_id_of_whoever_posts(capsys: pytest.CaptureFixture[str]) -> None:
+    listen.show(arrival("a\x1b[2Jb", b""))
+    assert "a\\x1b[2Jb  not verified" in capsys.readouterr().out

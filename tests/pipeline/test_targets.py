@@ -64,6 +64,13 @@ async def send_one(rig: Rig) -> None:
     await until(lambda: rig.recorder.recorded > count, "it is recorded")
 
 
+async def test_a_target_s_names_are_looked_up_for_its_tenant(rig: Rig) -> None:
+    uid = await rig.subscription(await rig.tenant(), "http://example.test/")
+    prepared = await rig.configs.prepare(uid)
+    assert prepared is not None
+    assert prepared[1].endpoints[0].tenant_id == "acme"
+
+
 async def test_both_secrets_sign_until_the_overlap_is_over(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)

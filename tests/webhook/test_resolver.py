@@ -101,15 +101,40 @@ async def test_the_cache_is_bounded_and_forgets_the_oldest() -> None:
 
 
 async def test_waiting_lookups_are_bounded() -> None:
-    names = Names(a_test=["192.0.2.1"])
+    names = Names(a_test=["192.0.2.1"], b_test=["192.0.2.2"])
     names.may_answer.clear()
-    resolver = Resolver(names, pending_max=1)
-    first = asyncio.create_task(resolver.resolve("a.test"))
+    resolver = Resolver(names, lookups_max=1, waiting_max=1)
+    asking = [asyncio.create_task(resolver.resolve("a.test"))]
     await until(lambda: names.asked.total() == 1, "the lookup runs")
-    failure = await failure_of(resolver, "b.test")
+    asking.append(asyncio.create_task(resolver.resolve("b.test")))
+    await asyncio.sleep(0)  # it waits
+    failure = await failure_of(resolver, "c.test")
     assert failure.kind is AttemptOutcome.OWN_FAULT
     names.may_answer.set()
-    assert await first == ("192.0.2.1",)
+    assert await asyncio.gather(*asking) == [("192.0.2.1",), ("192.0.2.2",)]
+
+
+async def test_a_tenant_whose_names_are_slow_keeps_no_other_waiting() -> None:
+    """Name servers are whoever's the tenant likes, and answer when they like."""
+    names = Names(good_test=["192.0.2.1"])
+    never = asyncio.Event()
+
+    async def lookup(host: str) -> Sequence[str]:
+        if host != "good.test":
+            await never.wait()
+        return await names(host)
+
+    resolver = Resolver(lookup, lookups_max=16, waiting_max=64)
+    slow = [f"slow-{number}.test" for number in range(100)]
+    asking = [asyncio.create_task(resolver.resolve(host, "hostile")) for host in slow]
+    asking.append(asyncio.create_task(resolver.resolve("good.test", "hostile")))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        assert await resolver.resolve("good.test", "acme") == ("192.0.2.1",)
+        assert await resolver.resolve("good.test") == ("192.0.2.1",)
+    assert sum(task.done() for task in asking) >= 100 - 64 - 16, "its own are refused beyond"
+    await resolver.aclose()
+    await asyncio.gather(*asking, return_exceptions=True)
 
 
 @pytest.mark.parametrize(

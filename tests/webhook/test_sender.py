@@ -6,7 +6,7 @@ import asyncio
 import base64
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import httpx
@@ -19,6 +19,7 @@ from service.domain.subscription import HttpTarget, SignatureScheme
 from service.webhook.failure import AttemptFailure
 from service.webhook.payload import Payload
 from service.webhook.prepared import prepare_target
+from service.webhook.resolver import Resolver
 from service.webhook.sender import EXCERPT_BYTES, WebhookSender
 from service.webhook.signature import Signer, generate_secret
 from tests.webhook.conftest import BODY, SECRET, TIMESTAMP_S, WEBHOOK_ID, MakePost, Post, always
@@ -296,6 +297,31 @@ class TestAnyTransport:
         sender = WebhookSender(httpx.MockTransport(handle))
         payload = Payload(BODY, b"application/json")
         return await sender.send(target, WEBHOOK_ID, TIMESTAMP_S, payload, always)
+
+
+async def test_a_name_is_looked_up_for_the_tenant_who_named_it(make_post: MakePost) -> None:
+    class Asked(Resolver):
+        tenants: tuple[str, ...] = ()
+
+        async def resolve(self, host: str, tenant_id: str = "") -> tuple[str, ...]:
+            self.tenants += (tenant_id,)
+            return await super().resolve(host, tenant_id)
+
+    async def lookup(_host: str) -> Sequence[str]:
+        return ["192.0.2.1"]
+
+    resolver = Asked(lookup)
+    post = make_post(resolver=resolver)
+    target = prepare_target(
+        HttpTarget(url="http://a.test/"),
+        Signer([SECRET]),
+        user_agent="hookline/1",
+        tenant_id="acme",
+    )
+    payload = Payload(BODY, b"application/json")
+    outcome = await post.sender.send(target, WEBHOOK_ID, TIMESTAMP_S, payload, always)
+    assert outcome.kind is AttemptOutcome.ADDRESS_BLOCKED
+    assert resolver.tenants == ("acme",)
 
 
 @pytest.mark.parametrize(
