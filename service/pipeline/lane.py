@@ -141,8 +141,10 @@ class Lane:
         "failures",
         "fault",
         "has_turn",
+        "heard_s",
         "in_flight",
         "is_deleted",
+        "is_doubtful",
         "is_gone",
         "is_outdated",
         "known",
@@ -202,6 +204,8 @@ class Lane:
         self.paced_until_s = 0.0
         """Until then nothing is sent: its rate."""
         self.has_turn = False
+        self.is_doubtful, self.heard_s = True, 0.0
+        """Whether its target does not answer well, and when it was last heard (`sending.py`)."""
         self.is_deleted = False
         """Its subscription is a tombstone: what is still pending is to be cancelled."""
         self.is_outdated = False

@@ -4,12 +4,18 @@ A lane may send while it has something queued, its subscription lets things out,
 and circuit allow one more, and its bucket does not rest. Lanes that may take turns (`turns.py`),
 unless their tenant has its share of what is in flight: `TENANT_SHARE` times what is still free, so
 that a tenant all of whose targets hang leaves slots for the others.
+
+Targets of many tenants may hang at once. A lane is doubtful until its target has answered well, and
+again once it fails, or says nothing for `SILENT_S`; all doubtful ones together have no more than
+half of what may be in flight. The lanes beyond stand aside, and come back one by one.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
+from service.domain.attempt import AttemptOutcome
 from service.pipeline.turns import Turns
 
 if TYPE_CHECKING:
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
     from service.pipeline.timers import Timers
 
 TENANT_SHARE = 4
+SILENT_S = 1.0
+"""A target that has said nothing for so long, with requests on the wire, may hang."""
 CATCH_UP_S = 0.05
 """A rate makes up for so much lateness of ours, so that a busy node sends no less than it may."""
 
@@ -38,6 +46,10 @@ class Sending:
         self._resting: set[int] = set()
         self._in_flight: dict[UUID, int] = {}
         """What each tenant has sent and not recorded."""
+        self._trusted = self._doubtful = 0
+        """The same, of lanes whose target answers, and of the others."""
+        self._aside: deque[Lane] = deque()
+        """Doubtful lanes whose turn came when all of these had as much as they may."""
         self.on_ready: Callable[[], None] = lambda: None
         """Called when there may be one more job to take."""
         self.on_taken: Callable[[Lane], None] = lambda _lane: None
@@ -47,7 +59,7 @@ class Sending:
 
     def has_ready(self) -> bool:
         """Whether a lane waits for its turn."""
-        return bool(self._turns)
+        return bool(self._turns) or bool(self._aside)
 
     def take(self, free_slots: int) -> Job | None:
         """The next job to send, in turn; None where no lane may send.
@@ -59,12 +71,61 @@ class Sending:
         def may_have(tenant_uid: UUID) -> bool:
             return in_flight.get(tenant_uid, 0) < most
 
-        while (lane := self._turns.next(may_have)) is not None:
+        self._call_back(free_slots)
+        while (lane := self._turns.next(may_have)) is not None or self._call_back(free_slots):
+            if lane is None:
+                continue
+            self._look_for_silence(lane)
+            if lane.is_doubtful and not self._may_doubt(free_slots):
+                lane.has_turn = True
+                self._aside.append(lane)
+                continue
             job = self._take_from(lane)
             self.list_if_ready(lane)
             if job is not None:
                 return job
         return None
+
+    def _may_doubt(self, free_slots: int) -> bool:
+        """Whether one more of a doubtful lane may be in flight."""
+        return self._doubtful < self._trusted + free_slots
+
+    def _call_back(self, free_slots: int) -> bool:
+        """Have the first of those that stand aside join the round, where there is room for one."""
+        if not self._aside or not self._may_doubt(free_slots):
+            return False
+        lane = self._aside.popleft()
+        lane.has_turn = False
+        self.list_if_ready(lane)
+        return True
+
+    def _look_for_silence(self, lane: Lane) -> None:
+        if not lane.in_flight:
+            lane.heard_s = self._clock.boottime_s()
+        elif not lane.is_doubtful and self._clock.boottime_s() - lane.heard_s > SILENT_S:
+            self._doubt(lane, is_doubtful=True)
+
+    def _doubt(self, lane: Lane, *, is_doubtful: bool) -> None:
+        """What it has in flight counts among the others from now on."""
+        if lane.is_doubtful is not is_doubtful:
+            lane.is_doubtful = is_doubtful
+            change = lane.unrecorded if is_doubtful else -lane.unrecorded
+            self._doubtful += change
+            self._trusted -= change
+
+    def _count(self, job: Job, change: int) -> None:
+        """One more, or one less, is in flight."""
+        lane, tenant_uid = job.lane, job.message.event.tenant_uid
+        in_flight = self._in_flight.get(tenant_uid, 0) + change
+        if in_flight:
+            self._in_flight[tenant_uid] = in_flight
+        else:
+            del self._in_flight[tenant_uid]
+        lane.unrecorded += change
+        if lane.is_doubtful:
+            self._doubtful += change
+        else:
+            self._trusted += change
 
     def _take_from(self, lane: Lane) -> Job | None:
         config = lane.config
@@ -74,10 +135,8 @@ class Sending:
             self._pace(lane, config.max_per_second)
         job = self.dequeue(lane)
         job.is_sent = True
-        tenant_uid = job.message.event.tenant_uid
-        self._in_flight[tenant_uid] = self._in_flight.get(tenant_uid, 0) + 1
         lane.in_flight += 1
-        lane.unrecorded += 1
+        self._count(job, 1)
         self.on_taken(lane)
         return job
 
@@ -103,6 +162,9 @@ class Sending:
         lane = job.lane
         lane.in_flight -= 1
         lane.learn(outcome)
+        if outcome.kind is not AttemptOutcome.OWN_FAULT:
+            lane.heard_s = self._clock.boottime_s()
+            self._doubt(lane, is_doubtful=outcome.kind is not AttemptOutcome.ACCEPTED)
         self.list_if_ready(lane)
 
     def recorded(self, job: Job) -> None:
@@ -111,11 +173,7 @@ class Sending:
         if not job.is_sent:
             return
         job.is_sent = False
-        tenant_uid = job.message.event.tenant_uid
-        self._in_flight[tenant_uid] -= 1
-        if not self._in_flight[tenant_uid]:
-            del self._in_flight[tenant_uid]
-        lane.unrecorded -= 1
+        self._count(job, -1)
         if lane.streak or lane.is_circuit_open:
             self.list_if_ready(lane)
         if self._resting and not lane.unrecorded and lane.bucket in self._resting:

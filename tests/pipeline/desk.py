@@ -67,7 +67,13 @@ class Desk:
         self.timers.poke()
 
     def lane(self, *, tenant_uid: UUID | None = None, **fields: object) -> Lane:
-        """A lane that is COMPLETE and may send."""
+        """A lane that is COMPLETE and may send, and whose target has answered before."""
+        lane = self.new_lane(tenant_uid=tenant_uid, **fields)
+        lane.is_doubtful = False
+        return lane
+
+    def new_lane(self, *, tenant_uid: UUID | None = None, **fields: object) -> Lane:
+        """The same, of whose target nothing is known."""
         lane = self.dirty_lane()
         self.lanes.configure(lane, self.config(tenant_uid=tenant_uid, **fields))
         self.lanes.begin_refill(lane)

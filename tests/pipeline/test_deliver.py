@@ -57,12 +57,14 @@ async def test_max_in_flight_of_the_node_is_kept(database_url: str, receiver: Re
         tenant_uid = await rig.tenant()
         for _ in range(2):
             await rig.subscription(tenant_uid, receiver.url)
+        await rig.publisher.publish("acme", [order_created()])
+        await until(lambda: rig.recorder.recorded == 2, "both targets have answered")
         receiver.gate = asyncio.Event()
 
         await rig.publisher.publish("acme", [order_created(n) for n in range(100)])
-        await receiver.wait_for(4)
+        await receiver.wait_for(6)
         receiver.gate.set()
-        await until(lambda: rig.recorder.recorded == 200, "all are recorded")
+        await until(lambda: rig.recorder.recorded == 202, "all are recorded")
 
         assert receiver.in_flight_most == 4
         assert rig.deliverer.free_slots == 4
@@ -253,17 +255,19 @@ async def test_a_slot_that_is_freed_goes_to_who_waits_for_one_though_all_workers
     """Of ten slots eight are one tenant's at most; its ninth delivery follows the first record."""
     async with running(database_url, max_in_flight=10) as rig, Receiver() as hanging:
         big, small = await rig.tenant("acme"), await rig.tenant("globex")
-        receiver.gate, hanging.gate = asyncio.Event(), asyncio.Event()
         await rig.subscription(big, receiver.url)
         await rig.subscription(small, hanging.url)
+        await rig.publisher.publish("acme", [order_created()])
+        await until(lambda: rig.recorder.recorded == 1, "the target has answered")
+        receiver.gate, hanging.gate = asyncio.Event(), asyncio.Event()
         await rig.publisher.publish("acme", [order_created(n) for n in range(20)])
-        await receiver.wait_for(8)
+        await receiver.wait_for(9)
         await rig.publisher.publish("globex", [order_created()])
         await hanging.wait_for(1)
-        assert len(receiver.ids) == 8
+        assert len(receiver.ids) == 9
 
         receiver.gate.set()
-        await receiver.wait_for(20)
+        await receiver.wait_for(21)
 
         hanging.gate.set()
-        await until(lambda: rig.recorder.recorded == 21, "all are recorded")
+        await until(lambda: rig.recorder.recorded == 22, "all are recorded")
