@@ -330,7 +330,10 @@ class Lanes:
         return surplus - {lane.bucket for lane in self._by_uid.values() if lane.unrecorded}
 
     def evict_idle(self, keep: int) -> None:
-        """Drop lanes that hold nothing and know nothing, oldest first, until `keep` are left."""
+        """Drop lanes that hold nothing and know nothing, oldest first, until `keep` are left.
+
+        What is known of a target whose subscription is deleted is worth nothing.
+        """
         surplus = len(self._by_uid) - keep
         now_s = self._clock.boottime_s()
         for lane in list(self._by_uid.values()) if surplus > 0 else ():
@@ -339,7 +342,7 @@ class Lanes:
             if (
                 not lane.known
                 and not lane.announced
-                and lane.failures == 0
+                and (lane.failures == 0 or lane.is_deleted)
                 and max(lane.rests_until_s, lane.paced_until_s) <= now_s
                 and lane.state is not LaneState.REFILLING
             ):

@@ -26,19 +26,43 @@ if TYPE_CHECKING:
 
 MAX_TENANTS = 10_000
 """Indexes held at once; the least recently used are read again when they are needed."""
-MAX_REMEMBERED = 1_000_000
-"""Subscriptions in an index's remembered answers, all event types together."""
+MAX_REMEMBERED = 4_000_000
+"""Subscriptions in the remembered answers of all indexes together: about 32 MB."""
+ANSWER_WEIGHT = 32
+"""An answer takes as much room as so many more: an event's type may be any word."""
+
+
+class Answers:
+    """What all indexes remember of what they answered: where it is too much, they forget it all."""
+
+    def __init__(self, most: int = MAX_REMEMBERED) -> None:
+        self._most = most
+        self._held = 0
+        self._caches: list[dict[str, tuple[IndexRow, ...]]] = []
+
+    def remember(
+        self, cache: dict[str, tuple[IndexRow, ...]], event_type: str, answer: tuple[IndexRow, ...]
+    ) -> None:
+        """Put an answer into an index's cache."""
+        self._held += len(answer) + ANSWER_WEIGHT
+        if self._held > self._most:
+            for one in self._caches:
+                one.clear()
+            self._caches.clear()
+            self._held = len(answer) + ANSWER_WEIGHT
+        if not cache:
+            self._caches.append(cache)
+        cache[event_type] = answer
 
 
 class TenantIndex:
     """The routes of one tenant at one epoch."""
 
     __slots__ = (
-        "_all", "_cached", "_exact", "_prefixes", "_remembered", "_routes", "epoch", "tenant_id",
-        "uid",
+        "_all", "_answers", "_cached", "_exact", "_prefixes", "_routes", "epoch", "tenant_id", "uid"
     )  # fmt: skip
 
-    def __init__(self, tenant_id: str, uid: UUID) -> None:
+    def __init__(self, tenant_id: str, uid: UUID, answers: Answers | None = None) -> None:
         self.tenant_id = tenant_id
         self.uid = uid
         self.epoch = 0
@@ -47,7 +71,7 @@ class TenantIndex:
         self._prefixes: dict[str, dict[UUID, IndexRow]] = {}
         self._all: dict[UUID, IndexRow] = {}
         self._cached: dict[str, tuple[IndexRow, ...]] = {}
-        self._remembered = 0
+        self._answers = answers or Answers()
 
     def apply(self, epoch: int, changed: Iterable[IndexRow]) -> None:
         """Take in what changed up to an epoch."""
@@ -60,7 +84,7 @@ class TenantIndex:
                 self._routes[route.subscription_uid] = route
                 for pattern in route.event_types:
                     self._place_of(pattern)[route.subscription_uid] = route
-            self._forget_answers()
+            self._cached.clear()
         self.epoch = epoch
 
     def _place_of(self, pattern: str) -> dict[UUID, IndexRow]:
@@ -81,19 +105,12 @@ class TenantIndex:
         else:
             del self._exact[pattern]
 
-    def _forget_answers(self) -> None:
-        self._cached.clear()
-        self._remembered = 0
-
     def match(self, event_type: str) -> tuple[IndexRow, ...]:
         """The subscriptions whose patterns cover a type, each once."""
         found = self._cached.get(event_type)
         if found is None:
             found = self._match(event_type)
-            self._remembered += len(found) + 1
-            if self._remembered > MAX_REMEMBERED:
-                self._forget_answers()
-            self._cached[event_type] = found
+            self._answers.remember(self._cached, event_type, found)
         return found
 
     def _match(self, event_type: str) -> tuple[IndexRow, ...]:
@@ -114,6 +131,7 @@ class Matcher:
         self._reader = reader
         self._max_tenants = max_tenants
         self._indexes: OrderedDict[str, TenantIndex] = OrderedDict()
+        self._answers = Answers()
         self._reloads: dict[str, asyncio.Task[TenantIndex]] = {}
         self.reads = 0
 
@@ -171,7 +189,7 @@ class Matcher:
         index = max(held, key=lambda one: (one.uid, one.epoch), default=None)
         if index is None or (load.tenant_uid, load.epoch) > (index.uid, index.epoch):
             if index is None or load.is_whole:
-                index = TenantIndex(tenant_id, load.tenant_uid)
+                index = TenantIndex(tenant_id, load.tenant_uid, self._answers)
             index.apply(load.epoch, load.changed)
         self._indexes[tenant_id] = index
         self._indexes.move_to_end(tenant_id)

@@ -103,11 +103,13 @@ async def test_a_bucket_that_is_no_surplus_any_more_sends_again(desk: Desk) -> N
 
 
 async def test_idle_lanes_are_forgotten_but_none_that_remembers_something(desk: Desk) -> None:
-    idle, failing, paced, busy = (
-        desk.lane(max_per_second=rate) for rate in (None, None, 1.0, None)
+    idle, failing, deleted, paced, busy = (
+        desk.lane(max_per_second=rate) for rate in (None, None, None, 1.0, None)
     )
-    desk.publish(failing)
-    desk.fail(desk.take_all()[0])
+    for lane in (failing, deleted):
+        desk.publish(lane)
+        desk.fail(desk.take_all()[0])
+    desk.lanes.deleted(deleted)
     desk.publish(paced)
     desk.succeed(desk.take_all()[0])
     desk.publish(busy)
@@ -116,6 +118,7 @@ async def test_idle_lanes_are_forgotten_but_none_that_remembers_something(desk: 
 
     assert set(desk.lanes.all()) == {failing, paced, busy}
     assert idle.is_gone
+    assert deleted.is_gone, "what its target did is nobody's any more"
 
 
 async def test_operators_see_how_the_lanes_stand(desk: Desk) -> None:

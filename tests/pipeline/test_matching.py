@@ -12,7 +12,7 @@ from service.domain.subscription import (
     PayloadFormat,
     matches,
 )
-from service.pipeline.matching import TenantIndex
+from service.pipeline.matching import ANSWER_WEIGHT, Answers, TenantIndex
 from service.store.routes import IndexRow
 from service.store.subscriptions import Subscriptions
 from tests.pipeline.rig import Receiver, Rig, order_created, running
@@ -73,6 +73,23 @@ def test_an_exact_type_that_nobody_wants_any_more_takes_no_prefix_along() -> Non
     index.apply(1, [row(0, ["a.b"]), row(1, ["a.*"])])
     index.apply(2, [row(0, ["c"])])
     assert [route.subscription_uid for route in index.match("a.z")] == [UUID(int=1)]
+
+
+def test_all_tenants_together_remember_so_many_answers_whatever_types_they_publish() -> None:
+    answers = Answers(most=100 * ANSWER_WEIGHT)
+    indexes = [TenantIndex(f"t{n}", UUID(int=n), answers) for n in range(50)]
+    for index in indexes:
+        index.apply(1, [row(1, ["order.*"])])
+
+    def remembered() -> int:
+        return sum(len(index._cached) for index in indexes)  # noqa: SLF001 - what it costs
+
+    for number in range(1_000):
+        assert not indexes[number % 50].match(f"type{number}")
+        assert remembered() <= 100
+    for index in indexes:
+        assert len(index.match("order.created")) == 1
+        assert index.match("order.created") is index.match("order.created")
 
 
 @pytest.mark.parametrize(

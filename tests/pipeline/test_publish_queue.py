@@ -133,6 +133,18 @@ def test_idle_time_earns_nothing() -> None:
     assert tenants_of(taken(queue, 100)).count("late") in {50, 51}
 
 
+def test_ten_thousand_tenants_that_come_and_go_beside_a_busy_one_leave_nothing_behind() -> None:
+    queue, most = queue_of(), 0
+    for number in range(10_000):
+        for tenant_id in ("busy", f"t{number}"):
+            queue.append(call_of(tenant_id))
+        assert len(taken(queue, 2)) == 2
+        most = max(most, len(queue._round), len(queue._lines))  # noqa: SLF001 - what a turn costs
+    assert most <= 4
+    assert queue.first() is None
+    assert not queue._lines  # noqa: SLF001
+
+
 def test_what_had_its_turn_goes_before_everybody_in_the_order_it_had() -> None:
     queue = queue_of()
     first, second = call_of("acme"), call_of("globex")
