@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -38,11 +39,24 @@ def make_ground() -> Iterator[Path]:
         path = Path(name).resolve()
         path.chmod(0o711)
         yield path
-        left = {pid: cwd for pid, cwd in working_directories() if cwd.is_relative_to(path)}
+        here = {pid: cwd for pid, cwd in working_directories() if cwd.is_relative_to(path)}
+        left = {pid: cwd for pid, cwd in here.items() if not has_ended(pid)}
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     assert not left, "processes were left running"
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process ends within five seconds: Postgres's logger is the last, by a moment."""
+    try:
+        ended = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([ended], [], [], 5.0)[0])
+    finally:
+        os.close(ended)
 
 
 def working_directories() -> Iterator[tuple[int, Path]]:
