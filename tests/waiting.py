@@ -10,10 +10,15 @@ import time
 from collections.abc import Awaitable, Callable
 
 POLL_S = 0.005
+PATIENCE_S = 30.0
+"""What nothing takes, on however busy a machine, unless it hangs. No promise is so long."""
 
 
 async def until(
-    holds: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str, *, within_s: float = 20.0
+    holds: Callable[[], bool] | Callable[[], Awaitable[bool]],
+    what: str,
+    *,
+    within_s: float = PATIENCE_S,
 ) -> None:
     """Return as soon as `holds` is true; it is asked every 5 ms. AssertionError: it never was."""
     deadline = time.monotonic() + within_s

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
 
 CONNECT_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 2.0
 
 # A process that was frozen inside a transaction holds its locks no longer than this; nor does the
 # backend of one that is dead, which would not notice while it waits for somebody's lock itself.
@@ -225,7 +226,7 @@ class Session:
         if connection is None or connection.is_closed():
             return
         try:
-            await connection.close(timeout=2.0)
+            await connection.close(timeout=CLOSE_TIMEOUT_S)
         except (*_GONE, asyncpg.PostgresError):
             connection.terminate()
 
@@ -290,7 +291,7 @@ class Database:
         if pool is None:
             return
         try:
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await pool.close()
         except TimeoutError:
             pool.terminate()
@@ -318,7 +319,7 @@ class Database:
                     connection.terminate()
             raise
         finally:
-            await pool.release(connection, timeout=2.0)
+            await pool.release(connection, timeout=CLOSE_TIMEOUT_S)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:

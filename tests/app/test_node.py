@@ -26,7 +26,7 @@ from service.app.master_key import rotate_master
 from service.config import Role, Settings
 from service.store.database import RejectedError
 from tests.pipeline.rig import Receiver, TurnableClock
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -125,7 +125,7 @@ async def test_in_a_hurry_it_waits_for_no_target_and_loses_nothing(database_url:
         stopping = asyncio.create_task(app.stop())
         await asyncio.sleep(0)
         app.hurry()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await stopping
         target.gate.set()
     assert await fetch_one(database_url, "SELECT count(*) FROM pending_deliveries") == 1
@@ -141,7 +141,7 @@ async def test_the_grace_bounds_what_a_stop_waits_for(database_url: str) -> None
         await subscribe(client, target.url)
         await client.publish("default", [Event(type="a.b", json_data="{}")])
         await target.wait_for(1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await app.stop()
         target.gate.set()
 

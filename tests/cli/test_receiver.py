@@ -9,6 +9,7 @@ import standardwebhooks
 
 from hookline.webhook import Verifier
 from service.cli.receiver import Arrival, Receiver
+from tests.waiting import PATIENCE_S
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -98,7 +99,7 @@ async def test_what_is_no_request_ends_that_connection_alone(
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(sent)
     writer.write_eof()
-    await asyncio.wait_for(reader.read(), 5)
+    await asyncio.wait_for(reader.read(), PATIENCE_S)
     writer.close()
     assert await exchange(receiver, request()) != []
 

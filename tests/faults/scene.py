@@ -23,7 +23,7 @@ from tests.e2e.processes import Node
 from tests.faults.oracle import Oracle
 from tests.faults.publishing import TENANT, Publishers
 from tests.faults.target import Target
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     import pathlib
@@ -142,7 +142,7 @@ class Scene:
             raise AssertionError(f"{len(missing)} of {len(ids)} did not come: {missing}") from None
         return time.monotonic() - began_s
 
-    async def recorded(self, within_s: float = 20.0) -> None:
+    async def recorded(self, within_s: float = PATIENCE_S) -> None:
         """Wait until nothing is pending any more."""
 
         async def is_recorded() -> bool:
@@ -242,7 +242,7 @@ def node_id_of(node: Node) -> UUID:
     return UUID(match[1])
 
 
-async def shared(stage: Scene, nodes: int, within_s: float = 20.0) -> None:
+async def shared(stage: Scene, nodes: int, within_s: float = PATIENCE_S) -> None:
     """Wait until so many nodes live, and each owns its fair share of the buckets."""
     most = -(-256 // nodes)
 

@@ -16,18 +16,21 @@ from tests.faults.conftest import IS_LONG
 from tests.faults.publishing import TENANT
 from tests.faults.scene import PATIENT_S, scene, shared
 from tests.pipeline.rival import rival
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(1_800)
 
-SWEPT_S = 3.0
-"""The sweep comes every second, and what it finds is sent."""
+PATIENT_STATEMENT_S = "300"
+"""So long that no session finds out within a test that its server is frozen, and connects anew."""
 
 
 async def test_what_a_node_publishes_for_another_is_found_although_no_word_gets_through(
     tmp_path: pathlib.Path,
 ) -> None:
-    async with cluster() as postgres, scene(postgres.url, tmp_path) as stage:
+    async with (
+        cluster() as postgres,
+        scene(postgres.url, tmp_path, HOOKLINE_STATEMENT_TIMEOUT_S=PATIENT_STATEMENT_S) as stage,
+    ):
         await shared(stage, 2)
         sessions = await postgres.freeze_all("hookline notify")
         assert len(sessions) == 2
@@ -36,7 +39,7 @@ async def test_what_a_node_publishes_for_another_is_found_although_no_word_gets_
                 events = [Event(type=name, json_data="{}") for name in stage.event_types]
                 results = await stage.client_of(node).publish(TENANT, events, timeout_s=PATIENT_S)
                 stage.oracle.acknowledge([result.name for result in results])
-                await stage.delivered(stage.oracle.ids(), within_s=SWEPT_S)
+                await stage.delivered(stage.oracle.ids(), within_s=PATIENCE_S)
         await stage.judge(duplicates_at_most=0)
 
 
@@ -61,8 +64,9 @@ async def test_a_call_that_poisons_its_statement_is_refused_alone(
             await stage.waiting_backend("hookline publish")
             # Answered after them, so by then they all wait for their turn.
             await client.operations.GetStatus(GetStatusRequest())
-        with pytest.raises(HooklineError):
+        with pytest.raises(HooklineError) as refused:
             await poison
+        assert refused.value.reason == "INTERNAL", "a constraint is ours, and nothing to repeat"
         stage.oracle.acknowledge(await asyncio.gather(first, *others))
         await stage.judge(duplicates_at_most=0)
 

@@ -6,6 +6,8 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Self
 
+from tests.waiting import PATIENCE_S
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -48,7 +50,7 @@ class Receiver:
         assert self._server is not None
         self._server.close()
 
-    async def wait_for(self, count: int, within_s: float = 15.0) -> None:
+    async def wait_for(self, count: int, within_s: float = PATIENCE_S) -> None:
         """Wait until so many requests have come, in all."""
         async with asyncio.timeout(within_s), self._arrived:
             await self._arrived.wait_for(lambda: len(self.ids) >= count)

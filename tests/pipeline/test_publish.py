@@ -17,6 +17,7 @@ from service.domain.limits import Limits
 from service.pipeline.publish import GroupLimits
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import BUMP, LOCK, copy_subscription, rival, until_blocked
+from tests.waiting import PATIENCE_S
 
 
 async def test_a_publish_waits_for_a_change_under_way_and_matches_again(
@@ -364,7 +365,7 @@ async def test_a_call_that_read_its_index_during_the_stop_is_refused(rig: Rig) -
         await rig.publisher.stop()
         await other.execute("ROLLBACK")
         with pytest.raises(UnavailableError) as refusal:
-            await asyncio.wait_for(publishing, 10)
+            await asyncio.wait_for(publishing, PATIENCE_S)
 
     assert refusal.value.reason is Reason.SHUTTING_DOWN
 

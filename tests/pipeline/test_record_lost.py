@@ -8,7 +8,7 @@ import pytest
 
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.wire import Wire
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 async def recorded(rig: Rig, count: int) -> None:
@@ -32,7 +32,7 @@ async def test_a_record_whose_answer_is_lost_is_written_once_and_sent_once(
         (published,) = await rig.publisher.publish("acme", [order_created()])
         setattr(wire, cut, published.event_id.bytes[:12])
 
-        await asyncio.wait_for(wire.is_cut.wait(), 5)
+        await asyncio.wait_for(wire.is_cut.wait(), PATIENCE_S)
         await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "it is dealt with")
 
         if status == 200:

@@ -5,6 +5,7 @@ import asyncio
 from service.pipeline.clock import SystemClock
 from service.pipeline.timers import Timers
 from tests.pipeline.desk import HandClock
+from tests.waiting import PATIENCE_S
 
 
 async def test_what_is_due_happens_in_the_order_of_its_time() -> None:
@@ -29,7 +30,7 @@ async def test_the_loop_wakes_for_the_earliest_without_being_poked() -> None:
     timers.add(clock.boottime_s() + 60, lambda: None)
     timers.add(clock.boottime_s() + 0.01, woken.set)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await woken.wait()
 
     timers.clear()
@@ -59,12 +60,12 @@ async def test_an_action_that_fails_does_not_stop_those_that_come_after() -> Non
 
     asyncio.get_running_loop().set_exception_handler(lambda *_: failed.set())
     timers.add(clock.boottime_s(), fail)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await failed.wait()
 
     timers.add(clock.boottime_s() + 0.01, woken.set)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await woken.wait()
 
 

@@ -18,6 +18,7 @@ from service.store.database import (
     Session,
 )
 from tests.pipeline.wire import Wire
+from tests.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,6 +48,12 @@ async def database(wire: Wire) -> AsyncIterator[Database]:
     await opened.open()
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes leave of a frozen server politely waits for longer than any test."""
+    monkeypatch.setattr("service.store.database.CLOSE_TIMEOUT_S", 2 * PATIENCE_S)
 
 
 async def values(database: Session | Database, statement: str) -> list[object]:
@@ -111,13 +118,14 @@ async def test_a_statement_whose_answer_is_lost_may_have_committed(
     assert await values(session, "SELECT what FROM t") == ["mark"]
 
 
+@pytest.mark.usefixtures("patient_close")
 async def test_a_frozen_server_is_given_up_at_the_deadline_and_the_session_recovers(
     wire: Wire, session: Session
 ) -> None:
     (before,) = await session.fetch("SELECT pg_backend_pid()")
     hold(wire)
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(OutcomeUnknownError):
             await session.fetch(MARK)
         (after,) = await session.fetch("SELECT pg_backend_pid()")
@@ -125,6 +133,7 @@ async def test_a_frozen_server_is_given_up_at_the_deadline_and_the_session_recov
     assert after[0] != before[0]
 
 
+@pytest.mark.usefixtures("patient_close")
 async def test_a_transaction_on_a_frozen_server_is_given_up_at_the_deadline(
     wire: Wire, session: Session
 ) -> None:
@@ -137,7 +146,7 @@ async def test_a_transaction_on_a_frozen_server_is_given_up_at_the_deadline(
             hold(wire)
             await connection.fetch(MARK)
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(OutcomeUnknownError):
             await insert_and_wait()
 
@@ -234,7 +243,7 @@ async def test_closing_waits_for_no_frozen_server(wire: Wire) -> None:
     stuck = asyncio.create_task(session.fetch(MARK))
     await wire.is_held.wait()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await session.close()
         await asyncio.gather(stuck, return_exceptions=True)
     assert stuck.exception() is not None
@@ -258,17 +267,19 @@ async def test_whoever_is_idle_in_a_transaction_is_ended(session: Session) -> No
 # ------------------------------------------------------------------------------------- the pool
 
 
+@pytest.mark.usefixtures("patient_close")
 async def test_a_pooled_connection_that_overran_is_terminated_and_the_pool_recovers(
     wire: Wire, database: Database
 ) -> None:
     hold(wire)
 
-    async with asyncio.timeout(1.5):  # releasing a frozen connection takes two seconds
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(OutcomeUnknownError):
             await database.fetch(MARK)
         assert await values(database, "SELECT 1") == [1]
 
 
+@pytest.mark.usefixtures("patient_close")
 async def test_a_pooled_transaction_that_overran_is_terminated(
     wire: Wire, database: Database
 ) -> None:
@@ -277,7 +288,7 @@ async def test_a_pooled_transaction_that_overran_is_terminated(
             hold(wire)
             await connection.fetch(MARK)
 
-    async with asyncio.timeout(1.5):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(OutcomeUnknownError):
             await wait()
         assert await values(database, "SELECT 1") == [1]
@@ -294,6 +305,7 @@ async def test_a_refused_statement_keeps_the_pooled_connection(database: Databas
     assert await database.fetch("SELECT pg_backend_pid()") == [before]
 
 
+@pytest.mark.usefixtures("patient_close")
 async def test_a_caller_that_gives_up_leaves_the_pool_whole(wire: Wire, database: Database) -> None:
     hold(wire)
     call = asyncio.create_task(database.fetch(MARK))
@@ -301,7 +313,7 @@ async def test_a_caller_that_gives_up_leaves_the_pool_whole(wire: Wire, database
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S):
         assert await values(database, "SELECT 1") == [1]
 
 

@@ -24,7 +24,7 @@ from tests.store.embedded_rig import (
     stranger_in,
     working_directories,
 )
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 ground = pytest.fixture(make_ground)
 
@@ -102,7 +102,7 @@ class TestLife:
         postgres = EmbeddedPostgres(ground / "data")
         connection = await asyncpg.connect(await postgres.start())
         await connection.execute("BEGIN")
-        await asyncio.wait_for(postgres.stop(), 10)
+        await asyncio.wait_for(postgres.stop(), PATIENCE_S)
         await until(connection.is_closed, "the connection ended")
         assert Postmaster.find(postgres.cluster) is None
 

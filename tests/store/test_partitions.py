@@ -20,6 +20,7 @@ from service.store.partitions import (
     old_days,
     partition_name,
 )
+from tests.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,6 +42,14 @@ async def connection(database_url: str) -> AsyncIterator[Connection]:
 @pytest.fixture
 async def reader(database_url: str) -> AsyncIterator[Connection]:
     """Somebody else, who may be in the middle of something."""
+    opened = await asyncpg.connect(database_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def writer(database_url: str) -> AsyncIterator[Connection]:
+    """Whom nobody may hold up."""
     opened = await asyncpg.connect(database_url)
     yield opened
     await opened.close()
@@ -121,7 +130,7 @@ async def test_making_a_day_waits_for_no_writer(connection: Connection, reader: 
     await connection.execute(f"DROP TABLE {far}")
     async with reader.transaction():
         await reader.execute(INSERT, first_id_of_day(await today(connection)))
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENCE_S):
             assert await create_partitions(connection) == [far]
 
 
@@ -177,15 +186,21 @@ async def test_a_day_that_was_detached_but_not_dropped_is_found_and_dropped(
 
 
 async def test_dropping_a_day_holds_up_no_writer(
-    connection: Connection, reader: Connection
+    connection: Connection, reader: Connection, writer: Connection
 ) -> None:
     await make_old_day(connection)
-    day = await today(connection)
+    day, dropper = await today(connection), connection.get_server_pid()
+
+    async def waits() -> bool:
+        statement = "SELECT wait_event_type FROM pg_stat_activity WHERE pid = $1"
+        return bool(await writer.fetchval(statement, dropper) == "Lock")
+
     async with reader.transaction(isolation="repeatable_read"):
-        await reader.fetch("SELECT count(*) FROM attempts")
-        dropping = asyncio.create_task(drop_day(connection, OLD, lock_timeout_s=1))
-        async with asyncio.timeout(0.8):
-            for _ in range(5):
-                await reader.execute(INSERT, first_id_of_day(day))
+        await reader.fetch("SELECT count(*) FROM events")
+        dropping = asyncio.create_task(drop_day(connection, OLD, lock_timeout_s=2 * PATIENCE_S))
+        await until(waits, "it waits for the reader")
+        async with asyncio.timeout(PATIENCE_S):
+            await writer.execute(INSERT, first_id_of_day(day))
+        assert not dropping.done()
     await dropping
     assert await old_days(connection, OLD + timedelta(days=1)) == []
