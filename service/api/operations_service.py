@@ -53,6 +53,7 @@ class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
             node_id=str(self._node_id()),
             nodes=[_node_message(node) for node in nodes],
             pending_count=backlog.count,
+            dead_letter_count=await self._status.dead_letters(),
             oldest_pending_time=None if oldest_ms is None else timestamp_of_ms(oldest_ms),
             lanes=operations_service_pb2.LaneCounts(
                 total_count=counts.total,

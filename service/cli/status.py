@@ -18,6 +18,9 @@ from hookline.v1.operations_service_pb2 import (
 from service.cli.server import ask
 from service.cli.wording import plain, time_of, until
 
+DEAD_LETTERS_COUNTED = 10_000
+"""As many are counted; the contract says so."""
+
 
 def run(asked: argparse.Namespace) -> int:
     """Ask once, and print."""
@@ -33,6 +36,7 @@ def run(asked: argparse.Namespace) -> int:
 def _lines(status: GetStatusResponse, server: str) -> Iterator[str]:
     yield f"Hookline {status.version} at {server}"
     yield f"pending  {_pending(status)}"
+    yield f"dead     {_dead_letters(status.dead_letter_count)}"
     yield f"nodes    {len(status.nodes)}"
     for node in status.nodes:
         yield f"  {_node(node, status.node_id)}"
@@ -54,6 +58,10 @@ def _pending(status: GetStatusResponse) -> str:
         return "0"
     oldest = until(status.oldest_pending_time)
     return f"{status.pending_count}, the oldest created {oldest}"
+
+
+def _dead_letters(count: int) -> str:
+    return f"{count} or more" if count >= DEAD_LETTERS_COUNTED else str(count)
 
 
 def _node(node: Node, asked_node_id: str) -> str:

@@ -19,6 +19,8 @@ SQL = Statements("status")
 
 PENDING_COUNTED_MAX = 100_000
 """Up to so many pending deliveries are counted, in some milliseconds; more are estimated."""
+DEAD_LETTERS_COUNTED_MAX = 10_000
+"""As many dead letters are counted; there may be more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,13 @@ class StatusStore:
         oldest: UUID | None = row["oldest_id"]
         count = row["exact"] if row["is_exact"] else max(row["exact"], row["estimate"])
         return Backlog(count, None if oldest is None else unix_ms_of(oldest))
+
+    async def dead_letters(self) -> int:
+        """How many deliveries are EXHAUSTED, up to `DEAD_LETTERS_COUNTED_MAX`."""
+        row = await self._database.fetchrow(SQL.dead_letters, DEAD_LETTERS_COUNTED_MAX)
+        assert row is not None  # noqa: S101 (aggregates always answer)
+        count: int = row["count"]
+        return count
 
     async def oldest_due(self, lanes: Sequence[tuple[int, UUID]]) -> dict[UUID, datetime]:
         """When the delivery that is due longest was due, of lanes by bucket and subscription.

@@ -76,6 +76,15 @@ async def test_what_waits_is_counted_and_dated(api: Api) -> None:
     }
 
 
+async def test_dead_letters_are_counted_and_nothing_else(api: Api) -> None:
+    tenant_uid = await api.rows.tenant("globex")
+    place = await api.rows.subscription(tenant_uid, "orders")
+    for state in ("SUCCEEDED", "CANCELLED", "EXPIRED", "EXHAUSTED", "EXHAUSTED"):
+        await api.rows.finished(place, await api.rows.event(tenant_uid), state=state)
+    answer = await api.operations.GetStatus(GetStatusRequest())
+    assert answer.dead_letter_count == 2
+
+
 async def test_beyond_what_is_counted_an_estimate_is_never_less(api: Api) -> None:
     await hold(api, "held")
     await publish(api, *[order()] * 500)

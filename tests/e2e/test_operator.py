@@ -173,10 +173,11 @@ def test_status_tells_what_runs(dev: Dev) -> None:
     lines = told.stdout.splitlines()
     assert lines[0] == f"Hookline {VERSION} at {dev.target}"
     assert re.match(r"pending  \d+", lines[1])
-    assert lines[2] == "nodes    1"
-    assert "256 of 256 buckets" in lines[3]
-    assert lines[3].endswith("(this one)")
-    assert re.match(r"lanes    \d+ on this node: ", lines[4])
+    assert re.match(r"dead     \d+", lines[2])
+    assert lines[3] == "nodes    1"
+    assert "256 of 256 buckets" in lines[4]
+    assert lines[4].endswith("(this one)")
+    assert re.match(r"lanes    \d+ on this node: ", lines[5])
 
 
 async def test_listen_shows_and_verifies_what_a_subscription_sends(

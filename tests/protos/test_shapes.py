@@ -37,7 +37,8 @@ NAMED_VERBS = (
 
 OPTIONAL = {
     "deduplicated", "delivery_count", "attempt_count", "matched",
-    "pending_count", "bucket_count", "total_count", "open_count", "limited_count", "held_count",
+    "pending_count", "dead_letter_count", "bucket_count", "total_count", "open_count",
+    "limited_count", "held_count",
     "queued_count", "in_flight_count", "consecutive_failure_count",
     "scanned_count", "created_count", "retried_count", "missed_count",
 }  # fmt: skip

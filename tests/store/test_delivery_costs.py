@@ -12,6 +12,7 @@ import pytest
 from service.domain.delivery import DeliveryState
 from service.domain.ids import bucket_of_delivery, delivery_range_of
 from service.store.deliveries import SQL
+from service.store.status import SQL as STATUS
 from tests.store.rows import Place, Rows, rows_in
 
 NEWEST = UUID(int=(1 << 128) - 1)
@@ -55,16 +56,33 @@ async def test_no_read_walks_through_what_it_is_not_asked_for(rows: Rows) -> Non
         assert await blocks_read(rows, sql, arguments) <= most
 
 
-async def fill_history(rows: Rows, place: Place, count: int) -> None:
+@pytest.mark.parametrize("is_analysed", [False, True])
+async def test_dead_letters_are_counted_without_a_look_at_others(
+    rows: Rows,
+    is_analysed: bool,  # noqa: FBT001
+) -> None:
+    busy = await rows.subscription(await rows.tenant("acme"), "busy")
+    await fill_history(rows, busy, 8_000)
+    await fill_history(rows, busy, 2_000, "CANCELLED")
+    await fill_history(rows, busy, 300, "EXHAUSTED")
+    if is_analysed:
+        await rows.connection.execute("ANALYZE")
+    for most, counted in ((200, 200), (10_000, 300)):
+        assert await rows.connection.fetchval(STATUS.dead_letters, most) == counted
+        assert await blocks_read(rows, STATUS.dead_letters, (most,)) <= 100
+
+
+async def fill_history(rows: Rows, place: Place, count: int, state: str = "SUCCEEDED") -> None:
     ids = [rows.new_id() for _ in range(count)]
     await rows.connection.execute(
         """INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time,
                version, attempt_count, state, url, http_status, latency_us)
-           SELECT $1, id, $2, id, now(), 1, 1, 'SUCCEEDED', 'https://example.com/', 200, 900
+           SELECT $1, id, $2, id, now(), 1, 1, $4, 'https://example.com/', 200, 900
            FROM unnest($3::uuid[]) AS id""",
         place.tenant_uid,
         place.uid,
         ids,
+        state,
     )
 
 

@@ -20,6 +20,10 @@ FROM (SELECT count(*) AS exact FROM (SELECT FROM pending_deliveries LIMIT $1) p)
                   WHERE q.bucket = b.bucket ORDER BY q.delivery_id LIMIT 1) p
               ORDER BY p.delivery_id LIMIT 1) AS delivery_id) oldest
 
+-- name: dead_letters
+-- As far as `$1`, by an index that holds nothing else.
+SELECT count(*) AS count FROM (SELECT FROM deliveries WHERE state = 'EXHAUSTED' LIMIT $1) d
+
 -- name: oldest_due
 -- One descent of the lane's index each.
 SELECT l.subscription_uid, p.due_at

@@ -25,27 +25,27 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$hookline/v1/operations_service.proto\x12\x0bhookline.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\x85\x03\n\x11GetStatusResponse\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x17\n\x07node_id\x18\x02 \x01(\tR\x06nodeId\x12\'\n\x05nodes\x18\x03 \x03(\x0b\x32\x11.hookline.v1.NodeR\x05nodes\x12(\n\rpending_count\x18\x04 \x01(\x03H\x00R\x0cpendingCount\x88\x01\x01\x12J\n\x13oldest_pending_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x11oldestPendingTime\x12-\n\x05lanes\x18\x06 \x01(\x0b\x32\x17.hookline.v1.LaneCountsR\x05lanes\x12.\n\ttop_lanes\x18\x07 \x03(\x0b\x32\x11.hookline.v1.LaneR\x08topLanes\x12-\n\x07sources\x18\x08 \x03(\x0b\x32\x13.hookline.v1.SourceR\x07sourcesB\x10\n\x0e_pending_count\"\xcc\x01\n\x06Source\x12\x18\n\x07setting\x18\x01 \x01(\tR\x07setting\x12\x18\n\x07summary\x18\x02 \x01(\tR\x07summary\x12\x37\n\tload_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08loadTime\x12;\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x18\n\x07problem\x18\x05 \x01(\tR\x07problem\"\xab\x02\n\x04Node\x12\x17\n\x07node_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n\x08hostname\x18\x02 \x01(\tR\x08hostname\x12\x18\n\x07\x61\x64\x64ress\x18\x03 \x01(\tR\x07\x61\x64\x64ress\x12\x18\n\x07version\x18\x04 \x01(\tR\x07version\x12\x39\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x46\n\x11lease_expire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\x12&\n\x0c\x62ucket_count\x18\x07 \x01(\x05H\x00R\x0b\x62ucketCount\x88\x01\x01\x42\x0f\n\r_bucket_count\"\xe4\x01\n\nLaneCounts\x12$\n\x0btotal_count\x18\x01 \x01(\x05H\x00R\ntotalCount\x88\x01\x01\x12\"\n\nopen_count\x18\x02 \x01(\x05H\x01R\topenCount\x88\x01\x01\x12(\n\rlimited_count\x18\x03 \x01(\x05H\x02R\x0climitedCount\x88\x01\x01\x12\"\n\nheld_count\x18\x04 \x01(\x05H\x03R\theldCount\x88\x01\x01\x42\x0e\n\x0c_total_countB\r\n\x0b_open_countB\x10\n\x0e_limited_countB\r\n\x0b_held_count\"\xf5\x02\n\x04Lane\x12\"\n\x0csubscription\x18\x01 \x01(\tR\x0csubscription\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x16.hookline.v1.LaneStateR\x05state\x12&\n\x0cqueued_count\x18\x03 \x01(\x05H\x00R\x0bqueuedCount\x88\x01\x01\x12+\n\x0fin_flight_count\x18\x04 \x01(\x05H\x01R\rinFlightCount\x88\x01\x01\x12\x42\n\x0foldest_due_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\roldestDueTime\x12?\n\x19\x63onsecutive_failure_count\x18\x06 \x01(\x05H\x02R\x17\x63onsecutiveFailureCount\x88\x01\x01\x42\x0f\n\r_queued_countB\x12\n\x10_in_flight_countB\x1c\n\x1a_consecutive_failure_count*\x7f\n\tLaneState\x12\x1a\n\x16LANE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10LANE_STATE_READY\x10\x01\x12\x13\n\x0fLANE_STATE_OPEN\x10\x02\x12\x16\n\x12LANE_STATE_LIMITED\x10\x03\x12\x13\n\x0fLANE_STATE_HELD\x10\x04\x32_\n\x11OperationsService\x12J\n\tGetStatus\x12\x1d.hookline.v1.GetStatusRequest\x1a\x1e.hookline.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$hookline/v1/operations_service.proto\x12\x0bhookline.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xcc\x03\n\x11GetStatusResponse\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12\x17\n\x07node_id\x18\x02 \x01(\tR\x06nodeId\x12\'\n\x05nodes\x18\x03 \x03(\x0b\x32\x11.hookline.v1.NodeR\x05nodes\x12(\n\rpending_count\x18\x04 \x01(\x03H\x00R\x0cpendingCount\x88\x01\x01\x12J\n\x13oldest_pending_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x11oldestPendingTime\x12-\n\x05lanes\x18\x06 \x01(\x0b\x32\x17.hookline.v1.LaneCountsR\x05lanes\x12.\n\ttop_lanes\x18\x07 \x03(\x0b\x32\x11.hookline.v1.LaneR\x08topLanes\x12-\n\x07sources\x18\x08 \x03(\x0b\x32\x13.hookline.v1.SourceR\x07sources\x12/\n\x11\x64\x65\x61\x64_letter_count\x18\t \x01(\x05H\x01R\x0f\x64\x65\x61\x64LetterCount\x88\x01\x01\x42\x10\n\x0e_pending_countB\x14\n\x12_dead_letter_count\"\xcc\x01\n\x06Source\x12\x18\n\x07setting\x18\x01 \x01(\tR\x07setting\x12\x18\n\x07summary\x18\x02 \x01(\tR\x07summary\x12\x37\n\tload_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08loadTime\x12;\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x18\n\x07problem\x18\x05 \x01(\tR\x07problem\"\xab\x02\n\x04Node\x12\x17\n\x07node_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n\x08hostname\x18\x02 \x01(\tR\x08hostname\x12\x18\n\x07\x61\x64\x64ress\x18\x03 \x01(\tR\x07\x61\x64\x64ress\x12\x18\n\x07version\x18\x04 \x01(\tR\x07version\x12\x39\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x46\n\x11lease_expire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0fleaseExpireTime\x12&\n\x0c\x62ucket_count\x18\x07 \x01(\x05H\x00R\x0b\x62ucketCount\x88\x01\x01\x42\x0f\n\r_bucket_count\"\xe4\x01\n\nLaneCounts\x12$\n\x0btotal_count\x18\x01 \x01(\x05H\x00R\ntotalCount\x88\x01\x01\x12\"\n\nopen_count\x18\x02 \x01(\x05H\x01R\topenCount\x88\x01\x01\x12(\n\rlimited_count\x18\x03 \x01(\x05H\x02R\x0climitedCount\x88\x01\x01\x12\"\n\nheld_count\x18\x04 \x01(\x05H\x03R\theldCount\x88\x01\x01\x42\x0e\n\x0c_total_countB\r\n\x0b_open_countB\x10\n\x0e_limited_countB\r\n\x0b_held_count\"\xf5\x02\n\x04Lane\x12\"\n\x0csubscription\x18\x01 \x01(\tR\x0csubscription\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x16.hookline.v1.LaneStateR\x05state\x12&\n\x0cqueued_count\x18\x03 \x01(\x05H\x00R\x0bqueuedCount\x88\x01\x01\x12+\n\x0fin_flight_count\x18\x04 \x01(\x05H\x01R\rinFlightCount\x88\x01\x01\x12\x42\n\x0foldest_due_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\roldestDueTime\x12?\n\x19\x63onsecutive_failure_count\x18\x06 \x01(\x05H\x02R\x17\x63onsecutiveFailureCount\x88\x01\x01\x42\x0f\n\r_queued_countB\x12\n\x10_in_flight_countB\x1c\n\x1a_consecutive_failure_count*\x7f\n\tLaneState\x12\x1a\n\x16LANE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10LANE_STATE_READY\x10\x01\x12\x13\n\x0fLANE_STATE_OPEN\x10\x02\x12\x16\n\x12LANE_STATE_LIMITED\x10\x03\x12\x13\n\x0fLANE_STATE_HELD\x10\x04\x32_\n\x11OperationsService\x12J\n\tGetStatus\x12\x1d.hookline.v1.GetStatusRequest\x1a\x1e.hookline.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hookline.v1.operations_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LANESTATE']._serialized_start=1614
-  _globals['_LANESTATE']._serialized_end=1741
+  _globals['_LANESTATE']._serialized_start=1685
+  _globals['_LANESTATE']._serialized_end=1812
   _globals['_GETSTATUSREQUEST']._serialized_start=86
   _globals['_GETSTATUSREQUEST']._serialized_end=104
   _globals['_GETSTATUSRESPONSE']._serialized_start=107
-  _globals['_GETSTATUSRESPONSE']._serialized_end=496
-  _globals['_SOURCE']._serialized_start=499
-  _globals['_SOURCE']._serialized_end=703
-  _globals['_NODE']._serialized_start=706
-  _globals['_NODE']._serialized_end=1005
-  _globals['_LANECOUNTS']._serialized_start=1008
-  _globals['_LANECOUNTS']._serialized_end=1236
-  _globals['_LANE']._serialized_start=1239
-  _globals['_LANE']._serialized_end=1612
-  _globals['_OPERATIONSSERVICE']._serialized_start=1743
-  _globals['_OPERATIONSSERVICE']._serialized_end=1838
+  _globals['_GETSTATUSRESPONSE']._serialized_end=567
+  _globals['_SOURCE']._serialized_start=570
+  _globals['_SOURCE']._serialized_end=774
+  _globals['_NODE']._serialized_start=777
+  _globals['_NODE']._serialized_end=1076
+  _globals['_LANECOUNTS']._serialized_start=1079
+  _globals['_LANECOUNTS']._serialized_end=1307
+  _globals['_LANE']._serialized_start=1310
+  _globals['_LANE']._serialized_end=1683
+  _globals['_OPERATIONSSERVICE']._serialized_start=1814
+  _globals['_OPERATIONSSERVICE']._serialized_end=1909
 # @@protoc_insertion_point(module_scope)

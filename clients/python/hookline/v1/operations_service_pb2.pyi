@@ -83,6 +83,7 @@ class GetStatusResponse(_message.Message):
     LANES_FIELD_NUMBER: _builtins.int
     TOP_LANES_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    DEAD_LETTER_COUNT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of the node that answers, `1.4.0`."""
     node_id: _builtins.str
@@ -90,6 +91,10 @@ class GetStatusResponse(_message.Message):
     pending_count: _builtins.int
     """How many deliveries are PENDING, held ones included, over all nodes. Exact below 100,000;
     beyond, an estimate by the size of the table, and never less than 100,000.
+    """
+    dead_letter_count: _builtins.int
+    """How many deliveries are EXHAUSTED, dead letters, over all tenants, as long as they are kept.
+    Exact below 10,000; 10,000 stands for as many or more.
     """
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
@@ -124,13 +129,19 @@ class GetStatusResponse(_message.Message):
         lanes: Global___LaneCounts | None = ...,
         top_lanes: _abc.Iterable[Global___Lane] | None = ...,
         sources: _abc.Iterable[Global___Source] | None = ...,
+        dead_letter_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_pending_count", b"_pending_count", "lanes", b"lanes", "oldest_pending_time", b"oldest_pending_time", "pending_count", b"pending_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dead_letter_count", b"_dead_letter_count", "_pending_count", b"_pending_count", "dead_letter_count", b"dead_letter_count", "lanes", b"lanes", "oldest_pending_time", b"oldest_pending_time", "pending_count", b"pending_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pending_count", b"_pending_count", "lanes", b"lanes", "node_id", b"node_id", "nodes", b"nodes", "oldest_pending_time", b"oldest_pending_time", "pending_count", b"pending_count", "sources", b"sources", "top_lanes", b"top_lanes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dead_letter_count", b"_dead_letter_count", "_pending_count", b"_pending_count", "dead_letter_count", b"dead_letter_count", "lanes", b"lanes", "node_id", b"node_id", "nodes", b"nodes", "oldest_pending_time", b"oldest_pending_time", "pending_count", b"pending_count", "sources", b"sources", "top_lanes", b"top_lanes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__dead_letter_count: _TypeAlias = _typing.Literal["dead_letter_count"]  # noqa: Y015
+    _WhichOneofArgType__dead_letter_count: _TypeAlias = _typing.Literal["_dead_letter_count", b"_dead_letter_count"]  # noqa: Y015
     _WhichOneofReturnType__pending_count: _TypeAlias = _typing.Literal["pending_count"]  # noqa: Y015
     _WhichOneofArgType__pending_count: _TypeAlias = _typing.Literal["_pending_count", b"_pending_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dead_letter_count) -> _WhichOneofReturnType__dead_letter_count | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pending_count) -> _WhichOneofReturnType__pending_count | None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
