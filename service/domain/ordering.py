@@ -17,12 +17,14 @@ _MASK_63 = (1 << 63) - 1
 
 FIRST_KEY_HASH = 0
 """The least there can be."""
+LAST_KEY_HASH = _MASK_63
+"""The greatest: one more is no bigint."""
 
 
 def key_hash_of(ordering_key: str, event_id: UUID) -> int:
     """What stands for an event's ordering key; without one it has a key of its own.
 
-    From `FIRST_KEY_HASH` to 2^63 - 1. It is stored: another hash would be another order.
+    From `FIRST_KEY_HASH` to `LAST_KEY_HASH`. It is stored: another hash would be another order.
     """
     if not ordering_key:
         return event_id.int & _MASK_63

@@ -271,9 +271,10 @@ class Lanes:
             self._timers.add(lane.rests_until_s, lambda: self._probe(lane))
 
     def deleted(self, lane: Lane) -> None:
-        """Its subscription is gone: nothing goes out, what is pending is to be cancelled."""
+        """Its subscription is gone: nothing goes out, what is pending is cancelled in any order."""
         lane.is_deleted = True
         self._empty(lane)
+        lane.order = None
         self._want(lane)
 
     def outdate(self, lane: Lane) -> None:

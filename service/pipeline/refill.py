@@ -128,15 +128,19 @@ class Refiller:
             await self._ordered.read(ordered)
 
     async def _cancel_deleted(self, lane: Lane) -> None:
-        """Cancel what is left of a tombstone; what commits later, the sweep finds again."""
+        """Cancel some of what is left of a tombstone; the rest in its turn, beside other lanes.
+
+        What commits later, the sweep finds again.
+        """
+        is_last = False
         self._lanes.begin_refill(lane)
         try:
-            while await self._store.cancel_deleted(
+            cancelled = await self._store.cancel_deleted(
                 lane.bucket, lane.subscription_uid, CANCEL_BATCH
-            ):
-                pass
+            )
+            is_last = cancelled < CANCEL_BATCH
         finally:
-            self._lanes.end_refill(lane, found_all=True)
+            self._lanes.end_refill(lane, found_all=is_last)
 
     async def _read(self, lanes: Sequence[Lane]) -> None:
         most = max(1, ROWS_PER_READ // len(lanes))

@@ -9,6 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from service.domain.ordering import LAST_KEY_HASH
 from service.store.event_rows import event_of
 from service.store.statements import Statements
 
@@ -205,8 +206,9 @@ class LaneStore:
 
 def _page_of(rows: Sequence[asyncpg.Record]) -> Page:
     last = rows[-1]["key_hash"] if rows else None
+    is_end = last is None or last == LAST_KEY_HASH
     free = [_pending_of(row) for row in rows if row["is_free"] and row["data_bytes"] is not None]
-    return Page(free, None if last is None else last + 1)
+    return Page(free, None if is_end else last + 1)
 
 
 def _pending_of(row: asyncpg.Record) -> PendingRow:

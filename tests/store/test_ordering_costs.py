@@ -7,8 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.domain.ids import bucket_of
+from service.domain.ordering import FIRST_KEY_HASH, LAST_KEY_HASH
+from service.store import lanes
+from service.store.database import Database
 from service.store.deliveries import SQL as DELIVERIES
-from service.store.lanes import ORDER_SQL
+from service.store.lanes import ORDER_SQL, LaneStore, PageWish
+from service.store.lanes import SQL as LANES
 from tests.store.rows import Place, Rows, rows_in
 from tests.store.test_delivery_costs import blocks_read
 
@@ -25,7 +29,8 @@ async def queue_up(rows: Rows, place: Place, key_hash: int, count: int) -> None:
     await rows.connection.execute(
         """INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid,
                                            event_id, key_hash)
-           SELECT $1, now() - interval '1 s', n, md5(n::text || $4)::uuid, $2, $3, $5
+           SELECT $1, now() - interval '1 s', n,
+                  (left($3::uuid::text, 24) || left(md5(n::text || $4), 12))::uuid, $2, $3, $5
            FROM generate_series(1, $6) AS n""",
         bucket_of(place.uid),
         place.uid,
@@ -53,6 +58,33 @@ async def test_a_hundred_thousand_behind_one_key_are_not_looked_at(rows: Rows) -
     assert await blocks_read(rows, ORDER_SQL.page, but_one) <= 60
     found = await rows.connection.fetch(ORDER_SQL.page, *but_one)
     assert [row["key_hash"] for row in found] == [1, 9, None]
+
+
+async def test_a_walk_ends_with_the_last_hash_there_can_be(
+    rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "KEYS_PER_PAGE", 1)
+    place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
+    await queue_up(rows, place, LAST_KEY_HASH, 2)
+    wish = PageWish(bucket_of(place.uid), place.uid, place.tenant_uid, 10, FIRST_KEY_HASH)
+    store = LaneStore(Database(database_url).session("refill"))
+    try:
+        page = (await store.first_of_lanes([wish], []))[place.uid]
+    finally:
+        await store.close()
+
+    assert [row.key_hash for row in page.rows] == [LAST_KEY_HASH]
+    assert page.next_hash is None
+
+
+async def test_a_batch_of_a_deleted_backlog_looks_at_its_own_rows(rows: Rows) -> None:
+    place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
+    await queue_up(rows, place, 5, 1_000)
+    batch = (bucket_of(place.uid), place.uid, 10)
+    few = await blocks_read(rows, LANES.cancel_deleted, batch)
+    await queue_up(rows, place, 6, 50_000)
+
+    assert await blocks_read(rows, LANES.cancel_deleted, batch) <= few + 50
 
 
 async def test_whether_a_delivery_waits_behind_others_is_seen_at_the_first_of_them(

@@ -52,11 +52,13 @@ LEFT JOIN change_log c ON c.xid >= $1::text::xid8
 ORDER BY c.change_id
 
 -- name: cancel_deleted
--- What is still pending of a deleted subscription, a batch at a time, by the owner of its bucket.
+-- What is still pending of a deleted subscription, a batch at a time, by the owner of its bucket. Taken in the order of the
+-- lane's index, so that a batch looks at its own rows and not at all that are left; deleted in that of the primary key.
 WITH cancelled AS (
     DELETE FROM pending_deliveries p
-    USING (SELECT q.bucket, q.delivery_id FROM pending_deliveries q
-           WHERE q.bucket = $1 AND q.subscription_uid = $2 ORDER BY q.bucket, q.delivery_id LIMIT $3) w
+    USING (SELECT * FROM (SELECT q.bucket, q.delivery_id FROM pending_deliveries q
+                          WHERE q.bucket = $1 AND q.subscription_uid = $2 ORDER BY q.due_at LIMIT $3) first
+           ORDER BY bucket, delivery_id) w
     WHERE p.bucket = w.bucket AND p.delivery_id = w.delivery_id
     RETURNING p.*
 )

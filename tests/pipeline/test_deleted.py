@@ -1,0 +1,107 @@
+"""What a deleted subscription leaves is cancelled, however much it is, and holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.store.tenants import Tenants
+from tests.pipeline.desk import Desk
+from tests.pipeline.ordering import keyed
+from tests.pipeline.test_refill import insert_pending
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from tests.pipeline.rig import Receiver, Rig
+
+BATCH = 20
+
+
+async def delete(rig: Rig, uid: UUID) -> None:
+    """End a subscription as the API does, and let its node hear of it."""
+    await rig.database.fetch(
+        """WITH s AS (UPDATE subscriptions SET deleted_at = hookline_now(), version = version + 1
+                      WHERE subscription_uid = $1 RETURNING *),
+                t AS (UPDATE tenants
+                      SET epoch = epoch + 1, subscription_count = subscription_count - 1
+                      WHERE tenant_uid IN (SELECT tenant_uid FROM s))
+           INSERT INTO change_log (kind, bucket, subscription_uid)
+           SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM s""",
+        uid,
+    )
+    rig.changes.poke()
+
+
+async def test_an_ordered_backlog_goes_whole_and_its_tenant_after_it(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys on the wire, waiting for a retry, waiting behind others: none is left, none blocked."""
+    monkeypatch.setattr("service.pipeline.refill.CANCEL_BATCH", BATCH)
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(
+        tenant_uid, receiver.url, ordered=True, max_in_flight=8, schedule_s=[0.0, 40.0]
+    )
+    await rig.matcher.index("acme")
+    receiver.answers = 500
+    await rig.publisher.publish("acme", [keyed(f"late{n}", 0) for n in range(5)])
+    await until(lambda: rig.recorder.recorded == 5, "five wait for their retries")
+    receiver.gate = asyncio.Event()
+    await rig.publisher.publish("acme", [keyed(f"k{n % 50}", n) for n in range(300)])
+    await receiver.wait_for(13)
+
+    await delete(rig, uid)
+
+    async def is_gone() -> bool:
+        return not await rig.pending()
+
+    await until(is_gone, "all is cancelled")
+    receiver.gate.set()
+    await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "what was on the wire ends")
+    lane = rig.lanes.get(uid)
+    assert lane is not None
+    await until(lambda: not lane.needs_reading(), "nobody looks for more")
+    assert (lane.known, lane.bytes_held, lane.unrecorded, lane.order) == ({}, 0, 0, None)
+    assert (rig.lanes.shares.jobs, rig.lanes.shares.bytes) == (0, 0)
+    assert {row["state_reason"] for row in await rig.finished()} == {"SUBSCRIPTION_DELETED"}
+    assert len(receiver.ids) == 13
+    await Tenants(rig.database).delete("acme")
+
+
+async def test_a_tombstone_is_not_read_for_the_keys_that_it_was_told_of(desk: Desk) -> None:
+    lane = desk.lane(is_ordered=True)
+    desk.lanes.next_of_key(lane, 7)
+
+    desk.lanes.deleted(lane)
+    desk.lanes.begin_refill(lane)
+    desk.lanes.end_refill(lane, found_all=True)
+
+    assert not lane.needs_reading()
+
+
+async def test_other_lanes_have_their_turn_between_its_batches(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.pipeline.refill.CANCEL_BATCH", BATCH)
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url)
+    await rig.refiller.stop()
+    await insert_pending(rig, tenant_uid, uid, 2 * BATCH + 1)
+    await delete(rig, uid)
+    await rig.refiller.sweep()
+
+    left = []
+    for _ in range(3):
+        await rig.refiller.refill()
+        left.append(len(await rig.pending()))
+
+    assert left == [BATCH + 1, 1, 0]
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    """Inside the event loop, which the timers need."""
+    return Desk()
