@@ -125,7 +125,7 @@ class Changes:
                     self._lanes.touch(uid, bucket_of(uid))  # retried, perhaps
                 continue
             if change.kind == "DELIVERY" and change.delivery_id is not None:
-                self._lanes.forget(lane, change.delivery_id)
+                self._lanes.forget(lane, change.delivery_id, change.key_hash)
             else:
                 subscriptions.add(uid)
         if subscriptions:

@@ -8,7 +8,8 @@ its time; memory holds what may be sent now, one delivery a key at most. A key i
     when an event of it is published here, when a delivery of it is recorded, when its retry is due
         by name: one descent of an index, however many wait behind
     every second, and whenever something was changed that is not known by name
-        in a walk through all keys of the lane, a page at a time
+        in a walk through all keys of the lane, a page at a time; after a page of which nothing can
+        be sent it rests, four times as long as the page took
 
 A walk from the first key to the last that nothing disturbed makes the lane COMPLETE.
 """
@@ -26,7 +27,7 @@ TOUCHED_MAX = 1_000
 class KeyOrder:
     """The keys of one ordered lane, by their hashes."""
 
-    __slots__ = ("busy", "from_hash", "is_missed", "touched", "waiting")
+    __slots__ = ("busy", "from_hash", "is_missed", "touched", "waiting", "walks_on_s")
 
     def __init__(self) -> None:
         self.busy: set[int] = set()
@@ -39,6 +40,8 @@ class KeyOrder:
         """Where the walk through all keys goes on."""
         self.is_missed = False
         """Something was changed since the walk began, perhaps where it had been already."""
+        self.walks_on_s = 0.0
+        """No page is read before then."""
 
     def touch(self, key_hash: int) -> bool:
         """Have a key looked at again; False where too many are to be.
@@ -57,6 +60,11 @@ class KeyOrder:
         self.busy.add(key_hash)
         self.waiting.discard(key_hash)
 
+    def change(self, key_hash: int) -> bool:
+        """The row that a key waits for may have been changed; else the same as `touch`."""
+        self.waiting.discard(key_hash)
+        return self.touch(key_hash)
+
     def take_touched(self, most: int) -> list[int]:
         """Up to so many keys to look at now.
 
@@ -74,6 +82,10 @@ class KeyOrder:
             self.is_missed = False
         elif is_disturbed:
             self.is_missed = True
+
+    def pass_over(self, *, is_disturbed: bool) -> None:
+        """Keys are read by name alone, for the walk rests; what was changed it has yet to see."""
+        self.is_missed = self.is_missed or is_disturbed
 
     def end_page(self, next_hash: int | None) -> bool:
         """Where the walk goes on; whether it is over, and nothing was missed."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from service.domain.event import Event
     from service.domain.retry import RetrySchedule
     from service.domain.subscription import PayloadFormat
+    from service.store.lanes import PendingRow
     from service.telemetry.attempts import AttemptTrace
     from service.webhook.payload import Payload
     from service.webhook.prepared import PreparedTarget
@@ -181,8 +182,9 @@ class Lane:
         """Every job in memory: queued, in flight, not yet recorded, waiting for its time."""
         self.announced: set[UUID] = set()
         """What a commit under way may write; handed over after it, or withdrawn."""
-        self.stale: set[UUID] = set()
-        """What others changed since the refill under way began: its rows of these are discarded."""
+        self.stale: set[UUID | int | None] = set()
+        """What others changed since the refill under way began, and the hashes of their ordering
+        keys: its rows of these are discarded."""
         self.order: KeyOrder | None = None
         """Its keys, where its subscription is ordered; that is known once it is configured."""
         self.timed = 0
@@ -226,6 +228,14 @@ class Lane:
         """Whether memory has this delivery, or is about to be handed it."""
         return delivery_id in self.known or delivery_id in self.announced
 
+    def takes(self, row: PendingRow) -> bool:
+        """Whether a row that was read is news, and still true."""
+        if self.is_gone or self.holds(row.delivery_id):
+            return False
+        if self.stale and self.stale & {row.delivery_id, row.key_hash}:
+            return False
+        return self.order is None or row.key_hash not in self.order.busy
+
     def keep(self, job: Job) -> None:
         """Have a job in memory."""
         self.known[job.delivery_id] = job
@@ -238,6 +248,18 @@ class Lane:
             del self.known[job.delivery_id]
             if self.order is not None and job.key_hash is not None:
                 self.order.busy.discard(job.key_hash)
+
+    def supersede(self, delivery_id: UUID, key_hash: int | None) -> list[Job]:
+        """Somebody changed a delivery, which may be the earliest of its key by now.
+
+        What is being read of both is discarded; what memory has of both is returned.
+        """
+        is_keyed = self.order is not None and key_hash is not None
+        if self.state is LaneState.REFILLING:
+            self.stale |= {delivery_id, key_hash} if is_keyed else {delivery_id}
+        if is_keyed:
+            return [job for job in self.known.values() if job.key_hash == key_hash]
+        return [self.known[delivery_id]] if delivery_id in self.known else []
 
     def needs_reading(self) -> bool:
         """Whether something is due, or may be, that only the hot table knows."""

@@ -68,7 +68,7 @@ class Lanes:
         self._wanted: dict[UUID, Lane] = {}
         self.shares = Shares(max_queued_jobs, max_queued_bytes)
         self.sending = Sending(clock, timers, self.shares)
-        self._waiting = Waiting(clock, timers, self.shares, self.sending)
+        self.waiting = Waiting(clock, timers, self.shares, self.sending)
         self.sending.on_taken = self._taken
         self.sending.on_quiet = self._quieted
         self.on_wanted: Callable[[], None] = lambda: None
@@ -144,6 +144,8 @@ class Lanes:
             return True
         if not lane.sends() or lane.rests_until_s > self._clock.boottime_s():
             return False
+        if lane.order is not None and not (lane.order.touched or self.may_walk(lane)):
+            return False
         return self.shares.is_low(lane)
 
     def begin_refill(self, lane: Lane) -> None:
@@ -153,9 +155,7 @@ class Lanes:
 
     def accept(self, lane: Lane, row: PendingRow, message: Message) -> None:
         """A row that a refill found; ignored where memory has it after all, or the row is stale."""
-        if lane.is_gone or lane.holds(row.delivery_id) or row.delivery_id in lane.stale:
-            return
-        if lane.order is not None and row.key_hash in lane.order.busy:
+        if not lane.takes(row):
             return
         if not lane.sends():
             lane.mark_dirty()
@@ -169,16 +169,18 @@ class Lanes:
         lane.keep(job)
         self.sending.enqueue(job)
 
-    def end_refill(self, lane: Lane, *, found_all: bool, goes_on: bool = True) -> None:
+    def end_refill(self, lane: Lane, *, found_all: bool, rests_s: float = 0.0) -> None:
         """The read is over; COMPLETE only if it found all there is and nobody objected.
 
-        `goes_on`: whether what is left to walk through is read at once, or when it is asked for.
+        `rests_s`: how long a walk through an ordered lane's keys rests now.
         """
         complete = found_all and not lane.dirty_since_read
         lane.state = LaneState.COMPLETE if complete else LaneState.DIRTY
         lane.stale.clear()
-        has_names = lane.order is not None and bool(lane.order.touched)
-        if has_names or (not complete and (goes_on or lane.dirty_since_read)):
+        if lane.order is not None and rests_s:
+            lane.order.walks_on_s = self._clock.boottime_s() + rests_s
+            self._timers.add(lane.order.walks_on_s, lambda: self._want(lane))
+        if lane.needs_reading():
             self._want(lane)
 
     def configure(self, lane: Lane, config: LaneConfig) -> None:
@@ -205,9 +207,10 @@ class Lanes:
             lane.mark_dirty()
         self._want(lane)
 
-    def await_key(self, lane: Lane, key_hash: int, due_in_s: float) -> None:
-        """The earliest row of a key is due then; beyond the minute the sweep finds it."""
-        self._waiting.keep_key(lane, key_hash, due_in_s, self.next_of_key)
+    def may_walk(self, lane: Lane) -> bool:
+        """Whether a page of its keys may be read now."""
+        rests_until_s = 0.0 if lane.order is None else lane.order.walks_on_s
+        return lane.state is LaneState.DIRTY and rests_until_s <= self._clock.boottime_s()
 
     # ------------------------------------------------------------------- what the recorder does
 
@@ -223,7 +226,7 @@ class Lanes:
         job.attempt_count += 1
         self.sending.recorded(job)
         if job.key_hash is None:
-            self._waiting.keep(job, delay_s)
+            self.waiting.keep(job, delay_s)
             return
         job.lane.drop(job)
         self.next_of_key(job.lane, job.key_hash)
@@ -239,7 +242,7 @@ class Lanes:
             self.mismatched(job)
             return
         self.sending.recorded(job)
-        if self._waiting.keep(job, delay_s):
+        if self.waiting.keep(job, delay_s):
             return
         now_s = self._clock.boottime_s()
         if lane.rests_until_s <= now_s:
@@ -289,20 +292,20 @@ class Lanes:
             lane.config = replace(lane.config, state=SubscriptionState.DISABLED)
         self._empty(lane)
 
-    def forget(self, lane: Lane, delivery_id: UUID) -> None:
+    def forget(self, lane: Lane, delivery_id: UUID, key_hash: int | None = None) -> None:
         """Somebody changed this delivery: memory's copy is stale, the row is the truth.
 
         What is on the wire stays known until it is recorded, and matches nothing then: a refill
-        that read it now would send it a second time.
+        that read it now would send it a second time. What else waits of its ordering key gives way.
         """
-        if lane.state is LaneState.REFILLING:
-            lane.stale.add(delivery_id)
-        job = lane.known.get(delivery_id)
-        if job is not None and job.is_sent:
-            job.is_stale = True
-        elif job is not None:
-            self.sending.remove(job)
-            lane.drop(job)
+        for job in lane.supersede(delivery_id, key_hash):
+            if not job.is_sent:
+                self.sending.remove(job)
+                lane.drop(job)
+            elif job.delivery_id == delivery_id:
+                job.is_stale = True
+        if lane.order is not None and key_hash is not None:
+            lane.order.change(key_hash)
         lane.mark_dirty()
         self._want(lane)
 

@@ -6,6 +6,7 @@ a time (`key_order.py` says when which). Must not know what a row's key is: it h
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from service.pipeline.intake import ROWS_PER_READ
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from service.store.lanes import LaneStore
 
 
+REST_PER_PAGE = 4
+"""A walk that finds nothing takes a fifth of the time at most, however slow its pages are."""
+REST_MAX_S = 1.0
+
+
 class OrderedReader:
     """Reads for ordered lanes, many in one statement."""
 
@@ -36,16 +42,19 @@ class OrderedReader:
         most = max(1, ROWS_PER_READ // len(lanes))
         keys: list[KeyWish] = []
         pages: list[PageWish] = []
+        reading = _Reading({lane.subscription_uid: (lane, order) for lane, order in lanes})
         for lane, order in lanes:
             place = (lane.bucket, lane.subscription_uid, lane.tenant_uid)
             wanted = max(1, min(most, self._lanes.shares.room(lane)))
             touched = order.take_touched(wanted)
             keys += [KeyWish(*place, key_hash) for key_hash in touched]
-            if lane.state is LaneState.DIRTY:
+            if self._lanes.may_walk(lane):
                 order.begin_page(is_disturbed=lane.dirty_since_read)
                 pages.append(PageWish(*place, max(1, wanted - len(touched)), order.from_hash))
+            elif lane.state is LaneState.DIRTY:
+                order.pass_over(is_disturbed=lane.dirty_since_read)
+                reading.unfinished.add(lane.subscription_uid)
             self._lanes.begin_refill(lane)
-        reading = _Reading({lane.subscription_uid: (lane, order) for lane, order in lanes})
         is_read = False
         try:
             if keys:
@@ -59,9 +68,8 @@ class OrderedReader:
                 if not is_read:
                     order.end_page(None)  # what was touched is forgotten: all of it is walked
                 found_all = is_read and uid not in reading.unfinished
-                self._lanes.end_refill(
-                    lane, found_all=found_all, goes_on=uid not in reading.fruitless
-                )
+                rests_s = reading.rests_s if uid in reading.fruitless else 0.0
+                self._lanes.end_refill(lane, found_all=found_all, rests_s=rests_s)
 
     async def _read_keys(self, reading: _Reading, wishes: Sequence[KeyWish]) -> None:
         due = []
@@ -70,7 +78,8 @@ class OrderedReader:
             if head.due_in_s <= 0:
                 due.append(head.row)
             else:
-                self._lanes.await_key(lane, head.key_hash, head.due_in_s)
+                then = self._lanes.next_of_key
+                self._lanes.waiting.keep_key(lane, head.key_hash, head.due_in_s, then)
         reading.unfinished |= await self._intake.take(reading.lane_of, _tenants_of(wishes), due)
 
     async def _read_pages(self, reading: _Reading, wishes: Sequence[PageWish]) -> None:
@@ -79,7 +88,9 @@ class OrderedReader:
             for wish in wishes
             for key_hash in reading.lanes[wish.subscription_uid][1].busy
         ]
+        began_s = perf_counter()
         pages = await self._store.first_of_lanes(wishes, in_memory)
+        reading.rests_s = min(REST_MAX_S, REST_PER_PAGE * (perf_counter() - began_s))
         rows = [row for page in pages.values() for row in page.rows]
         left_out = await self._intake.take(reading.lane_of, _tenants_of(wishes), rows)
         for uid, page in pages.items():
@@ -100,7 +111,9 @@ class _Reading:
         self.unfinished: set[UUID] = set()
         """Of these memory lacks something that is due."""
         self.fruitless: set[UUID] = set()
-        """Of these a whole page could not be sent: the next one waits for the sweep."""
+        """Of these nothing of a whole page can be sent."""
+        self.rests_s = 0.0
+        """How long their walks rest before the next one."""
 
 
 def _tenants_of(wishes: Sequence[KeyWish | PageWish]) -> dict[UUID, UUID]:

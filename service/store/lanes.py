@@ -116,6 +116,8 @@ class Change:
     bucket: int | None
     subscription_uid: UUID | None
     delivery_id: UUID | None
+    key_hash: int | None = None
+    """Of a pending delivery's ordering key, where its subscription is ordered."""
 
 
 class LaneStore:
@@ -191,7 +193,9 @@ class LaneStore:
         """The changes since a cursor, and the next cursor."""
         rows = await self._session.fetch(SQL.changes, cursor)
         found = [
-            Change(row[0], row[1], row[2], row[3], row[4]) for row in rows if row[0] is not None
+            Change(row[0], row[1], row[2], row[3], row[4], row[5])
+            for row in rows
+            if row[0] is not None
         ]
         return found, rows[0]["next_cursor"]
 
@@ -206,9 +210,8 @@ class LaneStore:
 
 def _page_of(rows: Sequence[asyncpg.Record]) -> Page:
     last = rows[-1]["key_hash"] if rows else None
-    is_end = last is None or last == LAST_KEY_HASH
     free = [_pending_of(row) for row in rows if row["is_free"] and row["data_bytes"] is not None]
-    return Page(free, None if is_end else last + 1)
+    return Page(free, None if last in {None, LAST_KEY_HASH} else last + 1)
 
 
 def _pending_of(row: asyncpg.Record) -> PendingRow:

@@ -98,7 +98,7 @@ async def test_a_retry_is_not_kept_for_another_may_be_the_earliest_by_then(desk:
     assert not lane.known
     assert not order.busy
     assert order.take_touched(10) == [1]
-    desk.lanes.await_key(lane, 1, 5.0)
+    desk.lanes.waiting.keep_key(lane, 1, 5.0, desk.lanes.next_of_key)
     desk.lanes.next_of_key(lane, 1)
     assert not order.touched, "behind what is waited for nothing is the earliest"
     desk.turn(5.0)
@@ -108,7 +108,7 @@ async def test_a_retry_is_not_kept_for_another_may_be_the_earliest_by_then(desk:
 async def test_a_key_whose_wait_is_over_early_goes_on_by_name(desk: Desk) -> None:
     """Somebody cancelled what it waited for: what is behind need not wait for that one's timer."""
     lane, order = ordered(desk)
-    desk.lanes.await_key(lane, 1, 50.0)
+    desk.lanes.waiting.keep_key(lane, 1, 50.0, desk.lanes.next_of_key)
     desk.refill(lane, [desk.row(lane, key_hash=1)])
     (job,) = desk.take_all()
 
@@ -121,8 +121,8 @@ async def test_a_key_has_one_timer_and_a_lane_its_quota(desk: Desk) -> None:
     lane, order = ordered(desk)
 
     for key_hash in [1, 1, *range(TIMERS_PER_LANE + 5)]:
-        desk.lanes.await_key(lane, key_hash, 5.0)
-    desk.lanes.await_key(lane, -1, TIMER_HORIZON_S + 1)
+        desk.lanes.waiting.keep_key(lane, key_hash, 5.0, desk.lanes.next_of_key)
+    desk.lanes.waiting.keep_key(lane, -1, TIMER_HORIZON_S + 1, desk.lanes.next_of_key)
 
     assert len(desk.timers) == lane.timed == len(order.waiting) == TIMERS_PER_LANE
     desk.turn(5.0)
@@ -155,16 +155,63 @@ async def test_a_fault_of_our_own_keeps_its_key_busy(desk: Desk) -> None:
     assert desk.take_all() == [job]
 
 
-async def test_a_page_that_leads_nowhere_is_followed_when_somebody_asks(desk: Desk) -> None:
-    lane, _ = ordered(desk)
+async def test_a_walk_rests_where_it_led_nowhere_and_goes_on_by_itself(desk: Desk) -> None:
+    lane, order = ordered(desk)
     lane.mark_dirty()
     desk.lanes.begin_refill(lane)
 
-    desk.lanes.end_refill(lane, found_all=False, goes_on=False)
+    desk.lanes.end_refill(lane, found_all=False, rests_s=0.5)
 
-    assert not wants(desk, lane)
     desk.lanes.touch(lane.subscription_uid, lane.bucket)
+    assert not wants(desk, lane), "whoever asks meanwhile does not hasten it"
+    desk.lanes.next_of_key(lane, 7)
+    assert wants(desk, lane), "but a key is read by name"
+    assert not desk.lanes.may_walk(lane)
+    order.take_touched(10)
+    desk.turn(0.5)
     assert wants(desk, lane)
+    assert len(desk.timers) == 0
+
+
+async def test_of_a_key_that_was_changed_what_was_read_before_is_not_sent(desk: Desk) -> None:
+    """An operator has brought back an earlier one: whoever reads now finds that first."""
+    lane, order = ordered(desk)
+    desk.refill(lane, [desk.row(lane, key_hash=1), desk.row(lane, key_hash=2)])
+    order.waiting.add(3)
+    desk.lanes.begin_refill(lane)
+
+    for key_hash in (1, 3, 4):
+        desk.lanes.forget(lane, desk.new_id(), key_hash)
+    for key_hash in (1, 3, 4, 5):
+        row = desk.row(lane, key_hash=key_hash)
+        desk.lanes.accept(lane, row, desk.message(lane=lane))
+    desk.lanes.end_refill(lane, found_all=True)
+
+    assert [job.key_hash for job in desk.take_all()] == [2, 5]
+    assert order.take_touched(10) == [1, 3, 4]
+    assert wants(desk, lane)
+
+
+async def test_a_key_that_was_changed_lets_what_is_on_the_wire_end(desk: Desk) -> None:
+    lane, order = ordered(desk)
+    desk.refill(lane, [desk.row(lane, key_hash=1)])
+    (job,) = desk.take_all()
+
+    desk.lanes.forget(lane, desk.new_id(), 1)
+
+    assert (order.busy, job.is_stale) == ({1}, False)
+    desk.succeed(job)
+    assert order.take_touched(10) == [1]
+
+
+def test_what_is_changed_while_a_walk_rests_it_has_missed() -> None:
+    order = KeyOrder()
+    order.begin_page(is_disturbed=False)
+    assert not order.end_page(5)
+    order.pass_over(is_disturbed=True)
+    order.begin_page(is_disturbed=False)
+
+    assert not order.end_page(None)
 
 
 def test_only_a_walk_that_nothing_disturbed_has_seen_everything() -> None:

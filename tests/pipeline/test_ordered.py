@@ -298,30 +298,31 @@ async def test_what_no_word_told_of_is_found_though_another_key_is_always_busy(
     await recorded(rig, 4)
 
 
-async def test_a_lane_of_more_keys_than_a_page_is_walked_through_page_by_page(
-    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+async def test_what_is_brought_back_goes_before_what_waits_in_memory(
+    rig: Rig, receiver: Receiver
 ) -> None:
-    """All its keys wait for a retry, and what another node wrote is somewhere among them."""
-    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE", 3)
-    await ordered(rig, receiver, schedule_s=[0.0, 3_600.0])
-    await rig.matcher.index("acme")
-    for five in range(4):  # fewer in a row than open the circuit
-        receiver.answers = 500
-        await publish(rig, *[keyed(f"k{five}{n}", number) for number in (0, 1) for n in range(5)])
-        await recorded(rig, 6 * five + 5)
-        receiver.answers = 200
-        await publish(rig, keyed("good", five))
-        await recorded(rig, 6 * five + 6)
-    monkeypatch.setattr(rig.builder, "hand_over", lambda group, _: rig.builder.withdraw(group))
+    await ordered(rig, receiver, schedule_s=[0.0], max_in_flight=1)
+    receiver.answers = lambda _: 500 if len(receiver.ids) == 1 else 200
+    (first,) = await publish(rig, keyed("a", 0))
+    await recorded(rig, 1)
+    (dead,) = await rig.finished()
+    assert dead["event_id"] == first
+    receiver.gate = asyncio.Event()
+    await publish(rig, keyed("busy", 0))
+    await receiver.wait_for(2)
+    await publish(rig, keyed("a", 1))
+    lane = await lane_of(rig, dead["subscription_uid"])
+    await until(lambda: len(lane.known) == 2, "the second of its key is in memory")
 
-    await publish(rig, *[keyed(f"new{n}", 0) for n in range(10)])
+    await rig.operator.retry("acme", dead["delivery_id"])
+    await until(
+        lambda: {job.message.event.event_id for job in lane.known.values()} >= {first},
+        "the first is in memory, in its place",
+    )
+    receiver.gate.set()
 
-    def is_found() -> bool:
-        rig.refiller.sweep_soon()
-        return rig.recorder.recorded == 34
-
-    await until(is_found, "all pages were looked at")
-    assert sorted(arrivals(receiver)[24:]) == [(f"new{n}", 0) for n in range(10)]
+    await recorded(rig, 4)
+    assert arrivals(receiver)[1:] == [("busy", 0), ("a", 0), ("a", 1)]
 
 
 async def test_another_nodes_events_are_sent_at_its_word(

@@ -46,9 +46,10 @@ SELECT pg_snapshot_xmin(pg_current_snapshot())::text
 
 -- name: changes
 -- Overlaps are read again: a change is an instruction to look, so it may be carried out twice.
-SELECT c.change_id, c.kind, c.bucket, c.subscription_uid, c.delivery_id, s.next_cursor
+SELECT c.change_id, c.kind, c.bucket, c.subscription_uid, c.delivery_id, p.key_hash, s.next_cursor
 FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS next_cursor) s
 LEFT JOIN change_log c ON c.xid >= $1::text::xid8
+LEFT JOIN pending_deliveries p USING (bucket, delivery_id)
 ORDER BY c.change_id
 
 -- name: cancel_deleted

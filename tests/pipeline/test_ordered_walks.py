@@ -1,0 +1,62 @@
+"""Ordered lanes of more keys than one statement looks at: walked through page by page. Rule 17."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.pipeline.ordering import arrivals, keyed
+from tests.pipeline.test_ordered import ordered, publish, recorded
+from tests.waiting import until
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.pipeline.rig import Receiver, Rig
+
+
+async def test_a_lane_of_more_keys_than_a_page_is_walked_through_page_by_page(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its keys wait for a retry, and what another node wrote is somewhere among them."""
+    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE", 3)
+    await ordered(rig, receiver, schedule_s=[0.0, 3_600.0])
+    await rig.matcher.index("acme")
+    for five in range(4):  # fewer in a row than open the circuit
+        receiver.answers = 500
+        await publish(rig, *[keyed(f"k{five}{n}", number) for number in (0, 1) for n in range(5)])
+        await recorded(rig, 6 * five + 5)
+        receiver.answers = 200
+        await publish(rig, keyed("good", five))
+        await recorded(rig, 6 * five + 6)
+    monkeypatch.setattr(rig.builder, "hand_over", lambda group, _: rig.builder.withdraw(group))
+
+    await publish(rig, *[keyed(f"new{n}", 0) for n in range(10)])
+
+    def is_found() -> bool:
+        rig.refiller.sweep_soon()
+        return rig.recorder.recorded == 34
+
+    await until(is_found, "all pages were looked at")
+    assert sorted(arrivals(receiver)[24:]) == [(f"new{n}", 0) for n in range(10)]
+
+
+async def test_a_walk_goes_on_by_itself_where_whole_pages_wait(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sweep is enough, however many pages of keys there are that all wait for a retry."""
+    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE", 1)
+    await ordered(rig, receiver, schedule_s=[0.0, 3_600.0])
+    await rig.matcher.index("acme")
+    receiver.answers = 500
+    await publish(rig, *[keyed(f"k{n}", 0) for n in range(9)])
+    await recorded(rig, 9)
+    receiver.answers = 200
+    await rig.refiller.stop()
+    monkeypatch.setattr("service.pipeline.refill.SWEEP_INTERVAL_S", 3_600.0)
+    monkeypatch.setattr(rig.builder, "hand_over", lambda group, _: rig.builder.withdraw(group))
+    await publish(rig, *[keyed(f"new{n}", 0) for n in range(9)])
+
+    rig.refiller.start()
+
+    await recorded(rig, 18)
+    assert sorted(arrivals(receiver)[9:]) == [(f"new{n}", 0) for n in range(9)]
