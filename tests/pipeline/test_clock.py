@@ -4,7 +4,8 @@ import pytest
 
 from service.pipeline.clock import MAX_SKEW_S, DatabaseTime, SystemClock
 from tests.pipeline.desk import HandClock
-from tests.pipeline.rig import Rig
+from tests.pipeline.rig import Receiver, Rig, order_created
+from tests.waiting import until
 
 
 class TwoClocks(HandClock):
@@ -75,3 +76,38 @@ async def test_every_heartbeat_teaches_the_databases_time(
     monkeypatch.undo()
     await rig.ownership.heartbeat()
     assert rig.time.is_trusted
+
+
+@pytest.mark.parametrize("step_s", [3_600, -3_600])
+@pytest.mark.parametrize("is_ordered", [False, True])
+async def test_a_node_whose_wall_clock_is_set_loses_doubles_and_delays_nothing(
+    rig: Rig, receiver: Receiver, step_s: float, *, is_ordered: bool
+) -> None:
+    """Its lease, its retries, ids, signatures and history are as if nobody had touched it."""
+    await rig.subscription(
+        await rig.tenant(), receiver.url, ordered=is_ordered, schedule_s=[0.0, 40.0]
+    )
+    await rig.publisher.publish("acme", [order_created()])
+    await until(lambda: rig.recorder.recorded == 1, "the first is delivered")
+    receiver.answers = lambda _: 500 if len(receiver.ids) == 2 else 200
+
+    rig.clock.wall_ahead_s = step_s
+    await rig.ownership.heartbeat()
+    await rig.publisher.publish("acme", [order_created(2, ordering_key="k")])
+    await until(lambda: rig.recorder.recorded == 2, "the second is refused")
+    await rig.publisher.publish("acme", [order_created(3, ordering_key="k")])
+    (row, *_) = await rig.database.fetch(
+        "SELECT extract(epoch FROM due_at - hookline_now())::float8 AS in_s"
+        " FROM pending_deliveries WHERE attempt_count = 1"
+    )
+    assert 0 < row["in_s"] <= 40
+    await rig.turn(41)
+    await until(lambda: rig.recorder.recorded == 4, "both are delivered")
+
+    assert not rig.time.is_trusted, "it says so, and goes on with what it has"
+    assert rig.ownership.may_send()
+    assert len(receiver.ids) == 4
+    now_s = rig.time.unix_s()
+    told = [float(headers["webhook-timestamp"]) for headers, _ in receiver.requests]
+    told += [row["start_time"].timestamp() for row in await rig.attempts()]
+    assert all(abs(instant_s - now_s) < 300 for instant_s in told)
