@@ -170,7 +170,7 @@ class Lanes:
         self.sending.enqueue(job)
 
     def end_refill(self, lane: Lane, *, found_all: bool, rests_s: float = 0.0) -> None:
-        """The read is over: COMPLETE if it found all and nobody objected. A walk rests `rests_s`."""
+        """The read is over: COMPLETE if it found all, and nobody objected. Walks rest `rests_s`."""
         complete = found_all and not lane.dirty_since_read
         lane.state = LaneState.COMPLETE if complete else LaneState.DIRTY
         lane.stale.clear()
