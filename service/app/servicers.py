@@ -34,7 +34,7 @@ def make_servicers(
     *,
     page_key: bytes,
 ) -> Servicers:
-    """All of them. `page_key` signs page tokens: the same on every node of a deployment."""
+    """All of them. `page_key` signs page tokens, and is the deployment's."""
     limits, pages = settings.limits, Pages(page_key, settings.limits)
     deliveries = DeliveryStore(database)
     return Servicers(

@@ -16,13 +16,9 @@ from hookline.v1.tenant_service_pb2 import GetTenantRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
 from service.api.authentication import Identities, bearer_token_in
 from service.api.scopes import RULES
-from service.api.streams import Stream, Streams
 from service.domain.caller import Scope, current_caller
 from service.domain.errors import (
-    HooklineError,
     UnauthenticatedError,
-    UnavailableError,
-    unauthenticated,
 )
 from tests.api.conftest import Api, serving
 from tests.api.identities import Asking, Words, caller
@@ -242,45 +238,6 @@ async def test_a_stream_outlives_that_nobody_can_be_asked(api: Api, words: Words
     await stream.send(2)
     assert (await stream.call.read()).published.results
     stream.call.cancel()
-
-
-async def test_a_stream_that_takes_no_message_is_cut_off_at_the_second_look() -> None:
-    """Its client may not read the answers, so that it waits elsewhere and for ever."""
-
-    async def streaming() -> HooklineError | None:
-        stream = Stream(takes_messages=True)
-        following = asyncio.create_task(Streams(recheck_s=0).follow(stream, nobody))
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            return stream.reason
-        finally:
-            following.cancel()
-        return None
-
-    async def nobody() -> None:
-        raise unauthenticated()
-
-    assert isinstance(await asyncio.create_task(streaming()), UnauthenticatedError)
-
-
-async def test_a_node_that_stops_ends_its_streams_and_begins_none() -> None:
-    async def streaming(streams: Streams) -> HooklineError | None:
-        stream = Stream(takes_messages=False)
-        streams.enter(stream)
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            return stream.reason
-        return None
-
-    streams = Streams()
-    running = asyncio.create_task(streaming(streams))
-    await asyncio.sleep(0)
-    streams.end_all()
-    assert isinstance(await running, UnavailableError)
-    with pytest.raises(UnavailableError):
-        streams.enter(Stream(takes_messages=False))
 
 
 # ----------------------------------------------------------------------------------- sources

@@ -10,7 +10,18 @@ from typing import Any
 import grpc
 import pytest
 
-from hookline.v1.tenant_service_pb2 import GetTenantRequest
+from hookline.v1.access_service_pb2 import ListAuditEntriesRequest
+from hookline.v1.access_service_pb2_grpc import AccessServiceStub
+from hookline.v1.subscription_service_pb2 import (
+    CreateSubscriptionRequest,
+    DeleteSubscriptionRequest,
+    ListSubscriptionsRequest,
+)
+from hookline.v1.tenant_service_pb2 import (
+    CreateTenantRequest,
+    DeleteTenantRequest,
+    GetTenantRequest,
+)
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
 from service.api.authentication import Authenticator
 from service.api.certificate_callers import CertificateCallers
@@ -25,7 +36,9 @@ from service.identity.key_set import parse_key_set
 from service.identity.server_certificate import CertificateFiles, read_server_certificate
 from service.identity.tokens import Tokens
 from tests.api.conftest import CLIENT_OPTIONS, Api, servicers_of
-from tests.api.identities import Asking
+from tests.api.control import controlling, orders
+from tests.api.identities import Asking, Words
+from tests.api.identities import caller as asker
 from tests.api.refusals import refusal
 from tests.certificates import Authority
 from tests.identity.issuer import Issuer
@@ -163,3 +176,31 @@ async def test_a_token_counts_before_the_certificate_and_a_bad_one_instead_of_it
         for bad in (f"Bearer {good[:-4]}", "Bearer hk_1_secret", "Bearer ", "Basic eDp5", ""):
             await door.refused(channel, bad)
         await door.refused(channel, f"Bearer {good}", f"Bearer {good}")
+
+
+async def test_who_is_bound_by_id_comes_to_the_new_tenant_of_that_id_and_finds_nothing_of_the_old(
+    database_url: str,
+) -> None:
+    words = Words(boss=asker(), bound=asker(Scope.OPERATE, tenant="acme"))
+    boss, bound = (("who", "boss"),), (("who", "bound"),)
+    one = ListSubscriptionsRequest(tenant="tenants/acme")
+    async with controlling(database_url, identities=[words]) as control:
+        made = CreateSubscriptionRequest(tenant="tenants/acme", subscription=orders())
+        name = (await control.subscriptions.CreateSubscription(made, metadata=boss)).subscription
+        assert (await control.subscriptions.ListSubscriptions(one, metadata=bound)).subscriptions
+
+        deleted = DeleteSubscriptionRequest(name=name.name)
+        await control.subscriptions.DeleteSubscription(deleted, metadata=boss)
+        gone = DeleteTenantRequest(name="tenants/acme")
+        await control.tenants.DeleteTenant(gone, metadata=boss)
+        answer = await refusal(control.subscriptions.ListSubscriptions(one, metadata=bound))
+        assert answer.code is grpc.StatusCode.NOT_FOUND
+
+        anew = CreateTenantRequest(tenant_id="acme")
+        await control.tenants.CreateTenant(anew, metadata=boss)
+        found = await control.subscriptions.ListSubscriptions(one, metadata=bound)
+        assert not found.subscriptions
+        entries = ListAuditEntriesRequest(tenant="tenants/acme")
+        log = AccessServiceStub(control.channel)
+        told = (await log.ListAuditEntries(entries, metadata=boss)).audit_entries
+        assert [entry.method.rpartition("/")[2] for entry in told] == ["CreateTenant"]

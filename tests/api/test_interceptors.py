@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
@@ -34,6 +37,8 @@ class Troubled(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.waiting = 0
+        self.asked = 0
+        """How often ListTenants was begun."""
 
     async def GetTenant(self, request: GetTenantRequest, context: Context) -> GetTenantResponse:
         match request.name:
@@ -73,6 +78,7 @@ class Troubled(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
         self, request: ListTenantsRequest, context: Context
     ) -> ListTenantsResponse:
         del request, context
+        self.asked += 1
         self.waiting += 1
         try:
             await self.gate.wait()
@@ -159,6 +165,41 @@ async def test_a_deadline_that_has_passed_is_an_answer_too(api: Api) -> None:
         answer = await refusal(stub(api).ListTenants(ListTenantsRequest(), timeout=timeout_s))
         assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED
     await stub(api).GetTenant(GetTenantRequest())
+
+
+async def test_what_a_busy_node_comes_to_after_its_deadline_is_not_begun(
+    api: Api, troubled: Troubled
+) -> None:
+    is_waited_for = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        is_waited_for.wait(timeout=20)
+        yield b""
+
+    with (
+        grpc.insecure_channel(f"127.0.0.1:{api.port}") as channel,
+        ThreadPoolExecutor() as elsewhere,
+    ):
+        calls: list[Any] = [
+            channel.stream_unary("/hookline.v1.TenantService/ListTenants"),
+            channel.unary_unary("/hookline.v1.TenantService/GetTenant"),
+        ]
+        late = elsewhere.submit(calls[0], messages(), timeout=1)
+        await until(lambda: "_schedule_rpc_coro" in _running(), "the node waits for the message")
+        is_waited_for.set()
+        # From here on the node's loop stands still; gRPC's own threads do not. By the server's
+        # clock a deadline ends a little later: the second call waits for that of the first.
+        for call in (late.result, partial(calls[1], b"", timeout=0.5)):
+            with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):
+                call()
+    await until(lambda: len(api.calls.ended) > 0, "the node comes to it")
+    assert api.calls.ended[0][1] is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert troubled.asked == 0
+
+
+def _running() -> set[str]:
+    """What the tasks of the loop do."""
+    return {str(getattr(task.get_coro(), "__name__", "")) for task in asyncio.all_tasks()}
 
 
 async def test_more_calls_than_a_node_takes_are_told_when_to_come_back(

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import hookline.webhook
 from hookline import HooklineClient
-from hookline.errors import UnavailableError
+from hookline.errors import InvalidArgumentError, UnavailableError
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import ListEventsRequest
 from hookline.v1.subscription_service_pb2 import (
@@ -26,6 +26,7 @@ from service.app.master_key import rotate_master
 from service.config import Role, Settings
 from service.store.database import RejectedError
 from tests.pipeline.rig import Receiver, TurnableClock
+from tests.postgres import PostgresServer
 from tests.waiting import PATIENCE_S, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -305,3 +306,27 @@ async def test_a_master_key_is_exchanged_while_nodes_serve(database_url: str) ->
                 )
             )
             assert len(following.events) == 1
+
+
+@pytest.fixture
+def elsewhere(postgres_server: PostgresServer) -> Iterator[str]:
+    """The database of another deployment."""
+    with postgres_server.database() as url:
+        yield url
+
+
+async def test_a_page_token_of_another_deployment_is_refused_though_the_master_key_is_the_same(
+    database_url: str, elsewhere: str
+) -> None:
+    request = ListEventsRequest(tenant="tenants/default", page_size=1)
+    async with (
+        started(database_url) as (_, client),
+        started(elsewhere) as (_, stranger),
+    ):
+        await client.publish("default", [Event(type="a.b", json_data="{}")] * 2)
+        first = await client.events.ListEvents(request)
+        request.page_token = first.next_page_token
+        with pytest.raises(InvalidArgumentError) as refused:
+            await stranger.events.ListEvents(request)
+        assert len((await client.events.ListEvents(request)).events) == 1
+    assert [one.reason for one in refused.value.violations] == ["PAGE_TOKEN_INVALID"]

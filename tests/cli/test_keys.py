@@ -131,3 +131,18 @@ async def test_what_is_typed_is_told_the_audit_log(plane: ControlPlane, database
         f"masterKeys/{NEW_ID}",
     )
     await verified(plane.database)
+
+
+@pytest.mark.parametrize("arguments", [("rotate-master",), ("forget-master", "0" * 16)])
+async def test_a_schema_that_is_not_up_to_date_is_brought_there_first(
+    plane: ControlPlane,
+    database_url: str,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+) -> None:
+    await plane.create()
+    entries = await entries_of(plane.database)
+    await plane.rows("DELETE FROM schema_migrations WHERE number > 1")
+    assert await in_thread(database_url, *arguments, keys=(NEW_KEY, KEY)) == 2
+    assert "run `hookline migrate`" in capsys.readouterr().err
+    assert await entries_of(plane.database) == entries

@@ -168,9 +168,11 @@ async def test_a_token_that_is_forged_is_nobodys(issuer: Issuer) -> None:
         "another-key": with_header(good, kid="PS256"),
         "unknown-key": with_header(good, kid="RS257"),
         "no-key-named": with_header(good, kid=None),
-        "number-as-key": issuer.token(headers={"kid": "ES256"}).replace(".", "..", 1),
+        "number-as-key": with_header(good, kid=256),
+        "one-part-more": good.replace(".", "..", 1),
         "critical": issuer.token(headers={"crit": ["exp"]}),
         "detached": issuer.token(headers={"b64": True, "crit": ["b64"]}),
+        "not-encoded": not_encoded(issuer),
         "kind": issuer.token(headers={"typ": "secevent+jwt"}),
         "key-of-its-own": own_key(),
         "encrypted": f"{encoded({'alg': 'RSA-OAEP', 'enc': 'A256GCM'})}.a.b.c.d",
@@ -195,6 +197,15 @@ def hs256(secret: bytes, claims: str, key_id: str) -> str:
     signed = f"{encoded({'alg': 'HS256', 'kid': key_id})}.{claims}"
     mac = hmac.new(secret, signed.encode(), hashlib.sha256).digest()
     return f"{signed}.{base64.urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+
+
+def not_encoded(issuer: Issuer) -> str:
+    """What is signed is not what the token shows (RFC 7797): it must be had from elsewhere."""
+    algorithm, key = issuer.keys["ES256"]
+    claims = base64.urlsafe_b64decode(issuer.token().split(".")[1] + "==")
+    return jwt.api_jws.encode(
+        claims, key, algorithm, {"kid": "ES256", "b64": False}, is_payload_detached=True
+    )
 
 
 def own_key() -> str:
