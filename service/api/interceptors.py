@@ -5,8 +5,8 @@ request that does not parse likewise, and leaves the client of a handler that ra
 waiting for ever. So each handler is wrapped, once, when its method is first called:
 
 - who calls is asked first (`authentication.py`), then whether he may (`scopes.py`), then whether
-  there is room (`admission.py`); only then is his request read, from the bytes that gRPC hands
-  over as they came;
+  there is room (`admission.py`); only then is his request taken from the connection. So to gRPC
+  every method takes a stream: of others it holds the whole request in memory before it asks us;
 - the handler runs inside `calling(caller)`, and what it read is entered in the audit log where that
   is privileged (`audited.py`), before it is answered;
 - an exception becomes a `Refusal` (`errors.py`);
@@ -43,13 +43,17 @@ from service.api.errors import (
 from service.api.scopes import KNOWN, RULES, Rule
 from service.api.streams import Stream, Streams
 from service.domain.caller import Caller, calling
-from service.domain.errors import PermissionDeniedError, Reason
+from service.domain.errors import PermissionDeniedError, Reason, UnavailableError
 from service.telemetry.current import current_trace_id
 
 UNKNOWN_METHOD = "_OTHER"
 """What a method is called in the records where there is none (OpenTelemetry's word for it)."""
 
 MAX_CALLS_DEFAULT = 4_096
+STRANGERS_READ_MAX = 16
+"""Requests of strangers, which are probes' few bytes, that may be on their way at once."""
+STRANGERS_READ_S = 2.0
+"""How long each may take."""
 _CLOCKS_DIFFER_S = 0.05
 """A client's deadline began before its call was here, by as long as that took."""
 
@@ -104,6 +108,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._running = Counter[str]()
         """Calls that run; of what is open to strangers each method by itself. They crowd out nobody
         who is known, nor do their watches, which never end, crowd out a probe."""
+        self._strangers_read = asyncio.Semaphore(STRANGERS_READ_MAX)
         self._streams = Streams()
         self._wrapped: dict[str, _Handler] = {}
         unknown: _Handler = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
@@ -150,12 +155,13 @@ class CallGuard(grpc.aio.ServerInterceptor):
     ) -> _Behaviour:
         reads = _reads_of(method)
 
-        async def guarded(request: bytes, context: _Context) -> Any:  # noqa: ANN401 (any message)
+        async def guarded(_requests: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._observer.call_began(method, context)
             caller: Caller | None = None
             try:
                 caller = await self._admit(method, rule, context, _metadata_of(context))
+                request = await self._request(caller, context)
                 message = self._admission.read(read, caller, request)
                 with calling(caller):
                     response = await behaviour(message, context)
@@ -183,7 +189,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
     ) -> _Behaviour:
         reads = _reads_of(method)
 
-        async def guarded(request: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
+        async def guarded(requests: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._observer.call_began(method, context)
             caller: Caller | None = None
@@ -197,9 +203,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 following = asyncio.create_task(self._streams.follow(stream, recheck))
                 admit = partial(self._admission.read, read, caller)
                 if takes_messages:
-                    argument = stream.messages(request, admit, recheck)
+                    argument = stream.messages(requests, admit, recheck)
                 else:
-                    argument = admit(request)
+                    argument = admit(await self._request(caller, context))
                 with calling(caller):
                     if reads is not None and not takes_messages:  # it may never end
                         await reads.enter(self._journal, argument)
@@ -248,6 +254,26 @@ class CallGuard(grpc.aio.ServerInterceptor):
             raise _DeadlineExceededError
         self._running[crowd] += 1
         return caller
+
+    async def _request(self, caller: Caller, context: _Context) -> bytes:
+        """The one message of a call that was let in."""
+        if caller is not _STRANGER:
+            request = await context.read()
+        elif self._strangers_read.locked():  # what waits for its reading would be held as well
+            raise UnavailableError(
+                "more requests that need no key are on their way than are taken at once",
+                Reason.OVERLOADED,
+                retry_after_s=1.0,
+            )
+        else:
+            try:
+                async with self._strangers_read, asyncio.timeout(STRANGERS_READ_S):
+                    request = await context.read()
+            except TimeoutError:
+                raise _DeadlineExceededError from None
+        if request is grpc.aio.EOF:
+            raise malformed()
+        return cast("bytes", request)
 
     def _leave(self, method: str, caller: Caller | None) -> None:
         """A call has ended; None: it was not let in."""
@@ -326,17 +352,15 @@ def _code_of(context: _Context) -> grpc.StatusCode:
 
 
 def _parts_of(handler: _Handler) -> tuple[_Behaviour, Callable[..., _Handler]]:
-    """A handler's behaviour, and the function that makes a handler of such a behaviour."""
+    """A handler's behaviour, and the function that makes a handler of one that takes a stream."""
     behaviour: Any
-    if handler.request_streaming and handler.response_streaming:
-        behaviour, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
-    elif handler.request_streaming:
-        behaviour, make = handler.stream_unary, grpc.stream_unary_rpc_method_handler
-    elif handler.response_streaming:
-        behaviour, make = handler.unary_stream, grpc.unary_stream_rpc_method_handler
+    if handler.request_streaming:
+        behaviour = handler.stream_stream or handler.stream_unary
     else:
-        behaviour, make = handler.unary_unary, grpc.unary_unary_rpc_method_handler
-    return behaviour, make
+        behaviour = handler.unary_stream or handler.unary_unary
+    if handler.response_streaming:
+        return behaviour, grpc.stream_stream_rpc_method_handler
+    return behaviour, grpc.stream_unary_rpc_method_handler
 
 
 def _reader_of(deserialise: _Read | None) -> _Read:

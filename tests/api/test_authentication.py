@@ -15,6 +15,7 @@ from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.tenant_service_pb2 import GetTenantRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
 from service.api.authentication import Identities, bearer_token_in
+from service.api.interceptors import STRANGERS_READ_MAX
 from service.api.scopes import RULES
 from service.domain.caller import Scope, current_caller
 from service.domain.errors import (
@@ -103,6 +104,45 @@ async def test_strangers_crowd_out_nobody_who_is_known(database_url: str, words:
         for _ in range(5):  # nor who was never let in
             await send(api, "/hookline.v1.TenantService/GetTenant", ())
         await api.events.ListEvents(ListEventsRequest(tenant="tenants/-"), metadata=BOSS)
+
+
+@pytest.mark.parametrize("method", [*sorted(METHODS), REFLECT, "/hookline.v1.X/Y"])
+async def test_nothing_is_taken_of_a_request_before_its_sender_is_known(
+    api: Api, method: str
+) -> None:
+    """Else whoever reaches the port fills the memory with messages that never end."""
+    for metadata in ((), STRANGER):
+        call: Any = api.channel.stream_unary(method)
+        answer = await refusal(call(metadata=metadata, timeout=20))  # nothing was written yet
+        assert (answer.code, answer.reason) == UNAUTHENTICATED
+
+
+async def test_few_requests_that_need_no_key_are_awaited_and_not_for_long(api: Api) -> None:
+    check: Any = api.channel.stream_unary("/grpc.health.v1.Health/Check")
+    health: Any = health_pb2_grpc.HealthStub(api.channel)
+    begun = [check(timeout=20) for _ in range(STRANGERS_READ_MAX)]
+
+    async def is_refused() -> bool:
+        try:
+            await health.Check(health_pb2.HealthCheckRequest())
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.UNAVAILABLE
+        return False
+
+    await until(is_refused, "as many as are awaited have begun")
+    for call in begun:
+        answer = await refusal(call)
+        assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    await health.Check(health_pb2.HealthCheckRequest())
+
+
+async def test_a_call_without_a_request_is_malformed(api: Api) -> None:
+    call: Any = api.channel.stream_unary("/hookline.v1.TenantService/GetTenant")
+    answer = await refusal(call(iter(()), metadata=BOSS, timeout=20))
+    assert (answer.code, answer.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "REQUEST_MALFORMED",
+    )
 
 
 async def test_who_is_known_is_told_what_there_is_not(api: Api) -> None:
