@@ -71,7 +71,8 @@ class Operator:
         if found.state is not DeliveryState.PENDING:
             max_attempts = schedule_of(found.retry_policy).max_attempts
             return await self._store.retry_finished(found, max_attempts)
-        # What is due already may be on the wire: raising its version would only lose the answer.
+        # What is due, or will be before its node hears of this, may be on the wire by then: raising
+        # its version would only lose the answer, and send it once more.
         return found.is_due or await self._store.retry_pending(found)
 
     def _check_retry(self, found: FoundDelivery, name: str) -> None:

@@ -39,6 +39,7 @@ class FoundDelivery:
     bucket: int
     state: DeliveryState
     is_due: bool
+    """Now, or before its node would hear of a change."""
     has_event: bool
     """Whether what it would send is still there."""
     is_subscription_deleted: bool

@@ -124,6 +124,25 @@ async def test_what_came_due_meanwhile_is_left_alone_too(rig: Rig, failing: Rece
     assert len(failing.ids) == 2
 
 
+async def test_what_comes_due_before_its_node_would_hear_of_it_is_left_alone(
+    rig: Rig, failing: Receiver
+) -> None:
+    """Memory sends it at its time; a record of the version before would match nothing."""
+    delivery_id = await _held(rig)
+    await rig.database.fetch(
+        "UPDATE pending_deliveries SET due_at = hookline_now() + interval '1900 ms'"
+    )
+
+    await rig.operator.retry("acme", delivery_id)
+
+    (row,) = await rig.pending()
+    assert row["version"] == 1
+    failing.answers = 200
+    await rig.turn(31)
+    await _recorded(rig, 2)
+    assert len(failing.ids) == 2
+
+
 async def test_two_retries_at_once_are_one(rig: Rig, failing: Receiver) -> None:
     delivery_id = await _exhausted(rig)
     failing.answers = 200

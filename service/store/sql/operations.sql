@@ -3,7 +3,7 @@
 
 -- name: find
 -- One delivery wherever it stands: the hot table and history in one statement, so that it is never caught in between.
-SELECT p.delivery_id, t.tenant_id, s.subscription_id, 'PENDING' AS state, p.due_at <= hookline_now() AS is_due, p.attempt_count, p.event_id,
+SELECT p.delivery_id, t.tenant_id, s.subscription_id, 'PENDING' AS state, p.due_at <= hookline_now() + interval '2 s' AS is_due, p.attempt_count, p.event_id,
        s.subscription_uid, s.bucket, s.tenant_uid, s.deleted_at IS NOT NULL AS is_deleted,
        s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, s.ordered, true AS has_event, NULL AS ordering_key
 FROM pending_deliveries p JOIN subscriptions s USING (subscription_uid) JOIN tenants t USING (tenant_uid)
@@ -19,10 +19,11 @@ LEFT JOIN LATERAL (
 WHERE d.delivery_id = $3 AND t.tenant_id = $1 AND t.deleted_at IS NULL
 
 -- name: retry_pending
--- Only what still waits: what has come due may be on the wire, and a new version would lose its answer.
+-- Only what waits for longer than its node may take to hear of it: what comes due before may be on the wire by then, and a new
+-- version would lose its answer.
 WITH moved AS (
     UPDATE pending_deliveries SET due_at = hookline_now(), version = version + 1
-    WHERE bucket = $1 AND delivery_id = $2 AND due_at > hookline_now()
+    WHERE bucket = $1 AND delivery_id = $2 AND due_at > hookline_now() + interval '2 s'
     RETURNING bucket, subscription_uid, delivery_id
 ), audited AS (
     INSERT INTO audit_drafts (tenant_uid, entry) SELECT $3, $4 FROM moved
