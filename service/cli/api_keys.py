@@ -14,8 +14,6 @@ import sys
 from datetime import datetime, timedelta
 from typing import Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from hookline import HooklineClient
 from hookline.v1.access_service_pb2 import ListApiKeysRequest, RevokeApiKeyRequest
 from hookline.v1.api_key_pb2 import ApiKey, ApiKeyScope
@@ -23,7 +21,7 @@ from service.app import create_api_key
 from service.cli.failure import CommandError
 from service.cli.node import read_settings
 from service.cli.server import ask
-from service.cli.wording import plain, time_of, until
+from service.cli.wording import has_passed, plain, time_of, until
 from service.config import Role
 from service.domain.api_key import api_key_name, key_id_in
 from service.domain.caller import Scope
@@ -109,12 +107,8 @@ def _state(key: ApiKey) -> str:
         return f"REVOKED {time_of(key.revoke_time)}"
     if not key.HasField("expire_time"):
         return "valid"
-    is_over = _has_passed(key.expire_time)
+    is_over = has_passed(key.expire_time)
     return f"EXPIRED {time_of(key.expire_time)}" if is_over else f"ends {until(key.expire_time)}"
-
-
-def _has_passed(moment: Timestamp) -> bool:
-    return until(moment).endswith("ago")
 
 
 def _lifetime_in(text: str) -> timedelta:

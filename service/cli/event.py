@@ -19,7 +19,15 @@ from hookline.v1.event_service_pb2 import GetEventRequest
 from hookline.v1.subscription_service_pb2 import GetSubscriptionRequest
 from service.cli.failure import CommandError
 from service.cli.server import ask
-from service.cli.wording import duration, plain, state_of, time_of, until, wording_of_attempt
+from service.cli.wording import (
+    duration,
+    has_passed,
+    plain,
+    state_of,
+    time_of,
+    until,
+    wording_of_attempt,
+)
 
 _MAX_DELIVERIES = 100
 _MAX_ATTEMPTS = 1_000
@@ -133,11 +141,10 @@ async def _next(client: HooklineClient, delivery: Delivery) -> str:
     number, due = delivery.attempt_count + 1, delivery.next_attempt_time
     waits = _WAITING.get(delivery.state_reason)
     if waits is None:
-        left = until(due)
-        if left.endswith("ago"):  # which of the two it is, only the memory of its node knows
+        if has_passed(due):  # which of the two it is, only the memory of its node knows
             since = f"attempt {number} has been due since {time_of(due)}"
             return f"{since}: it is on the wire, or waits for its target (hookline status)"
-        return f"attempt {number} is due at {time_of(due)}, {left}"
+        return f"attempt {number} is due at {time_of(due)}, {until(due)}"
     try:
         read = await client.subscriptions.GetSubscription(
             GetSubscriptionRequest(name=delivery.subscription)

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from service.app import StartError
 from service.app.master_key import KeyUse, RotationReport, forget_master, key_ids, rotate_master
@@ -21,21 +21,16 @@ from service.domain.caller import calling
 
 def run(asked: argparse.Namespace) -> int:
     """Do what the second word says."""
-    if asked.action in {"list", "revoke"}:  # asked of a service, which tells the audit log itself
-        return api_keys.show(asked) if asked.action == "list" else api_keys.revoke(asked)
-    actions: dict[str, Callable[[], int]] = {
-        "create": lambda: api_keys.create(asked),
-        "rotate-master": _rotate,
-        "forget-master": lambda: _forget(asked.key_id),
-    }
+    if action := _OF_A_SERVICE.get(asked.action):
+        return action(asked)
     try:
         with calling(typed(f"keys {asked.action}")):
-            return actions[asked.action]()
+            return _OF_THE_DATABASE[asked.action](asked)
     except StartError as error:
         raise CommandError(str(error)) from error
 
 
-def _rotate() -> int:
+def _rotate(_asked: argparse.Namespace) -> int:
     settings = read_settings(Role.KEYS, {})
     writing, *reading = (key_id.hex() for key_id in key_ids(settings))
     print(f"writes with {writing}" + "".join(f", reads {key_id} too" for key_id in reading))
@@ -69,7 +64,8 @@ def _use(use: KeyUse) -> str:
     return text + (f" and {use.secrets:,} secrets without one" if use.secrets else "")
 
 
-def _forget(text: str) -> int:
+def _forget(asked: argparse.Namespace) -> int:
+    text: str = asked.key_id
     settings = read_settings(Role.MIGRATE, {})
     if not re.fullmatch(r"[0-9a-f]{16}", text):
         raise CommandError(f"{text!r} is no key id: 16 hexadecimal digits, as `serve` names it")
@@ -83,3 +79,15 @@ def _forget(text: str) -> int:
         " make API keys anew where none is let in"
     )
     return 0
+
+
+_OF_A_SERVICE: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "list": api_keys.show,
+    "revoke": api_keys.revoke,
+}
+"""Asked of a service, which tells the audit log itself."""
+_OF_THE_DATABASE: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "create": api_keys.create,
+    "rotate-master": _rotate,
+    "forget-master": _forget,
+}

@@ -7,6 +7,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 
 from service import VERSION
 from service.domain.audit import ChainHead
@@ -96,13 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, text: str, short: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=short,
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        command = _add_parser(commands, name, text, short)
         command.set_defaults(run=_runner(name))
         return command
 
@@ -128,6 +123,29 @@ def make_parser() -> argparse.ArgumentParser:
     _add_server(event)
     _add_listen_arguments(add("listen", _LISTEN, "a receiver that prints what it gets"))
     return parser
+
+
+def _add_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    short: str,
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=short,
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_actions(
+    command: argparse.ArgumentParser,
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    return command.add_subparsers(
+        title="what to do", metavar="ACTION", dest="action", required=True
+    )
 
 
 def _runner(command: str) -> Callable[[argparse.Namespace], int]:
@@ -181,19 +199,7 @@ def _add_server(command: argparse.ArgumentParser) -> None:
 
 
 def _add_keys_arguments(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(
-        title="what to do", metavar="ACTION", dest="action", required=True
-    )
-
-    def add(name: str, text: str, short: str) -> argparse.ArgumentParser:
-        return actions.add_parser(
-            name,
-            help=short,
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
+    add = partial(_add_parser, _add_actions(command))
     create = add("create", _CREATE_KEY, "make an API key")
     create.add_argument(
         "--scope",
@@ -216,15 +222,8 @@ def _add_keys_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_audit_arguments(command: argparse.ArgumentParser) -> None:
-    actions = command.add_subparsers(
-        title="what to do", metavar="ACTION", dest="action", required=True
-    )
-    verify = actions.add_parser(
-        "verify",
-        help="check that nothing was changed or removed",
-        description=_VERIFY,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    verify = _add_parser(
+        _add_actions(command), "verify", _VERIFY, "check that nothing was changed or removed"
     )
     verify.add_argument(
         "--head", metavar="SEQUENCE:HASH", type=_chain_head, help="as an earlier run told it"

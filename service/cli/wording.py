@@ -51,8 +51,17 @@ def time_of(moment: Timestamp) -> str:
 
 def until(moment: Timestamp) -> str:
     """Such as `in 4.2 s`, or `3 min ago`."""
-    left_s = (moment.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
+    left_s = _left_s(moment)
     return f"in {duration(left_s)}" if left_s >= 0 else f"{duration(left_s)} ago"
+
+
+def has_passed(moment: Timestamp) -> bool:
+    """Whether it is over, by this machine's clock."""
+    return _left_s(moment) < 0
+
+
+def _left_s(moment: Timestamp) -> float:
+    return (moment.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
 
 
 def state_of(delivery: Delivery) -> str:

@@ -72,7 +72,7 @@ class Supervisor:
 
     async def run(self, announce: Callable[[ListenAddress], None], *, stop_with_input: bool) -> int:
         """Start all, announce, keep them running until a signal comes, stop all; the exit code."""
-        asked = listen_for_signals(self._hurry)
+        asked = listen_for_signals(self._tell_to_end)
         if stop_with_input:
             watch_input(asked.set)
         # Unguessable, so that no other supervisor's places are taken for these.
@@ -147,7 +147,7 @@ class Supervisor:
     def _anybody_serves(self) -> bool:
         return any(worker.is_serving.is_set() for worker in self._workers)
 
-    def _hurry(self) -> None:
+    def _tell_to_end(self) -> None:
         for worker in self._workers:
             worker.signal(signal.SIGTERM)
 
@@ -155,7 +155,7 @@ class Supervisor:
         """Stop all, each as long as its grace allows; how each was kept."""
         self._is_stopping.set()
         ending = asyncio.gather(*keeping, return_exceptions=True)
-        self._hurry()
+        self._tell_to_end()
         patience_s = self._settings.stop_grace_s + KILL_AFTER_S
         done, _ = await asyncio.wait({ending}, timeout=patience_s)
         if not done:

@@ -1,4 +1,4 @@
-"""`hookline demo`: succeeds in seconds, fails loudly, and leaves nothing behind in either case."""
+"""`hookline demo`: succeeds, fails loudly, and leaves nothing behind in either case."""
 
 import pathlib
 import re
@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -30,10 +29,8 @@ def scratch() -> Iterator[pathlib.Path]:
 
 
 def test_all_of_it_happens_and_nothing_is_left(scratch: pathlib.Path) -> None:
-    began = time.monotonic()
     played = run_hookline("demo", timeout_s=90, variables={"TMPDIR": str(scratch)})
     assert played.returncode == 0, played.stdout + played.stderr
-    assert time.monotonic() - began < 60
     told = played.stdout
     assert played.stderr == ""
     assert "\x1b" not in told, "no colours where there is no terminal"

@@ -126,20 +126,16 @@ async def test_publish_deliver_verify_and_read_back(
     assert arrival.headers["webhook-id"] == result["name"].rpartition("/")[2]
     assert arrival.headers["user-agent"].startswith("hookline/")
 
-    def succeeded() -> bool:
+    def delivered() -> dict[str, Any]:
         listed = grpc.call(
             "DeliveryService/ListDeliveries",
             json.dumps({"tenant": "tenants/default", "event": result["name"]}),
         )
         (delivery,) = listed["deliveries"]
-        return bool(delivery["state"] == "DELIVERY_STATE_SUCCEEDED")
+        return dict(delivery)
 
-    await until(succeeded, "the delivery is recorded")
-    listed = grpc.call(
-        "DeliveryService/ListDeliveries",
-        json.dumps({"tenant": "tenants/default", "event": result["name"]}),
-    )
-    (delivery,) = listed["deliveries"]
+    await until(lambda: delivered()["state"] == "DELIVERY_STATE_SUCCEEDED", "it is recorded")
+    delivery = delivered()
     read = grpc.call("DeliveryService/GetDelivery", json.dumps({"name": delivery["name"]}))
     assert read["delivery"]["attemptCount"] == 1
     assert read["delivery"]["subscription"] == created["subscription"]["name"]
@@ -154,9 +150,7 @@ def test_a_refusal_names_every_field_and_a_reason(grpc: Grpcurl) -> None:
         "EventService/PublishEvents",
         '{"tenant":"tenants/default","events":[{"type":"a..b"},{"type":"c","json_data":"{"}]}',
     )
-    assert "INVALID_ARGUMENT" in told.upper().replace(" ", "").replace(
-        "INVALIDARGUMENT", "INVALID_ARGUMENT"
-    )
+    assert "Code: InvalidArgument" in told
     assert "events[0].type" in told
     assert "events[1].json_data" in told
-    assert "hookline" in told
+    assert '"reason": "PAYLOAD_INVALID"' in told

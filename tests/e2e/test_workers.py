@@ -20,7 +20,7 @@ from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
 from service.cli.receiver import Receiver
 from tests.e2e.processes import Node, run_hookline, workers
 from tests.e2e.test_serve import execute, settings, subscribe
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -167,7 +167,7 @@ async def test_a_second_signal_reaches_all(database_url: str) -> None:
         async with HooklineClient(node.target) as client:
             await subscribe(client, url)
             await client.publish("default", [Event(type="a.b", json_data="{}")])
-            await asyncio.wait_for(asked.wait(), 20)
+            await asyncio.wait_for(asked.wait(), PATIENCE_S)
         pids = workers(node)
         node.signal(signal.SIGTERM)
         await until(lambda: sum(map(lives, pids)) == 1, "the one that has nothing to wait for ends")
@@ -175,6 +175,7 @@ async def test_a_second_signal_reaches_all(database_url: str) -> None:
         node.signal(signal.SIGTERM)
         assert await asyncio.to_thread(node.ended) == 0
         assert not any(map(lives, pids))
+    assert '"stopped_early"' in node.text, "or the target's time was over first"
     target.close()
 
 
