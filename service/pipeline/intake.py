@@ -40,8 +40,11 @@ class Intake:
         The tenants are given, not asked of the lanes: a lane may be lost meanwhile.
         """
         kept, left_out = _within(self._lanes.shares, lane_of, rows)
-        keys = {(tenant_of[row.subscription_uid], row.event_id) for row in kept}
-        events = await self._store.events(list(keys)) if keys else {}
+        events = {row.event_id: row.event for row in kept if row.event is not None}
+        if keys := {
+            (tenant_of[row.subscription_uid], row.event_id) for row in kept if row.event is None
+        }:
+            events |= await self._store.events(list(keys))
         messages = {
             event_id: Message(event, format_type_id(EVENT_ID, event_id))
             for event_id, event in events.items()

@@ -32,6 +32,8 @@ CIRCUIT_FAILURES = 10
 """Failures in a row that open a lane's circuit."""
 CIRCUIT_BACKOFF_S = 5.0
 CIRCUIT_BACKOFF_MAX_S = 300.0
+ENOUGH_QUEUED = 16
+"""With more in its queue, a lane does not heed the word of another node yet."""
 
 
 class LaneState(StrEnum):
@@ -148,6 +150,7 @@ class Lane:
         "is_doubtful",
         "is_gone",
         "is_outdated",
+        "is_told",
         "known",
         "name",
         "order",
@@ -176,7 +179,8 @@ class Lane:
         self.read_again_s = 0.0
         """With a fault, its subscription is not read before then, unless it changes."""
         self.state = LaneState.DIRTY
-        self.dirty_since_read = False
+        self.dirty_since_read = self.is_told = False
+        """Told: another node has something for it, which is read when its queue is short."""
         self.queue: deque[Job] = deque()
         self.known: dict[UUID, Job] = {}
         """Every job in memory: queued, in flight, not yet recorded, waiting for its time."""
@@ -272,8 +276,15 @@ class Lane:
         """Whether the target has failed so often that only probes go out."""
         return self.circuit_backoff_s > 0
 
-    def mark_dirty(self) -> None:
-        """Something is due that memory may not hold."""
+    def mark_dirty(self, *, can_wait: bool = False) -> None:
+        """Something is due that memory may not hold.
+
+        `can_wait`: while enough is queued. So a lane is read less often, for more at a time, with
+        less to leave out, and takes hand-offs meanwhile.
+        """
+        self.is_told = can_wait and self.order is None and len(self.queue) > ENOUGH_QUEUED
+        if self.is_told:
+            return
         self.dirty_since_read = True
         if self.state is LaneState.COMPLETE:
             self.state = LaneState.DIRTY

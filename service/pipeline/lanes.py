@@ -113,15 +113,15 @@ class Lanes:
         """Whether the lanes of a bucket are this node's."""
         return self._owns(bucket)
 
-    def touch(self, subscription_uid: UUID, bucket: int) -> None:
-        """Something is due for this subscription that memory may not hold, or another node's."""
+    def touch(self, subscription_uid: UUID, bucket: int, *, is_word: bool = False) -> None:
+        """Something is due that memory may not hold; `is_word`: so another node says."""
         if not self._owns(bucket):
             self.on_foreign(subscription_uid, bucket)
             return
         lane = self._by_uid.get(subscription_uid)
         if lane is None:
             lane = self._by_uid[subscription_uid] = Lane(subscription_uid, bucket)
-        lane.mark_dirty()
+        lane.mark_dirty(can_wait=is_word)
         self._want(lane)
 
     # ----------------------------------------------------------------------- what refills do
@@ -151,7 +151,7 @@ class Lanes:
     def begin_refill(self, lane: Lane) -> None:
         """A read is about to begin; whatever makes the lane DIRTY from now on needs another."""
         lane.state = LaneState.REFILLING
-        lane.dirty_since_read = False
+        lane.dirty_since_read = lane.is_told = False
 
     def accept(self, lane: Lane, row: PendingRow, message: Message) -> None:
         """A row that a refill found; ignored where memory has it after all, or the row is stale."""
@@ -369,6 +369,8 @@ class Lanes:
     # ------------------------------------------------------------------------- within
 
     def _taken(self, lane: Lane) -> None:
+        if lane.is_told:
+            lane.mark_dirty(can_wait=True)
         if lane.needs_reading():
             self._want(lane)
 

@@ -28,6 +28,9 @@ ORDER_SQL = Statements("ordering")
 KEYS_PER_PAGE = 5_000
 """How many keys of a lane one statement walks through, some microseconds each."""
 
+SMALL_DATA_BYTES = 4_096
+"""Events with no more data are read with their rows."""
+
 EventKey = tuple["UUID", "UUID"]
 """(tenant uid, event id)."""
 
@@ -51,9 +54,9 @@ class RefillWish:
     wanted: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PendingRow:
-    """A due row as a refill found it."""
+    """A due row as a refill found it. Treated as immutable."""
 
     subscription_uid: UUID
     delivery_id: UUID
@@ -65,6 +68,8 @@ class PendingRow:
     data_bytes: int
     key_hash: int | None = None
     """Of its ordering key, where its subscription is ordered."""
+    event: Event | None = None
+    """None: it is to be read apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,7 @@ class LaneStore:
     async def refill(
         self, wishes: Sequence[RefillWish], in_memory: Iterable[UUID]
     ) -> list[PendingRow]:
-        """What is due in the lanes and not in memory, up to what each wants."""
+        """What is due in the lanes and not in memory, up to what each wants, with small events."""
         rows = await self._session.fetch(
             SQL.refill,
             [wish.bucket for wish in wishes],
@@ -142,8 +147,10 @@ class LaneStore:
             [wish.tenant_uid for wish in wishes],
             [wish.wanted for wish in wishes],
             list(in_memory),
+            SMALL_DATA_BYTES,
         )
-        return [PendingRow(*row.values()) for row in rows]
+        events: dict[UUID, Event] = {}
+        return [_with_event(row, events) for row in rows]
 
     async def first_of_keys(self, wishes: Sequence[KeyWish]) -> list[KeyHead]:
         """The earliest pending delivery of each key that has any."""
@@ -206,6 +213,16 @@ class LaneStore:
     async def close(self) -> None:
         """Close the connection."""
         await self._session.close()
+
+
+def _with_event(row: asyncpg.Record, events: dict[UUID, Event]) -> PendingRow:
+    """The row, and its event; one that several are of is made once."""
+    event = events.get(row["event_id"])
+    if event is None and row["data"] is not None:
+        event = events[row["event_id"]] = event_of(row)
+    return PendingRow(
+        row[0], row[1], row[2], row[3], row[4], row[5], row[6], row["data_bytes"], event=event
+    )
 
 
 def _page_of(rows: Sequence[asyncpg.Record]) -> Page:

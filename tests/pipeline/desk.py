@@ -144,6 +144,7 @@ class Desk:
             attempts_base=None,
             attempts_until=None,
             key_hash=key_hash,
+            event=None,
             **values,
         )
 

@@ -3,7 +3,7 @@
 import pytest
 
 from service.domain.subscription import SubscriptionState
-from service.pipeline.lane import LaneState
+from service.pipeline.lane import ENOUGH_QUEUED, LaneState
 from service.pipeline.waiting import TIMER_HORIZON_S, TIMERS_PER_LANE
 from tests.pipeline.desk import Desk
 
@@ -49,6 +49,46 @@ async def test_a_lane_that_is_read_drops_hand_offs_and_must_be_read_again(desk: 
 
     assert lane.known == {}
     assert lane.state is LaneState.DIRTY
+
+
+async def test_a_busy_lane_heeds_another_nodes_word_once_its_queue_is_short(desk: Desk) -> None:
+    lane = desk.lane()
+    desk.publish(lane, ENOUGH_QUEUED + 2)
+    desk.lanes.touch(lane.subscription_uid, lane.bucket, is_word=True)
+
+    desk.publish(lane)
+    assert len(lane.known) == ENOUGH_QUEUED + 3, "it takes hand-offs meanwhile"
+    desk.sending.take(2_000)
+    desk.sending.take(2_000)
+    assert desk.lanes.take_wanted() == []
+    desk.sending.take(2_000)
+    assert desk.lanes.take_wanted() == [lane]
+
+
+async def test_the_sweep_makes_a_busy_lane_dirty_at_once(desk: Desk) -> None:
+    lane = desk.lane()
+    desk.publish(lane, ENOUGH_QUEUED + 2)
+    desk.lanes.touch(lane.subscription_uid, lane.bucket)
+
+    assert desk.lanes.take_wanted() == [lane]
+
+
+async def test_a_word_that_comes_while_a_busy_lane_is_read_is_heeded_after(desk: Desk) -> None:
+    lane = desk.lane()
+    desk.publish(lane, ENOUGH_QUEUED + 1)
+    desk.lanes.touch(lane.subscription_uid, lane.bucket, is_word=True)
+    desk.lanes.begin_refill(lane)
+    desk.lanes.end_refill(lane, found_all=True)
+    desk.sending.take(2_000)
+    assert desk.lanes.take_wanted() == [], "the read was later than the word"
+
+    desk.publish(lane)
+    desk.lanes.begin_refill(lane)
+    desk.lanes.touch(lane.subscription_uid, lane.bucket, is_word=True)
+    desk.lanes.end_refill(lane, found_all=True)
+    assert desk.lanes.take_wanted() == []
+    desk.sending.take(2_000)
+    assert desk.lanes.take_wanted() == [lane]
 
 
 async def test_a_lane_is_complete_only_if_the_read_found_all(desk: Desk) -> None:

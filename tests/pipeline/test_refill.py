@@ -246,20 +246,36 @@ async def test_a_cancel_between_a_reads_statement_and_its_answer_holds(
     await rig.changes.stop()
     await insert_pending(rig, tenant_uid, uid, 2)
     first = (await rig.pending())[0]["delivery_id"]
-    ask = rig.lane_store.events
+    ask = rig.lane_store.refill
 
-    async def events(keys: list[tuple[UUID, UUID]]) -> object:
+    async def refill(wishes: list[RefillWish], in_memory: list[UUID]) -> object:
+        rows = await ask(wishes, in_memory)
         await rig.operator.cancel("acme", first)
         await rig.changes.read()
-        return await ask(keys)
+        return rows
 
-    monkeypatch.setattr(rig.lane_store, "events", events)
+    monkeypatch.setattr(rig.lane_store, "refill", refill)
     rig.lanes.touch(uid, bucket_of(uid))
     await rig.refiller.refill()
 
     await until(lambda: rig.recorder.recorded == 1, "the other is recorded")
     assert len(receiver.ids) == 1
     assert Counter(row["state"] for row in await rig.finished()) == {"CANCELLED": 1, "SUCCEEDED": 1}
+
+
+async def test_small_events_are_read_with_their_rows(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url)
+    await rig.refiller.stop()
+    await insert_pending(rig, tenant_uid, uid, 2)
+    monkeypatch.setattr(rig.lane_store, "events", None)
+    rig.lanes.touch(uid, bucket_of(uid))
+    await rig.refiller.refill()
+
+    await receiver.wait_for(2)
+    assert set(receiver.counts.values()) == {1}
 
 
 async def test_a_retry_within_the_minute_is_not_read_and_a_later_one_only_from_postgres(

@@ -35,13 +35,13 @@ async def test_a_hundred_thousand_due_at_one_moment_are_not_sorted(rows: Rows) -
     await rows.connection.execute("ANALYZE pending_deliveries")
     lane = ([bucket], [place.uid], [place.tenant_uid], [100])
 
-    (first, *_) = await rows.connection.fetch(SQL.refill, *lane, [])
-    rest = await rows.connection.fetch(SQL.refill, *lane, [first["delivery_id"]])
+    (first, *_) = await rows.connection.fetch(SQL.refill, *lane, [], 4_096)
+    rest = await rows.connection.fetch(SQL.refill, *lane, [first["delivery_id"]], 4_096)
 
     assert len(rest) == 100
     assert first["delivery_id"] not in {row["delivery_id"] for row in rest}
     assert await blocks_read(rows, SQL.heads, [[bucket]]) <= 20
-    assert await blocks_read(rows, SQL.refill, (*lane, [])) <= 1_000
+    assert await blocks_read(rows, SQL.refill, (*lane, [], 4_096)) <= 1_000
     discard = await rows.connection.fetch(
         f"EXPLAIN {SUBSCRIPTIONS.discard}", bucket, place.uid, NEWEST, rows.now, 500,
         place.tenant_uid, "{}",

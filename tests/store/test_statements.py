@@ -72,7 +72,7 @@ async def test_every_statement_is_one_that_the_server_understands(
 async def test_what_is_in_memory_is_hashed_not_compared_one_by_one(session: Session) -> None:
     """`<> ALL` took a second for 64 lanes with 500 known deliveries, and grew with the square."""
     plan = await plan_of(
-        session, Statements("lanes").refill, "'{}'", "'{}'", "'{}'", "'{}'", "'{}'"
+        session, Statements("lanes").refill, "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "1"
     )
 
     assert "hashed SubPlan" in plan
@@ -108,7 +108,7 @@ async def test_a_record_finds_its_rows_by_their_key(session: Session) -> None:
 async def test_plans_do_not_change_with_what_the_table_happens_to_hold(session: Session) -> None:
     """It is empty at one moment and full at the next; statistics of either must not matter."""
     rows, statement = HotRows(session), Statements("lanes").refill
-    arguments = ["'{}'"] * 5
+    arguments = [*["'{}'"] * 5, "1"]
     empty = await plan_of(session, statement, *arguments)
     uid = await rows.subscription()
     for _ in range(200):

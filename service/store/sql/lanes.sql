@@ -19,9 +19,11 @@ WHERE h.due_at <= hookline_now()
 -- name: refill
 -- What is due in some lanes and not in memory, each lane from its earliest on; never by a cursor. What is in memory is
 -- hashed (NOT IN a subquery): `<> ALL` would compare each row with each id. OFFSET 0 keeps the planner from walking a
--- tenant's events before its pending rows.
-SELECT l.subscription_uid, p.*, e.data_bytes
-FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::integer[]) AS l (bucket, subscription_uid, tenant_uid, wanted)
+-- tenant's events before its pending rows. Data of more than $6 bytes are read by `events`, if there is room for them.
+SELECT l.subscription_uid, p.*, l.tenant_uid, l.tenant_id, e.*
+FROM (SELECT w.*, t.tenant_id
+      FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::integer[]) AS w (bucket, subscription_uid, tenant_uid, wanted)
+      JOIN tenants t ON t.tenant_uid = w.tenant_uid OFFSET 0) l
 CROSS JOIN LATERAL (
     SELECT q.delivery_id, q.event_id, q.version, q.attempt_count, q.attempts_base, q.attempts_until
     FROM pending_deliveries q
@@ -29,8 +31,10 @@ CROSS JOIN LATERAL (
       AND q.delivery_id NOT IN (SELECT unnest($5::uuid[]))
     ORDER BY q.due_at LIMIT l.wanted) p
 CROSS JOIN LATERAL (
-    SELECT octet_length(e.data) AS data_bytes FROM events e
-    WHERE e.tenant_uid = l.tenant_uid AND e.event_id = p.event_id OFFSET 0) e
+    SELECT octet_length(e.data) AS data_bytes, e.occur_time, e.event_type_revision, e.is_json, e.type, e.source,
+           e.content_type, e.subject, e.external_id, e.data_schema, e.idempotency_key, e.ordering_key, e.attributes,
+           CASE WHEN octet_length(e.data) <= $6 THEN e.data END AS data, e.trace_context
+    FROM events e WHERE e.tenant_uid = l.tenant_uid AND e.event_id = p.event_id OFFSET 0) e
 
 -- name: events
 SELECT t.tenant_id, e.*
