@@ -18,6 +18,7 @@ from service.api.update_mask import names_leaf
 from service.domain.errors import Reason, Violation
 from service.domain.subscription import ClientCertificate, HttpTarget
 from service.domain.target import check_headers, size_of_headers
+from service.pipeline.consent import urls_of
 from service.store.subscription_secrets import (
     NO_CERTIFICATE,
     UNCHANGED,
@@ -113,6 +114,17 @@ def check_all_headers(
         kept_names=seen.secret_header_names,
         kept_bytes=seen.secret_header_bytes,
     )
+
+
+def check_kept_headers(
+    seen: HttpTarget, wanted: HttpTarget, asked: AskedSecrets, path: str
+) -> list[Violation]:
+    """Secret headers do not stay where a URL is new: who may change it would read them there."""
+    is_new = not set(urls_of(wanted)) <= set(urls_of(seen))
+    if asked.stored.headers is not None or not seen.secret_header_names or not is_new:
+        return []
+    text = "must be given anew, or removed by update_mask, where a URL changes: it is sent them"
+    return [Violation(f"{path}secret_headers", text, Reason.FIELD_REQUIRED)]
 
 
 def certificate_message(

@@ -170,7 +170,8 @@ async def test_each_url_is_asked_again_when_one_changes_and_not_else(control: Co
         await control.update(await control.get(), ["*"])
         await control.rotate()
         assert len(receiver.requests) == 2
-        await control.update(orders(http=HttpTarget(url=receiver.url("/c"))), ["http.url"])
+        new = HttpTarget(url=receiver.url("/c"), secret_headers={"x-a": "s3cr3t"})
+        await control.update(orders(http=new), ["http.url", "http.secret_headers"])
         assert lines(receiver)[2:] == ["OPTIONS /c HTTP/1.1", "OPTIONS /b HTTP/1.1"]
         assert receiver.requests[-1].headers["x-a"] == "s3cr3t"
         off = orders(http=HttpTarget(require_handshake=False))
@@ -180,3 +181,4 @@ async def test_each_url_is_asked_again_when_one_changes_and_not_else(control: Co
         on = orders(http=HttpTarget(require_handshake=True))
         await control.update(on, ["http.require_handshake"])
         assert len(receiver.requests) == 6
+        assert receiver.requests[-1].headers["x-a"] == "s3cr3t", "kept, and told"

@@ -101,6 +101,34 @@ async def test_the_same_names_with_other_values_are_a_change(control: Control) -
         assert (await sent_headers(control, receiver))["x-a"] == "2"
 
 
+@pytest.mark.parametrize("paths", [[], ["*"], ["http"], ["http.url"], ["http.failover_urls"]])
+async def test_they_are_not_sent_to_a_url_that_they_were_not_given_for(
+    control: Control, paths: list[str]
+) -> None:
+    """Whoever may change the URL would read them there."""
+    async with Receiver() as receiver, Receiver() as other:
+        made = HttpTarget(url=receiver.url, secret_headers=SECRETS)
+        await control.create(orders(http=made))
+        wanted = HttpTarget(url=receiver.url, failover_urls=[other.url])
+        if "http.failover_urls" not in paths:
+            wanted = HttpTarget(url=other.url)
+        answer = await refusal(control.update(orders(http=wanted), paths))
+        assert answer.violations == {"subscription.http.secret_headers": "FIELD_REQUIRED"}
+        assert shows_nothing(answer.message)
+
+        masks = ["http.url", "http.failover_urls", "http.secret_headers"]
+        removed = await control.update(orders(http=wanted), masks)
+        assert not removed.http.secret_header_names
+
+
+async def test_they_may_be_given_anew_with_another_url(control: Control) -> None:
+    async with Receiver() as receiver, Receiver() as other:
+        await control.create(orders(http=HttpTarget(url=receiver.url, secret_headers=SECRETS)))
+        target = HttpTarget(url=other.url, secret_headers={"x-token": "anew"})
+        await control.update(orders(http=target), ["http"])
+        assert (await sent_headers(control, other))["x-token"] == "anew"
+
+
 @pytest.mark.parametrize("path", ["http.secret_headers", "http.secretHeaders"])
 async def test_they_are_removed_by_naming_them(control: Control, path: str) -> None:
     async with Receiver() as receiver:

@@ -143,7 +143,9 @@ class HttpTarget(_message.Message):
         """Input only. Optional. Sent with every request, stored encrypted, never read back. The rules of
         `headers`. In an update the whole map is replaced where it is populated, and stays as it is
         where it is empty, under the mask `*` too; to remove all of them, name `http.secret_headers`
-        in `update_mask` and leave it empty. Default: none.
+        in `update_mask` and leave it empty. Where `url` or `failover_urls` name a URL that they did not
+        name before, it must be populated or removed (FIELD_REQUIRED): who may change a URL would read
+        them there. Default: none.
         """
 
     @_builtins.property
