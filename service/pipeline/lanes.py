@@ -326,9 +326,8 @@ class Lanes:
         """Let these buckets rest, and no others; those of which nothing is sent and unrecorded."""
         surplus = set(buckets)
         self.sending.rest(surplus, self._by_uid.values())
-        if not surplus:
-            return set()
-        return surplus - {lane.bucket for lane in self._by_uid.values() if lane.unrecorded}
+        lanes = self._by_uid.values() if surplus else ()
+        return surplus - {lane.bucket for lane in lanes if lane.unrecorded}
 
     def evict_idle(self, keep: int) -> None:
         """Drop lanes that hold nothing and know nothing, oldest first, until `keep` are left.
