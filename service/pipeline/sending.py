@@ -12,7 +12,7 @@ half of what may be in flight. The lanes beyond stand aside, and come back one b
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from service.domain.attempt import AttemptOutcome
@@ -48,7 +48,7 @@ class Sending:
         """What each tenant has sent and not recorded."""
         self._trusted = self._doubtful = 0
         """The same, of lanes whose target answers, and of the others."""
-        self._aside: deque[Lane] = deque()
+        self._aside: OrderedDict[Lane, None] = OrderedDict()
         """Doubtful lanes whose turn came when all of these had as much as they may."""
         self.on_ready: Callable[[], None] = lambda: None
         """Called when there may be one more job to take."""
@@ -78,7 +78,7 @@ class Sending:
             self._look_for_silence(lane)
             if lane.is_doubtful and not self._may_doubt(free_slots):
                 lane.has_turn = True
-                self._aside.append(lane)
+                self._aside[lane] = None
                 continue
             job = self._take_from(lane)
             self.list_if_ready(lane)
@@ -94,7 +94,7 @@ class Sending:
         """Have the first of those that stand aside join the round, where there is room for one."""
         if not self._aside or not self._may_doubt(free_slots):
             return False
-        lane = self._aside.popleft()
+        lane, _ = self._aside.popitem(last=False)
         lane.has_turn = False
         self.list_if_ready(lane)
         return True
@@ -109,6 +109,9 @@ class Sending:
         """What it has in flight counts among the others from now on."""
         if lane.is_doubtful is not is_doubtful:
             lane.is_doubtful = is_doubtful
+            if lane in self._aside:  # who is trusted waits for nobody there
+                del self._aside[lane]
+                lane.has_turn = False
             change = lane.unrecorded if is_doubtful else -lane.unrecorded
             self._doubtful += change
             self._trusted -= change

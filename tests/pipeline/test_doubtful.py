@@ -162,6 +162,20 @@ async def test_an_answer_makes_a_lane_trusted_with_all_it_has_sent(desk: Desk) -
     assert len(take_all(desk, 11)) == 7, "16 of 20: its tenant's share is all that bounds it"
 
 
+async def test_who_is_answered_while_it_stands_aside_waits_for_none_of_the_others(
+    desk: Desk,
+) -> None:
+    lane, *others = [desk.new_lane() for _ in range(50)]
+    for one in (lane, *others):
+        desk.publish(one, 10)
+    on_the_wire = take_all(desk, 20)
+    assert len(on_the_wire) == 10
+    assert desk.sending.take(10) is None, "all the others stand aside"
+    desk.succeed(on_the_wire[0])
+    assert on_the_wire[0].lane is lane
+    assert lane in [job.lane for job in take_all(desk, 11)[:3]]
+
+
 async def test_a_failure_and_a_long_silence_make_a_lane_doubtful(desk: Desk) -> None:
     for makes_doubtful in ("failure", "silence"):
         lane = desk.lane()
