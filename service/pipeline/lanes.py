@@ -330,10 +330,7 @@ class Lanes:
         return surplus - {lane.bucket for lane in lanes if lane.unrecorded}
 
     def evict_idle(self, keep: int) -> None:
-        """Drop lanes that hold nothing and know nothing, oldest first, until `keep` are left.
-
-        What is known of a target whose subscription is deleted is worth nothing.
-        """
+        """Drop lanes that hold nothing and know nothing, oldest first, until `keep` are left."""
         surplus = len(self._by_uid) - keep
         now_s = self._clock.boottime_s()
         for lane in list(self._by_uid.values()) if surplus > 0 else ():
@@ -342,7 +339,7 @@ class Lanes:
             if (
                 not lane.known
                 and not lane.announced
-                and (lane.failures == 0 or lane.is_deleted)
+                and (lane.failures == 0 or lane.is_deleted)  # then nobody asks what it knows
                 and max(lane.rests_until_s, lane.paced_until_s) <= now_s
                 and lane.state is not LaneState.REFILLING
             ):
