@@ -26,7 +26,9 @@ SQL = Statements("lanes")
 ORDER_SQL = Statements("ordering")
 
 KEYS_PER_PAGE = 5_000
-"""How many keys of a lane one statement walks through, some microseconds each."""
+"""How many keys one statement walks through, some microseconds each: other lanes wait for it."""
+KEYS_PER_PAGE_MIN = 500
+"""How many of a lane it does, however many lanes share it."""
 
 SMALL_DATA_BYTES = 4_096
 """Events with no more data are read with their rows."""
@@ -175,7 +177,7 @@ class LaneStore:
             [wish.tenant_uid for wish in wishes],
             [wish.wanted for wish in wishes],
             [wish.from_hash for wish in wishes],
-            KEYS_PER_PAGE,
+            max(KEYS_PER_PAGE // len(wishes), KEYS_PER_PAGE_MIN),
             uids,
             hashes,
         )

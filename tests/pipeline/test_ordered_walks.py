@@ -19,6 +19,7 @@ async def test_a_lane_of_more_keys_than_a_page_is_walked_through_page_by_page(
 ) -> None:
     """All its keys wait for a retry, and what another node wrote is somewhere among them."""
     monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE", 3)
+    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE_MIN", 3)
     await ordered(rig, receiver, schedule_s=[0.0, 3_600.0])
     await rig.matcher.index("acme")
     for five in range(4):  # fewer in a row than open the circuit
@@ -45,6 +46,7 @@ async def test_a_walk_goes_on_by_itself_where_whole_pages_wait(
 ) -> None:
     """One sweep is enough, however many pages of keys there are that all wait for a retry."""
     monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE", 1)
+    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE_MIN", 1)
     await ordered(rig, receiver, schedule_s=[0.0, 3_600.0])
     await rig.matcher.index("acme")
     receiver.answers = 500

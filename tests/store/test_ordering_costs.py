@@ -64,6 +64,7 @@ async def test_a_walk_ends_with_the_last_hash_there_can_be(
     rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "KEYS_PER_PAGE", 1)
+    monkeypatch.setattr(lanes, "KEYS_PER_PAGE_MIN", 1)
     place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
     await queue_up(rows, place, LAST_KEY_HASH, 2)
     wish = PageWish(bucket_of(place.uid), place.uid, place.tenant_uid, 10, FIRST_KEY_HASH)
@@ -75,6 +76,28 @@ async def test_a_walk_ends_with_the_last_hash_there_can_be(
 
     assert [row.key_hash for row in page.rows] == [LAST_KEY_HASH]
     assert page.next_hash is None
+
+
+async def test_lanes_that_share_a_statement_share_how_far_it_walks(
+    rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a statement for many lanes would keep all others waiting, for seconds."""
+    monkeypatch.setattr(lanes, "KEYS_PER_PAGE", 10)
+    monkeypatch.setattr(lanes, "KEYS_PER_PAGE_MIN", 2)
+    tenant_uid = await rows.tenant("acme")
+    places = [await rows.subscription(tenant_uid, f"s{n}", ordered=True) for n in range(20)]
+    for place in places:
+        for key_hash in range(12):
+            await queue_up(rows, place, key_hash, 1)
+    wishes = [PageWish(bucket_of(p.uid), p.uid, p.tenant_uid, 99, 0) for p in places]
+    store = LaneStore(Database(database_url).session("refill"))
+    try:
+        found = [await store.first_of_lanes(wishes[:count], []) for count in (1, 2, 20)]
+    finally:
+        await store.close()
+
+    assert [{len(page.rows) for page in pages.values()} for pages in found] == [{10}, {5}, {2}]
+    assert {page.next_hash for page in found[2].values()} == {2}
 
 
 async def test_a_batch_of_a_deleted_backlog_looks_at_its_own_rows(rows: Rows) -> None:
