@@ -48,9 +48,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     it.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 5
-    """DEADLINE_EXCEEDED. The caller's deadline passed before the answer; what was asked may have been
-    done.
-    Example: PublishEvents with a deadline of 1 millisecond.
+    """DEADLINE_EXCEEDED. The caller's deadline had passed before the node came to the call: nothing
+    was done. Where it passes later the status has no reason, and what was asked may have been done.
+    Example: PublishEvents with a deadline of 200 milliseconds, of a node that is held up for longer.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 6
     """RESOURCE_EXHAUSTED, before anything is stored. The service has more to do than it can;
@@ -293,9 +293,9 @@ Example: CreateSubscription with `payload_format` CLOUDEVENTS, on a version that
 it.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 5
-"""DEADLINE_EXCEEDED. The caller's deadline passed before the answer; what was asked may have been
-done.
-Example: PublishEvents with a deadline of 1 millisecond.
+"""DEADLINE_EXCEEDED. The caller's deadline had passed before the node came to the call: nothing
+was done. Where it passes later the status has no reason, and what was asked may have been done.
+Example: PublishEvents with a deadline of 200 milliseconds, of a node that is held up for longer.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 6
 """RESOURCE_EXHAUSTED, before anything is stored. The service has more to do than it can;
