@@ -250,13 +250,11 @@ class CallGuard(grpc.aio.ServerInterceptor):
         caller = await self._identify(method, rule, context, metadata)
         crowd = _crowd_of(caller, method)
         self._admission.check_running(self._running[crowd] + 1)
-        if context.time_remaining() == 0:  # never less; None without a deadline
-            raise _DeadlineExceededError
         self._running[crowd] += 1
         return caller
 
     async def _request(self, caller: Caller, context: _Context) -> bytes:
-        """The one message of a call that was let in."""
+        """The one message of a call that was let in, if its caller still waits for the answer."""
         if caller is not _STRANGER:
             request = await context.read()
         elif self._strangers_read.locked():  # what waits for its reading would be held as well
@@ -271,6 +269,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
                     request = await context.read()
             except TimeoutError:
                 raise _DeadlineExceededError from None
+        if context.time_remaining() == 0:  # never less; None without a deadline
+            raise _DeadlineExceededError
         if request is grpc.aio.EOF:
             raise malformed()
         return cast("bytes", request)
