@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from service.domain.audit import AuditEntry, ChainHead
+from service.domain.audit import AuditEntry, BrokenChainError, ChainHead
 from service.domain.audit_view import View, json_of
 from service.domain.caller import Caller, current_caller
 from service.domain.errors import NotFoundError, Reason
@@ -108,8 +108,10 @@ class AuditLog:
         return AuditPage(entries, has_more=bool(rows) and rows[0]["found"] > len(entries))
 
     async def head(self) -> ChainHead:
-        """What the chain has come to."""
-        (row,) = await self._database.fetch(SQL.head)
+        """What the chain has come to. Raises `BrokenChainError`: somebody removed it."""
+        row = await self._database.fetchrow(SQL.head)
+        if row is None:
+            raise BrokenChainError(0, "the log's head is missing")
         return ChainHead(row["sequence"], row["hash"])
 
     async def walk(self, last: int) -> AsyncIterator[AuditEntry]:

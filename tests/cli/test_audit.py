@@ -79,6 +79,7 @@ async def test_a_log_of_nothing_is_ok(
             "DELETE FROM audit_entries WHERE sequence > 2",
             "broken at 3: entry 3 is missing, and all that came after it: there were 4",
         ),
+        ("DELETE FROM audit_head", "broken at 0: the log's head is missing"),
     ],
 )
 async def test_what_was_tampered_with_is_named_and_the_exit_says_so(

@@ -36,10 +36,13 @@ async def verified(database: Database, noted: ChainHead | None = None) -> ChainH
 
 async def tamper(database: Database, statement: str) -> None:
     """Run a statement as an owner of the tables may, who takes the triggers away first."""
+    tables = ("audit_entries", "audit_head")
     async with database.transaction() as connection:
-        await connection.execute("ALTER TABLE audit_entries DISABLE TRIGGER audit_refuse")
+        for table in tables:
+            await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER audit_refuse")
         await connection.execute(statement)
-        await connection.execute("ALTER TABLE audit_entries ENABLE ALWAYS TRIGGER audit_refuse")
+        for table in tables:
+            await connection.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER audit_refuse")
 
 
 def shown(text: str) -> Any:  # noqa: ANN401 (any JSON)
