@@ -88,6 +88,8 @@ class Tokens:
         self._max_remembered = max_remembered
         self._unix_s = unix_s
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._waiting = 0
+        """Calls that wait for newer keys."""
 
     async def caller_of(self, token: str) -> Caller:
         """Whose it is. Raises `unauthenticated()`, or `UnavailableError` where no key is known."""
@@ -95,14 +97,10 @@ class Tokens:
             raise unauthenticated()
         keys = self._keys.current()
         if keys is None:
-            await self._keys.renew()
+            await self._renew()
             keys = self._keys.current()
         if keys is None:
-            raise UnavailableError(
-                "the keys of the issuer of tokens cannot be had; repeat the call later",
-                Reason.ISSUER_UNAVAILABLE,
-                retry_after_s=5.0,
-            )
+            raise _no_keys()
         known = self._known.get(token)
         if known is not None and known.keys is keys and self._unix_s() < known.ends_s:
             self._known.move_to_end(token)
@@ -114,11 +112,24 @@ class Tokens:
             _log.debug("token_refused", reason=str(error))
             raise unauthenticated() from None
 
+    async def _renew(self) -> None:
+        """Look for newer keys; raises where as many wait for them as tokens are remembered.
+
+        Anybody can name a key that nobody knows, and an issuer may be slow.
+        """
+        if self._waiting >= self._max_remembered:
+            raise _no_keys()
+        self._waiting += 1
+        try:
+            await self._keys.renew()
+        finally:
+            self._waiting -= 1
+
     async def _judge(self, token: str, keys: KeySet) -> Caller:
         key_id, algorithm = _header_of(token)
         key = keys.find(key_id, algorithm)
         if key is None:
-            await self._keys.renew()
+            await self._renew()
             keys = self._keys.current() or keys
             key = keys.find(key_id, algorithm)
         if key is None:
@@ -163,6 +174,14 @@ class Tokens:
             )
         except ValueError as error:
             raise _RefusedError(str(error)) from error
+
+
+def _no_keys() -> UnavailableError:
+    return UnavailableError(
+        "the keys of the issuer of tokens cannot be had; repeat the call later",
+        Reason.ISSUER_UNAVAILABLE,
+        retry_after_s=5.0,
+    )
 
 
 def _header_of(token: str) -> tuple[str | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -17,6 +18,7 @@ from service.domain.errors import UnauthenticatedError, UnavailableError, unauth
 from service.identity.key_set import KeySet, parse_key_set
 from service.identity.tokens import TokenRules, Tokens
 from tests.identity.issuer import AUDIENCE, ISSUER, In, Issuer
+from tests.waiting import until
 
 RULES = TokenRules(
     issuer=ISSUER,
@@ -276,3 +278,26 @@ async def test_what_is_remembered_is_bounded(issuer: Issuer) -> None:
     assert await tokens.caller_of(issuer.token(jti="4")) is not first
     assert await tokens.caller_of(kept) is first, "what is used stays"
     assert await tokens.caller_of(forgotten) is not second
+
+
+async def test_few_wait_for_newer_keys(issuer: Issuer) -> None:
+    """Anybody can name a key that nobody knows, and the issuer may be slow."""
+    may_answer = asyncio.Event()
+
+    class Slow(Keys):
+        async def renew(self) -> None:
+            await super().renew()
+            await may_answer.wait()
+
+    keys = Slow(parse_key_set(issuer.key_set("RS256"), "keys.json"))
+    tokens = Tokens(RULES, keys, max_remembered=3)
+    waiting = [asyncio.create_task(tokens.caller_of(issuer.token("ES256"))) for _ in range(3)]
+    await until(lambda: keys.renewals == 3, "all wait")
+    with pytest.raises(UnavailableError):
+        await tokens.caller_of(issuer.token("ES256"))
+    may_answer.set()
+    for task in waiting:
+        with pytest.raises(UnauthenticatedError):
+            await task
+    with pytest.raises(UnauthenticatedError):
+        await tokens.caller_of(issuer.token("ES256"))
