@@ -4,7 +4,7 @@ Theory of operation. Memory is a cache of the hot table, and a lane says how goo
 
     DIRTY      something is due that memory does not hold (or may not; new lanes begin so)
     REFILLING  a read of the hot table is under way
-    COMPLETE   memory holds all that is due
+    COMPLETE   memory holds all that is due, or enough until another node's word is heeded
 
 Only a COMPLETE lane with room takes hand-offs; any other drops them and becomes DIRTY. A publisher
 announces ids before its commit and withdraws them after. What is announced belongs to the
