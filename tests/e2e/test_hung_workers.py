@@ -70,7 +70,7 @@ async def test_one_that_hangs_is_killed_and_replaced_and_every_connection_is_ser
         for _ in range(16):  # the kernel deals them out to all who listen
             async with HooklineClient(node.target) as client:
                 assert len((await client.operations.GetStatus(GetStatusRequest())).nodes) == 2
-        assert await asyncio.to_thread(node.stop) == 0
+        assert await asyncio.to_thread(node.stop) == 0, node.text
     (killed,) = logged(node, "worker_hangs")
     (ended,) = logged(node, "worker_ended")
     assert '"worker":1' in killed or '"worker":2' in killed
@@ -91,7 +91,7 @@ async def test_a_machine_that_stood_still_makes_nobody_silent(database_url: str)
         await until_leases(database_url, 2)
         await until_has_lived(database_url, SILENCE_S)
         assert workers(node) == pids
-        assert await asyncio.to_thread(node.stop) == 0
+        assert await asyncio.to_thread(node.stop) == 0, node.text
     assert logged(node, "worker_hangs") == logged(node, "worker_ended") == []
 
 
@@ -108,7 +108,7 @@ async def test_who_starts_for_long_is_not_silent(database_url: str) -> None:
             await until_has_lived(database_url, SILENCE_S * 2)
         node.ready()
         assert workers(node) == pids
-        assert await asyncio.to_thread(node.stop) == 0
+        assert await asyncio.to_thread(node.stop) == 0, node.text
     assert logged(node, "worker_hangs") == []
 
 
@@ -121,7 +121,7 @@ async def test_without_a_bound_nobody_is_killed(database_url: str) -> None:
             await until_shared(database_url, 256)
             assert workers(node) == pids
         await until_shared(database_url, 128, 128)
-        assert await asyncio.to_thread(node.stop) == 0
+        assert await asyncio.to_thread(node.stop) == 0, node.text
     assert logged(node, "worker_hangs") == logged(node, "worker_ended") == []
 
 
