@@ -3,12 +3,15 @@
 import functools
 import pathlib
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.architecture.repository import ROOT, files
 
-_FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
 _HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -47,7 +50,7 @@ class Page:
         """Its fenced blocks, in order."""
         for match in _FENCE.finditer(self.text):
             line = self.text.count("\n", 0, match.start("text")) + 1
-            yield Block(self.path, line, match["info"].strip(), match["text"])
+            yield Block(self.path, line, match["info"].strip(), textwrap.dedent(match["text"]))
 
     @property
     def prose(self) -> str:
