@@ -1,12 +1,10 @@
 """A process of `serve` whose event loop no longer turns is killed and replaced, and no other is."""
 
 import asyncio
-import contextlib
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +12,8 @@ from hookline import HooklineClient
 from hookline.v1.operations_service_pb2 import GetStatusRequest
 from tests.e2e.processes import Node, workers
 from tests.e2e.test_serve import execute, settings
-from tests.e2e.test_workers import LONG_LEASE_S, serving, until_shared
+from tests.e2e.test_workers import LONG_LEASE_S, node_ids, serving, until_replaced, until_shared
+from tests.frozen import frozen
 from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
@@ -60,12 +59,13 @@ async def test_one_that_hangs_is_killed_and_replaced_and_every_connection_is_ser
     }
     with serving(database_url, 2, **variables) as node:
         await until_shared(database_url, 128, 128)
+        nodes = await node_ids(database_url)
         hung, healthy = workers(node)
 
         os.kill(hung, WAYS[way])
 
         await until(lambda: is_replaced(node, hung), "another process is there", within_s=90)
-        await until_shared(database_url, 128, 128)
+        await until_replaced(database_url, nodes)
         assert healthy in workers(node)
         answered: list[str] = []
         while len(answered) < 16 or len(set(answered)) < 2:  # dealt out to all who listen
@@ -141,19 +141,6 @@ def has_begun(pid: int) -> bool:
 def logged(node: Node, event: str) -> list[str]:
     """The lines of the log that tell of something; read to its end."""
     return [line for line in node.lines if f'"{event}"' in line]
-
-
-@contextlib.contextmanager
-def frozen(*pids: int) -> Iterator[None]:
-    """While inside, these processes do nothing."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
 
 async def until_leases(url: str, count: int) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 
@@ -70,6 +71,24 @@ async def until_shared(url: str, *shares: int) -> None:
     await until(is_shared, f"the buckets are shared {shares}")
 
 
+async def node_ids(url: str) -> set[UUID]:
+    return {row[0] for row in await execute(url, "SELECT node_id FROM nodes")}
+
+
+async def until_replaced(url: str, nodes: set[UUID]) -> None:
+    """Until one of these two nodes has a successor, with its share of the buckets.
+
+    What a dead node owned stands there until it is buried: shares alone tell of no successor.
+    """
+
+    async def is_replaced() -> bool:
+        rows = await execute(url, "SELECT DISTINCT node_id FROM bucket_leases")
+        return len(rows) == 2 and len({row[0] for row in rows} - nodes) == 1
+
+    await until(is_replaced, "another owns buckets in its place")
+    await until_shared(url, 128, 128)
+
+
 async def test_they_serve_one_port_share_the_buckets_and_leave_nothing_behind(
     database_url: str,
 ) -> None:
@@ -121,17 +140,12 @@ async def test_one_that_ends_is_started_anew_and_waits_for_no_lease(
 ) -> None:
     with serving(database_url, HOOKLINE_LEASE_S=LONG_LEASE_S) as node:
         await until_shared(database_url, 128, 128)
-        nodes = {row[0] for row in await execute(database_url, "SELECT node_id FROM nodes")}
+        nodes = await node_ids(database_url)
         pids = workers(node)
 
         os.kill(pids[0], number)
 
-        async def is_replaced() -> bool:
-            rows = await execute(database_url, "SELECT DISTINCT node_id FROM bucket_leases")
-            return len(rows) == 2 and len({row[0] for row in rows} - nodes) == 1
-
-        await until(is_replaced, "another owns buckets in its place")
-        await until_shared(database_url, 128, 128)
+        await until_replaced(database_url, nodes)
         assert pids[1] in workers(node)
         assert pids[0] not in workers(node)
         async with HooklineClient(node.target) as client:

@@ -64,18 +64,6 @@ class Cluster:
             await connection.close()
         return {row["pid"]: row["application_name"] for row in rows}
 
-    @contextmanager
-    def frozen(self, *pids: int) -> Iterator[None]:
-        """While inside, these backends do nothing, and answer nobody."""
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-
     async def freeze(self, name: str) -> int:
         """Stop a session's backend while it waits for its client; its process id.
 

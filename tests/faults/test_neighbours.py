@@ -15,6 +15,7 @@ from tests.faults.cluster import cluster
 from tests.faults.conftest import IS_LONG
 from tests.faults.publishing import TENANT
 from tests.faults.scene import PATIENT_S, scene, shared
+from tests.frozen import frozen
 from tests.pipeline.rival import rival
 from tests.waiting import PATIENCE_S, until
 
@@ -34,7 +35,7 @@ async def test_what_a_node_publishes_for_another_is_found_although_no_word_gets_
         await shared(stage, 2)
         sessions = await postgres.freeze_all("hookline notify")
         assert len(sessions) == 2
-        with postgres.frozen(*sessions):
+        with frozen(*sessions):
             for node in stage.nodes:
                 events = [Event(type=name, json_data="{}") for name in stage.event_types]
                 results = await stage.client_of(node).publish(TENANT, events, timeout_s=PATIENT_S)

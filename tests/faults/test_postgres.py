@@ -20,6 +20,7 @@ from tests.faults.cluster import Cluster, cluster
 from tests.faults.conftest import IS_LONG
 from tests.faults.publishing import TENANT
 from tests.faults.scene import ONE_TRY_S, Scene, scene, shared
+from tests.frozen import frozen
 from tests.pipeline.rival import rival
 from tests.waiting import until
 
@@ -136,7 +137,7 @@ async def test_sessions_whose_backends_freeze_under_load_get_others(
         async with stage.publishing():
             await stage.more_arrivals(100)
             for name in (BUSY + SELDOM if IS_LONG else BUSY) * (rounds // 3):
-                with postgres.frozen(pid := await postgres.freeze(name)):
+                with frozen(pid := await postgres.freeze(name)):
                     await until(
                         lambda name=name: has_another(postgres, name),
                         f"{name} has another backend",
@@ -144,7 +145,7 @@ async def test_sessions_whose_backends_freeze_under_load_get_others(
                     await stage.more_arrivals(100)
                 await until(lambda pid=pid: is_gone(postgres, pid), "the old one has ended")
             for _ in range(rounds // 3):
-                with postgres.frozen(*(pids := await postgres.freeze_all(POOL))):
+                with frozen(*(pids := await postgres.freeze_all(POOL))):
                     for client in stage.clients():
                         await until(lambda client=client: is_refused(client), "a call meets one")
                         await until(lambda client=client: is_answered(client), "others are served")
@@ -192,7 +193,7 @@ async def test_a_publisher_whose_backend_is_frozen_refuses_what_it_has_not_sent(
         scene(postgres.url, tmp_path, nodes=1, HOOKLINE_STATEMENT_TIMEOUT_S="2") as stage,
     ):
         await stage.publish(["fault.n0"])
-        with postgres.frozen(await postgres.freeze("hookline publish")):
+        with frozen(await postgres.freeze("hookline publish")):
             sent = asyncio.ensure_future(
                 stage.clients()[0].events.PublishEvents(call(), timeout=60)
             )
@@ -225,7 +226,7 @@ async def test_a_record_whose_backend_freezes_in_its_midst_is_written_once_and_s
             stage.target.let_go()
             pid = await stage.waiting_backend("hookline record")
             os.kill(pid, signal.SIGSTOP)
-        with postgres.frozen(pid):
+        with frozen(pid):
             await until(lambda: are_many(postgres, "hookline record"), "it is written again")
             await stage.publish(stage.event_types)
             await stage.delivered(stage.oracle.ids(), within_s=60)
