@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from tests.pipeline.rig import Receiver, Rig
 
 
+def pages_of(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement looks at so many keys of a lane."""
+    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE", keys)
+    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE_MIN", keys)
+
+
 async def test_a_lane_of_more_keys_than_a_page_is_walked_through_page_by_page(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All its keys wait for a retry, and what another node wrote is somewhere among them."""
-    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE", 3)
-    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE_MIN", 3)
+    pages_of(3, monkeypatch)
     await ordered(rig, receiver, schedule_s=[0.0, 3_600.0])
     await rig.matcher.index("acme")
     for five in range(4):  # fewer in a row than open the circuit
@@ -45,8 +50,7 @@ async def test_a_walk_goes_on_by_itself_where_whole_pages_wait(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sweep is enough, however many pages of keys there are that all wait for a retry."""
-    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE", 1)
-    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE_MIN", 1)
+    pages_of(1, monkeypatch)
     await ordered(rig, receiver, schedule_s=[0.0, 3_600.0])
     await rig.matcher.index("acme")
     receiver.answers = 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from uuid import UUID
 
     import asyncpg
@@ -27,6 +29,18 @@ async def subscription_row(rig: Rig, uid: UUID) -> asyncpg.Record:
 
 async def recorded(rig: Rig, count: int) -> None:
     await until(lambda: rig.recorder.recorded >= count, f"{count} outcomes are recorded")
+
+
+@asynccontextmanager
+async def replaced_target(rig: Rig, uid: UUID) -> AsyncIterator[Receiver]:
+    """While inside, the row of a subscription names another receiver, and no node is told."""
+    async with Receiver() as replacement:
+        await rig.database.fetch(
+            "UPDATE subscriptions SET url = $2, version = version + 1 WHERE subscription_uid = $1",
+            uid,
+            replacement.url,
+        )
+        yield replacement
 
 
 async def test_after_its_last_attempt_a_delivery_is_exhausted(rig: Rig, receiver: Receiver) -> None:
@@ -98,12 +112,7 @@ async def test_a_410_of_a_target_that_was_replaced_meanwhile_disables_nothing(
     receiver.gate, receiver.answers = asyncio.Event(), 410
     await rig.publisher.publish("acme", [order_created()])
     await receiver.wait_for(1)
-    async with Receiver() as replacement:
-        await rig.database.fetch(
-            "UPDATE subscriptions SET url = $2, version = version + 1 WHERE subscription_uid = $1",
-            uid,
-            replacement.url,
-        )
+    async with replaced_target(rig, uid) as replacement:
         receiver.gate.set()
         await recorded(rig, 1)
         await rig.set_state(uid, "ACTIVE")
@@ -123,12 +132,7 @@ async def test_a_410_that_disables_nothing_is_not_asked_for_again(
     receiver.gate, receiver.answers = asyncio.Event(), 410
     await rig.publisher.publish("acme", [order_created(n, ordering_key="k") for n in range(3)])
     await receiver.wait_for(1)
-    async with Receiver() as replacement:
-        await rig.database.fetch(
-            "UPDATE subscriptions SET url = $2, version = version + 1 WHERE subscription_uid = $1",
-            uid,
-            replacement.url,
-        )
+    async with replaced_target(rig, uid) as replacement:
         receiver.gate.set()
         await recorded(rig, 4)
 
