@@ -60,10 +60,10 @@ class KeyOrder:
         self.busy.add(key_hash)
         self.waiting.discard(key_hash)
 
-    def change(self, key_hash: int) -> bool:
-        """The row that a key waits for may have been changed; else the same as `touch`."""
+    def change(self, key_hash: int) -> None:
+        """The row that a key waits for may have been changed; too many are left to the walk."""
         self.waiting.discard(key_hash)
-        return self.touch(key_hash)
+        self.touch(key_hash)
 
     def take_touched(self, most: int) -> list[int]:
         """Up to so many keys to look at now.

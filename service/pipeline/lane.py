@@ -258,12 +258,13 @@ class Lane:
 
         What is being read of both is discarded; what memory has of both is returned.
         """
-        is_keyed = self.order is not None and key_hash is not None
+        order = None if key_hash is None else self.order
         if self.state is LaneState.REFILLING:
-            self.stale |= {delivery_id, key_hash} if is_keyed else {delivery_id}
-        if is_keyed:
-            return [job for job in self.known.values() if job.key_hash == key_hash]
-        return [self.known[delivery_id]] if delivery_id in self.known else []
+            self.stale |= {delivery_id} if order is None else {delivery_id, key_hash}
+        if order is None:
+            return [self.known[delivery_id]] if delivery_id in self.known else []
+        jobs = self.known.values() if key_hash in order.busy else ()
+        return [job for job in jobs if job.key_hash == key_hash]
 
     def needs_reading(self) -> bool:
         """Whether something is due, or may be, that only the hot table knows."""

@@ -177,8 +177,7 @@ class Lanes:
         if lane.order is not None and rests_s:
             lane.order.walks_on_s = self._clock.boottime_s() + rests_s
             self._timers.add(lane.order.walks_on_s, lambda: self._want(lane))
-        if lane.needs_reading():
-            self._want(lane)
+        self._want(lane)
 
     def configure(self, lane: Lane, config: LaneConfig) -> None:
         """What is now true of the lane's subscription; an older read never replaces a newer."""
@@ -367,8 +366,7 @@ class Lanes:
     def _taken(self, lane: Lane) -> None:
         if lane.is_told:
             lane.mark_dirty(can_wait=True)
-        if lane.needs_reading():
-            self._want(lane)
+        self._want(lane)
 
     def _quieted(self) -> None:
         self.on_quiet()
@@ -388,7 +386,7 @@ class Lanes:
         self._wanted.pop(lane.subscription_uid, None)
 
     def _want(self, lane: Lane) -> None:
-        if not lane.is_gone:
+        if not lane.is_gone and lane.needs_reading():
             self._wanted[lane.subscription_uid] = lane
             self.on_wanted()
 

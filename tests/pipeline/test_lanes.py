@@ -54,9 +54,12 @@ async def test_a_lane_that_is_read_drops_hand_offs_and_must_be_read_again(desk: 
 async def test_a_busy_lane_heeds_another_nodes_word_once_its_queue_is_short(desk: Desk) -> None:
     lane = desk.lane()
     desk.publish(lane, ENOUGH_QUEUED + 2)
+    woken: list[None] = []
+    desk.lanes.on_wanted = lambda: woken.append(None)
     desk.lanes.touch(lane.subscription_uid, lane.bucket, is_word=True)
 
     desk.publish(lane)
+    assert not woken, "nobody is woken to read what is not to be read yet"
     assert len(lane.known) == ENOUGH_QUEUED + 3, "it takes hand-offs meanwhile"
     desk.sending.take(2_000)
     desk.sending.take(2_000)
