@@ -132,9 +132,11 @@ class Resolver:
         """Give up the lookups that are running, and start none any more."""
         self._is_closed = True
         tasks = tuple(self._lookups.values())
-        for waiting in (*tasks, *self._asked.values()):
-            waiting.cancel()
+        for task in tasks:
+            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for asked in self._asked.values():
+            asked.cancel()
         if self._system_lookup is not None:
             self._system_lookup.close()
 

@@ -217,6 +217,15 @@ async def test_closing_frees_those_who_wait(make_post: MakePost) -> None:
     assert outcome.error == "the service is stopping"
 
 
+async def test_a_lookup_that_ends_as_the_service_stops_is_an_answer() -> None:
+    resolver = Resolver(Names(a_test=["192.0.2.1"]))
+    asking = asyncio.create_task(resolver.resolve("a.test"))
+    for _ in range(2):  # it is asked for, and looked up; who asks is not told yet
+        await asyncio.sleep(0)
+    await resolver.aclose()
+    assert await asking == ("192.0.2.1",)
+
+
 async def test_the_system_knows_localhost() -> None:
     lookup = SystemLookup()
     try:
