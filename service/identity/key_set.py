@@ -99,7 +99,7 @@ def _usable(entry: Any, number: int, source: str) -> Iterator[tuple[str, str, Pu
         )
     try:
         key: Any = jwt.PyJWK(entry).key if entry.get("kty") in {"RSA", "EC", "OKP"} else None
-    except (jwt.PyJWTError, NotImplementedError, ValueError, TypeError, KeyError):
+    except (jwt.PyJWTError, NotImplementedError, ValueError, TypeError):
         return  # one entry of a kind that PyJWT cannot read leaves the others as they are
     key_id = entry.get("kid", f"#{number}")
     if not isinstance(key_id, str):

@@ -18,9 +18,7 @@ from service.api.authentication import Identities, bearer_token_in
 from service.api.interceptors import STRANGERS_READ_MAX
 from service.api.scopes import RULES
 from service.domain.caller import Scope, current_caller
-from service.domain.errors import (
-    UnauthenticatedError,
-)
+from service.domain.errors import UnauthenticatedError
 from tests.api.conftest import Api, serving
 from tests.api.identities import Asking, Words, caller
 from tests.api.publishing import order
