@@ -51,7 +51,7 @@ UNKNOWN_METHOD = "_OTHER"
 
 MAX_CALLS_DEFAULT = 4_096
 STRANGERS_READ_MAX = 16
-"""Requests of strangers, which are probes' few bytes, that may be on their way at once."""
+"""Strangers' requests on their way at once. A probe's comes with its call: it makes no room."""
 STRANGERS_READ_S = 2.0
 """How long each may take."""
 _CLOCKS_DIFFER_S = 0.05
@@ -108,7 +108,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._running = Counter[str]()
         """Calls that run; of what is open to strangers each method by itself. They crowd out nobody
         who is known, nor do their watches, which never end, crowd out a probe."""
-        self._strangers_read = asyncio.Semaphore(STRANGERS_READ_MAX)
+        self._strangers_read: dict[asyncio.Timeout, None] = {}
+        """Until when each request of a stranger is awaited, the oldest first."""
         self._streams = Streams()
         self._wrapped: dict[str, _Handler] = {}
         unknown: _Handler = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
@@ -257,23 +258,32 @@ class CallGuard(grpc.aio.ServerInterceptor):
         """The one message of a call that was let in, if its caller still waits for the answer."""
         if caller is not _STRANGER:
             request = await context.read()
-        elif self._strangers_read.locked():  # what waits for its reading would be held as well
-            raise UnavailableError(
-                "more requests that need no key are on their way than are taken at once",
-                Reason.OVERLOADED,
-                retry_after_s=1.0,
-            )
         else:
-            try:
-                async with self._strangers_read, asyncio.timeout(STRANGERS_READ_S):
-                    request = await context.read()
-            except TimeoutError:
-                raise _DeadlineExceededError from None
+            request = await self._strangers_request(context)
         if context.time_remaining() == 0:  # never less; None without a deadline
             raise _DeadlineExceededError
         if request is grpc.aio.EOF:
             raise malformed()
         return cast("bytes", request)
+
+    async def _strangers_request(self, context: _Context) -> Any:  # noqa: ANN401 (bytes, or EOF)
+        reading = self._strangers_read
+        try:
+            async with asyncio.timeout(STRANGERS_READ_S) as patience:
+                if len(reading) == STRANGERS_READ_MAX:
+                    del reading[oldest := next(iter(reading))]
+                    if not oldest.expired():
+                        oldest.reschedule(asyncio.get_running_loop().time())
+                reading[patience] = None
+                return await context.read()
+        except TimeoutError:
+            raise UnavailableError(
+                "a request that needs no key is awaited for a moment only, and came not in time",
+                Reason.OVERLOADED,
+                retry_after_s=1.0,
+            ) from None
+        finally:
+            reading.pop(patience, None)
 
     def _leave(self, method: str, caller: Caller | None) -> None:
         """A call has ended; None: it was not let in."""

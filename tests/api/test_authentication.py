@@ -14,6 +14,7 @@ from hookline.v1.event_service_pb2 import ListEventsRequest, StreamPublishEvents
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.tenant_service_pb2 import GetTenantRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
+from service.api import interceptors
 from service.api.authentication import Identities, bearer_token_in
 from service.api.interceptors import STRANGERS_READ_MAX
 from service.api.scopes import RULES
@@ -29,6 +30,7 @@ from tests.waiting import until
 REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 UNAUTHENTICATED = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
 BOSS = (("who", "boss"),)
+CHECK = "/grpc.health.v1.Health/Check"
 STRANGER = (("who", "a stranger"),)
 Metadata = tuple[tuple[str, str], ...]
 
@@ -115,23 +117,29 @@ async def test_nothing_is_taken_of_a_request_before_its_sender_is_known(
         assert (answer.code, answer.reason) == UNAUTHENTICATED
 
 
-async def test_few_requests_that_need_no_key_are_awaited_and_not_for_long(api: Api) -> None:
-    check: Any = api.channel.stream_unary("/grpc.health.v1.Health/Check")
+async def test_of_requests_that_need_no_key_the_oldest_gives_way_and_probes_are_answered(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptors, "STRANGERS_READ_S", 3_600.0)
+    check: Any = api.channel.stream_unary(CHECK)
     health: Any = health_pb2_grpc.HealthStub(api.channel)
-    begun = [check(timeout=20) for _ in range(STRANGERS_READ_MAX)]
+    begun = [check(timeout=20) for _ in range(STRANGERS_READ_MAX + 1)]
+    refusals = [asyncio.create_task(refusal(call)) for call in begun]
 
-    async def is_refused() -> bool:
-        try:
-            await health.Check(health_pb2.HealthCheckRequest())
-        except grpc.aio.AioRpcError as error:
-            return error.code() is grpc.StatusCode.UNAVAILABLE
-        return False
-
-    await until(is_refused, "as many as are awaited have begun")
-    for call in begun:
-        answer = await refusal(call)
-        assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    (given_way,), awaited = await asyncio.wait(refusals, return_when=asyncio.FIRST_COMPLETED)
     await health.Check(health_pb2.HealthCheckRequest())
+
+    answer = await given_way
+    assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+    for call in begun:
+        call.cancel()
+    await asyncio.gather(*awaited, return_exceptions=True)
+
+
+async def test_a_request_that_needs_no_key_is_not_awaited_for_long(api: Api) -> None:
+    answer = await refusal(api.channel.stream_unary(CHECK)(timeout=20))
+
+    assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
 
 
 async def test_a_call_without_a_request_is_malformed(api: Api) -> None:
