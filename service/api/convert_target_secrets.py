@@ -18,7 +18,6 @@ from service.api.update_mask import names_leaf
 from service.domain.errors import Reason, Violation
 from service.domain.subscription import ClientCertificate, HttpTarget
 from service.domain.target import check_headers, size_of_headers
-from service.pipeline.consent import urls_of
 from service.store.subscription_secrets import (
     NO_CERTIFICATE,
     UNCHANGED,
@@ -120,7 +119,7 @@ def check_kept_headers(
     seen: HttpTarget, wanted: HttpTarget, asked: AskedSecrets, path: str
 ) -> list[Violation]:
     """Secret headers do not stay where a URL is new: who may change it would read them there."""
-    is_new = not set(urls_of(wanted)) <= set(urls_of(seen))
+    is_new = not set(wanted.urls) <= set(seen.urls)
     if asked.stored.headers is not None or not seen.secret_header_names or not is_new:
         return []
     text = "must be given anew, or removed by update_mask, where a URL changes: it is sent them"

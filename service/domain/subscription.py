@@ -84,6 +84,11 @@ class HttpTarget:
     allowed_per_minute: int | None = None
     """Requests; the rate that its consent named. None: any, or it was not asked."""
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Every URL that it may be sent to at, in the order in which they are tried."""
+        return (self.url, *self.failover_urls)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:

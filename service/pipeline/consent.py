@@ -33,16 +33,11 @@ if TYPE_CHECKING:
 _MINUTE_S = 60
 
 
-def urls_of(target: HttpTarget) -> tuple[str, ...]:
-    """Every URL that a target may be sent to at."""
-    return (target.url, *target.failover_urls)
-
-
 def is_to_be_asked(seen: HttpTarget | None, wanted: HttpTarget) -> bool:
     """Whether a change needs the target's consent; `seen` None: it is new."""
     if not wanted.require_handshake:
         return False
-    return seen is None or not seen.require_handshake or urls_of(seen) != urls_of(wanted)
+    return seen is None or not seen.require_handshake or seen.urls != wanted.urls
 
 
 def with_consent(
@@ -54,7 +49,7 @@ def with_consent(
     """
     if not is_to_be_asked(seen.target, wanted.target):
         return wanted
-    if consented is None or urls_of(consented) != urls_of(wanted.target):
+    if consented is None or consented.urls != wanted.target.urls:
         raise AbortedError(
             "the target's URLs were changed by others while it was asked: repeat",
             Reason.CONCURRENT_CHANGE,

@@ -89,8 +89,7 @@ def prepare_endpoints(
             for name, value in headers.items()
         ),
     )
-    urls = (target.url, *target.failover_urls)
-    return tuple(_endpoint_of(url, common, identity, tenant_id) for url in urls)
+    return tuple(_endpoint_of(url, common, identity, tenant_id) for url in target.urls)
 
 
 def _endpoint_of(
