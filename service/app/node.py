@@ -82,7 +82,7 @@ class App:
         settings, push = self._settings, self._stack.push_async_callback
         if not self._place:  # else somebody holds the port for it
             await _check_address(settings.listen)
-        telemetry = self._start_telemetry()
+        telemetry = await self._start_telemetry()
         database = Database(
             await self._find_database(),
             pool_size=settings.pool_size,
@@ -147,11 +147,12 @@ class App:
 
     # ---------------------------------------------------------------------- parts of the start
 
-    def _start_telemetry(self) -> Telemetry:
+    async def _start_telemetry(self) -> Telemetry:
         """Before all else, so that it is the last to end."""
         worker = int(self._place.rpartition("/")[2] or 0)
         telemetry = Telemetry(self._settings.telemetry, version=VERSION, worker=worker)
         self._stack.push_async_callback(self._flush, telemetry)
+        await telemetry.start()
         return telemetry
 
     async def _start_data_path(self, engine: Engine) -> None:

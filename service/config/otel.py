@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
-from service.config.reading import integer
+from service.config.reading import ListenAddress, Reader, integer, number, parse_address
 from service.telemetry.sampling import SAMPLERS, sampling_of
-from service.telemetry.settings import Exporter, TelemetrySettings
+from service.telemetry.settings import Exporter, PrometheusSettings, TelemetrySettings
 
 T = TypeVar("T")
 
@@ -55,8 +55,28 @@ class _OtelReader:
             return default
 
 
+def read_prometheus(read: Reader) -> PrometheusSettings:
+    """Read the port that is scraped, and its bounds: settings of ours."""
+    default = PrometheusSettings()
+    listen = read("PROMETHEUS_LISTEN", parse_address, ListenAddress("", 0))
+    return PrometheusSettings(
+        host=listen.host,
+        port=listen.port,
+        max_connections=read(
+            "PROMETHEUS_MAX_CONNECTIONS", integer(1, 1_000), default.max_connections
+        ),
+        max_header_bytes=read(
+            "PROMETHEUS_MAX_HEADER_BYTES", integer(1_024, 65_536, "bytes"), default.max_header_bytes
+        ),
+        timeout_s=read("PROMETHEUS_TIMEOUT_S", number(1, 120, "seconds"), default.timeout_s),
+        max_age_s=read("PROMETHEUS_MAX_AGE_S", number(0, 60, "seconds"), default.max_age_s),
+    )
+
+
 def read_telemetry(
-    environ: Mapping[str, str], problems: list[str], prometheus: tuple[str, int] = ("", 0)
+    environ: Mapping[str, str],
+    problems: list[str],
+    prometheus: PrometheusSettings | None = None,
 ) -> TelemetrySettings:
     """What the environment says of telemetry; adds a sentence for each thing that is wrong."""
     read = _OtelReader(environ, problems)
@@ -86,8 +106,7 @@ def read_telemetry(
         metrics_endpoint=metrics_endpoint or _USUAL_ENDPOINT,
         metrics_interval_s=read("OTEL_METRIC_EXPORT_INTERVAL", integer(100, 3_600_000), 60_000)
         / 1_000,
-        prometheus_host=prometheus[0],
-        prometheus_port=prometheus[1],
+        prometheus=prometheus or PrometheusSettings(),
         sampling=sampling_of(sampler, ratio),
         max_spans=max_spans,
         batch_spans=read(

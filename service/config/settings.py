@@ -18,7 +18,7 @@ from pathlib import Path
 
 from service.config.egress import EgressSettings, read_egress
 from service.config.limits import limit_contradictions, read_limits
-from service.config.otel import read_telemetry
+from service.config.otel import read_prometheus, read_telemetry
 from service.config.reading import (
     ListenAddress,
     Reader,
@@ -122,7 +122,7 @@ class Settings:
     log_level: LogLevel
     """HOOKLINE_LOG_LEVEL"""
     telemetry: TelemetrySettings
-    """OTEL_*, and HOOKLINE_PROMETHEUS_LISTEN: where Prometheus may ask"""
+    """OTEL_*, and HOOKLINE_PROMETHEUS_LISTEN and those after it: the port that is scraped"""
     limits: Limits
 
     @classmethod
@@ -152,7 +152,6 @@ class Settings:
     @classmethod
     def _read(cls, read: Reader, role: Role) -> Settings:
         is_dev = role is Role.DEV
-        prometheus = read("PROMETHEUS_LISTEN", parse_address, ListenAddress("", 0))
         return cls(
             role=role,
             listen=read("LISTEN", parse_address, ListenAddress("127.0.0.1", 50051)),
@@ -189,9 +188,7 @@ class Settings:
             log_level=read(
                 "LOG_LEVEL", one_of(LogLevel), LogLevel.WARNING if is_dev else LogLevel.INFO
             ),
-            telemetry=read_telemetry(
-                read.environ, read.problems, (prometheus.host, prometheus.port)
-            ),
+            telemetry=read_telemetry(read.environ, read.problems, read_prometheus(read)),
             limits=read_limits(read),
         )
 

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,12 +24,13 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVI
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from service.telemetry.export import PushingReader, ScrapedReader, provide_metrics
 from service.telemetry.meters import Meters
 from service.telemetry.otlp import CollectorExporter
 from service.telemetry.outbox import Outbox
+from service.telemetry.scrape_server import ScrapeServer
 from service.telemetry.settings import Exporter, TelemetrySettings
 from service.telemetry.tracing import Tracer
 
@@ -54,13 +54,13 @@ class Telemetry:
         """Starts the exporters. `worker` counts the processes behind one port from 1; 0: alone.
 
         Each worker answers Prometheus on a port of its own, the first on the one that was set.
-        Raises `TelemetryError`.
         """
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._settings = settings
         self._outbox: Outbox | None = None
         self._readers: list[MetricReader] = []
-        self._end_scraping: Callable[[], None] = lambda: None
+        self._scraped: ScrapeServer | None = None
+        self._scraped_port = settings.prometheus.port + max(0, worker - 1)
         resource = Resource.create(
             {
                 SERVICE_NAME: settings.service_name,
@@ -68,33 +68,31 @@ class Telemetry:
                 SERVICE_INSTANCE_ID: str(uuid.uuid4()),
             }
         )
-        is_metered = settings.metrics is Exporter.OTLP or bool(settings.prometheus_host)
+        is_metered = settings.metrics is Exporter.OTLP or bool(settings.prometheus.host)
         self.meters = Meters(is_on=is_metered)
         if is_metered:
-            self._start_metrics(resource, worker)
+            self._start_metrics(resource)
         self.tracer = self._make_tracer(resource)
 
-    def _start_metrics(self, resource: Resource, worker: int) -> None:
+    async def start(self) -> None:
+        """Open the port that Prometheus scrapes, where one is set. Raises `TelemetryError`."""
+        if self._scraped is None:
+            return
+        try:
+            await self._scraped.start(self._scraped_port)
+        except OSError as error:
+            raise TelemetryError(
+                f"cannot answer Prometheus on {self._settings.prometheus.host}:"
+                f"{self._scraped_port}: {error.strerror or error}; name another address with"
+                " HOOKLINE_PROMETHEUS_LISTEN"
+            ) from error
+
+    def _start_metrics(self, resource: Resource) -> None:
         settings = self._settings
-        if settings.prometheus_host:
+        if settings.prometheus.host:
             registry = CollectorRegistry()
             self._readers.append(ScrapedReader(registry=registry))
-            port = settings.prometheus_port + max(0, worker - 1)
-            try:
-                server, thread = start_http_server(port, settings.prometheus_host, registry)
-            except OSError as error:
-                raise TelemetryError(
-                    f"cannot answer Prometheus on {settings.prometheus_host}:{port}:"
-                    f" {error.strerror or error}; name another address with"
-                    " HOOKLINE_PROMETHEUS_LISTEN"
-                ) from error
-
-            def end_scraping() -> None:
-                server.shutdown()
-                server.server_close()
-                thread.join()
-
-            self._end_scraping = end_scraping
+            self._scraped = ScrapeServer(registry, settings.prometheus)
         if settings.metrics is Exporter.OTLP:
             exporter = _MetricExporter(endpoint=settings.metrics_endpoint)
             interval_ms = settings.metrics_interval_s * 1_000
@@ -131,6 +129,8 @@ class Telemetry:
 
     async def stop(self, timeout_s: float = FLUSH_S) -> None:
         """Send what is left, for at most so long, and end; never raises for a collector."""
+        if self._scraped is not None:
+            self._scraped.stop()
         loop = asyncio.get_running_loop()
         is_over = asyncio.Event()
 
@@ -148,7 +148,6 @@ class Telemetry:
             _log.warning("telemetry_not_flushed")
 
     def _end(self, ends_at_s: float) -> None:
-        self._end_scraping()
         outbox = self._outbox
         if outbox is not None:
             outbox.shutdown()

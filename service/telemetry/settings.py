@@ -19,6 +19,24 @@ class Exporter(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrometheusSettings:
+    """The port that Prometheus scrapes, and its bounds."""
+
+    host: str = ""
+    """HOOKLINE_PROMETHEUS_LISTEN; empty: none"""
+    port: int = 0
+    """The first worker's; each further one has the next port."""
+    max_connections: int = 16
+    """HOOKLINE_PROMETHEUS_MAX_CONNECTIONS"""
+    max_header_bytes: int = 8_192
+    """HOOKLINE_PROMETHEUS_MAX_HEADER_BYTES"""
+    timeout_s: float = 10.0
+    """HOOKLINE_PROMETHEUS_TIMEOUT_S: from the accepted connection to the last byte of the answer"""
+    max_age_s: float = 1.0
+    """HOOKLINE_PROMETHEUS_MAX_AGE_S: an answer is reused for so long"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetrySettings:
     """What is exported, and where to. By default nothing."""
 
@@ -28,9 +46,7 @@ class TelemetrySettings:
     metrics: Exporter = Exporter.NONE
     metrics_endpoint: str = ""
     metrics_interval_s: float = 60.0
-    prometheus_host: str = ""
-    """Where Prometheus may ask; empty: nowhere."""
-    prometheus_port: int = 0
+    prometheus: PrometheusSettings = field(default_factory=PrometheusSettings)
     sampling: Sampling = field(default_factory=Sampling)
     max_spans: int = 2_048
     """Finished spans that wait to be sent; more are dropped, and counted."""

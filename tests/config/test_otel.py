@@ -21,7 +21,7 @@ def test_nothing_is_exported_unless_somebody_says_where_to() -> None:
     settings = read()
     assert settings.traces is Exporter.NONE
     assert settings.metrics is Exporter.NONE
-    assert settings.prometheus_host == ""
+    assert settings.prometheus.host == ""
 
 
 def test_an_endpoint_is_for_both_and_one_of_its_own_for_one() -> None:

@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 
 from service.telemetry.providers import Telemetry, TelemetryError
-from service.telemetry.settings import Exporter, TelemetrySettings
+from service.telemetry.settings import Exporter, PrometheusSettings, TelemetrySettings
 
 
 def free_ports() -> int:
@@ -43,13 +43,18 @@ async def test_by_default_nothing_is_started() -> None:
 
 async def test_each_worker_is_scraped_on_a_port_of_its_own() -> None:
     port = free_ports()
-    settings = TelemetrySettings(prometheus_host="127.0.0.1", prometheus_port=port)
+    prometheus = PrometheusSettings(host="127.0.0.1", port=port)
+    settings = TelemetrySettings(prometheus=prometheus)
     first = Telemetry(settings, version="0", worker=1)
     second = Telemetry(settings, version="0", worker=2)
+    await first.start()
+    await second.start()
     assert await is_scraped(port)
     assert await is_scraped(port + 1)
+    third = Telemetry(settings, version="0", worker=2)
     with pytest.raises(TelemetryError, match="HOOKLINE_PROMETHEUS_LISTEN"):
-        Telemetry(settings, version="0", worker=2)
+        await third.start()
+    await third.stop()
     await first.stop()
     await second.stop()
     assert not await is_scraped(port)

@@ -1,0 +1,180 @@
+"""The port that Prometheus scrapes: what it answers, and every bound that a peer can run into."""
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from structlog.testing import capture_logs
+
+from service.telemetry.scrape_server import ScrapeServer
+from service.telemetry.settings import PrometheusSettings
+from tests.telemetry.test_providers import free_ports
+from tests.waiting import until
+
+DEFAULTS = PrometheusSettings(host="127.0.0.1")
+GET = b"GET /metrics HTTP/1.1\r\nHost: a\r\n"
+
+
+class Counted(Collector):
+    """A metric that says how often it was collected."""
+
+    def __init__(self, size: int = 1) -> None:
+        self.times = 0
+        self._size = size
+
+    def collect(self) -> Iterator[Metric]:
+        self.times += 1
+        family = GaugeMetricFamily("collected", "How often.", labels=["n"])
+        for number in range(self._size):
+            family.add_metric([str(number)], self.times)
+        yield family
+
+
+class Broken(Collector):
+    """A metric that cannot be collected."""
+
+    def collect(self) -> Iterator[Metric]:
+        raise RuntimeError("no figure")
+
+
+@asynccontextmanager
+async def serving(
+    collector: Collector, settings: PrometheusSettings = DEFAULTS
+) -> AsyncIterator[int]:
+    """The port of a server of this one metric."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    server, port = ScrapeServer(registry, settings), free_ports()
+    await server.start(port)
+    try:
+        yield port
+    finally:
+        server.stop()
+
+
+async def asked(port: int, request: bytes) -> tuple[bytes, bytes]:
+    """The head and the body that a request is answered with, to the connection's end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    try:
+        answer = await reader.read()
+    except ConnectionResetError:  # it was closed with our request unread
+        answer = b""
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head, body
+
+
+async def test_a_scrape_is_answered_and_its_connection_closed() -> None:
+    async with serving(Counted()) as port:
+        head, body = await asked(port, GET + b"\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"Connection: close" in head
+        assert b'collected{n="0"} ' in body
+        head, body = await asked(port, GET + b"Accept-Encoding: gzip\r\n\r\n")
+        assert b'collected{n="0"} ' in gzip.decompress(body)
+        head, body = await asked(port, GET + b"Accept: application/openmetrics-text\r\n\r\n")
+        assert b"application/openmetrics-text" in head
+        assert body.endswith(b"# EOF\n")
+
+
+async def test_a_request_may_come_in_pieces() -> None:
+    async with serving(Counted()) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for piece in (GET[:9], GET[9:], b"\r\n"):
+            writer.write(piece)
+            await asyncio.sleep(0)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
+
+
+async def test_other_methods_are_refused() -> None:
+    async with serving(Counted()) as port:
+        head, body = await asked(port, b"POST /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 405 ")
+        assert b"Allow: GET" in head
+        assert body == b"only GET is allowed here\n"
+        head, body = await asked(port, b"HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (head[:13], body) == (b"HTTP/1.1 405 ", b"")
+
+
+async def test_what_is_no_request_is_refused() -> None:
+    async with serving(Counted()) as port:
+        head, _ = await asked(port, b"\x16\x03\x01 no HTTP\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_header_beyond_the_bound_is_refused_with_the_setting_s_name() -> None:
+    settings = replace(DEFAULTS, max_header_bytes=1_024)
+    async with serving(Counted(), settings) as port:
+        for end in (b"", b"\r\n\r\n"):  # whether it ever ends, or comes in one piece
+            head, body = await asked(port, GET + b"X: " + b"x" * 1_024 + end)
+            assert head.startswith(b"HTTP/1.1 431 ")
+            assert b"1024 bytes" in body
+            assert b"HOOKLINE_PROMETHEUS_MAX_HEADER_BYTES" in body
+
+
+async def test_beyond_the_bound_the_oldest_unfinished_request_gives_way() -> None:
+    settings = replace(DEFAULTS, max_connections=2)
+    async with serving(Counted(), settings) as port:
+        first, _first = await asyncio.open_connection("127.0.0.1", port)
+        second, _second = await asyncio.open_connection("127.0.0.1", port)
+        head, _ = await asked(port, GET + b"\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert await first.read() == b"", "closed"
+        assert not second.at_eof()
+        _first.close()
+        _second.close()
+
+
+async def test_a_request_that_never_ends_is_closed_after_the_timeout() -> None:
+    async with serving(Counted(), replace(DEFAULTS, timeout_s=0.05)) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_an_answer_that_is_not_read_is_given_up_after_the_timeout() -> None:
+    settings = replace(DEFAULTS, timeout_s=1.0, max_connections=1)
+    async with serving(Counted(size=200_000), settings) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1_024)
+        writer.write(GET + b"\r\n")
+
+        async def is_refused() -> bool:
+            return await asked(port, GET + b"\r\n") == (b"", b"")
+
+        async def is_free() -> bool:
+            return not await is_refused()
+
+        await until(is_refused, "it is being answered, and takes the one place")
+        await until(is_free, "it is given up")
+        writer.close()
+
+
+async def test_requests_at_once_share_one_collection() -> None:
+    collector = Counted()
+    async with serving(collector, replace(DEFAULTS, max_age_s=60.0)) as port:
+        before = collector.times
+        answers = await asyncio.gather(*(asked(port, GET + b"\r\n") for _ in range(10)))
+        assert {head[:12] for head, _ in answers} == {b"HTTP/1.1 200"}
+        assert collector.times == before + 1
+    async with serving(collector, replace(DEFAULTS, max_age_s=0.0)) as port:
+        before = collector.times
+        await asked(port, GET + b"\r\n")
+        await asked(port, GET + b"\r\n")
+        assert collector.times == before + 2
+
+
+async def test_what_fails_in_a_collection_is_logged_and_not_told() -> None:
+    with capture_logs() as logs:
+        async with serving(Broken()) as port:
+            head, body = await asked(port, GET + b"\r\n")
+    assert head.startswith(b"HTTP/1.1 500 ")
+    assert b"figure" not in body
+    assert [line["event"] for line in logs] == ["scrape_broken"]
