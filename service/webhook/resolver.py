@@ -8,17 +8,16 @@ connection.
 
 Whose fault is a name that does not resolve? "No such name" is the target's. "Try again" may be its
 dead name servers or our dead resolver, and the two must not be confused: a target's fault spends
-attempts, our own never does. So another name that resolved before, the witness, is looked up anew:
-if it still resolves, our resolver works, and the fault is the name's.
+attempts, our own never does. So the resolver is checked (`resolver_check.py`), and if it works the
+name is looked up once more: what fails before and after a check that passed fails by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import socket
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,18 +25,8 @@ from functools import partial
 from service.domain.attempt import AttemptOutcome
 from service.webhook.failure import AttemptFailure
 from service.webhook.lookup_turns import LookupTurns
+from service.webhook.resolver_check import NO_SUCH_NAME, UNCLEAR, Lookup, ResolverCheck
 
-Lookup = Callable[[str], Awaitable[Sequence[str]]]
-"""Addresses of a name, best first, without ports or brackets; raises `socket.gaierror`."""
-
-_NOT_OURS = frozenset(
-    {
-        getattr(socket, name)
-        for name in ("EAI_NONAME", "EAI_NODATA", "EAI_FAIL", "EAI_ADDRFAMILY")
-        if hasattr(socket, name)
-    }
-)
-_WITNESSES_TRIED = 8
 LOOKUPS_MAX = 16
 """Lookups that run at once."""
 
@@ -80,6 +69,7 @@ class Resolver:
         self,
         lookup: Lookup | None = None,
         *,
+        check: ResolverCheck | None = None,
         ttl_s: float = 10.0,
         failure_ttl_s: float = 2.0,
         names_max: int = 4_096,
@@ -94,6 +84,7 @@ class Resolver:
         if lookup is None:
             lookup = self._system_lookup = SystemLookup()
         self._lookup = lookup
+        self._check = check or ResolverCheck(lookup)
         self._ttl_s = ttl_s
         self._failure_ttl_s = failure_ttl_s
         self._names_max = names_max
@@ -182,52 +173,53 @@ class Resolver:
         self._start_lookups()
 
     async def _resolve(self, host: str) -> _Resolved:
-        loop = asyncio.get_running_loop()
+        clock = asyncio.get_running_loop().time
         try:
-            addresses = tuple(dict.fromkeys(await self._lookup(host)))
-        except (OSError, UnicodeError) as error:
-            failure = await self._failure_of(host, error)
-            resolved = _Resolved((), loop.time() + self._failure_ttl_s, failure)
+            addresses = await self._addresses_of(host)
+        except AttemptFailure as failure:
+            resolved = _Resolved((), clock() + self._failure_ttl_s, failure)
         else:
-            resolved = _Resolved(addresses, loop.time() + self._ttl_s)
-            if not addresses:
-                failure = AttemptFailure(
-                    AttemptOutcome.CONNECTION_FAILED, "the host's name has no address"
-                )
-                resolved = _Resolved((), loop.time() + self._failure_ttl_s, failure)
+            resolved = _Resolved(addresses, clock() + self._ttl_s)
         self._known[host] = resolved
         self._known.move_to_end(host)
         if len(self._known) > self._names_max:
             self._known.popitem(last=False)
         return resolved
 
-    async def _failure_of(self, host: str, error: OSError | UnicodeError) -> AttemptFailure:
-        if isinstance(error, UnicodeError):
-            return AttemptFailure(AttemptOutcome.CONNECTION_FAILED, "the host is no valid name")
-        if isinstance(error, socket.gaierror) and error.errno in _NOT_OURS:
-            return AttemptFailure(
-                AttemptOutcome.CONNECTION_FAILED, "the host's name does not resolve"
-            )
-        if (
-            isinstance(error, socket.gaierror)
-            and error.errno == socket.EAI_AGAIN
-            and await self._resolver_works(host)
-        ):
-            return AttemptFailure(
-                AttemptOutcome.CONNECTION_FAILED,
-                "the host's name servers do not answer, while other names resolve",
-            )
-        return AttemptFailure(AttemptOutcome.OWN_FAULT, "the resolver does not answer")
-
-    async def _resolver_works(self, failed_host: str) -> bool:
-        """Whether another name, which resolved before, resolves now."""
-        recent = itertools.islice(reversed(self._known), _WITNESSES_TRIED)
-        witness = next(
-            (host for host in recent if host != failed_host and self._known[host].addresses), None
-        )
-        if witness is None:
-            return False
+    async def _addresses_of(self, host: str) -> tuple[str, ...]:
+        """All addresses of a name, at least one; raises `AttemptFailure`."""
         try:
-            return bool(await self._lookup(witness))
-        except (OSError, UnicodeError):
-            return False
+            return await self._look_up(host)
+        except socket.gaierror:
+            if not await self._check.works_for(host):
+                raise AttemptFailure(
+                    AttemptOutcome.OWN_FAULT, "the resolver does not answer"
+                ) from None
+        try:
+            return await self._look_up(host)
+        except socket.gaierror:
+            raise AttemptFailure(
+                AttemptOutcome.CONNECTION_FAILED,
+                "the host's name servers do not answer, while the resolver works",
+            ) from None
+
+    async def _look_up(self, host: str) -> tuple[str, ...]:
+        """Raise `socket.gaierror` where it is unclear whose fault it is, else `AttemptFailure`."""
+        try:
+            addresses = tuple(dict.fromkeys(await self._lookup(host)))
+        except UnicodeError:
+            raise AttemptFailure(
+                AttemptOutcome.CONNECTION_FAILED, "the host is no valid name"
+            ) from None
+        except OSError as error:
+            if isinstance(error, socket.gaierror):
+                if error.errno in UNCLEAR:
+                    raise
+                if error.errno in NO_SUCH_NAME:
+                    raise AttemptFailure(
+                        AttemptOutcome.CONNECTION_FAILED, "the host's name does not resolve"
+                    ) from None
+            raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the resolver does not answer") from None
+        if not addresses:
+            raise AttemptFailure(AttemptOutcome.CONNECTION_FAILED, "the host's name has no address")
+        return addresses

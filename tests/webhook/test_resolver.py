@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -12,26 +13,38 @@ import pytest
 from service.domain.attempt import AttemptOutcome
 from service.webhook.failure import AttemptFailure
 from service.webhook.resolver import Resolver, SystemLookup
+from service.webhook.resolver_check import ResolverCheck
 from tests.waiting import until
 from tests.webhook.conftest import SHORT_S, MakePost
 
 TRY_AGAIN = socket.gaierror(socket.EAI_AGAIN, "try again")
+CANNOT_TELL = socket.gaierror(socket.EAI_FAIL, "non-recoverable failure")
 NO_SUCH_NAME = socket.gaierror(socket.EAI_NONAME, "no such name")
+NO_ADDRESS = socket.gaierror(socket.EAI_NODATA, "no address")
 
 
 class Names:
-    """A lookup by table, which counts, and waits where it is told to."""
+    """A lookup by table, which counts, and waits where it is told to.
+
+    `above` is the answer for what nobody asked before: random names below a top-level domain.
+    """
 
     def __init__(self, **table: Sequence[str] | Exception) -> None:
         self.table = {name.replace("_", "."): found for name, found in table.items()}
+        self.above: Sequence[str] | Exception = TRY_AGAIN
+        self.checked: list[str] = []
         self.asked: Counter[str] = Counter()
         self.may_answer = asyncio.Event()
         self.may_answer.set()
 
     async def __call__(self, host: str) -> Sequence[str]:
-        self.asked[host] += 1
-        await self.may_answer.wait()
-        found = self.table[host]
+        if host.endswith("."):
+            self.checked.append(host)
+            found = self.above
+        else:
+            self.asked[host] += 1
+            await self.may_answer.wait()
+            found = self.table[host]
         if isinstance(found, Exception):
             raise found
         return found
@@ -141,7 +154,7 @@ async def test_a_tenant_whose_names_are_slow_keeps_no_other_waiting() -> None:
     "found, kind",
     [
         (NO_SUCH_NAME, AttemptOutcome.CONNECTION_FAILED),
-        (socket.gaierror(socket.EAI_FAIL, "x"), AttemptOutcome.CONNECTION_FAILED),
+        (socket.gaierror(socket.EAI_FAIL, "x"), AttemptOutcome.OWN_FAULT),
         ([], AttemptOutcome.CONNECTION_FAILED),
         (UnicodeError("label too long"), AttemptOutcome.CONNECTION_FAILED),
         (TRY_AGAIN, AttemptOutcome.OWN_FAULT),
@@ -159,35 +172,80 @@ async def test_whose_fault_a_failed_lookup_is(
     assert not failure.was_sent
 
 
-async def test_dead_name_servers_are_the_target_s_while_others_resolve() -> None:
-    names = Names(good_test=["192.0.2.1"], dead_test=TRY_AGAIN)
-    resolver = Resolver(names)
-    await resolver.resolve("good.test")
-    failure = await failure_of(resolver, "dead.test")
+@pytest.mark.parametrize("error", [TRY_AGAIN, CANNOT_TELL], ids=["try again", "fail"])
+@pytest.mark.parametrize(
+    "above", [NO_SUCH_NAME, NO_ADDRESS, ["192.0.2.1"]], ids=["no such name", "no data", "wildcard"]
+)
+async def test_dead_name_servers_are_the_target_s_while_those_above_answer(
+    error: Exception, above: Sequence[str] | Exception
+) -> None:
+    names = Names(dead_test=error)
+    names.above = above
+    failure = await failure_of(Resolver(names), "dead.test")
     assert failure.kind is AttemptOutcome.CONNECTION_FAILED
-    assert names.asked["good.test"] == 2, "the witness is looked up anew"
+    assert names.asked["dead.test"] == 2, "before the check and after it"
 
 
-async def test_a_dead_resolver_is_our_own_fault_whatever_resolved_before() -> None:
-    names = Names(good_test=["192.0.2.1"], dead_test=TRY_AGAIN)
-    resolver = Resolver(names)
-    await resolver.resolve("good.test")
-    names.table["good.test"] = TRY_AGAIN
+async def test_the_resolver_is_checked_by_names_that_it_cannot_have_kept() -> None:
+    names = Names(**{"a.dead_test": TRY_AGAIN})
+    names.above = NO_SUCH_NAME
+    resolver = Resolver(names, failure_ttl_s=0.0)
+    for _ in range(3):
+        await failure_of(resolver, "a.dead.test")
+    assert len(set(names.checked)) == 3
+    assert all(re.fullmatch(r"[0-9a-f]{16}\.test\.", name) for name in names.checked)
+
+
+@pytest.mark.parametrize("witness", ["localhost", "good.test", "good.example"])
+async def test_no_name_of_a_tenant_shows_that_the_resolver_works(witness: str) -> None:
+    """It may stand in the hosts file, be kept by the resolver, or be served next door."""
+    names = Names(dead_test=TRY_AGAIN)
+    names.table[witness] = ["192.0.2.1"]
+    resolver = Resolver(names, ttl_s=0.0)
+    await resolver.resolve(witness, "hostile")
     failure = await failure_of(resolver, "dead.test")
     assert failure.kind is AttemptOutcome.OWN_FAULT
+    await resolver.resolve(witness, "hostile")
 
 
-async def test_a_name_is_no_witness_for_itself() -> None:
-    names = Names(flaky_test=["192.0.2.1"])
-    resolver = Resolver(names, ttl_s=0.0, failure_ttl_s=0.0)
-    await resolver.resolve("flaky.test")
-    names.table["flaky.test"] = TRY_AGAIN
-    assert (await failure_of(resolver, "flaky.test")).kind is AttemptOutcome.OWN_FAULT
-    names.table |= {"good.test": ["192.0.2.1"], "flaky.test": ["192.0.2.2"]}
-    for host in ("good.test", "flaky.test"):
-        await resolver.resolve(host)
-    names.table["flaky.test"] = TRY_AGAIN
-    assert (await failure_of(resolver, "flaky.test")).kind is AttemptOutcome.CONNECTION_FAILED
+async def test_a_name_that_resolves_once_the_resolver_works_again_is_no_failure() -> None:
+    """The outage ended between the lookup and the check: the check shows nothing of the name."""
+    names = Names(back_test=TRY_AGAIN)
+
+    async def lookup(host: str) -> Sequence[str]:
+        if host.endswith("."):
+            names.table["back.test"] = ["192.0.2.1"]
+            raise NO_SUCH_NAME
+        return await names(host)
+
+    assert await Resolver(lookup).resolve("back.test") == ("192.0.2.1",)
+
+
+async def test_a_failure_soon_after_an_outage_is_still_the_resolver_s() -> None:
+    """Resolvers keep failures, and avoid servers that were not reached, for a while."""
+    names = Names(dead_test=TRY_AGAIN, dead_example=TRY_AGAIN)
+    check = ResolverCheck(names, outage_tail_s=60.0)
+    resolver = Resolver(names, check=check, failure_ttl_s=0.0)
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.OWN_FAULT
+    names.above = NO_SUCH_NAME
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.OWN_FAULT
+    elsewhere = await failure_of(resolver, "dead.example")
+    assert elsewhere.kind is AttemptOutcome.CONNECTION_FAILED, "another top-level domain's servers"
+
+
+async def test_an_outage_is_forgotten_in_time() -> None:
+    names = Names(dead_test=TRY_AGAIN)
+    resolver = Resolver(names, check=ResolverCheck(names, outage_tail_s=0.0), failure_ttl_s=0.0)
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.OWN_FAULT
+    names.above = NO_SUCH_NAME
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.CONNECTION_FAILED
+
+
+async def test_a_name_of_one_label_is_the_machine_s_own() -> None:
+    names = Names(intranet=TRY_AGAIN)
+    names.above = NO_SUCH_NAME
+    assert (await failure_of(Resolver(names), "intranet")).kind is AttemptOutcome.OWN_FAULT
+    assert names.checked == []
 
 
 async def test_a_lookup_that_outlives_the_deadline_is_our_own_fault_and_goes_on(
