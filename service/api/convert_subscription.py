@@ -19,7 +19,7 @@ from service.api.convert_target_secrets import (
     AskedSecrets,
     certificate_message,
     check_all_headers,
-    check_kept_headers,
+    check_kept_secrets,
 )
 from service.api.convert_text import display_name_in, labels_in
 from service.api.errors import not_implemented
@@ -162,7 +162,7 @@ class SubscriptionReader:
             for index, url in enumerate(urls):
                 self._check_address(url, f"{path}failover_urls[{index}]", violations)
             target = replace(target, failover_urls=urls)
-        violations += check_kept_headers(seen, target, asked, path)
+        violations += check_kept_secrets(seen, target, asked, path)
         if "http.headers" in leaves:
             target = replace(target, headers=dict(http.headers))
         if "http.headers" in leaves or asked.stored.headers is not None:

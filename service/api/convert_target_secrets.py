@@ -115,15 +115,22 @@ def check_all_headers(
     )
 
 
-def check_kept_headers(
+def check_kept_secrets(
     seen: HttpTarget, wanted: HttpTarget, asked: AskedSecrets, path: str
 ) -> list[Violation]:
-    """Secret headers do not stay where a URL is new: who may change it would read them there."""
-    is_new = not set(wanted.urls) <= set(seen.urls)
-    if asked.stored.headers is not None or not seen.secret_header_names or not is_new:
+    """Refuse that secrets stay where a URL is new: whoever changes it would receive them there."""
+    if wanted.is_within(seen):
         return []
-    text = "must be given anew, or removed by update_mask, where a URL changes: it is sent them"
-    return [Violation(f"{path}secret_headers", text, Reason.FIELD_REQUIRED)]
+    kept = {
+        "secret_headers": asked.stored.headers is None and seen.secret_header_names,
+        "client_certificate": asked.stored.certificate is None and seen.client_certificate,
+    }
+    text = "must be given anew, or removed by update_mask, where a URL changes: it is sent there"
+    return [
+        Violation(f"{path}{name}", text, Reason.FIELD_REQUIRED)
+        for name, stays in kept.items()
+        if stays
+    ]
 
 
 def certificate_message(

@@ -89,6 +89,10 @@ class HttpTarget:
         """Every URL that it may be sent to at, in the order in which they are tried."""
         return (self.url, *self.failover_urls)
 
+    def is_within(self, other: HttpTarget) -> bool:
+        """Whether it is sent nowhere that the other is not: what is secret may stay with it."""
+        return set(self.urls) <= set(other.urls)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:

@@ -78,7 +78,7 @@ class Consents:
         `UnavailableError` where the fault is ours.
         """
         target, limits = wanted.target, wanted.limits
-        kept = UNCHANGED if uid is None else await self._kept(uid)
+        kept = UNCHANGED if uid is None else await self._kept(uid, target)
         headers = kept.headers if told.headers is None else told.headers
         certificate = kept.certificate if told.certificate is None else told.certificate
         if certificate == NO_CERTIFICATE:
@@ -108,10 +108,15 @@ class Consents:
                 f"the target was not asked: {fault}", Reason.INTERNAL, retry_after_s=1.0
             ) from None
 
-    async def _kept(self, uid: UUID) -> TargetSecrets:
+    async def _kept(self, uid: UUID, wanted: HttpTarget) -> TargetSecrets:
+        """The stored secrets, where they were given for every URL that is asked.
+
+        Read together with the URLs they were given for: others may change both meanwhile.
+        """
         for route in await load_routes(self._reader, self._secrets, [uid]):
             if not route.secret_fault:
-                return route.target_secrets
+                is_theirs = wanted.is_within(route.subscription.target)
+                return route.target_secrets if is_theirs else UNCHANGED
             raise UnavailableError(
                 "the target was not asked: a secret of its subscription cannot be opened",
                 Reason.INTERNAL,

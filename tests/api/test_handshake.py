@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -12,6 +13,9 @@ from hookline.v1.policy_pb2 import DeliveryLimits
 from hookline.v1.subscription_service_pb2 import SendTestEventRequest
 from hookline.v1.target_pb2 import HttpTarget
 from service.domain import subscription as domain
+from service.pipeline.consent import Consents
+from service.store.subscription_secrets import UNCHANGED
+from service.store.subscriptions import Subscriptions
 from service.webhook.egress import EgressPolicy
 from service.webhook.handshake import ConsentRefusedError, Handshake, NobodyAskedError
 from service.webhook.prepared import prepare_endpoints
@@ -182,3 +186,21 @@ async def test_each_url_is_asked_again_when_one_changes_and_not_else(control: Co
         await control.update(on, ["http.require_handshake"])
         assert len(receiver.requests) == 6
         assert receiver.requests[-1].headers["x-a"] == "s3cr3t", "kept, and told"
+
+
+async def test_secrets_that_others_store_meanwhile_are_not_sent_to_a_new_url(
+    control: Control,
+) -> None:
+    """A change decided on a subscription without secrets; now it has some, for its own URL."""
+    rig = control.rig
+    consents = Consents(rig.database, rig.secrets, Handshake(rig.transport, ORIGIN), user_agent="x")
+    stored = Subscriptions(rig.database, rig.secrets)
+    async with Receiver(consenting()) as receiver, Receiver(consenting()) as other:
+        target = asking(receiver, secret_headers={"x-a": "s3cr3t"})
+        await control.create(orders(http=target))
+        seen = await stored.get("acme", "orders")
+        elsewhere = replace(seen, target=replace(seen.target, url=other.url()))
+        await consents.ask(elsewhere, UNCHANGED, seen.uid)
+        assert "x-a" not in other.requests[0].headers
+        await consents.ask(seen, UNCHANGED, seen.uid)
+        assert receiver.requests[-1].headers["x-a"] == "s3cr3t"

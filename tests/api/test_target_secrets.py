@@ -223,6 +223,42 @@ async def test_a_certificate_is_removed_by_naming_it(control: Control) -> None:
     assert await identity_of(control) is None
 
 
+@pytest.mark.parametrize("paths", [[], ["*"], ["http"], ["http.url"], ["http.failover_urls"]])
+async def test_a_certificate_is_not_shown_to_a_url_that_it_was_not_given_for(
+    control: Control, paths: list[str]
+) -> None:
+    """Whoever may change the URL would be taken for its owner there."""
+    await control.create(orders(http=http(client_certificate=INPUT)))
+    wanted = http(failover_urls=["https://other.example/"])
+    if "http.failover_urls" not in paths:
+        wanted = http(url="https://other.example/")
+    answer = await refusal(control.update(orders(http=wanted), paths))
+    assert answer.violations == {"subscription.http.client_certificate": "FIELD_REQUIRED"}
+    assert shows_nothing(answer.message)
+    assert (await control.get()).http.url == URL
+
+    masks = ["http.url", "http.failover_urls", "http.client_certificate"]
+    removed = await control.update(orders(http=wanted), masks)
+    assert not removed.http.HasField("client_certificate")
+    assert await identity_of(control) is None
+
+
+async def test_all_secrets_that_would_stay_are_named_at_once(control: Control) -> None:
+    await control.create(orders(http=http(client_certificate=INPUT, secret_headers=SECRETS)))
+    wanted = orders(http=http(url="https://other.example/"))
+    answer = await refusal(control.update(wanted, ["http.url"]))
+    assert set(answer.violations) == {f"{PATH}secret_headers", f"{PATH}client_certificate"}
+
+
+async def test_a_certificate_may_be_given_anew_with_another_url(control: Control) -> None:
+    await control.create(orders(http=http(client_certificate=INPUT)))
+    key = KEYS["ed25519"]()
+    new = ClientCertificate(certificate_chain=certificate_of(key), private_key=pem_of(key))
+    wanted = http(url="https://other.example/", client_certificate=new)
+    await control.update(orders(http=wanted), ["http"])
+    assert await identity_of(control) == ClientIdentity(certificate_of(key), pem_of(key))
+
+
 BAD_CERTIFICATES: dict[str, tuple[ClientCertificate, dict[str, str]]] = {
     "no key": (
         ClientCertificate(certificate_chain=CHAIN),

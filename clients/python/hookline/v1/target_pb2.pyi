@@ -167,7 +167,8 @@ class HttpTarget(_message.Message):
         """Optional. The certificate that `https` servers are shown when they ask for one (mutual TLS).
         In an update it is replaced where its input fields are populated, and stays as it is where
         they are not, under the mask `*` too; to remove it, name `http.client_certificate` in
-        `update_mask` and leave it unset. Default: none.
+        `update_mask` and leave it unset. Where a URL is new, it must be populated or removed, as
+        `secret_headers` must. Default: none.
         """
 
     def __init__(
