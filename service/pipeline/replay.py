@@ -73,7 +73,9 @@ class Operator:
             return await self._store.retry_finished(found, max_attempts)
         # What is due, or will be before its node hears of this, may be on the wire by then: raising
         # its version would only lose the answer, and send it once more.
-        return found.is_due or await self._store.retry_pending(found)
+        if found.is_due:
+            return await self._store.retry_due(found)
+        return await self._store.retry_pending(found)
 
     def _check_retry(self, found: FoundDelivery, name: str) -> None:
         if found.is_subscription_deleted:

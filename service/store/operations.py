@@ -96,6 +96,17 @@ class OperationStore:
         )
         return bool(rows)
 
+    async def retry_due(self, found: FoundDelivery) -> bool:
+        """Begin the retention of a due delivery anew; False where it is pending no longer."""
+        rows = await self._database.fetch(
+            SQL.retry_due,
+            found.bucket,
+            found.delivery_id,
+            found.tenant_uid,
+            _draft(found, DeliveryState.PENDING),
+        )
+        return bool(rows)
+
     async def retry_finished(self, found: FoundDelivery, max_attempts: int) -> bool:
         """Move a finished delivery back; False where somebody else was faster."""
         rows = await self._database.fetch(

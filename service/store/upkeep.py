@@ -47,7 +47,7 @@ class UpkeepStore:
         expired = 0
         for bucket in range(BUCKET_COUNT):
             while count := len(
-                await self._session.fetch(SQL.expire_pending, bucket, oldest, batch)
+                await self._session.fetch(SQL.expire_pending, bucket, oldest, batch, before)
             ):
                 expired += count
         return expired

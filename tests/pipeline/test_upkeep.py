@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
+
+import pytest
 
 from service.pipeline.upkeep import Upkeep
 from service.store.partitions import DAYS_AHEAD, PARENTS, day_of, partition_name
@@ -153,3 +156,52 @@ async def test_the_chores_are_free_again_once_their_node_is_gone(rig: Rig) -> No
     async with running(rig.url) as other:
         assert await other.upkeep_store.try_lock()
     await until(rig.upkeep.do_chores, "the lock went with its connection")
+
+
+async def _given_up(rig: Rig) -> UUID:
+    """A delivery of ten days ago that used up its attempts."""
+    await rig.database.fetch("UPDATE subscriptions SET schedule_s = '{0}'")
+    await rig.publisher.publish("acme", [order_created()])
+    await until(lambda: rig.recorder.recorded == 1, "it is exhausted")
+    (row,) = await rig.finished()
+    await rig.turn(10 * DAY_S + 1)
+    return UUID(str(row["delivery_id"]))
+
+
+async def _waiting(rig: Rig, *, due_s: float) -> UUID:
+    """A delivery of ten days ago that waits for its second attempt, in so many seconds."""
+    await rig.publisher.publish("acme", [order_created()])
+    await until(lambda: rig.recorder.recorded == 1, "the failure is recorded")
+    await rig.refiller.stop()
+    await rig.turn(10 * DAY_S + 1)
+    (row,) = await rig.database.fetch(
+        """UPDATE pending_deliveries SET due_at = hookline_now() + make_interval(secs => $1)
+           RETURNING delivery_id""",
+        due_s,
+    )
+    return UUID(str(row["delivery_id"]))
+
+
+@pytest.mark.parametrize("state", ["finished", "waiting", "due"])
+async def test_the_retention_of_a_retried_delivery_counts_from_the_retry(
+    rig: Rig, receiver: Receiver, state: str
+) -> None:
+    """Else an operator's retry of what is old would end EXPIRED before its second attempt."""
+    await rig.subscription(await rig.tenant(), receiver.url, schedule_s=[0.0, 20 * DAY_S])
+    receiver.answers = 500
+    if state == "finished":
+        delivery_id = await _given_up(rig)
+        await rig.database.fetch("UPDATE subscriptions SET schedule_s = '{0, 864000}'")
+    else:
+        delivery_id = await _waiting(rig, due_s=60.0 if state == "waiting" else -60.0)
+    impatient = keeper(rig, pending_retention_days=10)
+
+    await rig.operator.retry("acme", delivery_id)
+
+    assert await impatient.do_chores()
+    assert len(await rig.pending()) == 1, "its ten days begin with the retry"
+    await rig.turn(10 * DAY_S + 1)
+    assert await impatient.do_chores()
+    await impatient.stop()
+    assert await rig.pending() == []
+    assert [row["state"] for row in await rig.finished()] == ["EXPIRED"]

@@ -22,7 +22,7 @@ WHERE d.delivery_id = $3 AND t.tenant_id = $1 AND t.deleted_at IS NULL
 -- Only what waits for longer than its node may take to hear of it: what comes due before may be on the wire by then, and a new
 -- version would lose its answer.
 WITH moved AS (
-    UPDATE pending_deliveries SET due_at = hookline_now(), version = version + 1
+    UPDATE pending_deliveries SET due_at = hookline_now(), retry_time = hookline_now(), version = version + 1
     WHERE bucket = $1 AND delivery_id = $2 AND due_at > hookline_now() + interval '2 s'
     RETURNING bucket, subscription_uid, delivery_id
 ), audited AS (
@@ -30,6 +30,15 @@ WITH moved AS (
 )
 INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id) SELECT 'DELIVERY', moved.* FROM moved
 RETURNING delivery_id
+
+-- name: retry_due
+-- It is due and may be on the wire, so its version stays as it is: only its retention begins anew.
+WITH kept AS (
+    UPDATE pending_deliveries SET retry_time = hookline_now() WHERE bucket = $1 AND delivery_id = $2 RETURNING delivery_id
+), audited AS (
+    INSERT INTO audit_drafts (tenant_uid, entry) SELECT $3, $4 FROM kept
+)
+SELECT delivery_id FROM kept
 
 -- name: retry_finished
 -- Back from history: attempt numbers go on, the budget starts anew. Without its event there is nothing to send: it stays.
@@ -41,9 +50,9 @@ WITH taken AS (
     RETURNING *
 ), moved AS (
     INSERT INTO pending_deliveries (bucket, attempt_count, version, due_at, ordinal, delivery_id, subscription_uid, event_id,
-                                    attempts_base, attempts_until, key_hash)
+                                    attempts_base, attempts_until, key_hash, retry_time)
     SELECT $3, d.attempt_count, d.version + 1, hookline_now(), e.ordinal, d.delivery_id, d.subscription_uid, d.event_id,
-           d.attempt_count, least(d.attempt_count + $4::integer, 32767), $6
+           d.attempt_count, least(d.attempt_count + $4::integer, 32767), $6, hookline_now()
     FROM taken d JOIN events e ON e.tenant_uid = d.tenant_uid AND e.event_id = d.event_id
     RETURNING bucket, subscription_uid, delivery_id
 ), audited AS (

@@ -1,12 +1,13 @@
 -- Upkeep: what is swept, dropped or given up with time.
 
 -- name: expire_pending
--- Pending work past its retention (paused time counts), of one bucket, a batch at a time.
+-- Pending work past its retention (paused time counts), of one bucket, a batch at a time. What an operator retried is kept
+-- from then on ($4: the moment whose id is $2).
 WITH expired AS (
     DELETE FROM pending_deliveries p
     USING (SELECT bucket, delivery_id FROM pending_deliveries
-           WHERE bucket = $1 AND delivery_id < $2 ORDER BY bucket, delivery_id LIMIT $3) w
-    WHERE p.bucket = w.bucket AND p.delivery_id = w.delivery_id
+           WHERE bucket = $1 AND delivery_id < $2 AND (retry_time IS NULL OR retry_time < $4) ORDER BY bucket, delivery_id LIMIT $3) w
+    WHERE p.bucket = w.bucket AND p.delivery_id = w.delivery_id AND (p.retry_time IS NULL OR p.retry_time < $4)
     RETURNING p.*
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id)
