@@ -2,8 +2,9 @@
 
 Owners read the change log every second, and at once when a call on this node wrote to it or another
 node says so. A change is an instruction to look again, never a command, so reading one twice does
-no harm. The cursor is the oldest transaction that may still commit (`pg_snapshot_xmin`): a change
-whose number is small but whose commit is late is not missed.
+no harm. The cursor is a snapshot of the server (`pg_current_snapshot`): a read returns the changes
+that became visible after it, each once, in pages. A change whose number is small but whose commit
+is late is not missed, and a transaction that stays open makes no read longer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from service.pipeline.catalog import EventTypeCatalog
     from service.pipeline.lanes import Lanes
     from service.pipeline.targets import LaneConfigs
-    from service.store.lanes import Change, LaneStore
+    from service.store.lanes import Change, ChangeCursor, LaneStore
 
 _log = structlog.get_logger(__name__)
 
@@ -42,8 +43,7 @@ class Changes:
         self._lanes = lanes
         self._configs = configs
         self._catalog = catalog
-        self._cursor = ""
-        self._seen: set[int] = set()
+        self._cursor: ChangeCursor | None = None
         self._wake = asyncio.Event()
         self._is_poked = False
         self._task: asyncio.Task[None] | None = None
@@ -97,15 +97,17 @@ class Changes:
                 _log.exception("changes_broken")
 
     async def read(self) -> None:
-        """Carry what is new into memory."""
+        """Carry what is new into memory, a page at a time."""
         is_poked, self._is_poked = self._is_poked, False
-        changes, cursor = await self._store.changes(self._cursor)
-        fresh = [change for change in changes if change.change_id not in self._seen]
-        if is_poked:
-            self._tell(fresh)
-        await self._carry_out(fresh)
-        self._cursor = cursor
-        self._seen = {change.change_id for change in changes}
+        cursor = self._cursor or await self._store.change_cursor()
+        while True:
+            changes, cursor = await self._store.changes(cursor)
+            if is_poked:
+                self._tell(changes)
+            await self._carry_out(changes)
+            self._cursor = cursor
+            if cursor.until is None:
+                return
 
     def _tell(self, changes: list[Change]) -> None:
         """What is not this node's to carry out, or not its alone."""
@@ -126,6 +128,8 @@ class Changes:
                 continue
             if change.kind == "DELIVERY" and change.delivery_id is not None:
                 self._lanes.forget(lane, change.delivery_id, change.key_hash)
+            elif change.kind == "LANE":
+                self._lanes.forget_all(lane)
             else:
                 subscriptions.add(uid)
         if subscriptions:

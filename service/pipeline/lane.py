@@ -150,6 +150,7 @@ class Lane:
         "is_doubtful",
         "is_gone",
         "is_outdated",
+        "is_read_stale",
         "is_told",
         "known",
         "name",
@@ -186,15 +187,15 @@ class Lane:
         """Every job in memory: queued, in flight, not yet recorded, waiting for its time."""
         self.announced: set[UUID] = set()
         """What a commit under way may write; handed over after it, or withdrawn."""
+        self.is_read_stale = False
         self.stale: set[UUID | int | None] = set()
         """What others changed since the refill under way began, and the hashes of their ordering
-        keys: its rows of these are discarded."""
+        keys: its rows of these are discarded. Where `is_read_stale`, all of its rows are."""
         self.order: KeyOrder | None = None
         """Its keys, where its subscription is ordered; that is known once it is configured."""
-        self.timed = 0
         self.bytes_held = 0
         """Event data of what is queued or waits for its time."""
-        self.in_flight = 0
+        self.timed = self.in_flight = 0
         self.unrecorded = 0
         """Sent and not yet recorded."""
         self.window = 1.0
@@ -234,7 +235,7 @@ class Lane:
 
     def takes(self, row: PendingRow) -> bool:
         """Whether a row that was read is news, and still true."""
-        if self.is_gone or self.holds(row.delivery_id):
+        if self.is_gone or self.is_read_stale or self.holds(row.delivery_id):
             return False
         if self.stale and self.stale & {row.delivery_id, row.key_hash}:
             return False
@@ -265,6 +266,14 @@ class Lane:
             return [self.known[delivery_id]] if delivery_id in self.known else []
         jobs = self.known.values() if key_hash in order.busy else ()
         return [job for job in jobs if job.key_hash == key_hash]
+
+    def supersede_all(self) -> list[Job]:
+        """Return every delivery in memory; the rows of a refill under way are discarded."""
+        if self.state is LaneState.REFILLING:
+            self.is_read_stale = True
+        if self.order is not None:
+            self.order.waiting.clear()
+        return list(self.known.values())
 
     def needs_reading(self) -> bool:
         """Whether something is due, or may be, that only the hot table knows."""

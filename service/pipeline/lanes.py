@@ -174,6 +174,7 @@ class Lanes:
         complete = found_all and not lane.dirty_since_read
         lane.state = LaneState.COMPLETE if complete else LaneState.DIRTY
         lane.stale.clear()
+        lane.is_read_stale = False
         if lane.order is not None and rests_s:
             lane.order.walks_on_s = self._clock.boottime_s() + rests_s
             self._timers.add(lane.order.walks_on_s, lambda: self._want(lane))
@@ -303,6 +304,19 @@ class Lanes:
         if lane.order is not None and key_hash is not None:
             lane.order.change(key_hash)
         lane.mark_dirty()
+        self._want(lane)
+
+    def forget_all(self, lane: Lane) -> None:
+        """Forget every delivery of a lane: many of its rows were changed by one statement.
+
+        What is on the wire stays known until it is recorded, as in `forget`.
+        """
+        self._empty(lane)
+        for job in lane.supersede_all():
+            if job.is_sent:
+                job.is_stale = True
+            else:
+                lane.drop(job)
         self._want(lane)
 
     # --------------------------------------------------------------- what ownership does

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 SQL = Statements("lanes")
 ORDER_SQL = Statements("ordering")
 
+CHANGES_PER_PAGE = 2_000
+"""How many changes are in memory at once."""
+
 KEYS_PER_PAGE = 5_000
 """How many keys one statement walks through, some microseconds each: other lanes wait for it."""
 KEYS_PER_PAGE_MIN = 500
@@ -118,13 +121,25 @@ class Page:
 class Change:
     """Something that owners must look at again."""
 
-    change_id: int
     kind: str
     bucket: int | None
     subscription_uid: UUID | None
     delivery_id: UUID | None
     key_hash: int | None = None
     """Of a pending delivery's ordering key, where its subscription is ordered."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeCursor:
+    """Which changes have been read: all that a snapshot sees, and some that a later one does."""
+
+    seen: str
+    """A `pg_snapshot`: every change that it sees has been read."""
+    until: str | None = None
+    """The later snapshot, while what became visible up to it is read in pages; None: no page is
+    left."""
+    after: tuple[str, int] = ("0", 0)
+    """(xid, change_id) of the last change of the page before."""
 
 
 class LaneStore:
@@ -193,20 +208,36 @@ class LaneStore:
         )
         return {row["event_id"]: event_of(row) for row in rows}
 
-    async def change_cursor(self) -> str:
-        """Where to begin reading changes: everything before is visible to whoever reads now."""
-        rows = await self._session.fetch(SQL.change_cursor)
-        return str(rows[0][0])
+    async def change_cursor(self) -> ChangeCursor:
+        """Return the cursor from which on changes are to be read; all before it are visible now."""
+        rows = await self._session.fetch(SQL.current_snapshot)
+        return ChangeCursor(rows[0][0])
 
-    async def changes(self, cursor: str) -> tuple[list[Change], str]:
-        """The changes since a cursor, and the next cursor."""
-        rows = await self._session.fetch(SQL.changes, cursor)
+    async def changes(
+        self, cursor: ChangeCursor, limit: int = CHANGES_PER_PAGE
+    ) -> tuple[list[Change], ChangeCursor]:
+        """Return up to `limit` changes after a cursor, each once, and the next cursor.
+
+        A next cursor with `until` set: there may be more pages.
+        """
+        rows = await self._session.fetch(
+            SQL.changes, cursor.seen, cursor.until, *cursor.after, limit
+        )
         found = [
-            Change(row[0], row[1], row[2], row[3], row[4], row[5])
+            Change(
+                row["kind"],
+                row["bucket"],
+                row["subscription_uid"],
+                row["delivery_id"],
+                row["key_hash"],
+            )
             for row in rows
-            if row[0] is not None
+            if row["change_id"] is not None
         ]
-        return found, rows[0]["next_cursor"]
+        until: str = cursor.until or rows[0]["snapshot"]
+        if len(found) < limit:
+            return found, ChangeCursor(until)
+        return found, ChangeCursor(cursor.seen, until, (rows[-1]["xid"], rows[-1]["change_id"]))
 
     async def cancel_deleted(self, bucket: int, subscription_uid: UUID, limit: int) -> int:
         """Cancel up to `limit` rows of a deleted subscription; how many there were."""

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from service.domain.event import EventType
-from service.domain.ids import bucket_of
+from service.domain.ids import bucket_of, format_type_id
 from service.pipeline.changes import INTERVAL_S
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import rival
@@ -353,3 +353,69 @@ async def test_a_node_that_starts_knows_what_was_changed_before(
         await until(lambda: lane.config is not None, "and knows its subscription")
         assert not lane.sends()
     assert receiver.ids == []
+
+
+async def test_one_change_of_a_lane_stands_for_all_its_deliveries(
+    rig: Rig, receiver: Receiver
+) -> None:
+    """What a statement cancelled by the batch is not sent, and what it left is sent once."""
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url, max_in_flight=1)
+    receiver.gate = asyncio.Event()
+    await rig.publisher.publish("acme", [order_created(n) for n in range(20)])
+    await receiver.wait_for(1)
+    lane = rig.lanes.get(uid)
+    assert lane is not None
+    await until(lambda: rig.lanes.shares.jobs == 19, "the others are queued in memory")
+    await rig.changes.stop()
+    kept = (await rig.pending())[-1]["delivery_id"]
+    await rig.database.fetch(
+        """DELETE FROM pending_deliveries WHERE delivery_id <> $1 AND delivery_id NOT IN (
+               SELECT delivery_id FROM pending_deliveries ORDER BY ordinal LIMIT 1)""",
+        kept,
+    )
+    await rig.database.fetch(
+        "INSERT INTO change_log (kind, bucket, subscription_uid) VALUES ('LANE', $1, $2)",
+        bucket_of(uid),
+        uid,
+    )
+
+    await rig.changes.read()
+    receiver.gate.set()
+    await until(lambda: rig.recorder.recorded == 2, "two are left")
+
+    assert len(receiver.ids) == 2
+    assert set(receiver.counts.values()) == {1}
+    assert await rig.pending() == []
+
+
+async def test_a_change_of_a_lane_discards_the_read_that_is_under_way(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url)
+    await rig.changes.stop()
+    refill, held, go_on = rig.lane_store.refill, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: object) -> object:
+        rows = await refill(*args)  # type: ignore[arg-type]  # as it was called
+        held.set()
+        await go_on.wait()
+        return rows
+
+    monkeypatch.setattr(rig.lane_store, "refill", slow)
+    await rig.publisher.publish("acme", [order_created()])
+    await held.wait()
+    await rig.database.fetch("DELETE FROM pending_deliveries")
+    await rig.database.fetch(
+        "INSERT INTO change_log (kind, bucket, subscription_uid) VALUES ('LANE', $1, $2)",
+        bucket_of(uid),
+        uid,
+    )
+    await rig.changes.read()
+    go_on.set()
+    (later,) = await rig.publisher.publish("acme", [order_created()])
+    await until(lambda: rig.recorder.recorded >= 1, "the next event is delivered")
+    await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "the wire is empty")
+
+    assert receiver.ids == [format_type_id("evt", later.event_id)]

@@ -85,7 +85,9 @@ async def test_pending_work_past_its_retention_expires_in_every_bucket(
         ("EXPIRED", "RETENTION", 1)
     }
     changes = await rows.all("change_log")
-    assert {(row["kind"], row["delivery_id"]) for row in changes} == {("DELIVERY", o) for o in old}
+    assert sorted((row["kind"], row["subscription_uid"]) for row in changes) == [
+        ("LANE", uid) for uid in sorted(uids)
+    ]
 
 
 async def test_batches_go_on_until_nothing_is_left(store: UpkeepStore, rows: HotRows) -> None:

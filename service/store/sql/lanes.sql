@@ -45,16 +45,38 @@ CROSS JOIN LATERAL (
     FROM events e WHERE e.tenant_uid = w.tenant_uid AND e.event_id = w.event_id OFFSET 0) e
 JOIN tenants t ON t.tenant_uid = e.tenant_uid
 
--- name: change_cursor
-SELECT pg_snapshot_xmin(pg_current_snapshot())::text
+-- name: current_snapshot
+SELECT pg_current_snapshot()::text
 
 -- name: changes
--- Overlaps are read again: a change is an instruction to look, so it may be carried out twice.
-SELECT c.change_id, c.kind, c.bucket, c.subscription_uid, c.delivery_id, p.key_hash, s.next_cursor
-FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS next_cursor) s
-LEFT JOIN change_log c ON c.xid >= $1::text::xid8
-LEFT JOIN pending_deliveries p USING (bucket, delivery_id)
-ORDER BY c.change_id
+-- Up to $5 changes that the snapshot $1 does not see and the snapshot $2 (NULL: the statement's own) does, after ($3, $4) in
+-- the order of (xid, change_id). What a snapshot does not see is two parts of the index: the transactions that it lists as in
+-- progress, and those from its xmax on. So what was read before is not read again, however long a transaction stays open.
+SELECT s.snapshot, c.xid::text AS xid, c.change_id, c.kind, c.bucket, c.subscription_uid, c.delivery_id,
+       (SELECT p.key_hash FROM pending_deliveries p
+        WHERE p.bucket = c.bucket AND p.delivery_id = c.delivery_id) AS key_hash
+FROM (SELECT pg_current_snapshot()::text AS snapshot) s
+LEFT JOIN LATERAL (
+    (SELECT l.*
+     FROM (SELECT pg_snapshot_xip($1::text::pg_snapshot) AS xid) open CROSS JOIN LATERAL (
+         SELECT * FROM change_log o
+         WHERE (o.xid, o.change_id) > (open.xid, CASE WHEN open.xid = $3::text::xid8 THEN $4::bigint ELSE 0 END)
+           AND (o.xid, o.change_id) <= (open.xid, 9223372036854775807)
+           AND ($2::text IS NULL OR pg_visible_in_snapshot(o.xid, $2::text::pg_snapshot))
+         ORDER BY o.xid, o.change_id LIMIT $5) l
+     WHERE open.xid >= $3::text::xid8
+     ORDER BY l.xid, l.change_id LIMIT $5)
+    UNION ALL
+    (SELECT l.*
+     FROM (SELECT pg_snapshot_xmax($1::text::pg_snapshot) AS xid) next CROSS JOIN LATERAL (
+         SELECT * FROM change_log n
+         WHERE (n.xid, n.change_id) > (CASE WHEN $3::text::xid8 >= next.xid THEN $3::text::xid8 ELSE next.xid END,
+                                       CASE WHEN $3::text::xid8 >= next.xid THEN $4::bigint ELSE 0 END)
+           AND ($2::text IS NULL OR pg_visible_in_snapshot(n.xid, $2::text::pg_snapshot))
+         ORDER BY n.xid, n.change_id LIMIT $5) l
+     ORDER BY l.xid, l.change_id)
+    ORDER BY xid, change_id LIMIT $5) c ON true
+ORDER BY c.xid, c.change_id
 
 -- name: cancel_deleted
 -- What is still pending of a deleted subscription, a batch at a time, by the owner of its bucket. Taken in the order of the

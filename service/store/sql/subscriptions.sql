@@ -195,7 +195,7 @@ SELECT subscription_uid FROM changed
 
 -- name: discard
 -- One batch of a lane's pending deliveries of events older than $3, in the order of the lane's index, from what is due at $4
--- on. Each is told to the lane's owner, who may hold it in memory.
+-- on. The lane's owner, which may have them in memory, reads one change for all of them.
 WITH doomed AS MATERIALIZED (
     SELECT bucket, delivery_id, due_at FROM pending_deliveries
     WHERE bucket = $1 AND subscription_uid = $2 AND event_id < $3 AND due_at >= $4
@@ -212,8 +212,7 @@ WITH doomed AS MATERIALIZED (
            attempts_base, attempts_until, 'CANCELLED', 'OPERATOR'
     FROM gone
 ), logged AS (
-    INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id)
-    SELECT 'DELIVERY', bucket, subscription_uid, delivery_id FROM gone
+    INSERT INTO change_log (kind, bucket, subscription_uid) SELECT DISTINCT 'LANE', bucket, subscription_uid FROM gone
 ), audited AS (
     INSERT INTO audit_drafts (tenant_uid, entry)
     SELECT $6, $7::jsonb || jsonb_build_object('after_json', jsonb_build_object('cancelled_count', count(*))::text)

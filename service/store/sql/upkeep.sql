@@ -10,8 +10,7 @@ WITH expired AS (
     WHERE p.bucket = w.bucket AND p.delivery_id = w.delivery_id AND (p.retry_time IS NULL OR p.retry_time < $4)
     RETURNING p.*
 ), logged AS (
-    INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id)
-    SELECT 'DELIVERY', bucket, subscription_uid, delivery_id FROM expired
+    INSERT INTO change_log (kind, bucket, subscription_uid) SELECT DISTINCT 'LANE', bucket, subscription_uid FROM expired
 )
 INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count,
                         attempts_base, attempts_until, state, state_reason)
