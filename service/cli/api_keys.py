@@ -23,6 +23,7 @@ from service.cli.node import read_settings
 from service.cli.server import ask
 from service.cli.wording import has_passed, plain, time_of, until
 from service.config import Role
+from service.config.secret_sources import variables_given
 from service.domain.api_key import api_key_name, key_id_in
 from service.domain.caller import Scope
 from service.domain.names import check_id, check_text
@@ -50,7 +51,7 @@ def create(asked: argparse.Namespace) -> int:
             expire_time=None if lifetime is None else now + lifetime,
         )
 
-    role = Role.KEYS if os.environ.get("HOOKLINE_DATABASE_URL") else Role.DEV
+    role = Role.KEYS if variables_given(os.environ, "HOOKLINE_DATABASE_URL") else Role.DEV
     settings = read_settings(role, {"DATA_DIR": asked.data_dir})
     key, token = asyncio.run(create_api_key(settings, draft_at))
     print(token, flush=True)

@@ -66,7 +66,7 @@ def _use(use: KeyUse) -> str:
 
 def _forget(asked: argparse.Namespace) -> int:
     text: str = asked.key_id
-    settings = read_settings(Role.MIGRATE, {})
+    settings = read_settings(Role.FORGET, {})
     if not re.fullmatch(r"[0-9a-f]{16}", text):
         raise CommandError(f"{text!r} is no key id: 16 hexadecimal digits, as `serve` names it")
     key_id = bytes.fromhex(text)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from service.app import StartError
 from service.cli.failure import CommandError
 from service.config import ListenAddress, Role, Settings, SettingsError
-from service.supervisor import run_node, run_worker, run_workers
+from service.supervisor import forbid_core_dumps, run_node, run_worker, run_workers
 from service.telemetry import configure_logging
 
 
@@ -22,6 +22,8 @@ def read_settings(role: Role, flags: Mapping[str, str | None]) -> Settings:
         head = "a setting is wrong" if count == 1 else f"{count} settings are wrong"
         lines = "".join(f"\n  {problem}" for problem in error.problems)
         raise CommandError(f"{head}:{lines}") from error
+    if not settings.are_core_dumps_allowed:
+        forbid_core_dumps()
     configure_logging(settings.log_format, settings.log_level)
     return settings
 

@@ -1,7 +1,8 @@
 """The way to a running service: a client, and its errors as sentences.
 
-`HOOKLINE_API_KEY` and `HOOKLINE_TOKEN` (an issuer's) are read here and nowhere else; they are no
-arguments, since arguments are seen by every user of a machine.
+`HOOKLINE_API_KEY` and `HOOKLINE_TOKEN` (an issuer's), or the files or commands that hold them, are
+read here and nowhere else; they are no arguments, since arguments are seen by every user of a
+machine.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hookline.errors import (
 )
 from hookline.tls import Tls
 from service.cli.failure import CommandError
+from service.config.secret_sources import SecretSourceError, source_of, variables_given
 
 _UNREACHED = (
     (
@@ -38,6 +40,7 @@ _UNREACHED = (
     ("Failed parsing HTTP/2", "answers, and not in gRPC: is it another service's port?"),
 )
 """What gRPC says of a connection, and what that means."""
+_CREDENTIALS = ("HOOKLINE_API_KEY", "HOOKLINE_TOKEN")
 _SILENT = "its process hangs (so does `hookline health`), or it waits for Postgres, which does"
 
 
@@ -91,10 +94,16 @@ def _unreached(target: str, said: str) -> str:
 
 def _token() -> str | None:
     """What to show the service; None: nothing."""
-    key, token = os.environ.get("HOOKLINE_API_KEY"), os.environ.get("HOOKLINE_TOKEN")
-    if key and token:
+    given = [name for name in _CREDENTIALS if variables_given(os.environ, name)]
+    if len(given) > 1:
         raise CommandError("HOOKLINE_API_KEY and HOOKLINE_TOKEN are both set: unset one of them")
-    return key or token or None
+    if not given:
+        return None
+    try:
+        source = source_of(os.environ, given[0])
+        return os.environ[given[0]] if source is None else source.read()
+    except SecretSourceError as error:
+        raise CommandError(str(error)) from error
 
 
 def _tls(asked: argparse.Namespace) -> Tls | None:

@@ -42,7 +42,7 @@ class EgressSettings:
 
 def read_egress(read: Reader, *, is_dev: bool) -> EgressSettings:
     """Read them; `dev` may reach this machine."""
-    proxy = read("EGRESS_PROXY", parse_proxy, None, secret=True)
+    proxy = read.secret("EGRESS_PROXY", parse_proxy, None)
     resolves = read("EGRESS_PROXY_RESOLVES", switch, default=False)
     if proxy is not None:
         proxy = replace(proxy, resolves=resolves)

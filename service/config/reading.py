@@ -17,6 +17,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
+from service.config.secret_sources import (
+    COMMAND_SUFFIX,
+    COMMAND_TIMEOUT_S,
+    FILE_SUFFIX,
+    SecretSourceError,
+    source_of,
+)
 from service.identity.issuer_keys import is_fit_url
 from service.store.secrets import MasterKeyError, parse_master_keys
 
@@ -33,6 +40,8 @@ MAX_CLAIM_LENGTH: Final = 255
 NOT_OURS: Final = frozenset(
     {
         "HOOKLINE_API_KEY",
+        "HOOKLINE_API_KEY_COMMAND",
+        "HOOKLINE_API_KEY_FILE",
         "HOOKLINE_CLIENT_CERT",
         "HOOKLINE_CLIENT_KEY",
         "HOOKLINE_SERVER",
@@ -40,6 +49,8 @@ NOT_OURS: Final = frozenset(
         "HOOKLINE_SERVER_NAME",
         "HOOKLINE_TEST_DATABASE",
         "HOOKLINE_TOKEN",
+        "HOOKLINE_TOKEN_COMMAND",
+        "HOOKLINE_TOKEN_FILE",
     }
 )
 """Read by the command line's client and by the tests; no settings of the service."""
@@ -77,6 +88,8 @@ class Reader:
         self.names: set[str] = set()
         """Of all variables that were asked for."""
         self.problems: list[str] = []
+        self.command_timeout_s = COMMAND_TIMEOUT_S
+        """Of a command that prints a secret."""
 
     def __call__(
         self, name: str, parse: Callable[[str], T], default: D, *, secret: bool = False
@@ -93,6 +106,31 @@ class Reader:
             called = PREFIX + name if flag is None else f"--{name.lower().replace('_', '-')}"
             shown = "" if secret else f' is "{text}"'
             self.problems.append(f"{called}{shown}: {error}")
+            return default
+
+    def secret(
+        self, name: str, parse: Callable[[str], T], default: D, *, is_wanted: bool = True
+    ) -> T | D:
+        """Return the value of a secret, which HOOKLINE_`name`, `…_FILE` or `…_COMMAND` gives.
+
+        Where it is not wanted, no file is read and no command is run.
+        """
+        variable = PREFIX + name
+        self.names |= {variable, variable + FILE_SUFFIX, variable + COMMAND_SUFFIX}
+        try:
+            source = source_of(self.environ, variable, self.command_timeout_s)
+            if source is None:
+                return self(name, parse, default, secret=True)
+            if not is_wanted:
+                return default
+            text = source.read()
+        except SecretSourceError as error:
+            self.problems.append(str(error))
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            self.problems.append(f"{source.variable}: {error}")
             return default
 
     def unknown(self) -> list[str]:

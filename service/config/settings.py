@@ -31,6 +31,7 @@ from service.config.reading import (
     parse_path,
     switch,
 )
+from service.config.secret_sources import COMMAND_TIMEOUT_S
 from service.config.tls import TlsSettings, read_tls
 from service.config.tokens import TokenSettings, read_tokens
 from service.domain.limits import Limits
@@ -48,6 +49,7 @@ class Role(StrEnum):
     SERVE = "serve"
     MIGRATE = "migrate"
     KEYS = "keys"
+    FORGET = "forget"
     AUDIT = "audit"
 
 
@@ -89,6 +91,8 @@ class Settings:
     """HOOKLINE_HTTPS_ONLY: refuse `http://` targets"""
     master_keys: tuple[bytes, ...] = field(repr=False)
     """HOOKLINE_MASTER_KEY; empty: one that is kept in `data_dir`"""
+    are_core_dumps_allowed: bool
+    """HOOKLINE_ALLOW_CORE_DUMPS: also debuggers of the same user"""
     is_auth_on: bool
     """HOOKLINE_AUTH"""
     tls: TlsSettings
@@ -152,10 +156,13 @@ class Settings:
     @classmethod
     def _read(cls, read: Reader, role: Role) -> Settings:
         is_dev = role is Role.DEV
+        read.command_timeout_s = read(
+            "SECRET_COMMAND_TIMEOUT_S", number(1, 300, "seconds"), COMMAND_TIMEOUT_S
+        )
         return cls(
             role=role,
             listen=read("LISTEN", parse_address, ListenAddress("127.0.0.1", 50051)),
-            database_url=read("DATABASE_URL", parse_database_url, None, secret=True),
+            database_url=read.secret("DATABASE_URL", parse_database_url, None),
             data_dir=read("DATA_DIR", parse_path, Path(".hookline")),
             workers=read(
                 "WORKERS", integer(1, 256), available_cores() if role is Role.SERVE else 1
@@ -164,7 +171,10 @@ class Settings:
             lease_s=read("LEASE_S", number(4, 300, "seconds"), 10.0),
             egress=read_egress(read, is_dev=is_dev),
             is_https_only=read("HTTPS_ONLY", switch, default=False),
-            master_keys=read("MASTER_KEY", parse_keys, (), secret=True),
+            master_keys=read.secret(
+                "MASTER_KEY", parse_keys, (), is_wanted=role is not Role.MIGRATE
+            ),
+            are_core_dumps_allowed=read("ALLOW_CORE_DUMPS", switch, default=False),
             is_auth_on=read("AUTH", switch, default=not is_dev),
             tls=read_tls(read),
             tokens=read_tokens(read),
@@ -208,9 +218,10 @@ class Settings:
         problems: list[str] = []
         if self.role is not Role.DEV and self.database_url is None:
             problems.append(
-                "HOOKLINE_DATABASE_URL is not set: `serve`, `migrate` and `keys` need one"
+                "HOOKLINE_DATABASE_URL is not set, nor HOOKLINE_DATABASE_URL_FILE: `serve`,"
+                " `migrate` and `keys` need one of them"
             )
-        if self.role is Role.MIGRATE:
+        if self.role in {Role.MIGRATE, Role.FORGET}:
             return problems
         if self.role is Role.DEV and self.workers > 1 and self.database_url is None:
             problems.append(
@@ -219,7 +230,8 @@ class Settings:
             )
         if self.role is not Role.DEV and not self.master_keys:
             problems.append(
-                f"HOOKLINE_MASTER_KEY is not set: `{self.role}` needs one, to seal secrets with;"
+                "HOOKLINE_MASTER_KEY is not set, nor HOOKLINE_MASTER_KEY_FILE, nor"
+                f" HOOKLINE_MASTER_KEY_COMMAND: `{self.role}` needs one, to seal secrets with;"
                 " `openssl rand -base64 32` makes one. Keep it: without it they are lost"
             )
         if self.role is Role.KEYS:

@@ -63,7 +63,10 @@ async def test_unfinished_requests_take_nothing_from_deliveries_and_calls(
     database_url: str, tmp_path: pathlib.Path
 ) -> None:
     port = free_port()
-    listen = {"HOOKLINE_PROMETHEUS_LISTEN": f"127.0.0.1:{port}"}
+    listen = {
+        "HOOKLINE_PROMETHEUS_LISTEN": f"127.0.0.1:{port}",
+        "HOOKLINE_ALLOW_CORE_DUMPS": "on",  # else only root may count a node's descriptors
+    }
     with many_descriptors(), ExitStack() as connections:
         async with scene(database_url, tmp_path, nodes=1, subscriptions=4, **listen) as stage:
             (node,) = stage.nodes

@@ -14,6 +14,8 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(180)
 
+READABLE = {"HOOKLINE_ALLOW_CORE_DUMPS": "on"}
+"""Else only root may see which descriptors a node has."""
 TRIED_AGAIN_S = 2.5
 """A fault of ours is tried again after a second: in this time, twice."""
 DEADLINE_S = 4
@@ -54,7 +56,7 @@ async def judge_spotless(stage: Scene) -> None:
 async def test_without_a_descriptor_deliveries_wait_and_nobody_is_blamed(
     database_url: str, tmp_path: pathlib.Path
 ) -> None:
-    async with scene(database_url, tmp_path, nodes=1, subscriptions=4) as stage:
+    async with scene(database_url, tmp_path, nodes=1, subscriptions=4, **READABLE) as stage:
         await stage.publish(stage.event_types)
         await stage.recorded()
         (node,) = stage.nodes
