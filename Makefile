@@ -26,7 +26,7 @@ AUDIT_READY   := .tools/audit/.ready-$(call key,requirements-audit.txt)
 GRPCURL_READY := .tools/bin/.grpcurl-$(GRPCURL)
 PROMETHEUS_READY := .tools/bin/.prometheus
 
-.PHONY: help setup demo test lint generate check faults fuzz bench sbom audit lock clean
+.PHONY: help setup demo test lint generate check faults fuzz hostile bench sbom audit lock clean
 .PHONY: codegen deploy audit-tools grpcurl prometheus check-deploy
 
 help: ## this list
@@ -77,6 +77,9 @@ faults: setup ## break real processes again and again, and count: twenty minutes
 fuzz: setup ## broken input for every parser, half an hour of it (some is in test); EXAMPLES=1000 shortens
 	@HOOKLINE_TEST_FUZZ=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest tests/fuzz $(PYTEST_WORKERS) --timeout 0 $(PYTEST)
 
+hostile: setup ## attack a node as a hostile peer does, and measure; ATTACK="ping reset" chooses, SECONDS= shortens
+	@$(BIN)/python -m tests.hostile $(if $(SECONDS),--seconds $(SECONDS)) $(ATTACK)
+
 bench: setup ## measure; SCENARIO="1 3" chooses, ROUNDS=, SECONDS=, WORKERS=, SCALE=, FULL=1, TELEMETRY=
 	@$(BIN)/python -m tests.bench $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
 		$(if $(WORKERS),--workers $(WORKERS)) $(if $(TELEMETRY),--telemetry $(TELEMETRY)) $(if $(SCALE),--scale $(SCALE)) $(if $(FULL),--full) $(SCENARIO)
@@ -106,7 +109,7 @@ lock: setup ## resolve the dependencies anew; UPGRADE=1 takes the newest
 LOCK = --quiet --generate-hashes --universal --python-version 3.11 --no-header $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what these targets made
-	rm -rf .venv .tools build dist *.egg-info clients/python/*.egg-info bench-results
+	rm -rf .venv .tools build dist *.egg-info clients/python/*.egg-info bench-results hostile-results
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find service clients tests protos -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -47,6 +47,7 @@ TEST_FOLDERS = ROOMS | {
     "e2e",
     "faults",
     "fuzz",
+    "hostile",
     "protos",
     "scenarios",
 }

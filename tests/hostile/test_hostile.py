@@ -1,0 +1,28 @@
+"""A short part of the suite: some attacks for a moment each, against one node."""
+
+import pytest
+
+from tests.hostile import callers
+from tests.hostile.scenario import play
+from tests.hostile.stage import staged
+
+pytestmark = pytest.mark.timeout(180)
+
+SECONDS = 0.5
+MEMORY_MAX_MB = 400
+"""A node without load has 90."""
+SHORT = ("continuation", "empty data", "hpack bomb", "connection storm")
+CHOSEN = [scenario for scenario in callers.SCENARIOS if scenario.name in SHORT]
+
+
+async def test_a_node_survives_attacks_and_serves_a_known_publisher_afterwards(
+    database_url: str,
+) -> None:
+    assert len(CHOSEN) == len(SHORT)
+    async with staged(database_url) as stage:
+        for scenario in CHOSEN:
+            result = await play(scenario, stage, SECONDS)
+            assert result.is_alive, scenario.name
+            assert result.recovery_s is not None, scenario.name
+            assert result.memory_peak_mb < MEMORY_MAX_MB, scenario.name
+            assert not result.after.failed, scenario.name
