@@ -5,5 +5,5 @@ Read `server` for the whole and `errors` for every refusal. Then the door, which
 `token_callers`), `scopes`, `admission` and `rates`, `audited`, `observing`, `streams`. Behind it a
 `*_service` for each service, with `publish_batch` and `publish_stream`, `audit_entries`, `paging`
 and `update_mask`; `convert` and `convert_*` between their messages and the domain's values. Beside
-it `tls`, `reflection`, and what is `unbuilt`.
+it `tls`, `health`, `reflection`, and what is `unbuilt`.
 """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from hookline.v1 import (
     access_service_pb2,
@@ -33,6 +33,7 @@ from service.api import reflection
 from service.api.admission import Admission
 from service.api.audited import Journal
 from service.api.authentication import Authenticator, Identities
+from service.api.health import HealthServicer
 from service.api.interceptors import MAX_CALLS_DEFAULT, CallGuard, CallObserver
 from service.domain.limits import Limits
 
@@ -50,10 +51,13 @@ CONTRACT_SERVICES: tuple[str, ...] = tuple(
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-_STATES = health_pb2.HealthCheckResponse
 
 RECEIVE_HEADROOM_BYTES = 4 * 1024 * 1024
 METADATA_HEADROOM_BYTES = 16 * 1024
+STREAM_WINDOW_BYTES = 64 * 1024
+"""What gRPC's core holds of a message that nobody reads yet."""
+_IDENTITY_ONLY = 1
+"""A bit for each algorithm (grpc_compression_algorithm); the first is none."""
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 
@@ -107,12 +111,11 @@ class ApiServer:
             interceptors=[self._guard],
             options=_options(limits, share_port=share_port),
         )
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer(CONTRACT_SERVICES)
         _register(servicers, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*CONTRACT_SERVICES, _HEALTH, *reflection.SERVICES)
         servicer = reflection.ReflectionServicer(reflection.contract(), names)
-        self._server.add_generic_rpc_handlers(servicer.handlers())
+        self._server.add_generic_rpc_handlers([self._health.handlers(), *servicer.handlers()])
 
     async def start(self) -> int:
         """Listen, unready; returns the port. Raises `CannotListenError`."""
@@ -131,9 +134,7 @@ class ApiServer:
 
     async def set_serving(self, serving: bool) -> None:  # noqa: FBT001 (it reads as what it does)
         """What health answers from now on, for the whole and for each service of the contract."""
-        status = _STATES.SERVING if serving else _STATES.NOT_SERVING
-        for service in ("", *CONTRACT_SERVICES):
-            await self._health.set(service, status)
+        self._health.set_serving(serving)
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, end streams; end the running calls after `grace_s` seconds."""
@@ -150,6 +151,12 @@ def _options(limits: Limits, *, share_port: bool) -> list[tuple[str, int]]:
         # bounds by chance; our own limits lie well below both, those of single fields too.
         ("grpc.max_receive_message_length", limits.max_message_bytes + RECEIVE_HEADROOM_BYTES),
         ("grpc.max_send_message_length", -1),
+        # gRPC's core unpacks a message before it asks who sent it: 8 KB became 8 MB. A compressed
+        # one ends with UNIMPLEMENTED, and nothing that is sent is compressed.
+        ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
+        # What a stream may send before it is read: with its own probing the core grants 4 MiB.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
         ("grpc.max_metadata_size", metadata_bytes),
         ("grpc.absolute_max_metadata_size", metadata_bytes + METADATA_HEADROOM_BYTES),
         ("grpc.max_concurrent_streams", limits.max_streams_per_connection),

@@ -29,6 +29,7 @@ from tests.waiting import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+LISTING: Any = health_pb2  # its types have no messages of List
 FILES = (
     access_service_pb2,
     delivery_service_pb2,
@@ -96,6 +97,26 @@ async def test_a_change_of_health_is_seen_by_who_watches(api: Api) -> None:
     await api.server.set_serving(False)
     assert (await watch.read()).status == NOT_SERVING
     watch.cancel()
+
+
+async def test_health_lists_every_service(api: Api) -> None:
+    listed = await health_of(api.channel).List(LISTING.HealthListRequest())
+    assert {name: state.status for name, state in listed.statuses.items()} == dict.fromkeys(
+        ("", *CONTRACT_SERVICES), SERVING
+    )
+    assert ("grpc.health.v1.Health/List", grpc.StatusCode.OK) in api.calls.ended
+
+
+async def test_a_watch_of_an_unknown_service_says_so_and_goes_on(api: Api) -> None:
+    watch = health_of(api.channel).Watch(health_pb2.HealthCheckRequest(service="unknown"))
+    known = health_of(api.channel).Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    assert (await known.read()).status == SERVING
+    await api.server.set_serving(False)
+    assert (await known.read()).status == NOT_SERVING
+    assert not watch.done()
+    watch.cancel()
+    known.cancel()
 
 
 async def test_a_server_is_unready_until_it_is_told(api: Api) -> None:

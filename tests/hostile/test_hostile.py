@@ -11,7 +11,7 @@ pytestmark = pytest.mark.timeout(180)
 SECONDS = 0.5
 MEMORY_MAX_MB = 400
 """A node without load has 90."""
-SHORT = ("continuation", "empty data", "hpack bomb", "connection storm")
+SHORT = ("gzip without a key", "continuation", "empty data", "hpack bomb", "connection storm")
 CHOSEN = [scenario for scenario in callers.SCENARIOS if scenario.name in SHORT]
 
 

@@ -46,6 +46,8 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     # A service that was restarted is found again within a second, not after grpc's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # The service refuses compressed messages: they would cost it memory before it knows the sender.
+    ("grpc.default_compression_algorithm", 0),
 )
 _NO_PROXY: tuple[tuple[str, int], ...] = (("grpc.enable_http_proxy", 0),)
 """grpc asks `http_proxy` the way even to this machine, where no proxy finds it."""
