@@ -11,7 +11,9 @@ from service.config import Settings
 from service.pipeline.catalog import EventTypeCatalog
 from service.pipeline.changes import Changes
 from service.pipeline.clock import Clock, DatabaseTime
+from service.pipeline.commit import GroupCommitter, GroupLimits
 from service.pipeline.consent import Consents
+from service.pipeline.contended import TURNS_PER_WAIT
 from service.pipeline.deliver import Deliverer
 from service.pipeline.hand_off import GroupBuilder
 from service.pipeline.lanes import Lanes
@@ -31,7 +33,7 @@ from service.store.api_keys import ApiKeyLookup
 from service.store.audit import AuditLog
 from service.store.backlog import BacklogStore
 from service.store.data_keys import TenantSecrets
-from service.store.database import Database
+from service.store.database import Database, Session
 from service.store.event_types import EventTypes
 from service.store.lanes import LaneStore
 from service.store.notifying import NotifyStore
@@ -49,7 +51,7 @@ from service.webhook.transport import WebhookTransport
 USER_AGENT: Final = f"hookline/{VERSION}"
 KEY_WINDOW_S: Final = 72 * 3_600.0
 """How long an idempotency key is remembered; the contract names it."""
-SESSIONS: Final = 8
+SESSIONS: Final = 9
 """Connections that a node has beside the pool of the calls: the data path's, and the door's."""
 LOOKUP_TIMEOUT_S: Final = 3.0
 """What looking up an API key may take."""
@@ -157,14 +159,22 @@ class Engine:
         self, settings: Settings, database: Database, random: Random, instruments: Instruments
     ) -> Publisher:
         self.quota = PendingQuota(BacklogStore(database), settings.limits.max_pending_per_tenant)
+        matcher = Matcher(database)
+        builder = GroupBuilder(self.time, random, self.lanes)
+        wait_s = settings.publish_lock_wait_s
+
+        def committer(session: Session) -> GroupCommitter:
+            store = PublishStore(session, KEY_WINDOW_S, wait_s / TURNS_PER_WAIT)
+            return GroupCommitter(store, matcher, builder, instruments)
+
         return Publisher(
-            PublishStore(database.session("publish"), KEY_WINDOW_S),
-            Matcher(database),
+            committer(database.session("publish")),
+            committer(database.session("contended")),
             self.catalog,
-            GroupBuilder(self.time, random, self.lanes),
             self.quota,
             settings.limits,
-            instruments=instruments,
+            GroupLimits(lock_wait_s=wait_s),
+            instruments,
         )
 
     def _owns(self, bucket: int) -> bool:

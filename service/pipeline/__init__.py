@@ -6,6 +6,8 @@
       quota             how much its tenant may have pending
       publish_queue     which call is stored next
       group             calls that share one commit
+      commit            one group's commit, and what it may meet
+      contended         tenants whose rows another transaction has locked, apart from the others
       hand_off          what a group needs of its node, and where its deliveries go
     ownership           which buckets this node owns, and until when it may act on that
     clock               durations by this node, instants by the database

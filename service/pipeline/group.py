@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
-from service.domain.errors import AlreadyExistsError, Reason
+from service.domain.errors import AlreadyExistsError, NotFoundError, Reason
 from service.domain.event import default_source
 from service.domain.ids import delivery_id_of, format_type_id, make_uuid7
 from service.domain.names import event_name
@@ -49,6 +50,7 @@ class PublishCall:
         "fan_out",
         "index",
         "misses",
+        "queued_s",
         "revisions",
         "stream",
     )
@@ -66,6 +68,8 @@ class PublishCall:
         self.revisions = revisions
         self.data_bytes = data_bytes
         self.done = done
+        self.queued_s = monotonic()
+        """When it came, monotonic."""
         self.stream = stream
         """Whose calls keep their order; None: it waits for nobody."""
         self.contexts: Sequence[bytes | None] | None = None
@@ -115,8 +119,11 @@ class Group:
         self.followers: list[PublishCall] = []
         """Calls that use a key of this group: their turn comes when its fate is known."""
         self._held_streams: set[object] = set()
-        self.holds = False
-        """Whether its tenants are held still while it is matched and written."""
+        self.lock_timeout_s: float | None = None
+        """None: nothing waits for a change under way. Else it is matched again and written while
+        its tenants' epochs are locked, for which it waits so long."""
+        self.not_found: NotFoundError | None = None
+        """Its tenant was found to be deleted while it was matched again."""
         self.rows = PublishRows()
         self.event_count = 0
         self.data_bytes = 0

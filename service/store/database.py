@@ -68,6 +68,10 @@ class ContentionError(Exception):
     """A deadlock or a serialisation failure: nothing was done, run it again."""
 
 
+class LockTimeoutError(ContentionError):
+    """Another transaction held a lock for longer than the statement waits: nothing was done."""
+
+
 class RejectedError(Exception):
     """The server refused the statement: nothing was done. `sqlstate` says why."""
 
@@ -90,7 +94,8 @@ class Backend:
         self.start_time = start_time
 
 
-_CONTENTION = frozenset({"40P01", "40001", "55P03"})
+_CONTENTION = frozenset({"40P01", "40001"})
+_LOCK_NOT_AVAILABLE = "55P03"
 _GONE = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
@@ -119,6 +124,8 @@ def _translate(error: BaseException, backend: Backend | None) -> NoReturn:
         raise OutcomeUnknownError(f"{type(error).__name__}: {error}", backend) from error
     if isinstance(error, asyncpg.PostgresError):
         sqlstate = error.sqlstate or "XX000"
+        if sqlstate == _LOCK_NOT_AVAILABLE:
+            raise LockTimeoutError(str(error)) from error
         if sqlstate in _CONTENTION:
             raise ContentionError(str(error)) from error
         raise RejectedError(str(error), sqlstate) from error

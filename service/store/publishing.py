@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from uuid import UUID
 
+    import asyncpg
+
     from service.store.database import Connection
     from service.store.event_rows import EventRow
     from service.store.routes import Reader
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 SQL = Statements("publishing")
 
 _REFUSED_ITSELF = "HK001"
+LOCK_TIMEOUT_S = 0.25
 _EVENT_COLUMNS = 16
 _DELIVERY_COLUMNS = 8
 _KEY_COLUMNS = 5
@@ -73,30 +76,46 @@ class Settle(Protocol):
         ...
 
 
-def _columns(rows: Sequence[tuple[object, ...]], width: int) -> Sequence[Sequence[object]]:
+def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[Sequence[object]]:
     return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+def _by_place(
+    columns: list[Sequence[object]], place_of: Mapping[UUID, int]
+) -> list[Sequence[object]]:
+    """The columns of `publish`, which names a row's tenant by its place among all tenants."""
+    return [[place_of[uid] for uid in columns[0]], *columns[1:]]  # type: ignore[index]
+
+
+def _passed(rows: PublishRows, found: Sequence[asyncpg.Record]) -> set[UUID]:
+    return {
+        uid for uid, has_passed in zip(rows.epochs, found[0]["passed"], strict=True) if has_passed
+    }
 
 
 class PublishStore:
     """Writes groups, on a connection of its own."""
 
-    def __init__(self, session: Session, key_window_s: float) -> None:
+    def __init__(
+        self, session: Session, key_window_s: float, lock_timeout_s: float = LOCK_TIMEOUT_S
+    ) -> None:
+        """`lock_timeout_s`: how long a statement waits for another transaction's lock."""
         self._session = session
         self._key_window_s = key_window_s
+        self._lock_timeout_ms = max(1, round(lock_timeout_s * 1_000))
 
     async def write(self, rows: PublishRows) -> set[UUID] | None:
         """Store a group in one statement; the tenants that passed.
 
-        None: a key was taken or, beside keys, an epoch had moved on; nothing was stored, and
-        `write_stepwise` finds out which.
+        None: a key was taken; nothing was stored, and `write_stepwise` finds out which.
         """
         try:
-            passed = await self._session.fetch(SQL.publish, *self._arguments(rows))
+            found = await self._session.fetch(SQL.publish, *self._arguments(rows))
         except RejectedError as error:
             if error.sqlstate == _REFUSED_ITSELF:
                 return None
             raise
-        return {row[0] for row in passed}
+        return _passed(rows, found)
 
     async def write_stepwise(self, rows: PublishRows, settle: Settle) -> set[UUID]:
         """Store a group whose keys may be taken, in one transaction; the tenants that passed.
@@ -112,19 +131,24 @@ class PublishStore:
         tenant_uids: Iterable[UUID],
         place: Callable[[Reader], Awaitable[PublishRows]],
         settle: Settle,
+        lock_timeout_s: float,
     ) -> set[UUID]:
-        """The same for rows that `place` makes, and reads for, while the tenants are held still."""
+        """The same for rows that `place` makes while no epoch of the tenants can change.
+
+        Waits `lock_timeout_s` at most for changes under way; then raises `LockTimeoutError`.
+        """
+        lock_timeout_ms = max(1, round(lock_timeout_s * 1_000))
         async with self._session.transaction() as connection:
+            await connection.execute(SQL.limit_lock_waits, str(lock_timeout_ms))
             await connection.execute(SQL.hold_tenants, list(tenant_uids))
             return await self._write_in(connection, await place(connection), settle)
 
     async def _write_in(
         self, connection: Connection, rows: PublishRows, settle: Settle
     ) -> set[UUID]:
-        locked = await connection.fetch(
-            SQL.lock_tenants, list(rows.epochs), list(rows.epochs.values())
-        )
-        passed = {row[0] for row in locked}
+        epochs = list(rows.epochs), list(rows.epochs.values())
+        found = await connection.fetch(SQL.check_epochs, *epochs, self._lock_timeout_ms)
+        passed = _passed(rows, found)
         wanted = [key for key in rows.keys if key[0] in passed]
         columns = _columns(wanted, _KEY_COLUMNS)
         claimed = {
@@ -143,13 +167,15 @@ class PublishStore:
         return passed
 
     def _arguments(self, rows: PublishRows) -> list[object]:
+        place_of = {uid: place for place, uid in enumerate(rows.epochs, start=1)}
         return [
             list(rows.epochs),
             list(rows.epochs.values()),
-            *_columns(rows.events, _EVENT_COLUMNS),
-            *_columns(rows.deliveries, _DELIVERY_COLUMNS),
+            *_by_place(_columns(rows.events, _EVENT_COLUMNS), place_of),
+            *_by_place(_columns(rows.deliveries, _DELIVERY_COLUMNS), place_of),
             self._key_window_s,
-            *_columns(rows.keys, _KEY_COLUMNS),
+            *_by_place(_columns(rows.keys, _KEY_COLUMNS), place_of),
+            self._lock_timeout_ms,
         ]
 
     async def find_stored(

@@ -16,7 +16,7 @@ from hookline.v1.operations_service_pb2 import GetStatusRequest
 from service.domain.event import NewEvent
 from service.pipeline.group import Published
 from tests.api.conftest import Api
-from tests.pipeline.rival import LOCK, rival
+from tests.pipeline.rival import STALL, rival
 from tests.waiting import until
 
 METHOD = "hookline.v1.EventService/StreamPublishEvents"
@@ -99,14 +99,10 @@ class Submitted:
 
 
 @asynccontextmanager
-async def uncommitted(api: Api, tenant_id: str = "acme") -> AsyncIterator[None]:
-    """While inside, nothing of the tenant is committed."""
-    row = await api.rig.database.fetchrow(
-        "SELECT tenant_uid FROM tenants WHERE tenant_id = $1", tenant_id
-    )
-    assert row is not None
+async def uncommitted(api: Api) -> AsyncIterator[None]:
+    """While inside, nothing is committed."""
     async with rival(api.rig.url) as other:
-        await other.execute(LOCK, row["tenant_uid"])
+        await other.execute(STALL)
         yield
         await other.execute("COMMIT")
 

@@ -140,7 +140,7 @@ def test_a_node_has_as_many_connections_as_is_said() -> None:
     sessions = re.findall(r'\bsession\("', text(pathlib.PurePosixPath("service/app/engine.py")))
     assert len(sessions) == SESSIONS
     assert f"`HOOKLINE_POOL_SIZE` + {SESSIONS} connections" in page("docs/production.md").text
-    assert "a node has eight of its own" in page("docs/settings.md").text
+    assert "a node has nine of its own" in page("docs/settings.md").text
 
 
 def test_every_state_and_every_way_out_of_it_is_told() -> None:

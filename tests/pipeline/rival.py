@@ -16,7 +16,21 @@ if TYPE_CHECKING:
     from service.store.database import Database
 
 BUMP = "UPDATE tenants SET epoch = epoch + 1 WHERE tenant_uid = $1 RETURNING epoch"
-LOCK = "SELECT FROM tenants WHERE tenant_uid = $1 FOR UPDATE"
+STALL = "LOCK TABLE events IN SHARE MODE"
+"""Every publish waits, and has locked nothing yet."""
+
+
+async def take_key(
+    connection: asyncpg.Connection[asyncpg.Record], tenant_uid: UUID, key: str
+) -> None:
+    """Take an idempotency key: a publish with it waits, and has locked its tenants' epochs."""
+    await connection.execute(
+        """INSERT INTO idempotency_keys (tenant_uid, key, event_id, fingerprint, delivery_count,
+                                         expires_at)
+           VALUES ($1, $2, $1, '', 0, now() + interval '1 h')""",
+        tenant_uid,
+        key,
+    )
 
 
 @asynccontextmanager
@@ -43,6 +57,20 @@ async def until_blocked(database: Database, session: str = "publish", count: int
         return row is not None and row[0] == count
 
     await until(is_blocked, f"{count} statements of {session} wait for a lock")
+
+
+async def until_waiting(database: Database, lock_type: str) -> None:
+    """Wait until a statement in this database waits for a lock of this type."""
+
+    async def is_waiting() -> bool:
+        row = await database.fetchrow(
+            """SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+               WHERE a.datname = current_database() AND l.locktype = $1 AND NOT l.granted""",
+            lock_type,
+        )
+        return row is not None and row[0] > 0
+
+    await until(is_waiting, f"a statement waits for a lock of type {lock_type}")
 
 
 async def copy_subscription(

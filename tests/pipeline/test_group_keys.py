@@ -220,7 +220,7 @@ async def test_keys_of_a_tenant_that_moved_on_are_not_left_behind(acme: Rig) -> 
             asyncio.create_task(acme.publisher.publish(tenant, [keyed()]))
             for tenant in ("acme", "globex")
         ]
-        await until_blocked(acme.database)
+        await until_blocked(acme.database, "contended")
         await other.execute("COMMIT")
         results = await asyncio.gather(*publishing)
 
@@ -237,7 +237,7 @@ async def test_a_tenant_deleted_under_its_keys_leaves_none(acme: Rig) -> None:
             "UPDATE tenants SET deleted_at = now(), epoch = epoch + 1 WHERE tenant_uid = $1", globex
         )
         publishing = asyncio.create_task(acme.publisher.publish("globex", [keyed()]))
-        await until_blocked(acme.database)
+        await until_blocked(acme.database, "contended")
         await other.execute("COMMIT")
         (result,) = await asyncio.gather(publishing, return_exceptions=True)
 

@@ -9,7 +9,7 @@ from service.domain.errors import AlreadyExistsError, Reason, UnavailableError
 from service.domain.event import NewEvent
 from service.pipeline.group import Published
 from tests.pipeline.rig import Receiver, Rig, order_created, running
-from tests.pipeline.rival import LOCK, rival, until_blocked
+from tests.pipeline.rival import STALL, rival, until_blocked
 from tests.pipeline.wire import Wire
 from tests.waiting import until
 
@@ -74,10 +74,9 @@ async def test_a_statement_that_never_arrived_is_sent_again(
 async def test_a_statement_still_running_is_ended_before_anyone_looks(rig: Rig, wire: Wire) -> None:
     """Postgres notices a lost client only when it answers: this one would commit much later."""
     await _publish(rig, order_created(0))
-    (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'")
 
     async with rival(rig.url) as other:
-        await other.execute(LOCK, tenant["tenant_uid"])
+        await other.execute(STALL)
         wire.cut_sent = MARK
         publishing = asyncio.create_task(_publish(rig, _marked()))
         await wire.is_cut.wait()
@@ -91,10 +90,9 @@ async def test_a_statement_still_running_is_ended_before_anyone_looks(rig: Rig, 
 
 async def test_a_backend_that_is_killed_has_stored_nothing(rig: Rig) -> None:
     await _publish(rig, order_created(0))
-    (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'")
 
     async with rival(rig.url) as other:
-        await other.execute(LOCK, tenant["tenant_uid"])
+        await other.execute(STALL)
         publishing = asyncio.create_task(_publish(rig, _marked()))
         await until_blocked(rig.database)
         await rig.database.fetch(
@@ -111,10 +109,10 @@ async def test_a_statement_that_overruns_its_deadline_is_ended_and_sent_again(
     database_url: str,
 ) -> None:
     async with running(database_url, publish_timeout_s=0.3) as rig:
-        tenant_uid = await rig.tenant()
+        await rig.tenant()
         await _publish(rig, order_created(0))
         async with rival(rig.url) as other:
-            await other.execute(LOCK, tenant_uid)
+            await other.execute(STALL)
             with pytest.raises(UnavailableError) as refusal:
                 await _publish(
                     rig, _marked()

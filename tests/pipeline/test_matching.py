@@ -16,7 +16,7 @@ from service.pipeline.matching import ANSWER_WEIGHT, Answers, TenantIndex
 from service.store.routes import IndexRow
 from service.store.subscriptions import Subscriptions
 from tests.pipeline.rig import Receiver, Rig, order_created, running
-from tests.pipeline.rival import LOCK, rival, until_blocked
+from tests.pipeline.rival import rival, take_key, until_blocked
 from tests.pipeline.subscribing import create
 from tests.waiting import until
 
@@ -201,15 +201,17 @@ async def test_a_publish_that_was_checked_before_a_delete_strands_nothing(
     await rig.publisher.publish("acme", [order_created(0)])
 
     async with rival(rig.url) as other:
-        await other.execute(LOCK, blocker)  # the group holds acme and waits here
+        await take_key(other, blocker, "k")  # the group has locked acme's epoch and waits here
         publishing = [
-            asyncio.create_task(rig.publisher.publish(tenant, [order_created(1)]))
-            for tenant in ("acme", "zeta")
+            asyncio.create_task(rig.publisher.publish("acme", [order_created(1)])),
+            asyncio.create_task(
+                rig.publisher.publish("zeta", [order_created(1, idempotency_key="k")])
+            ),
         ]
         await until_blocked(rig.database)
         deleting = asyncio.create_task(subscriptions.delete("acme", "first"))
         await until_blocked(rig.database, "calls")
-        await other.execute("COMMIT")
+        await other.execute("ROLLBACK")
         ((published,), _), _ = await asyncio.gather(asyncio.gather(*publishing), deleting)
 
     assert published.delivery_count == 1

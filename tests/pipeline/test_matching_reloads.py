@@ -6,14 +6,14 @@ import asyncpg
 import pytest
 
 from service.domain.errors import NotFoundError, Reason, UnavailableError
+from service.pipeline.commit import MAX_MISSES
 from service.pipeline.group import Published
 from service.pipeline.matching import Matcher
-from service.pipeline.publish import MAX_MISSES
 from service.store.database import Database
 from service.store.routes import load_index
 from service.store.subscriptions import Subscriptions
 from tests.pipeline.rig import Rig, order_created, running
-from tests.pipeline.rival import BUMP, LOCK, copy_subscription, rival, until_blocked
+from tests.pipeline.rival import BUMP, STALL, copy_subscription, rival, until_blocked
 from tests.pipeline.subscribing import create
 from tests.pipeline.wire import Wire
 from tests.waiting import until
@@ -175,7 +175,7 @@ async def test_two_indexes_of_a_tenant_in_one_group_write_under_the_older_epoch(
 ) -> None:
     """A call that waits may hold an index that has made room, beside one that was read after it."""
     async with running(database_url, max_tenants=1) as rig:
-        acme, _, zeta = [await rig.tenant(name) for name in ("acme", "globex", "zeta")]
+        acme, *_ = [await rig.tenant(name) for name in ("acme", "globex", "zeta")]
         await rig.subscription(acme, TARGET, schedule_s=[90.0])
 
         async def queue(tenant: str) -> asyncio.Task[list[Published]]:
@@ -185,7 +185,7 @@ async def test_two_indexes_of_a_tenant_in_one_group_write_under_the_older_epoch(
             return task
 
         async with rival(rig.url) as other:
-            await other.execute(LOCK, zeta)
+            await other.execute(STALL)
             tasks = [await queue("zeta")]
             await until_blocked(rig.database)
             tasks += [await queue("acme"), await queue("globex")]

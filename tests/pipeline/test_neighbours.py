@@ -15,7 +15,7 @@ from service.domain.errors import (
 from service.domain.event import NewEvent
 from service.pipeline.group import Published
 from tests.pipeline.rig import Receiver, Rig, order_created
-from tests.pipeline.rival import LOCK, rival, until_blocked
+from tests.pipeline.rival import BUMP, rival, take_key, until_blocked
 
 Outcomes = list[list[Published] | BaseException]
 
@@ -116,20 +116,14 @@ async def _loses_deadlock(rig: Rig, tenant_uid: UUID, number: int) -> bool:
     is_lost = True
     async with rival(rig.url) as other, rival(rig.url) as witness:
         # The publish holds the tenant and waits for the key; the rival the other way round.
-        await other.execute(
-            """INSERT INTO idempotency_keys (tenant_uid, key, event_id, fingerprint, delivery_count,
-                                             expires_at)
-               VALUES ($1, $2, $1, '', 0, now() + interval '1 h')""",
-            tenant_uid,
-            f"k{number}",
-        )
+        await take_key(other, tenant_uid, f"k{number}")
         event = order_created(number, idempotency_key=f"k{number}")
         publishing = asyncio.create_task(_outcome(rig, event))
         await until_blocked(rig.database)
-        with pytest.raises(asyncpg.LockNotAvailableError):
-            await witness.execute(f"{LOCK} NOWAIT", tenant_uid)
+        is_free = "SELECT pg_try_advisory_xact_lock(hookline_epoch_lock($1))"
+        assert not await witness.fetchval(is_free, tenant_uid)
         try:
-            await other.execute(LOCK, tenant_uid)  # granted: the publish lost, and let go
+            await other.execute(BUMP, tenant_uid)  # granted: the publish lost, and let go
         except asyncpg.DeadlockDetectedError:
             is_lost = False
         await other.execute("ROLLBACK")

@@ -14,9 +14,17 @@ from service.domain.errors import (
 )
 from service.domain.ids import delivery_range_of, unix_ms_of
 from service.domain.limits import Limits
-from service.pipeline.publish import GroupLimits
+from service.pipeline.commit import GroupLimits
 from tests.pipeline.rig import Receiver, Rig, order_created, running
-from tests.pipeline.rival import BUMP, LOCK, copy_subscription, rival, until_blocked
+from tests.pipeline.rival import (
+    BUMP,
+    STALL,
+    copy_subscription,
+    rival,
+    take_key,
+    until_blocked,
+    until_waiting,
+)
 from tests.waiting import PATIENCE_S
 
 
@@ -30,7 +38,7 @@ async def test_a_publish_waits_for_a_change_under_way_and_matches_again(
     async with rival(rig.url) as other:
         await copy_subscription(other, first_uid, rig.new_uid())
         publishing = asyncio.create_task(rig.publisher.publish("acme", [order_created(1)]))
-        await until_blocked(rig.database)
+        await until_blocked(rig.database, "contended")
         await other.execute("COMMIT")
         (published,) = await publishing
 
@@ -44,21 +52,24 @@ async def test_a_publish_waits_for_a_change_under_way_and_matches_again(
 
 
 async def test_a_change_waits_for_a_publish_under_way(rig: Rig, receiver: Receiver) -> None:
-    """The other half: what begins after the lock is taken comes after the commit."""
+    """The other half: what changes after a publish has checked the epoch comes after its commit."""
     acme, blocker = await rig.tenant("acme"), await rig.tenant("blocker")
     await rig.subscription(acme, receiver.url)
     await _warm(rig, "acme", "blocker")
 
     async with rival(rig.url) as other, rival(rig.url) as changer:
-        # The group locks acme (the older uid) and then waits for blocker.
-        await other.execute(LOCK, blocker)
+        await take_key(other, blocker, "k")
         publishing = [
-            asyncio.create_task(rig.publisher.publish(tenant, [order_created(1)]))
-            for tenant in ("acme", "blocker")
+            asyncio.create_task(rig.publisher.publish(tenant, [event]))
+            for tenant, event in (
+                ("acme", order_created(1)),
+                ("blocker", order_created(1, idempotency_key="k")),
+            )
         ]
         await until_blocked(rig.database)
         bump = asyncio.create_task(changer.fetchval(BUMP, acme))
-        await until_blocked(rig.database)
+        await until_waiting(rig.database, "advisory")
+        assert not bump.done()
         await other.execute("ROLLBACK")
         results = await asyncio.gather(*publishing)
         assert await bump == 3
@@ -79,12 +90,12 @@ async def test_only_the_tenant_that_changed_is_matched_again(rig: Rig, receiver:
             asyncio.create_task(rig.publisher.publish(tenant, [order_created(n)]))
             for n, tenant in enumerate(("acme", "globex", "acme"))
         ]
-        await until_blocked(rig.database)
+        await until_blocked(rig.database, "contended")
         groups = rig.publisher.committed_groups
         await other.execute("COMMIT")
         results = await asyncio.gather(*publishing)
 
-    assert rig.publisher.committed_groups == groups + 2
+    assert rig.publisher.committed_groups == groups + 1, "globex did not wait"
     stored = {row["event_id"]: row["data"] for row in await _events(rig)}
     assert [stored[result[0].event_id] for result in results] == [
         b'{"id":0}', b'{"id":1}', b'{"id":2}',
@@ -106,7 +117,7 @@ async def test_a_tenant_deleted_meanwhile_gets_nothing_and_its_neighbour_all(rig
             asyncio.create_task(rig.publisher.publish(tenant, [order_created()]))
             for tenant in ("acme", "globex")
         ]
-        await until_blocked(rig.database)
+        await until_blocked(rig.database, "contended")
         await other.execute("COMMIT")
         gone, stored = await asyncio.gather(*publishing, return_exceptions=True)
 
@@ -127,7 +138,7 @@ async def test_a_group_that_moved_on_is_read_again_once_a_tenant(rig: Rig) -> No
             asyncio.create_task(rig.publisher.publish("acme", [order_created(n)]))
             for n in range(20)
         ]
-        await until_blocked(rig.database)
+        await until_blocked(rig.database, "contended")
         reads = rig.matcher.reads
         await other.execute("COMMIT")
         await asyncio.gather(*publishing)
@@ -204,7 +215,7 @@ async def test_a_caller_that_gives_up_stops_nobody(rig: Rig, receiver: Receiver)
     await _warm(rig, "acme")
 
     async with rival(rig.url) as other:
-        await other.execute(LOCK, tenant_uid)
+        await other.execute(STALL)
         impatient, patient = (
             asyncio.create_task(rig.publisher.publish("acme", [order_created(n)])) for n in (1, 2)
         )
@@ -226,10 +237,10 @@ async def test_a_caller_that_gives_up_stops_nobody(rig: Rig, receiver: Receiver)
 async def test_too_many_queued_events_are_refused_before_the_commit(database_url: str) -> None:
     limits = Limits(max_queued_publish_events=10)
     async with running(database_url, limits=limits) as rig:
-        tenant_uid = await rig.tenant()
+        await rig.tenant()
         await _warm(rig, "acme")
         async with rival(rig.url) as other:
-            await other.execute(LOCK, tenant_uid)
+            await other.execute(STALL)
             publishing = [asyncio.create_task(rig.publisher.publish("acme", [order_created(1)]))]
             await until_blocked(rig.database)  # what is being committed is not queued
             publishing.append(
@@ -251,10 +262,10 @@ async def test_too_many_queued_events_are_refused_before_the_commit(database_url
 async def test_too_many_queued_bytes_are_refused(database_url: str) -> None:
     limits = Limits(max_queued_publish_bytes=100)
     async with running(database_url, limits=limits) as rig:
-        tenant_uid = await rig.tenant()
+        await rig.tenant()
         await _warm(rig, "acme")
         async with rival(rig.url) as other:
-            await other.execute(LOCK, tenant_uid)
+            await other.execute(STALL)
             publishing = [asyncio.create_task(rig.publisher.publish("acme", [order_created(1)]))]
             await until_blocked(rig.database)
             large = order_created(data=b'"%s"' % (b"x" * 90))
@@ -334,11 +345,11 @@ async def test_a_batch_of_too_many_deliveries_is_refused_whole(database_url: str
 
 
 async def test_a_stop_commits_what_is_queued_and_refuses_what_comes(rig: Rig) -> None:
-    tenant_uid = await rig.tenant()
+    await rig.tenant()
     await _warm(rig, "acme")
 
     async with rival(rig.url) as other:
-        await other.execute(LOCK, tenant_uid)
+        await other.execute(STALL)
         publishing = [asyncio.create_task(rig.publisher.publish("acme", [order_created(1)]))]
         await until_blocked(rig.database)
         publishing.append(asyncio.create_task(rig.publisher.publish("acme", [order_created(2)])))

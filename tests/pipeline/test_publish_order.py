@@ -14,13 +14,12 @@ import orjson
 import pytest
 
 from service.domain.errors import AlreadyExistsError, InvalidArgumentError
-from service.pipeline.publish import GroupLimits
+from service.pipeline.commit import GroupLimits
 from tests.pipeline.rig import Rig, order_created, running
-from tests.pipeline.rival import BUMP, LOCK, rival, until_blocked
+from tests.pipeline.rival import BUMP, STALL, rival, until_blocked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from uuid import UUID
 
     from service.pipeline.group import Published
 
@@ -42,11 +41,11 @@ async def test_a_call_that_waits_for_its_index_is_not_passed(rig: Rig) -> None:
 
 async def test_a_follower_with_events_of_its_own_is_not_passed(rig: Rig) -> None:
     """It shares a key with a call of the group, so that it goes into the next one."""
-    tenant_uid = await rig.tenant()
+    await rig.tenant()
     await _warm(rig)
     stream = object()
 
-    async with _held(rig, tenant_uid) as first:
+    async with _held(rig) as first:
         keyed = order_created(1, idempotency_key="k")
         leader = await rig.publisher.submit("acme", [keyed])
         follower = await rig.publisher.submit("acme", [keyed, order_created(2)], stream)
@@ -64,12 +63,12 @@ async def test_a_follower_with_events_of_its_own_is_not_passed(rig: Rig) -> None
 
 
 async def test_a_follower_whose_leader_is_refused_is_not_passed(rig: Rig) -> None:
-    tenant_uid = await rig.tenant()
+    await rig.tenant()
     await _warm(rig)
     await rig.publisher.publish("acme", [order_created(1, idempotency_key="taken")])
     stream = object()
 
-    async with _held(rig, tenant_uid) as first:
+    async with _held(rig) as first:
         keyed = order_created(2, idempotency_key="k")
         leader = await rig.publisher.submit(
             "acme", [order_created(7, idempotency_key="taken"), keyed]
@@ -85,12 +84,12 @@ async def test_a_follower_whose_leader_is_refused_is_not_passed(rig: Rig) -> Non
 
 async def test_followers_go_before_what_was_queued_after_them(rig: Rig) -> None:
     """Else a call that comes during the group's commit would be stored first."""
-    tenant_uid = await rig.tenant()
+    await rig.tenant()
     await _warm(rig)
     stream = object()
 
     async with rival(rig.url) as other:
-        await other.execute(LOCK, tenant_uid)
+        await other.execute(STALL)
         keyed = order_created(1, idempotency_key="k")
         early = [
             await rig.publisher.submit("acme", [keyed]),
@@ -125,7 +124,7 @@ async def test_calls_that_are_matched_again_keep_their_order(database_url: str) 
                     [order_created(6)],
                 )
             ]
-            await until_blocked(rig.database)
+            await until_blocked(rig.database, "contended")
             calls.append(await rig.publisher.submit("acme", [order_created(7)], stream))
             await other.execute("COMMIT")
             await asyncio.gather(*calls)
@@ -144,7 +143,7 @@ async def test_a_split_group_keeps_the_order_of_a_tenant_that_moved_on(
     stream = object()
 
     async with rival(rig.url) as other:
-        await other.execute(LOCK, tenant_uid)
+        await other.execute(STALL)
         first = await rig.publisher.submit("acme", [order_created(99)])
         await until_blocked(rig.database)
         calls = [await rig.publisher.submit("acme", [order_created(1)], stream)]
@@ -165,10 +164,10 @@ async def _warm(rig: Rig) -> None:
 
 
 @asynccontextmanager
-async def _held(rig: Rig, tenant_uid: UUID) -> AsyncIterator[asyncio.Future[list[Published]]]:
+async def _held(rig: Rig) -> AsyncIterator[asyncio.Future[list[Published]]]:
     """While inside, a call (99) is being committed, so that what is submitted gathers behind it."""
     async with rival(rig.url) as other:
-        await other.execute(LOCK, tenant_uid)
+        await other.execute(STALL)
         first = await rig.publisher.submit("acme", [order_created(99)])
         await until_blocked(rig.database)
         yield first

@@ -12,11 +12,11 @@ import pytest
 
 from service.domain.errors import Reason, ResourceExhaustedError
 from service.domain.limits import Limits
+from service.pipeline.commit import GroupLimits
 from service.pipeline.group import PublishCall, Published
-from service.pipeline.publish import GroupLimits
 from service.pipeline.publish_queue import PublishQueue
 from tests.pipeline.rig import order_created, running
-from tests.pipeline.rival import LOCK, rival, until_blocked
+from tests.pipeline.rival import STALL, rival, until_blocked
 
 if TYPE_CHECKING:
     from service.pipeline.matching import TenantIndex
@@ -217,12 +217,12 @@ async def test_a_small_tenant_is_in_the_next_group_whatever_a_flood_has_queued(
     database_url: str,
 ) -> None:
     async with running(database_url, group_limits=GroupLimits(max_events=4)) as rig:
-        tenant_uid = await rig.tenant("flood")
+        await rig.tenant("flood")
         await rig.tenant("small")
         for tenant_id in ("flood", "small"):
             await rig.publisher.publish(tenant_id, [order_created(-1)])
         async with rival(rig.url) as other:
-            await other.execute(LOCK, tenant_uid)
+            await other.execute(STALL)
             calls = [await rig.publisher.submit("flood", [order_created(-1)])]
             await until_blocked(rig.database)
             calls += [

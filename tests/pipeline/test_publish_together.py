@@ -7,7 +7,7 @@ import pytest
 from service.pipeline import publish
 from service.pipeline.gathering import ENOUGH
 from tests.pipeline.rig import Rig, order_created
-from tests.pipeline.rival import LOCK, rival, until_blocked
+from tests.pipeline.rival import STALL, rival, until_blocked
 
 FOREVER_S = 3_600.0
 
@@ -16,12 +16,12 @@ async def test_a_caller_that_was_answered_shares_the_next_group(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publish, "GATHER_S", FOREVER_S)
-    acme = await rig.tenant("acme")
+    await rig.tenant("acme")
     await rig.publisher.publish("acme", [order_created()])
     groups = rig.publisher.committed_groups
 
     async with rival(rig.url) as other:
-        await other.execute(LOCK, acme)
+        await other.execute(STALL)
         first = asyncio.create_task(rig.publisher.publish("acme", [order_created(0)]))
         await until_blocked(rig.database)
         second = asyncio.create_task(rig.publisher.publish("acme", [order_created(1)]))

@@ -196,6 +196,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CONCURRENT_CHANGE: _ErrorReason.ValueType  # 39
     """ABORTED. Another call or attempt changed the same resource at the same moment; repeating helps.
+    UNAVAILABLE from PublishEvents: a change of the tenant's subscriptions, or a publish with the same idempotency key, has
+    not ended for HOOKLINE_PUBLISH_LOCK_WAIT_S.
     Example: RetryDelivery in the moment in which the delivery's last attempt is recorded.
     """
     ERROR_REASON_TENANT_NOT_EMPTY: _ErrorReason.ValueType  # 40
@@ -441,6 +443,8 @@ Example: two operators update one subscription, both from the same GetSubscripti
 """
 ERROR_REASON_CONCURRENT_CHANGE: ErrorReason.ValueType  # 39
 """ABORTED. Another call or attempt changed the same resource at the same moment; repeating helps.
+UNAVAILABLE from PublishEvents: a change of the tenant's subscriptions, or a publish with the same idempotency key, has
+not ended for HOOKLINE_PUBLISH_LOCK_WAIT_S.
 Example: RetryDelivery in the moment in which the delivery's last attempt is recorded.
 """
 ERROR_REASON_TENANT_NOT_EMPTY: ErrorReason.ValueType  # 40
