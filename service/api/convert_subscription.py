@@ -44,6 +44,7 @@ from service.domain.target import (
     parse_target_url,
 )
 from service.webhook.egress import EgressPolicy
+from service.webhook.idn import check_international
 
 PATH: Final = "subscription."
 HTTP: Final = f"{PATH}http."
@@ -184,13 +185,20 @@ class SubscriptionReader:
         return target
 
     def _check_address(self, url: str, field: str, violations: list[Violation]) -> None:
-        """A host is judged now; the addresses that a name leads to at every connection."""
+        """Host and port are judged now; the addresses that a name leads to at every connection."""
         try:
-            problem = self._egress.check_host(parse_target_url(url).host)
+            target = parse_target_url(url)
         except TargetUrlError:
             return  # said already
-        if problem:
-            violations.append(Violation(field, problem, Reason.TARGET_ADDRESS_FORBIDDEN))
+        if problem := check_international(target.host):
+            violations.append(Violation(field, problem, Reason.TARGET_URL_INVALID))
+            return
+        problems = (self._egress.check_host(target.host), self._egress.check_port(target.port))
+        violations += [
+            Violation(field, problem, Reason.TARGET_ADDRESS_FORBIDDEN)
+            for problem in problems
+            if problem
+        ]
 
 
 def refuse_unbuilt(message: subscription_pb2.Subscription, leaves: frozenset[str]) -> None:

@@ -10,14 +10,28 @@ import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Final, TypeVar
 
 from service.config.reading import Reader, parse_file, switch
 from service.domain.target import MAX_HOST_LENGTH
 from service.webhook.dialer import make_tls_context
-from service.webhook.egress import EgressPolicy, Network, parse_networks
+from service.webhook.egress import (
+    NAT64_LENGTHS,
+    EgressPolicy,
+    Network,
+    parse_nat64,
+    parse_networks,
+)
 from service.webhook.hosts import NO_HOSTS, HostList, parse_hosts
+from service.webhook.ports import (
+    DEFAULT_DENIED_PORTS,
+    DEFAULT_PORTS,
+    NO_PORTS,
+    PortList,
+    parse_ports,
+)
 from service.webhook.proxy import EgressProxy, parse_proxy
 
 T = TypeVar("T")
@@ -31,7 +45,8 @@ class EgressSettings:
     """All that can be set about the way out."""
 
     policy: EgressPolicy
-    """HOOKLINE_EGRESS_ALLOW, _DENY, _PUBLIC, _ALLOW_HOSTS, _DENY_HOSTS"""
+    """HOOKLINE_EGRESS_ALLOW, _DENY, _PUBLIC, _ALLOW_HOSTS, _DENY_HOSTS, _PORTS, _DENY_PORTS,
+    _NAT64"""
     proxy: EgressProxy | None = None
     """HOOKLINE_EGRESS_PROXY, _PROXY_RESOLVES; None: connections are direct"""
     ca_file: Path | None = None
@@ -57,6 +72,9 @@ def read_egress(read: Reader, *, is_dev: bool) -> EgressSettings:
         is_public_allowed=read("EGRESS_PUBLIC", switch, default=True),
         allow_hosts=read("EGRESS_ALLOW_HOSTS", _hosts, NO_HOSTS),
         deny_hosts=read("EGRESS_DENY_HOSTS", _hosts, NO_HOSTS),
+        ports=read("EGRESS_PORTS", _ports, DEFAULT_PORTS),
+        deny_ports=read("EGRESS_DENY_PORTS", _denied_ports, DEFAULT_DENIED_PORTS),
+        nat64=read("EGRESS_NAT64", _nat64, ()),
     )
     if not (policy.is_public_allowed or policy.allow):
         read.problems.append(
@@ -86,6 +104,24 @@ def _networks(text: str) -> tuple[Network, ...]:
 def _hosts(text: str) -> HostList:
     """Hosts, joined by commas."""
     return _list(text, parse_hosts, "must be hosts such as hooks.example,*.internal.example")
+
+
+def _ports(text: str) -> PortList:
+    """Ports and ranges of them, joined by commas."""
+    return _list(text, parse_ports, "must be ports such as 80,443,1024-65535")
+
+
+def _denied_ports(text: str) -> PortList:
+    """The same, or `none`."""
+    if text == "none":
+        return NO_PORTS
+    return _list(text, parse_ports, "must be none, or ports such as 3306,27017-27019")
+
+
+def _nat64(text: str) -> tuple[IPv6Network, ...]:
+    """Prefixes, joined by commas."""
+    lengths = ", ".join(map(str, sorted(NAT64_LENGTHS)))
+    return _list(text, parse_nat64, f"must be NAT64 prefixes of {lengths} bits: 2001:db8:64::/96")
 
 
 def _list(text: str, parse: Callable[[list[str]], T], allowed: str) -> T:

@@ -1,10 +1,10 @@
 """From an origin to an open connection: resolve, refuse what is not allowed, connect, TLS.
 
-Theory. The host is held against the deployment's lists. All addresses of a name are checked before
-any is tried: one that is not allowed taints the name, since its owner chose it. Then they are tried
-in turn, each with a share of what is left of the deadline, by a route: straight, or through an
-egress proxy. What was checked is what is connected to; the socket's own idea of its peer is checked
-once more before a byte is sent. The name stays with the connection, for SNI and for the
+Theory. The host and the port are held against the deployment's lists. All addresses of a name are
+checked before any is tried: one that is not allowed taints the name, since its owner chose it. Then
+they are tried in turn, each with a share of what is left of the deadline, by a route: straight, or
+through an egress proxy. What was checked is what is connected to; the socket's own idea of its peer
+is checked once more before a byte is sent. The name stays with the connection, for SNI and for the
 certificate.
 """
 
@@ -29,6 +29,8 @@ MakeConnection = Callable[[Origin, str | None], Connection]
 """A new connection to an origin, at the address that is being tried; None where nobody knows it."""
 
 _HOST_BLOCKED = "the host is not one that this service may send to"
+
+_PORT_BLOCKED = "the port is not one that this service may send to"
 
 
 def make_tls_context(extra_ca_file: Path | None = None) -> ssl.SSLContext:
@@ -75,6 +77,8 @@ class Dialer:
         loop = asyncio.get_running_loop()
         if not self._egress.allows_host(origin.host):
             raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, _HOST_BLOCKED)
+        if not self._egress.allows_port(origin.port):
+            raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, _PORT_BLOCKED)
         places = await self._places_of(origin.host, deadline, tenant_id)
         failures: list[AttemptFailure] = []
         for index, place in enumerate(places):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from service.domain.target import parse_host
+from service.webhook.idn import check_international
 
 _BELOW = "*."
 
@@ -45,7 +46,13 @@ def parse_hosts(texts: Iterable[str]) -> HostList:
         if text.startswith(_BELOW):
             suffix = text.removeprefix(_BELOW)
             # With a label in front, so that no part of an address is taken for a suffix.
-            suffixes.add(parse_host(f"a.{suffix}").removeprefix("a."))
+            suffixes.add(_checked(parse_host(f"a.{suffix}").removeprefix("a.")))
         else:
-            exact.add(parse_host(text))
+            exact.add(_checked(parse_host(text)))
     return HostList(frozenset(exact), frozenset(suffixes))
+
+
+def _checked(host: str) -> str:
+    if problem := check_international(host):
+        raise ValueError(problem)
+    return host

@@ -42,7 +42,7 @@ async def place(api: Api, subscription_id: str = "orders") -> Place:
     )
     uid = await api.rig.subscription(
         tenant_uid,
-        "http://127.0.0.1:9/",
+        "http://127.0.0.1:1024/",
         subscription_id=subscription_id,
         state="PAUSED",
         state_reason="OPERATOR",

@@ -20,7 +20,7 @@ async def hold(api: Api, subscription_id: str) -> None:
     )
     await api.rig.subscription(
         tenant_uid,
-        "http://127.0.0.1:9/",
+        "http://127.0.0.1:1024/",
         subscription_id=subscription_id,
         state="PAUSED",
         state_reason="OPERATOR",

@@ -102,6 +102,13 @@ BAD_URLS = {
     "host too long": "https://" + ".".join(["a" * 60] * 5) + "/",
     "label too long": "https://" + "a" * 64 + ".com/",
     "bad percent": "https://example.com/%zz",
+    "no international name": "https://xn--a/",
+    "one in capitals": "https://XN--A.example/",
+    "one in the middle": "https://a.xn--ls8h.example/",
+    "an empty one": "https://xn--0/",
+    "one written in another way": "https://xn---bbk.example/",
+    "one with an underscore": "https://xn--a_b-1na.example/",
+    "one that begins with a joiner": "https://xn--1ug.example/",
     "over 2,048": "https://example.com/" + "a" * 2_029,
 }
 
@@ -136,7 +143,7 @@ PRIVATE = [
     "[0:0:0:0:0:ffff:a00:1]", "[::ffff:0:7f00:1]", "[64:ff9b::10.0.0.1]", "[64:ff9b:1::a00:1]",
     "[2002:a00:1::1]", "[2002:a9fe:a9fe::]", "[2001:0:808:808::80ff:fffe]", "[2001:2::1]",
     "[2001:10::1]", "[2001:20::1]", "[2620:4f:8000::1]", "[4000::1]", "[5f00::1]", "[ff05::1:3]",
-    "[febf::1]",
+    "[febf::1]", "[2606:4700::5efe:7f00:1]", "[2606:4700::200:5efe:8.8.8.8]",
 ]  # fmt: skip
 
 
@@ -160,6 +167,26 @@ async def test_an_address_is_taken_where_it_is_public_or_expressly_allowed(
             await control.create(orders(http=http(url=f"http://{host}/")), f"s{n}")
         found = await refusal(control.create(orders(http=http(url="http://127.0.0.1/")), "no"))
         assert found.violations == {"subscription.http.url": "TARGET_ADDRESS_FORBIDDEN"}
+
+
+async def test_a_name_that_readers_read_alike_is_taken(control: Control) -> None:
+    hosts = ["xn--bcher-kva.example", "XN--BCHER-KVA.example", "r3---sn-4g5.example", "_a.example"]
+    for n, host in enumerate(hosts):
+        await control.create(orders(http=http(url=f"https://{host}/")), f"s{n}")
+
+
+async def test_a_port_that_is_not_sent_to(control: Control) -> None:
+    target = http(
+        url="https://hooks.example:25/",
+        failover_urls=["http://8.8.8.8:5432/", "http://a.example:8080/", "http://10.0.0.1:22/"],
+    )
+    found = await refused_both_ways(control, http=target)
+    assert found.violations == {
+        "subscription.http.url": "TARGET_ADDRESS_FORBIDDEN",
+        "subscription.http.failover_urls[0]": "TARGET_ADDRESS_FORBIDDEN",
+        "subscription.http.failover_urls[2]": "TARGET_ADDRESS_FORBIDDEN",
+    }
+    assert "HOOKLINE_EGRESS_PORTS" in found.message
 
 
 async def test_a_host_that_the_deployment_denies(database_url: str) -> None:

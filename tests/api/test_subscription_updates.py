@@ -132,10 +132,10 @@ async def test_an_update_changes_what_its_mask_names_and_nothing_else(
 async def test_an_update_judges_no_more_than_it_changes(database_url: str) -> None:
     """Rules that became stricter since do not stand in the way of changing something else."""
     async with controlling(database_url) as lax:
-        await lax.create(orders(http=HttpTarget(url="http://127.0.0.1:9/")))
+        await lax.create(orders(http=HttpTarget(url="http://127.0.0.1:1024/")))
     async with controlling(database_url, https_only=True, allow=()) as strict:
         changed = await strict.update(Subscription(display_name="new"))
-        assert changed.http.url == "http://127.0.0.1:9/"
+        assert changed.http.url == "http://127.0.0.1:1024/"
         refused = await refusal(strict.update(orders(http=changed.http), ["http.url"]))
         assert refused.violations.keys() == {"subscription.http.url"}
 

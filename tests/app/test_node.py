@@ -267,7 +267,7 @@ async def test_a_node_whose_master_key_opens_nothing_that_is_stored_does_not_sta
     database_url: str,
 ) -> None:
     async with started(database_url) as (_, client):
-        await subscribe(client, "http://127.0.0.1:1/")
+        await subscribe(client, "http://127.0.0.1:1024/")
     with pytest.raises(StartError, match="HOOKLINE_MASTER_KEY lacks") as caught:
         await App(settings(database_url, HOOKLINE_MASTER_KEY=keys(b"o" * 32))).start()
     assert keys(b"o" * 32) not in str(caught.value)

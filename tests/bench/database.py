@@ -45,7 +45,7 @@ INSERT INTO subscriptions (subscription_uid, tenant_uid, bucket, subscription_id
                            timeout_ms, max_in_flight, changed_epoch)
 SELECT uuidv7(), tenant_uid, n % 256, 'bulk-' || n,
        ARRAY[CASE WHEN n % 2 = 0 THEN 'order.t' || n ELSE 'order.t' || n % 1000 || '.*' END],
-       'http://127.0.0.1:9/', 15000, 64, epoch
+       'http://127.0.0.1:1024/', 15000, 64, epoch
 FROM bumped, generate_series(1, $2) AS n
 """
 

@@ -54,6 +54,28 @@ def test_lists_are_read() -> None:
     assert not policy.allows_host("elsewhere.example")
 
 
+def test_ports_are_read() -> None:
+    policy = egress().egress.policy
+    assert [port for port in (25, 80, 443, 1024, 5432) if policy.allows_port(port)] == [
+        80,
+        443,
+        1024,
+    ]
+    policy = egress(PORTS="25, 5000-6000", DENY_PORTS="none").egress.policy
+    assert [port for port in (25, 80, 5432) if policy.allows_port(port)] == [25, 5432]
+    assert problem(PORTS="0") == (
+        'HOOKLINE_EGRESS_PORTS is "0": must be ports such as 80,443,1024-65535'
+    )
+    assert "must be none, or ports" in problem(DENY_PORTS="mysql")
+
+
+def test_prefixes_of_nat64_are_read() -> None:
+    policy = egress(NAT64="2606:4700:64::/96, 2606:4700::/32").egress.policy
+    assert policy.allows("2606:4700:64::8.8.8.8")
+    assert not policy.allows("2606:4700:64::10.0.0.1")
+    assert "32, 40, 48, 56, 64, 96 bits" in problem(NAT64="2606:4700:64::/95")
+
+
 def test_a_proxy_is_read_and_its_credentials_are_never_shown() -> None:
     settings = egress(PROXY="http://out:s%40cr%3At@proxy.internal:3128/", PROXY_RESOLVES="on")
     proxy = settings.egress.proxy

@@ -247,5 +247,5 @@ def test_every_limit_is_a_setting() -> None:
     ids=str,
 )
 def test_a_variable_that_is_named_anywhere_exists(path: PurePosixPath) -> None:
-    named = set(re.findall(r"HOOKLINE_[A-Z][A-Z_]*[A-Z]", text(path)))
+    named = set(re.findall(r"HOOKLINE_[A-Z][A-Z0-9_]*[A-Z0-9]", text(path)))
     assert named <= Settings.variables() | NOT_OURS

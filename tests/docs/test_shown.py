@@ -20,7 +20,7 @@ from tests.docs.pages import Block, page, pages
 SHELL = [block for each in pages() for block in each.blocks() if block.language == "sh"]
 _COMMAND = re.compile(r"(?:^|\| |exec hookline )(hookline [a-z][^|>#\n]*)", re.MULTILINE)
 _CALL = re.compile(r"-d '(\{.*?\})'\s+(?:\\\n\s+)?\S+ (hookline\.v1\.\w+)/(\w+)", re.DOTALL)
-_VARIABLE = re.compile(r"\b(HOOKLINE_[A-Z_]*[A-Z]|OTEL_[A-Z_]*[A-Z])\b(?![_…])")
+_VARIABLE = re.compile(r"\b(HOOKLINE_[A-Z0-9_]*[A-Z0-9]|OTEL_[A-Z_]*[A-Z])\b(?![_…])")
 _OF_THE_EXPORTER = "OTEL_EXPORTER_OTLP_"
 
 

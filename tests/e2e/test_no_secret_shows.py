@@ -164,7 +164,7 @@ async def use_everything(search: Search, client: HooklineClient, receiver: Recei
     made = await subscriptions.CreateSubscription(subscription(receiver.url, search, "hmac"))
     search.secret("made whsec_", made.signing_secret)
     search.wrote("CreateSubscription", made.subscription)
-    wanted = subscription("http://127.0.0.1:1/nobody", search, "pair")
+    wanted = subscription("http://127.0.0.1:1024/nobody", search, "pair")
     wanted.subscription.http.signature_scheme = SIGNATURE_SCHEME_ED25519
     pair = await subscriptions.CreateSubscription(wanted)
     search.secret("made whsk_", pair.signing_secret)

@@ -91,7 +91,7 @@ async def test_an_event_that_waits_for_its_retry(dev: Dev, client: HooklineClien
 
 
 async def test_an_event_behind_an_open_circuit(dev: Dev, client: HooklineClient) -> None:
-    subscription = await subscribe(client, "down", "http://127.0.0.1:9/")
+    subscription = await subscribe(client, "down", "http://127.0.0.1:1024/")
     event = Event(type="a.b", json_data="{}")
     await client.publish("down", [event] * 10)
     await until(
@@ -105,7 +105,7 @@ async def test_an_event_behind_an_open_circuit(dev: Dev, client: HooklineClient)
 
 
 async def test_an_event_that_is_held(dev: Dev, client: HooklineClient) -> None:
-    subscription = await subscribe(client, "held", "http://127.0.0.1:9/")
+    subscription = await subscribe(client, "held", "http://127.0.0.1:1024/")
     await client.subscriptions.PauseSubscription(PauseSubscriptionRequest(name=subscription))
     (published,) = await client.publish("held", [Event(type="a.b", json_data="{}")])
     told = told_of(dev, published.name)
@@ -114,7 +114,7 @@ async def test_an_event_that_is_held(dev: Dev, client: HooklineClient) -> None:
 
 
 async def test_an_event_that_was_cancelled_says_by_what(dev: Dev, client: HooklineClient) -> None:
-    subscription = await subscribe(client, "cancelled", "http://127.0.0.1:9/")
+    subscription = await subscribe(client, "cancelled", "http://127.0.0.1:1024/")
     events = [Event(type="a.b", json_data="{}") for _ in range(2)]
     by_hand, by_deletion = [result.name for result in await client.publish("cancelled", events)]
     listed = await client.deliveries.ListDeliveries(
@@ -130,7 +130,7 @@ async def test_an_event_that_was_cancelled_says_by_what(dev: Dev, client: Hookli
 
 
 async def test_an_event_that_was_given_up(dev: Dev, client: HooklineClient) -> None:
-    await subscribe(client, "dead", "http://127.0.0.1:9/", schedule_s=[0])
+    await subscribe(client, "dead", "http://127.0.0.1:1024/", schedule_s=[0])
     (published,) = await client.publish("dead", [Event(type="a.b", json_data="{}")])
     await until(lambda: "EXHAUSTED" in told_of(dev, published.name), "it is given up")
     told = told_of(dev, published.name)

@@ -30,7 +30,7 @@ async def acme(rig: Rig) -> Rig:
     So that their rows can be counted.
     """
     tenant_uid = await rig.tenant()
-    await rig.subscription(tenant_uid, "http://127.0.0.1:9/", "order.*", schedule_s=[90.0])
+    await rig.subscription(tenant_uid, "http://127.0.0.1:1024/", "order.*", schedule_s=[90.0])
     await rig.matcher.index("acme")
     return rig
 

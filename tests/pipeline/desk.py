@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-URL = "http://127.0.0.1:9/hook"
+URL = "http://127.0.0.1:1024/hook"
 NOW_MS = 1_800_000_000_000
 
 _TARGET = prepare_target(

@@ -20,7 +20,7 @@ from tests.pipeline.rival import rival, take_key, until_blocked
 from tests.pipeline.subscribing import create
 from tests.waiting import until
 
-TARGET = "http://127.0.0.1:9/"
+TARGET = "http://127.0.0.1:1024/"
 
 SEGMENTS = st.sampled_from(["a", "b", "ab", "hookline"])
 TYPES = st.lists(SEGMENTS, min_size=1, max_size=3).map(".".join)

@@ -18,7 +18,7 @@ from tests.pipeline.subscribing import create
 from tests.pipeline.wire import Wire
 from tests.waiting import until
 
-TARGET = "http://127.0.0.1:9/"
+TARGET = "http://127.0.0.1:1024/"
 
 
 # --------------------------------------------------------------------------------- the index

@@ -166,7 +166,7 @@ async def test_ordinals_follow_batches_and_answers(rig: Rig) -> None:
 async def test_ordinals_of_deliveries_are_their_events(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
     for pattern in ("order.created", "order.*", "*"):
-        await rig.subscription(tenant_uid, "http://127.0.0.1:9/", pattern, state="PAUSED",
+        await rig.subscription(tenant_uid, "http://127.0.0.1:1024/", pattern, state="PAUSED",
                                state_reason="OPERATOR")  # fmt: skip
     published = await rig.publisher.publish(
         "acme", [order_created(1, type="other"), order_created(2), order_created(3)]
@@ -198,7 +198,7 @@ async def test_ids_are_of_database_time(rig: Rig) -> None:
 
 async def test_due_times_are_the_databases_now_plus_the_first_delay(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
-    await rig.subscription(tenant_uid, "http://127.0.0.1:9/", schedule_s=[90.0, 5.0])
+    await rig.subscription(tenant_uid, "http://127.0.0.1:1024/", schedule_s=[90.0, 5.0])
 
     await rig.publisher.publish("acme", [order_created()])
 
@@ -308,7 +308,7 @@ async def test_a_group_ends_before_it_is_too_large(
     async with running(database_url, group_limits=group_limits) as rig:
         tenant_uid = await rig.tenant()
         for _ in range(3):
-            await rig.subscription(tenant_uid, "http://127.0.0.1:9/", schedule_s=[90.0])
+            await rig.subscription(tenant_uid, "http://127.0.0.1:1024/", schedule_s=[90.0])
         await rig.publisher.publish("acme", [order_created(0)])
         results = await asyncio.gather(
             *(rig.publisher.publish("acme", [order_created(n)] * 2) for n in range(1, 5))
@@ -328,7 +328,7 @@ async def test_a_batch_of_too_many_deliveries_is_refused_whole(database_url: str
     async with running(database_url, limits=Limits(max_batch_deliveries=5)) as rig:
         tenant_uid = await rig.tenant()
         for _ in range(3):
-            await rig.subscription(tenant_uid, "http://127.0.0.1:9/", schedule_s=[90.0])
+            await rig.subscription(tenant_uid, "http://127.0.0.1:1024/", schedule_s=[90.0])
 
         with pytest.raises(InvalidArgumentError) as refusal:
             await rig.publisher.publish("acme", [order_created(1), order_created(2)])

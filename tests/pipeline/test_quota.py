@@ -11,7 +11,7 @@ from service.domain.errors import Reason, ResourceExhaustedError
 from service.domain.limits import Limits
 from tests.pipeline.rig import Rig, order_created, running
 
-NOWHERE = "http://127.0.0.1:9/"
+NOWHERE = "http://127.0.0.1:1024/"
 
 
 @pytest.fixture

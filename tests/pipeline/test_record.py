@@ -178,8 +178,8 @@ async def test_nul_and_invalid_utf8_in_an_answer_are_recorded(rig: Rig, receiver
 
 async def test_a_lone_surrogate_in_an_errors_text_poisons_nothing(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
-    await rig.subscription(tenant_uid, "http://127.0.0.1:9/", schedule_s=[0.0, 3_600.0])
-    bad = Outcome(AttemptOutcome.CONNECTION_FAILED, 1, "http://127.0.0.1:9/", error="x \udcff y")
+    await rig.subscription(tenant_uid, "http://127.0.0.1:1024/", schedule_s=[0.0, 3_600.0])
+    bad = Outcome(AttemptOutcome.CONNECTION_FAILED, 1, "http://127.0.0.1:1024/", error="x \udcff y")
     answering_with(rig, lambda: bad)
 
     await rig.publisher.publish("acme", [order_created(n) for n in range(3)])

@@ -247,7 +247,7 @@ async def test_an_operator_who_resumes_or_moves_the_target_closes_the_circuit(de
     open_circuit(desk, lane)
     lane.failing_since_us = 5
 
-    desk.lanes.configure(lane, desk.config(version=2, url="http://127.0.0.1:10/"))
+    desk.lanes.configure(lane, desk.config(version=2, url="http://127.0.0.1:1025/"))
 
     assert not lane.is_circuit_open
     assert lane.window == 64

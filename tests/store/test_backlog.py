@@ -29,7 +29,7 @@ async def tenant_with(rig: Rig, name: str, count: int, parts: int = 1) -> UUID:
     """A tenant that has so much pending, of two subscriptions."""
     uid = await rig.tenant(name)
     for _ in range(2):
-        subscription = await rig.subscription(uid, "http://127.0.0.1:9/")
+        subscription = await rig.subscription(uid, "http://127.0.0.1:1024/")
         for _ in range(parts):
             await rig.database.fetch(INSERT, subscription, count // 2 // parts)
     return uid

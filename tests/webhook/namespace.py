@@ -83,7 +83,7 @@ CASES = {
     "the unspecified address": Case(_NAME, [_BLOCKED], [["0.0.0.0"]]),  # noqa: S104 - connected to
     "private within IPv6": Case(_NAME, [_BLOCKED], [[f"::ffff:{PRIVATE[0]}"]]),
     "a failover URL": Case(
-        f"http://{PUBLIC}:1/", [_BLOCKED], [[PRIVATE[0]]], failover_url=_NAME
+        f"http://{PUBLIC}:1024/", [_BLOCKED], [[PRIVATE[0]]], failover_url=_NAME
     ),
     **{
         f"a name that leads to {address}": Case(_NAME, [_BLOCKED], [[address]])

@@ -230,7 +230,9 @@ async def test_a_certificate_of_another_authority_fails_as_tls_does(
 
 
 async def test_a_certificate_that_cannot_be_loaded_is_one_outcome(mutual: Post) -> None:
-    outcome = await mutual("https://127.0.0.1:1/", identity=ClientIdentity("nonsense", "nonsense"))
+    outcome = await mutual(
+        "https://127.0.0.1:1024/", identity=ClientIdentity("nonsense", "nonsense")
+    )
     assert outcome.kind is AttemptOutcome.TLS_FAILED
     assert outcome.error == "the client certificate cannot be used"
 
@@ -243,7 +245,7 @@ async def test_a_machine_without_a_descriptor_for_it_is_our_own_fault(
 
     monkeypatch.setattr(os, "memfd_create", none_is_left)
     identity = identity_of(authority, "acme.test")
-    outcome = await mutual("https://127.0.0.1:1/", identity=identity)
+    outcome = await mutual("https://127.0.0.1:1024/", identity=identity)
     assert outcome.kind is AttemptOutcome.OWN_FAULT
     assert outcome.error == "the client certificate could not be made ready"
 

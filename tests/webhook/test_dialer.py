@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from service.webhook.dialer import Dialer, make_tls_context
 from service.webhook.egress import EgressPolicy, parse_networks
 from service.webhook.failure import AttemptFailure
 from service.webhook.origin import Origin
+from service.webhook.ports import parse_ports
 from service.webhook.resolver import Resolver
 from service.webhook.route import DirectRoute
 from tests.waiting import until
@@ -74,6 +76,17 @@ class TestEgress:
         async with Receiver(answering(OK)) as receiver:
             outcome = await make_post(egress=EgressPolicy())(receiver.url(host=host))
             assert outcome.kind is BLOCKED
+            assert receiver.connection_count == 0
+
+    async def test_a_port_that_is_denied_later_is_not_connected_to(
+        self, make_post: MakePost
+    ) -> None:
+        async with Receiver(answering(OK)) as receiver:
+            denied = parse_ports([str(receiver.port)])
+            post = make_post(egress=replace(LOOPBACK, deny_ports=denied))
+            outcome = await post(receiver.url())
+            assert outcome.kind is BLOCKED
+            assert outcome.error == "the port is not one that this service may send to"
             assert receiver.connection_count == 0
 
     async def test_the_refusal_tells_no_address(self, make_post: MakePost) -> None:

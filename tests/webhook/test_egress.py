@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.webhook.egress import EgressPolicy, embedded_ipv4, is_public, parse_networks
+from service.webhook.egress import (
+    EgressPolicy,
+    embedded_ipv4,
+    is_public,
+    parse_nat64,
+    parse_networks,
+)
 from service.webhook.hosts import parse_hosts
+from service.webhook.ports import parse_ports
 
 # Written out again, not imported: a block that vanished from the service must be missed here.
 DENIED_IPV4 = [
@@ -104,6 +111,9 @@ def test_no_address_of_a_special_block_is_public(block: str) -> None:
         "3ffe:ffff::",
         "3fff:1000::",
         "3fff:ffff::",
+        "2606:4700::5efd:7f00:1",
+        "2606:4700::400:5efe:7f00:1",
+        "2606:4700:0:5efe::7f00:1",
     ],
 )
 def test_what_lies_just_outside_them_is(address: str) -> None:
@@ -117,6 +127,8 @@ def test_no_ipv4_address_hides_in_an_ipv6_one(address: IPv4Address) -> None:
         assert not is_public(IPv6Address(int(IPv6Address(prefix)) | number))
     assert not is_public(IPv6Address(0x2002 << 112 | number << 80))
     assert not is_public(IPv6Address((0x2001 << 112) | (number ^ 0xFFFFFFFF)))
+    for identifier in ("2606:4700::5efe:0:0", "2a00:1:2:3:200:5efe:0:0", "2606::300:5efe:0:0"):
+        assert not is_public(IPv6Address(int(IPv6Address(identifier)) | number))
 
 
 @given(st.ip_addresses(v=6))
@@ -211,8 +223,20 @@ class TestLists:
             ("::/96", "::8.8.8.8", "::127.0.0.1"),
             ("2002::/16", "2002:808:808::1", "2002:7f00:1::1"),
             ("2001::/32", "2001:0:808:808:0:0:f7f7:f7f7", "2001:0:808:808:0:0:80ff:fffe"),
+            ("2606:4700::/32", "2606:4700::5efe:808:808", "2606:4700::5efe:7f00:1"),
+            ("2606:4700::/32", "2606:4700::200:5efe:808:808", "2606:4700::200:5efe:7f00:1"),
+            ("::ffff:0:0:0/96", "::ffff:0:808:808", "::ffff:0:7f00:1"),
         ],
-        ids=["NAT64", "mapped", "compatible", "6to4", "Teredo"],
+        ids=[
+            "NAT64",
+            "mapped",
+            "compatible",
+            "6to4",
+            "Teredo",
+            "ISATAP",
+            "ISATAP, universal",
+            "translated",
+        ],
     )
     def test_allowing_a_way_to_ipv4_allows_no_private_ipv4(
         self, network: str, reached: str, hidden: str
@@ -222,6 +246,39 @@ class TestLists:
         assert not policy.allows(hidden)
         denying = EgressPolicy(policy.allow, deny=parse_networks(["8.8.8.8/32"]))
         assert not denying.allows(reached)
+
+    @pytest.mark.parametrize(
+        "prefix, reached, hidden",
+        [
+            ("2001:db8::/32", "2001:db8:808:808::", "2001:db8:7f00:1::"),
+            ("2001:db8:100::/40", "2001:db8:108:808:8::", "2001:db8:17f:0:1::"),
+            ("2001:db8:122::/48", "2001:db8:122:808:8:800::", "2001:db8:122:7f00:0:100::"),
+            ("2001:db8:122:300::/56", "2001:db8:122:308:8:808::", "2001:db8:122:37f:0:1::"),
+            (
+                "2001:db8:122:344::/64",
+                "2001:db8:122:344:8:808:800::",
+                "2001:db8:122:344:7f:0:100::",
+            ),
+            ("2001:db8:122:344::/96", "2001:db8:122:344::808:808", "2001:db8:122:344::7f00:1"),
+        ],
+    )
+    def test_what_lies_behind_a_nat64_prefix_that_is_named_is_judged(
+        self, prefix: str, reached: str, hidden: str
+    ) -> None:
+        """The formats of RFC 6052 section 2.2; a prefix may as well be a public one."""
+        blind = EgressPolicy(parse_networks([prefix]))
+        assert blind.allows(hidden)
+        policy = EgressPolicy(parse_networks([prefix]), nat64=parse_nat64([prefix]))
+        assert policy.allows(reached)
+        assert not policy.allows(hidden)
+
+    @pytest.mark.parametrize("text", ["2001:db8::/33", "2001:db8::/128", "10.0.0.0/8", ""])
+    def test_a_nat64_prefix_has_one_of_six_lengths(self, text: str) -> None:
+        with pytest.raises(
+            ValueError,
+            match=r"no length|At least 3 parts|Address cannot be empty|Expected 4|4 octets|empty",
+        ):
+            parse_nat64([text])
 
     @pytest.mark.parametrize("address", ["::", "::1", "fd00::1", "2606:4700::1", "64:ff9b:1::1"])
     def test_other_addresses_have_no_ipv4_within(self, address: str) -> None:
@@ -269,10 +326,49 @@ class TestLists:
             "a:80",
             "a.",
             "*.0.0.1",
+            "xn--a",
+            "*.xn--a.example",
             "::1",
             "b\u00fc",
         ],
     )
     def test_what_is_no_host_is_no_list(self, text: str) -> None:
-        with pytest.raises(ValueError, match=r"must|longer"):
+        with pytest.raises(ValueError, match=r"must|longer|IDNA"):
             parse_hosts([text])
+
+
+class TestPorts:
+    @pytest.mark.parametrize("port", [80, 443, 1024, 8080, 8443, 32768, 65_535])
+    def test_those_of_http_and_the_unprivileged_are_sent_to(self, port: int) -> None:
+        assert EgressPolicy().allows_port(port)
+        assert EgressPolicy().check_port(port) is None
+
+    @pytest.mark.parametrize(
+        "port",
+        [
+            *(1, 22, 25, 53, 110, 111, 143, 445, 465, 587, 993, 1023),
+            *(1433, 1521, 2379, 2525, 3306, 5432, 6379, 9042, 9200, 11211, 27017, 27018, 27019),
+        ],
+    )
+    def test_those_of_mail_databases_and_the_system_are_not(self, port: int) -> None:
+        assert not EgressPolicy().allows_port(port)
+        problem = EgressPolicy().check_port(port)
+        assert problem is not None
+        assert f"port {port} " in problem
+        assert "HOOKLINE_EGRESS_PORTS" in problem
+
+    def test_an_allowed_network_is_no_way_around(self) -> None:
+        assert not EgressPolicy(parse_networks(["10.0.0.0/8"])).allows_port(5432)
+
+    def test_a_deployment_says_which(self) -> None:
+        policy = EgressPolicy(
+            ports=parse_ports(["443", "25-26"]), deny_ports=parse_ports(["26", "9000-9001"])
+        )
+        assert [port for port in range(65_536) if policy.allows_port(port)] == [25, 443]
+
+    @pytest.mark.parametrize(
+        "text", ["", "0", "65536", "-1", "80-", "-80", "90-80", "http", "1-70000", " 80", "\u0663"]
+    )
+    def test_what_is_no_port_is_no_list(self, text: str) -> None:
+        with pytest.raises(ValueError, match="port"):
+            parse_ports([text])
