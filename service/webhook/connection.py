@@ -9,6 +9,7 @@ callbacks of the event loop; its caller awaits one future, which comes to an `An
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import NamedTuple, Protocol, cast
 
 from service.domain.attempt import AttemptOutcome
@@ -75,6 +76,7 @@ class Connection(asyncio.Protocol):
         "_reader",
         "_rest",
         "_transport",
+        "_unread",
         "_waiter",
         "idle_since",
         "origin",
@@ -98,11 +100,21 @@ class Connection(asyncio.Protocol):
         self._reader = reader
         self._loop = loop
         self._transport: asyncio.Transport | None = None
+        self._unread = select.poll()
         self._waiter: asyncio.Future[Answer] | None = None
         self._rest: memoryview | None = None
         self._failure: AttemptFailure | None = None
         self._is_paused = False
         self._is_used = False
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes that nobody asked for, or the peer's end, wait in the socket.
+
+        The event loop reads what came before it looked last; what came since, only the system has.
+        Asked before an idle connection is used: an answer that is here already answers nothing.
+        """
+        return bool(self._unread.poll(0))
 
     def start(self, head: bytes, body: bytes, deadline: float) -> asyncio.Future[Answer]:
         """Send a request; the future comes to its answer. `deadline` is on the loop's clock.
@@ -166,6 +178,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected, and through the TLS handshake where there is one."""
         self._transport = cast("asyncio.Transport", transport)
+        self._unread.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._owner.connected(self)
 
     def data_received(self, data: bytes) -> None:
@@ -211,13 +224,19 @@ class Connection(asyncio.Protocol):
             self._rest = rest or None
             self._transport.write(chunk)
 
+    @property
+    def _is_written(self) -> bool:
+        """Whether the system has taken the whole request: an answer before that is an early one."""
+        transport = self._transport
+        return self._rest is None and not (transport and transport.get_write_buffer_size())
+
     def _settle(self) -> None:
         """The answer is settled: hand it over, and keep the connection if it can be used again."""
         waiter, reader = self._waiter, self._reader
         if waiter is None:
             return
         was_reused, self._is_used = self._is_used, True
-        is_reusable = reader.is_reusable and self._rest is None
+        is_reusable = reader.is_reusable and self._is_written
         if reader.status == _REQUEST_TIMEOUT and was_reused and not is_reusable:
             # The notice of a closed idle connection (RFC 9110 section 15.5.9), not an answer to
             # this.

@@ -134,7 +134,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         head = _head_of(request)
         stream = request.stream
         body = b"".join(stream) if isinstance(stream, httpx.ByteStream) else await request.aread()
-        connection = self._pool.take(origin)
+        connection = self._take(origin)
         while True:
             if connection is None:
                 connect_timeout_s: float | None = extensions.get("connect_timeout_s")
@@ -228,6 +228,14 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         for connection in self._pool.expired(now):
             connection.abort()
         return len(self._pool) > 0
+
+    def _take(self, origin: Origin) -> Connection | None:
+        """An idle connection on which the peer has been silent; one that spoke is closed."""
+        while (connection := self._pool.take(origin)) is not None:
+            if not connection.has_unread:
+                return connection
+            connection.abort()
+        return None
 
     async def _open(self, origin: Origin, deadline: float, tenant_id: str) -> Connection:
         self._check_open()

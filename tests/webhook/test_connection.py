@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections import Counter
 
 import pytest
 
 from service.domain.attempt import AttemptOutcome
+from service.webhook.answer import AnswerReader
+from service.webhook.connection import Answer, Connection
+from service.webhook.origin import Origin
 from tests.waiting import until
 from tests.webhook.conftest import Post
 from tests.webhook.receiver import OK, Connected, Receiver, Script, answer, answering
@@ -103,3 +108,65 @@ async def test_a_408_on_a_new_connection_is_an_answer(post: Post) -> None:
         outcome = await post(receiver.url())
         assert (outcome.kind, outcome.http_status) == (AttemptOutcome.REFUSED, 408)
         assert len(receiver.requests) == 1
+
+
+class Unwritten(asyncio.Transport):
+    """A transport whose socket takes nothing for now."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__({"socket": sock})
+        self.buffered = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.buffered += data
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.buffered)
+
+    def abort(self) -> None:
+        self.buffered = b""
+
+
+class Owner:
+    """Notes what becomes of a connection."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def connected(self, _: Connection) -> None:
+        self.told.append("connected")
+
+    def released(self, _: Connection) -> None:
+        self.told.append("released")
+
+    def closing(self, _: Connection) -> None:
+        self.told.append("closing")
+
+    def closed(self, _: Connection) -> None:
+        self.told.append("closed")
+
+    def watch(self, _: Connection, __: float) -> None: ...
+
+    def unwatch(self, _: Connection) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "is_taken, end", [(True, "released"), (False, "closing")], ids=["written", "unwritten"]
+)
+async def test_an_answer_before_the_request_was_written_ends_the_connection(
+    *, is_taken: bool, end: str
+) -> None:
+    """What the system has not taken would be written into the next exchange."""
+    near, far = socket.socketpair()
+    with near, far:
+        owner, transport = Owner(), Unwritten(near)
+        origin = Origin("http", "192.0.2.1", 80)
+        loop = asyncio.get_running_loop()
+        connection = Connection(origin, None, owner, AnswerReader(), loop)
+        connection.connection_made(transport)
+        waiter = connection.start(b"POST / HTTP/1.1\r\n\r\n", b"body", loop.time() + 5)
+        if is_taken:
+            transport.buffered = b""
+        connection.data_received(OK)
+        assert await waiter == Answer(200, [(b"content-length", b"0")], b"")
+        assert owner.told == ["connected", end]

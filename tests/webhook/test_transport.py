@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -76,6 +77,43 @@ class TestKeepAlive:
             await receiver.until_left()
             assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
             assert receiver.connection_count == 2
+
+    async def test_an_unasked_answer_that_nobody_read_yet_is_nobody_s_either(
+        self, post: Post
+    ) -> None:
+        """It is in the system's buffer, and the event loop had no turn since it came."""
+
+        async def script(connected: Connected) -> None:
+            await connected.read_request()
+            await connected.write(OK)
+            taken.set_result(connected.writer.get_extra_info("socket").fileno())
+            await connected.wait_closed_by_peer()
+
+        async with Receiver(script) as receiver:
+            for number in range(1, 4):
+                taken = asyncio.get_running_loop().create_future()
+                assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
+                assert receiver.connection_count == number
+                os.write(await taken, answer("500 Never asked for"))
+
+    async def test_an_end_that_nobody_read_yet_costs_no_request(self, post: Post) -> None:
+        """It would be sent into the connection that ended, and once more over a new one."""
+        strays: list[bytes] = []
+
+        async def script(connected: Connected) -> None:
+            await connected.read_request()
+            await connected.write(OK)
+            taken.set_result(connected.writer.get_extra_info("socket").fileno())
+            strays.append(await connected.reader.read())
+
+        async with Receiver(script) as receiver:
+            for _ in range(3):
+                taken = asyncio.get_running_loop().create_future()
+                assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
+                with socket.socket(fileno=os.dup(await taken)) as sock:
+                    sock.shutdown(socket.SHUT_WR)
+            await until(lambda: len(strays) == 3, "each connection is ended")
+        assert strays == [b""] * 3
 
     async def test_an_unread_rest_of_a_request_ends_the_connection(self, post: Post) -> None:
         """An answer before the request was taken: what follows would be read as body."""
