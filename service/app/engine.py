@@ -128,7 +128,7 @@ class Engine:
         self.trial = Trial(
             operations, configs, self.catalog, sender, time, random, instruments.tracer
         )
-        self.upkeep = _make_upkeep(settings, database)
+        self.upkeep = _make_upkeep(settings, database, instruments)
 
     def _make_sending(
         self, settings: Settings, database: Database, random: Random, instruments: Instruments
@@ -190,9 +190,10 @@ def _make_transport(settings: Settings) -> WebhookTransport:
     )
 
 
-def _make_upkeep(settings: Settings, database: Database) -> Upkeep:
+def _make_upkeep(settings: Settings, database: Database, instruments: Instruments) -> Upkeep:
     return Upkeep(
         UpkeepStore(database.session("upkeep")),
         retention_days=settings.retention_days,
         pending_retention_days=settings.pending_retention_days,
+        meters=instruments.meters,
     )

@@ -1,27 +1,38 @@
-"""The chores of the house: partitions, expiry, sweeps; one node at a time, every minute."""
+"""The chores of the deployment: partitions, expiry, sweeps; by one node at a time, each minute.
+
+Each chore works in batches, each a transaction of its own: what a batch did is done, whatever comes
+after it. A chore that fails fails alone, and is tried again; one with much to do leaves the others
+their turn, and goes on in the next round, which then begins at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from service.store.database import TRANSIENT, RejectedError
+from service.telemetry.instruments import UNOBSERVED
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
     from service.store.upkeep import UpkeepStore
+    from service.telemetry.meters import Meters
 
 _log = structlog.get_logger(__name__)
 
-INTERVAL_S = 60.0
-BATCH = 1_000
-CHANGES_KEPT_S = 3_600.0
+INTERVAL_S: Final = 60.0
+SLICE_S: Final = 10.0
+"""How long a chore works before the others have their turn, and a batch longer at most."""
+BATCH: Final = 1_000
+CHANGES_KEPT_S: Final = 3_600.0
 
 
 class Upkeep:
-    """Does the chores while it holds their lock."""
+    """Does each chore while this node holds its lock."""
 
     def __init__(
         self,
@@ -29,14 +40,30 @@ class Upkeep:
         *,
         retention_days: int = 30,
         pending_retention_days: int = 30,
+        slice_s: float = SLICE_S,
+        meters: Meters = UNOBSERVED.meters,
     ) -> None:
         self._store = store
         self._retention_days = retention_days
         self._pending_retention_days = pending_retention_days
+        self._slice_s = slice_s
+        self._meters = meters
         self._task: asyncio.Task[None] | None = None
+        self._chores: Mapping[str, Callable[[], Awaitable[bool]]] = {
+            "create_partitions": self._create_partitions,
+            "expire_pending": self._expire_pending,
+            "sweep_idempotency_keys": self._sweep_keys,
+            "sweep_change_log": self._sweep_changes,
+            "drop_days": self._drop_days,
+        }
+        """By name; each does a batch, and returns whether there may be more to do."""
+        self.is_behind = False
+        """Whether a chore of the last round has more to do."""
 
     def start(self) -> None:
         """Begin."""
+        for name in self._chores:
+            self._meters.chore_ended(name, has_failed=None)
         self._task = asyncio.create_task(self._run(), name="upkeep")
 
     async def stop(self) -> None:
@@ -48,39 +75,63 @@ class Upkeep:
 
     async def _run(self) -> None:
         while True:
-            try:
-                await self.do_chores()
-            except TRANSIENT as error:
-                _log.warning("upkeep_failed", error=str(error))
-            except RejectedError as error:
-                # Such as a lock that was not to be had; the next minute tries again.
-                _log.warning("upkeep_refused", sqlstate=error.sqlstate, error=str(error))
-            except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
-                _log.exception("upkeep_broken")
-            await asyncio.sleep(INTERVAL_S)
+            await self.do_chores()
+            await asyncio.sleep(0 if self.is_behind else INTERVAL_S)
 
     async def do_chores(self) -> bool:
-        """All chores once; False where another node is at them."""
-        if not await self._store.try_lock():
+        """Do every chore for a while; return False where another node is at one of them."""
+        self.is_behind, had_all = False, True
+        for name, batch in self._chores.items():
+            has_failed = True
+            try:
+                if not await self._do(name, batch):
+                    had_all = False
+                    continue
+                has_failed = False
+            except (*TRANSIENT, RejectedError) as error:
+                _log.warning("upkeep_chore_failed", chore=name, error=str(error))
+            except Exception:  # noqa: BLE001 - logged whole; the next chore is done
+                _log.exception("upkeep_chore_failed", chore=name)
+            self._meters.chore_ended(name, has_failed=has_failed)
+        return had_all
+
+    async def _do(self, name: str, batch: Callable[[], Awaitable[bool]]) -> bool:
+        """Do a chore's batches until none is left or its time is over; False: without the lock."""
+        loop = asyncio.get_running_loop()
+        if not await self._store.try_lock(name):
             return False
+        ends_s = loop.time() + self._slice_s
         try:
-            await self._store.create_partitions()
-            now = await self._store.now()
-            expired = await self._store.expire_pending(
-                now - timedelta(days=self._pending_retention_days), BATCH
-            )
-            if expired:
-                _log.warning("deliveries_expired", count=expired)
-            while await self._store.sweep_keys(BATCH) == BATCH:
-                pass
-            await self._store.sweep_changes(CHANGES_KEPT_S)
-            dropped, kept = await self._store.drop_days_before(
-                now.date() - timedelta(days=self._retention_days)
-            )
-            if dropped:
-                _log.info("days_dropped", days=[str(day) for day in dropped])
-            if kept:
-                _log.warning("days_kept_for_pending_work", days=[str(day) for day in kept])
+            while await batch():
+                if loop.time() >= ends_s:
+                    self.is_behind = True
+                    break
         finally:
-            await self._store.unlock()
+            await self._store.unlock(name)
         return True
+
+    async def _create_partitions(self) -> bool:
+        await self._store.create_partitions()
+        return False
+
+    async def _expire_pending(self) -> bool:
+        before = await self._store.now() - timedelta(days=self._pending_retention_days)
+        expired = await self._store.expire_pending(before, BATCH)
+        if expired:
+            _log.warning("deliveries_expired", count=expired)
+        return expired == BATCH
+
+    async def _sweep_keys(self) -> bool:
+        return await self._store.sweep_keys(BATCH) == BATCH
+
+    async def _sweep_changes(self) -> bool:
+        return await self._store.sweep_changes(CHANGES_KEPT_S, BATCH) == BATCH
+
+    async def _drop_days(self) -> bool:
+        before = (await self._store.now()).date() - timedelta(days=self._retention_days)
+        dropped, kept = await self._store.drop_days_before(before)
+        if dropped:
+            _log.info("days_dropped", days=[str(day) for day in dropped])
+        if kept:
+            _log.warning("days_kept_for_pending_work", days=[str(day) for day in kept])
+        return False

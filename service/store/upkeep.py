@@ -1,16 +1,20 @@
-"""What time does to rows: expiry, sweeps, partitions; one node at a time."""
+"""What time does to rows: expiry, sweeps, partitions; one node at a time.
+
+Each statement deletes a batch at most. A sweep begins where the one before ended: what it deleted
+stays in the index until vacuum has been there, which a transaction that stays open keeps away.
+"""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from service.domain.ids import BUCKET_COUNT, first_uuid_of
+from service.domain.ids import first_uuid_of
 from service.store.partitions import create_partitions, drop_day, first_id_of_day, old_days
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
-    from datetime import date, datetime
+    from datetime import date
 
     from service.store.database import Session
 
@@ -25,15 +29,19 @@ class UpkeepStore:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._keys_swept_to = datetime.min.replace(tzinfo=UTC)
+        """No idempotency key that expired before is left."""
+        self._changes_swept_to = 0
+        """No old change with a `change_id` up to this is left, but of a commit that came late."""
 
-    async def try_lock(self) -> bool:
-        """Whether the chores are this node's; the lock lives as long as the connection."""
-        rows = await self._session.fetch("SELECT pg_try_advisory_lock($1) AS got", _LOCK_KEY)
+    async def try_lock(self, chore: str) -> bool:
+        """Take a chore's lock; return whether it was free. It lives as long as the connection."""
+        rows = await self._session.fetch(SQL.try_lock, _LOCK_KEY, chore)
         return bool(rows[0]["got"])
 
-    async def unlock(self) -> None:
-        """Let another node have the chores."""
-        await self._session.fetch("SELECT pg_advisory_unlock($1)", _LOCK_KEY)
+    async def unlock(self, chore: str) -> None:
+        """Let another node do a chore."""
+        await self._session.fetch(SQL.unlock, _LOCK_KEY, chore)
 
     async def now(self) -> datetime:
         """The database's clock."""
@@ -41,24 +49,26 @@ class UpkeepStore:
         now: datetime = rows[0]["now"]
         return now
 
-    async def expire_pending(self, before: datetime, batch: int) -> int:
-        """Give up pending work older than a moment; how many rows."""
+    async def expire_pending(self, before: datetime, limit: int) -> int:
+        """Expire up to `limit` pending deliveries older than a moment; return how many."""
         oldest = first_uuid_of(int(before.timestamp() * 1000))
-        expired = 0
-        for bucket in range(BUCKET_COUNT):
-            while count := len(
-                await self._session.fetch(SQL.expire_pending, bucket, oldest, batch, before)
-            ):
-                expired += count
-        return expired
+        return len(await self._session.fetch(SQL.expire_pending, oldest, limit, before))
 
     async def sweep_keys(self, limit: int) -> int:
-        """Delete up to `limit` idempotency keys whose window is over; how many."""
-        return len(await self._session.fetch(SQL.sweep_keys, limit))
+        """Delete up to `limit` idempotency keys whose window is over; return how many."""
+        rows = await self._session.fetch(SQL.sweep_keys, limit, self._keys_swept_to)
+        if len(rows) == limit:
+            self._keys_swept_to = max(row["expires_at"] for row in rows)
+        return len(rows)
 
-    async def sweep_changes(self, older_than_s: float) -> int:
-        """Delete what every owner has read long ago; how many rows."""
-        return len(await self._session.fetch(SQL.sweep_changes, older_than_s))
+    async def sweep_changes(self, older_than_s: float, limit: int) -> int:
+        """Delete up to `limit` changes that every owner has read long ago; return how many."""
+        rows = await self._session.fetch(
+            SQL.sweep_changes, older_than_s, limit, self._changes_swept_to
+        )
+        if len(rows) == limit:
+            self._changes_swept_to = max(row["change_id"] for row in rows)
+        return len(rows)
 
     async def create_partitions(self) -> list[str]:
         """Make the days ahead; the names of those that were missing."""

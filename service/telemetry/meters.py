@@ -79,6 +79,9 @@ class Meters:
         self.spans = Counter(
             "hookline.telemetry.spans", "{span}", "Spans sent, refused by the collector, dropped"
         )
+        self.chores = Counter(
+            "hookline.upkeep.chores", "{run}", "Chores that this node did, and those that failed"
+        )
         self.cpu_time = Counter("process.cpu.time", "s", "CPU time of this process")
 
         self.pending = Gauge(
@@ -160,6 +163,13 @@ class Meters:
             self.deliveries_created.add(deliveries)
             self.publish_batch.add(events)
             self.commit_duration.add(took_s, _of_statement("publish"))
+
+    def chore_ended(self, name: str, *, has_failed: bool | None) -> None:
+        """A chore was done or failed; None: neither yet, so that its first failure is a rise."""
+        if self.is_on:
+            for result, counts in (("done", has_failed is False), ("failed", has_failed is True)):
+                labels = (("hookline.upkeep.chore", name), ("hookline.upkeep.result", result))
+                self.chores.add(int(counts), labels)
 
     def released(self, outcome: AttemptOutcome) -> None:
         """An attempt came to nothing that the target can answer for, and is not recorded."""

@@ -38,6 +38,7 @@ EXPECTED = {
     "hookline.event_loop.lag",
     "hookline.postgres.oldest_xmin_age",
     "hookline.telemetry.spans",
+    "hookline.upkeep.chores",
     "rpc.server.call.duration",
     "db.client.operation.duration",
     "db.client.connection.count",

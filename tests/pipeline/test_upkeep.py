@@ -6,11 +6,14 @@ from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
-from service.pipeline.upkeep import Upkeep
+from service.pipeline.upkeep import BATCH, Upkeep
 from service.store.partitions import DAYS_AHEAD, PARENTS, day_of, partition_name
 from service.store.upkeep import UpkeepStore
+from service.telemetry.meters import Meters
 from tests.pipeline.rig import Receiver, Rig, order_created, running
+from tests.pipeline.rival import rival
 from tests.waiting import until
 
 DAY_S = 86_400.0
@@ -144,17 +147,21 @@ async def test_the_owner_hears_of_what_expired(rig: Rig, receiver: Receiver) -> 
     assert lane.known == {}
 
 
-async def test_one_node_at_a_time_does_the_chores(rig: Rig) -> None:
+async def test_one_node_at_a_time_does_a_chore(rig: Rig) -> None:
+    await rig.database.fetch(
+        "INSERT INTO change_log (kind, create_time) VALUES ('EVENT_TYPE', now() - interval '2 h')"
+    )
     async with running(rig.url) as other:
-        assert await other.upkeep_store.try_lock()
+        assert await other.upkeep_store.try_lock("expire_pending")
         assert not await rig.upkeep.do_chores()
-        await other.upkeep_store.unlock()
+        assert await rig.database.fetch("SELECT FROM change_log") == [], "the others are done"
+        await other.upkeep_store.unlock("expire_pending")
         assert await rig.upkeep.do_chores()
 
 
 async def test_the_chores_are_free_again_once_their_node_is_gone(rig: Rig) -> None:
     async with running(rig.url) as other:
-        assert await other.upkeep_store.try_lock()
+        assert await other.upkeep_store.try_lock("drop_days")
     await until(rig.upkeep.do_chores, "the lock went with its connection")
 
 
@@ -205,3 +212,59 @@ async def test_the_retention_of_a_retried_delivery_counts_from_the_retry(
     await impatient.stop()
     assert await rig.pending() == []
     assert [row["state"] for row in await rig.finished()] == ["EXPIRED"]
+
+
+# ------------------------------------------------------------- chores that fail, or have much to do
+
+
+async def test_a_chore_that_fails_fails_alone_and_is_told(rig: Rig, receiver: Receiver) -> None:
+    """A statement that times out loses its connection; its backend keeps the chore's lock."""
+    await _held(rig, receiver)
+    await rig.turn(31 * DAY_S)
+    await rig.database.fetch(
+        "INSERT INTO change_log (kind, create_time) VALUES ('EVENT_TYPE', now() - interval '2 h')"
+    )
+    missing = (await days_of(rig))[-1]
+    await rig.database.fetch(f"DROP TABLE {partition_name('events', missing)}")
+    meters = Meters()
+    upkeep = Upkeep(UpkeepStore(rig.database.session("upkeep", timeout_s=0.5)), meters=meters)
+    async with rival(rig.url) as holder:
+        await holder.execute("SELECT FROM pending_deliveries FOR UPDATE")
+        with capture_logs() as logs:
+            assert await upkeep.do_chores()
+    await upkeep.stop()
+
+    assert missing in await days_of(rig), "the chore before was done"
+    assert await rig.database.fetch("SELECT FROM change_log WHERE kind = 'EVENT_TYPE'") == []
+    (told,) = [line for line in logs if line["event"] == "upkeep_chore_failed"]
+    assert told["chore"] == "expire_pending"
+    counted = {
+        (labels[0][1], labels[1][1]): count for labels, count in meters.chores.values.items()
+    }
+    assert (counted["expire_pending", "failed"], counted["expire_pending", "done"]) == (1, 0)
+    assert (counted["sweep_change_log", "failed"], counted["sweep_change_log", "done"]) == (0, 1)
+
+
+async def test_a_chore_with_much_to_do_gives_way_and_goes_on_at_once(rig: Rig) -> None:
+    """Each round does a batch of it here, and all the others; no round waits for the minute."""
+    await rig.database.fetch(
+        """INSERT INTO change_log (kind, create_time)
+           SELECT 'EVENT_TYPE', now() - interval '2 h' FROM generate_series(1, $1)""",
+        2 * BATCH + 1,
+    )
+    hurried = Upkeep(rig.upkeep_store, slice_s=0.0)
+
+    async def left() -> int:
+        (row,) = await rig.database.fetch("SELECT count(*) FROM change_log")
+        count: int = row[0]
+        return count
+
+    assert await hurried.do_chores()
+    assert (await left(), hurried.is_behind) == (BATCH + 1, True)
+    hurried.start()
+
+    async def is_done() -> bool:
+        return await left() == 0
+
+    await until(is_done, "two more rounds followed at once")
+    await hurried.stop()

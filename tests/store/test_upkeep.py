@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from service.store.database import Database
+from service.store.database import Database, Session
 from service.store.partitions import first_id_of_day, partition_name
 from service.store.upkeep import UpkeepStore
+from tests.pipeline.rival import rival
 from tests.store.hot_rows import HotRows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import date
+
+    import asyncpg
 
 
 @pytest.fixture
@@ -50,12 +55,13 @@ async def test_the_chores_are_one_nodes_at_a_time(
     store: UpkeepStore, rows: HotRows, database_url: str
 ) -> None:
     other = UpkeepStore(Database(database_url).session("upkeep"))
-    assert await store.try_lock()
-    assert not await other.try_lock()
+    assert await store.try_lock("drop_days")
+    assert not await other.try_lock("drop_days")
+    assert await other.try_lock("expire_pending"), "each has a lock of its own"
 
-    await store.unlock()
-    assert await other.try_lock()
-    assert not await store.try_lock()
+    await store.unlock("drop_days")
+    assert await other.try_lock("drop_days")
+    assert not await store.try_lock("drop_days")
     await other.close()  # as a process does that dies
 
     (released,) = await rows.session.fetch(
@@ -75,9 +81,11 @@ async def test_pending_work_past_its_retention_expires_in_every_bucket(
     old = [await rows.pending(uid, days_ago=40) for uid in uids]
     young = [await rows.pending(uid) for uid in uids]
 
-    expired = await store.expire_pending(datetime.now(UTC) - timedelta(days=30), 2)
+    before = datetime.now(UTC) - timedelta(days=30)
 
-    assert expired == 20
+    batches = [await store.expire_pending(before, 7) for _ in range(4)]
+
+    assert batches == [7, 7, 6, 0]
     assert {row["delivery_id"] for row in await rows.all("pending_deliveries")} == set(young)
     history = await rows.all("deliveries")
     assert {row["delivery_id"] for row in history} == set(old)
@@ -90,23 +98,102 @@ async def test_pending_work_past_its_retention_expires_in_every_bucket(
     ]
 
 
-async def test_batches_go_on_until_nothing_is_left(store: UpkeepStore, rows: HotRows) -> None:
-    uid = await rows.subscription()
-    await make_day(rows, 40)
-    for _ in range(7):
-        await rows.pending(uid, days_ago=40)
-
-    assert await store.expire_pending(datetime.now(UTC) - timedelta(days=30), 3) == 7
-
-
 async def test_old_changes_are_swept_and_new_ones_kept(store: UpkeepStore, rows: HotRows) -> None:
     await rows.session.fetch(
         """INSERT INTO change_log (kind, create_time)
            VALUES ('EVENT_TYPE', now() - interval '2 hours'), ('EVENT_TYPE', now())"""
     )
 
-    assert await store.sweep_changes(3_600.0) == 1
+    assert await store.sweep_changes(3_600.0, 10) == 1
     assert len(await rows.all("change_log")) == 1
+
+
+async def test_a_change_whose_number_is_younger_than_its_time_is_swept_later(
+    store: UpkeepStore, rows: HotRows
+) -> None:
+    await rows.session.fetch(
+        """INSERT INTO change_log (kind, create_time)
+           SELECT 'EVENT_TYPE', now() - make_interval(mins => age)
+           FROM unnest(ARRAY[70, 61, 59, 62, 1]) WITH ORDINALITY AS w (age, n) ORDER BY n"""
+    )
+
+    assert await store.sweep_changes(3_600.0, 2) == 2
+    assert await store.sweep_changes(3_600.0, 2) == 1
+    await rows.session.fetch("UPDATE change_log SET create_time = create_time - interval '5 min'")
+
+    assert await store.sweep_changes(3_600.0, 2) == 1
+    (left,) = await rows.all("change_log")
+    assert left["change_id"] == 5
+
+
+async def test_what_keeps_a_day_is_found_without_reading_all_that_is_pending(
+    rows: HotRows, database_url: str
+) -> None:
+    """A day to be dropped, nothing of it pending: the answer is no, from first entries alone."""
+    uid = await rows.subscription()
+    day = await make_day(rows, 40)
+    await rows.session.fetch(
+        """INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid,
+                                           event_id)
+           SELECT n % 256, now(), n, id, $1, id
+           FROM (SELECT n, md5(n::text)::uuid AS id FROM generate_series(1, 30000) n) w
+           WHERE id > $2""",
+        uid,
+        first_id_of_day(day + timedelta(days=1)),
+    )
+    session = Weighed(database_url, "upkeep", 10.0)
+    store = UpkeepStore(session)
+
+    assert (await store.drop_days_before(day + timedelta(days=1))) == ([day], [])
+    await store.close()
+
+    assert session.blocks <= 3 * 256 + 20
+
+
+class Weighed(Session):
+    """A session that notes how many blocks each statement looks at, in a run that is undone."""
+
+    blocks = 0
+
+    async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
+        """Weigh the statement, then run it."""
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
+        with suppress(ZeroDivisionError):
+            async with self.transaction() as connection:
+                plan = json.loads(await connection.fetchval(explain, *args))[0]["Plan"]
+                self.blocks = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+                raise ZeroDivisionError  # undoes it
+        return await super().fetch(statement, *args)
+
+
+async def test_a_sweep_begins_where_the_batch_before_ended(
+    rows: HotRows, database_url: str
+) -> None:
+    """An open transaction keeps what was deleted in the index: no batch may walk through it."""
+    await rows.session.fetch(
+        """INSERT INTO change_log (kind, create_time)
+           SELECT 'EVENT_TYPE', now() - interval '2 hours' FROM generate_series(1, 20000)"""
+    )
+    await rows.session.fetch(
+        """INSERT INTO idempotency_keys (tenant_uid, key, event_id, expires_at, delivery_count,
+                                         fingerprint)
+           SELECT gen_random_uuid(), n::text, gen_random_uuid(), now() - make_interval(secs => n),
+                  1, '' FROM generate_series(1, 20000) n"""
+    )
+    session = Weighed(database_url, "upkeep", 10.0)
+    store = UpkeepStore(session)
+    async with rival(database_url) as open_one:
+        await open_one.execute("SELECT pg_current_xact_id(), count(*) FROM change_log")
+        weights: dict[str, list[int]] = {"changes": [], "keys": []}
+        for limit in (10, 9_000, 9_000, 10):
+            assert await store.sweep_changes(3_600.0, limit) == limit
+            weights["changes"].append(session.blocks)
+            assert await store.sweep_keys(limit) == limit
+            weights["keys"].append(session.blocks)
+    await store.close()
+
+    for name, weight in weights.items():
+        assert weight[-1] <= weight[0] + 20, (name, weight)
 
 
 async def test_days_are_dropped_oldest_first(store: UpkeepStore, rows: HotRows) -> None:

@@ -1,13 +1,25 @@
 -- Upkeep: what is swept, dropped or given up with time.
 
+-- name: try_lock
+-- A lock for each chore: one whose statement was given up is held by its backend until that ends, and no other is.
+SELECT pg_try_advisory_lock($1::integer, hashtext($2)) AS got
+
+-- name: unlock
+SELECT pg_advisory_unlock($1::integer, hashtext($2))
+
 -- name: expire_pending
--- Pending work past its retention (paused time counts), of one bucket, a batch at a time. What an operator retried is kept
--- from then on ($4: the moment whose id is $2).
-WITH expired AS (
-    DELETE FROM pending_deliveries p
-    USING (SELECT bucket, delivery_id FROM pending_deliveries
-           WHERE bucket = $1 AND delivery_id < $2 AND (retry_time IS NULL OR retry_time < $4) ORDER BY bucket, delivery_id LIMIT $3) w
-    WHERE p.bucket = w.bucket AND p.delivery_id = w.delivery_id AND (p.retry_time IS NULL OR p.retry_time < $4)
+-- Pending work past its retention (paused time counts), a batch at a time: bucket by bucket, until the batch is full. What an
+-- operator retried is kept from then on ($3: the moment whose id is $1).
+WITH oldest AS MATERIALIZED (
+    SELECT q.bucket, q.delivery_id
+    FROM generate_series(0, 255) AS b (bucket) CROSS JOIN LATERAL (
+        SELECT p.bucket, p.delivery_id FROM pending_deliveries p
+        WHERE p.bucket = b.bucket AND p.delivery_id < $1 AND (p.retry_time IS NULL OR p.retry_time < $3)
+        ORDER BY p.bucket, p.delivery_id LIMIT $2) q
+    LIMIT $2
+), expired AS (
+    DELETE FROM pending_deliveries p USING oldest w
+    WHERE p.bucket = w.bucket AND p.delivery_id = w.delivery_id AND (p.retry_time IS NULL OR p.retry_time < $3)
     RETURNING p.*
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid) SELECT DISTINCT 'LANE', bucket, subscription_uid FROM expired
@@ -20,19 +32,33 @@ FROM expired e JOIN subscriptions s USING (subscription_uid)
 RETURNING delivery_id
 
 -- name: sweep_keys
--- The outer WHERE repeats the inner one: a key may have been taken anew between the two.
+-- Those that expired from $2 on. The outer WHERE repeats the inner one: a key may have been taken anew between the two.
 DELETE FROM idempotency_keys
 WHERE (tenant_uid, key) IN (
-    SELECT tenant_uid, key FROM idempotency_keys WHERE expires_at <= hookline_now() ORDER BY expires_at LIMIT $1)
+    SELECT tenant_uid, key FROM idempotency_keys
+    WHERE expires_at >= $2 AND expires_at <= hookline_now() ORDER BY expires_at LIMIT $1)
   AND expires_at <= hookline_now()
-RETURNING 1
+RETURNING expires_at
 
 -- name: sweep_changes
-DELETE FROM change_log WHERE create_time < now() - make_interval(secs => $1) RETURNING 1
+-- The old ones among the first $2 behind $3: changes are numbered in the order of their time, but for a little.
+WITH first AS MATERIALIZED (
+    SELECT change_id, create_time FROM change_log WHERE change_id > $3 ORDER BY change_id LIMIT $2
+)
+DELETE FROM change_log c USING first f
+WHERE c.change_id = f.change_id AND f.create_time < now() - make_interval(secs => $1)
+RETURNING c.change_id
 
 -- name: is_pending_before
--- Whether a row is still pending whose event or delivery is older than an id. No index serves this: it is asked once a day.
-SELECT EXISTS (SELECT FROM pending_deliveries WHERE event_id < $1 OR delivery_id < $1) AS is_pending
+-- Whether a row is still pending whose event or delivery is older than an id: the first of each bucket by its delivery, and
+-- by its event where that is of another millisecond (an index holds only those).
+SELECT EXISTS (
+    SELECT FROM generate_series(0, 255) AS b (bucket) CROSS JOIN LATERAL (
+        SELECT FROM pending_deliveries p WHERE p.bucket = b.bucket AND p.delivery_id < $1 LIMIT 1) q
+) OR EXISTS (
+    SELECT FROM pending_deliveries p
+    WHERE p.event_id < $1 AND substr(uuid_send(p.event_id), 1, 6) <> substr(uuid_send(p.delivery_id), 1, 6)
+) AS is_pending
 
 -- name: database_now
 SELECT hookline_now() AS now
