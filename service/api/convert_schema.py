@@ -1,62 +1,66 @@
 """JSON Schemas of event types, and their examples: whether they are what they say.
 
 Nothing is fetched: a reference may lead into the schema itself and to the drafts' own schemas, and
-nowhere else. How a schema is read is `pipeline/catalog.py`'s, so that what is accepted here is what
-publishing checks by.
+nowhere else. A schema is read by the checker that publishing uses, and under the same budgets: one
+that cannot be compiled within them is refused here.
 """
 
 from __future__ import annotations
 
-import jsonschema_rs
 import orjson
 
 from service.domain.errors import Reason, Violation
-from service.pipeline.catalog import compile_schema
+from service.schema.checker import OverBudgetError, SchemaChecker, SchemaUnusableError
 
 _SHOWN_LENGTH_MAX = 200
+_SCHEMA = "event_type.json_schema"
+_EXAMPLE = "event_type.example_json"
 
 
-def check_schema(
-    text: str, field: str, violations: list[Violation]
-) -> jsonschema_rs.Validator | None:
-    """The validator of a schema; None where there is none, or where something is wrong with it."""
-    if not text:
-        return None
-    try:
-        is_schema = isinstance(orjson.loads(text), dict | bool)
-        problem = "must be a JSON object, true or false"
-        if is_schema:  # a string would be read as the text of a schema once more
-            return compile_schema(text)
-    except orjson.JSONDecodeError as error:
-        problem = f"is no JSON text: look at line {error.lineno}, column {error.colno}"
-    except ValueError as error:
-        problem = f"is no usable JSON Schema: {_first_line(error)}"
-    violations.append(Violation(field, problem, Reason.SCHEMA_INVALID))
-    return None
-
-
-def check_example(
-    text: str,
-    validator: jsonschema_rs.Validator | None,
-    field: str,
-    violations: list[Violation],
+async def check_schema(
+    json_schema: str, example_json: str, checker: SchemaChecker, violations: list[Violation]
 ) -> None:
-    """Whether an example is JSON and satisfies the schema, if there is one."""
-    if not text:
+    """Check a schema, and its example against it; either may be empty."""
+    schema_problem = _not_a_schema(json_schema)
+    example_problem = _not_json(example_json)
+    if schema_problem:
+        violations.append(Violation(_SCHEMA, schema_problem, Reason.SCHEMA_INVALID))
+    if example_problem:
+        violations.append(Violation(_EXAMPLE, example_problem, Reason.SCHEMA_INVALID))
+    if schema_problem or not json_schema:
         return
+    example = example_json.encode() if example_json and not example_problem else None
     try:
-        example = orjson.loads(text)
+        finding = await checker.try_out(json_schema, example)
+    except SchemaUnusableError as error:
+        text = f"is no usable JSON Schema: {_first_line(error)}"
+        violations.append(Violation(_SCHEMA, text, Reason.SCHEMA_INVALID))
+    except OverBudgetError as error:
+        text = f"is too expensive to check data against: that {error}; nest and refer less"
+        limit = Violation(_SCHEMA, text, Reason.LIMIT_EXCEEDED, error.setting, error.maximum)
+        violations.append(limit)
+    else:
+        if finding is not None:
+            first = finding.violations[0] if finding.violations else "too much to list"
+            text = f"does not satisfy the schema: {first[:_SHOWN_LENGTH_MAX]}"
+            violations.append(Violation(_EXAMPLE, text, Reason.SCHEMA_INVALID))
+
+
+def _not_a_schema(text: str) -> str:
+    if problem := _not_json(text):
+        return problem
+    if text and not isinstance(orjson.loads(text), dict | bool):
+        return "must be a JSON object, true or false"
+    return ""
+
+
+def _not_json(text: str) -> str:
+    try:
+        if text:
+            orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        problem = f"is no JSON text: look at line {error.lineno}, column {error.colno}"
-        violations.append(Violation(field, problem, Reason.SCHEMA_INVALID))
-        return
-    if validator is None:
-        return
-    try:
-        validator.validate(example)
-    except (jsonschema_rs.ValidationError, ValueError) as error:
-        problem = f"does not satisfy the schema: {_first_line(error)}"
-        violations.append(Violation(field, problem, Reason.SCHEMA_INVALID))
+        return f"is no JSON text: look at line {error.lineno}, column {error.colno}"
+    return ""
 
 
 def _first_line(error: Exception) -> str:

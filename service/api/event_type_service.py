@@ -11,7 +11,7 @@ from grpc.aio import ServicerContext
 from hookline.v1 import event_type_pb2, event_type_service_pb2
 from service.api.convert import enum_of, timestamp_of
 from service.api.convert_names import event_type_in
-from service.api.convert_schema import check_example, check_schema
+from service.api.convert_schema import check_schema
 from service.api.convert_text import text_in
 from service.api.errors import not_implemented
 from service.api.paging import Pages
@@ -22,6 +22,7 @@ from service.domain.event import RESERVED_TYPE_PREFIX, EventType
 from service.domain.limits import Limits
 from service.domain.names import check_event_type, event_type_name
 from service.pipeline.changes import Changes
+from service.schema.checker import SchemaChecker
 from service.store.event_types import NEWEST, EventTypes
 
 _Context = ServicerContext[Any, Any]
@@ -36,9 +37,16 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
     """The calls of EventTypeService."""
 
     def __init__(
-        self, *, event_types: EventTypes, changes: Changes, pages: Pages, limits: Limits
+        self,
+        *,
+        event_types: EventTypes,
+        schemas: SchemaChecker,
+        changes: Changes,
+        pages: Pages,
+        limits: Limits,
     ) -> None:
         self._event_types = event_types
+        self._schemas = schemas
         self._changes = changes
         self._pages = pages
         self._limits = limits
@@ -53,9 +61,9 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
         leaves = frozenset(_LEAVES)
         self._check_fields(request.event_type, leaves, violations)
         draft = _merged(EventType(name=request.event_type_id), request.event_type, leaves)
-        _check_schema_and_example(draft, violations)
         if violations:
             raise invalid(violations)
+        await self._check_schema(draft)
         _refuse_unbuilt(request.event_type, leaves)
         event_type = await self._event_types.create(draft)
         await self._changes.event_types_changed()
@@ -103,15 +111,13 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
             raise invalid(violations)
         _refuse_unbuilt(new, leaves)
 
-        def decide(seen: EventType) -> EventType:
-            wanted = _merged(seen, new, leaves)
+        async def check(seen: EventType, wanted: EventType) -> None:
             if (wanted.json_schema, wanted.example_json) != (seen.json_schema, seen.example_json):
-                _check_schema_and_example(wanted, violations)
-            if violations:
-                raise invalid(violations)
-            return wanted
+                await self._check_schema(wanted)
 
-        event_type = await self._event_types.change(name, decide, etag=etag)
+        event_type = await self._event_types.change(
+            name, lambda seen: _merged(seen, new, leaves), etag=etag, check=check
+        )
         await self._changes.event_types_changed()
         return event_type_service_pb2.UpdateEventTypeResponse(event_type=_message_of(event_type))
 
@@ -123,6 +129,15 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
         event_type = await self._event_types.archive(_named(request.name), etag=request.etag)
         await self._changes.event_types_changed()
         return event_type_service_pb2.ArchiveEventTypeResponse(event_type=_message_of(event_type))
+
+    async def _check_schema(self, event_type: EventType) -> None:
+        """What takes reading the schema: done where no field is wrong by itself."""
+        violations: list[Violation] = []
+        await check_schema(
+            event_type.json_schema, event_type.example_json, self._schemas, violations
+        )
+        if violations:
+            raise invalid(violations)
 
     def _check_fields(
         self,
@@ -160,14 +175,6 @@ def _check_new_name(event_type_id: str, violations: list[Violation]) -> None:
         violations.append(
             Violation(field, f"must not begin with '{RESERVED_TYPE_PREFIX}': only Hookline's do")
         )
-
-
-def _check_schema_and_example(event_type: EventType, violations: list[Violation]) -> None:
-    """What takes reading the schema: not done where a field is too long already."""
-    if violations:
-        return
-    validator = check_schema(event_type.json_schema, "event_type.json_schema", violations)
-    check_example(event_type.example_json, validator, "event_type.example_json", violations)
 
 
 def _refuse_unbuilt(message: event_type_pb2.EventType, leaves: frozenset[str]) -> None:

@@ -29,6 +29,7 @@ from service.pipeline.targets import LaneConfigs
 from service.pipeline.timers import Timers
 from service.pipeline.trial import Trial
 from service.pipeline.upkeep import Upkeep
+from service.schema.checker import SchemaChecker
 from service.store.api_keys import ApiKeyLookup
 from service.store.audit import AuditLog
 from service.store.backlog import BacklogStore
@@ -95,8 +96,9 @@ class Engine:
         )
         self.event_types = EventTypes(database)
         self.audit_log = AuditLog(database)
+        self.schemas = SchemaChecker(settings.limits)
         self.catalog = EventTypeCatalog(
-            self.event_types, is_strict=settings.is_strict_about_event_types
+            self.event_types, self.schemas, is_strict=settings.is_strict_about_event_types
         )
         configs = LaneConfigs(
             database,

@@ -165,6 +165,7 @@ class App:
         _check_clock(engine.time)
         push(engine.upkeep.stop)
         engine.upkeep.start()
+        push(engine.schemas.stop)
         push(engine.changes.stop)
         await engine.changes.start()
         push(self._wait_for, engine.recorder.stop)

@@ -40,7 +40,11 @@ def make_servicers(
     return Servicers(
         tenants=TenantServicer(tenants=Tenants(database), pages=pages, limits=limits),
         event_types=EventTypeServicer(
-            event_types=engine.event_types, changes=engine.changes, pages=pages, limits=limits
+            event_types=engine.event_types,
+            schemas=engine.schemas,
+            changes=engine.changes,
+            pages=pages,
+            limits=limits,
         ),
         events=EventServicer(
             publisher=engine.publisher, events=EventStore(database), pages=pages, limits=limits

@@ -35,6 +35,15 @@ class Limits:
     """Pending deliveries of one tenant, as estimated (HOOKLINE_MAX_PENDING_PER_TENANT)."""
     max_schema_bytes: int = 64 * 1024
     """A JSON Schema's text (HOOKLINE_MAX_SCHEMA_BYTES)."""
+    max_schema_inline_ms: int = 10
+    """Of the event loop's time, for one call's checks against schemas; what may take longer is
+    checked in the evaluator process (HOOKLINE_MAX_SCHEMA_INLINE_MS)."""
+    max_schema_cpu_ms: int = 250
+    """Processor time of one call's checks in that process (HOOKLINE_MAX_SCHEMA_CPU_MS)."""
+    max_schema_memory_mb: int = 128
+    """That process's memory (HOOKLINE_MAX_SCHEMA_MEMORY_MB)."""
+    max_queued_schema_checks: int = 64
+    """Calls that wait for that process (HOOKLINE_MAX_QUEUED_SCHEMA_CHECKS)."""
     max_queued_publish_bytes: int = 64 * 1024 * 1024
     """Data that may wait for a group commit (HOOKLINE_MAX_QUEUED_PUBLISH_BYTES)."""
     max_queued_publish_events: int = 50_000

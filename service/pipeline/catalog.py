@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import jsonschema_rs
-import orjson
 import structlog
 
 from service.domain.errors import (
@@ -18,18 +16,16 @@ from service.domain.errors import (
 )
 from service.domain.event import EventTypeState
 from service.domain.names import event_type_name
+from service.schema.checker import OverBudgetError, SchemaUnusableError
 from service.store.database import OutcomeUnknownError, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from service.domain.event import EventType, NewEvent
+    from service.schema.checker import Finding, Schema, SchemaChecker
 
 _log = structlog.get_logger(__name__)
-_MAX_PROBLEMS = 5
-_MAX_EXPLAINED_BYTES = 16 * 1_024
-"""How much data of one call is looked through for where it is wrong. The validator lists every
-violation before it tells the first, 10 us each, and the event loop waits."""
 
 
 class EventTypeSource(Protocol):
@@ -41,40 +37,29 @@ class EventTypeSource(Protocol):
 
 
 class _Entry:
-    __slots__ = ("is_unusable", "revision", "state", "validator")
+    __slots__ = ("is_unusable", "revision", "schema", "state")
 
-    def __init__(self, event_type: EventType) -> None:
+    def __init__(self, event_type: EventType, checker: SchemaChecker) -> None:
         self.state = event_type.state
         self.revision = event_type.revision
-        self.validator: jsonschema_rs.Validator | None = None
+        self.schema: Schema | None = None
         self.is_unusable = False
         if event_type.json_schema:
             try:
-                self.validator = compile_schema(event_type.json_schema)
-            except ValueError:
+                self.schema = checker.read(event_type.json_schema)
+            except SchemaUnusableError:
                 _log.exception("event_type_unusable", event_type=event_type.name)
                 self.is_unusable = True
-
-
-def compile_schema(json_schema: str) -> jsonschema_rs.Validator:
-    """A validator that fetches nothing; raises `ValueError` for what is no JSON Schema."""
-    try:
-        return jsonschema_rs.validator_for(
-            orjson.loads(json_schema), retriever=_refuse_to_fetch, validate_formats=False
-        )
-    except (orjson.JSONDecodeError, jsonschema_rs.ValidationError) as error:
-        raise ValueError(str(error)) from error
-
-
-def _refuse_to_fetch(uri: str) -> NoReturn:
-    raise ValueError(f"schemas may not refer to other documents: {uri}")
 
 
 class EventTypeCatalog:
     """What publishing must know of event types; reloaded when the change log says so."""
 
-    def __init__(self, source: EventTypeSource, *, is_strict: bool = False) -> None:
+    def __init__(
+        self, source: EventTypeSource, checker: SchemaChecker, *, is_strict: bool = False
+    ) -> None:
         self._source = source
+        self._checker = checker
         self._is_strict = is_strict
         self._entries: dict[str, _Entry] = {}
         self._reading = asyncio.Lock()
@@ -109,22 +94,24 @@ class EventTypeCatalog:
                 before.state = event_type.state
                 entries[event_type.name] = before
             else:
-                entries[event_type.name] = _Entry(event_type)
+                entries[event_type.name] = _Entry(event_type, self._checker)
         self._entries = entries
 
-    async def check(self, events: Sequence[NewEvent], field: str = "events[{}]") -> list[int]:
+    async def check(
+        self, tenant_id: str, events: Sequence[NewEvent], field: str = "events[{}]"
+    ) -> list[int]:
         """The revision of each event's type (0: unregistered); `field` is where an event stands.
 
         Raises `FailedPreconditionError` for an archived type or, where types are strict, an unknown
-        one, and `InvalidArgumentError` naming every event whose data its schema refuses.
+        one, `InvalidArgumentError` naming every event whose data its schema refuses, and what
+        `SchemaChecker.check` raises where it could not be checked now.
         """
         entries = self._entries
         if self._is_strict and any(event.type not in entries for event in events):
             await self.reload()
             entries = self._entries
         revisions: list[int] = []
-        violations: list[Violation] = []
-        left_bytes = _MAX_EXPLAINED_BYTES
+        typed: list[tuple[int, _Entry]] = []
         for position, event in enumerate(events):
             entry = entries.get(event.type)
             if entry is None:
@@ -134,15 +121,46 @@ class EventTypeCatalog:
                 continue
             if entry.state is EventTypeState.ARCHIVED or entry.is_unusable:
                 raise _refused(event.type, field, position, entry)
-            if entry.validator is not None:
-                found = _violations(field.format(position), event, entry.validator, left_bytes)
-                violations += found
-                if found and len(event.data) <= left_bytes:
-                    left_bytes -= len(event.data)
+            if entry.schema is not None:
+                typed.append((position, entry))
             revisions.append(entry.revision)
-        if violations:
-            raise invalid(violations)
+        if typed:
+            await self._check_data(tenant_id, events, typed, field)
         return revisions
+
+    async def _check_data(
+        self,
+        tenant_id: str,
+        events: Sequence[NewEvent],
+        typed: Sequence[tuple[int, _Entry]],
+        field: str,
+    ) -> None:
+        """Check the events that have a schema; `typed` has their positions."""
+        wrong: dict[int, list[Violation]] = {}
+        checked: list[tuple[int, _Entry]] = []
+        data: list[tuple[Schema, bytes]] = []
+        for position, entry in typed:
+            if entry.schema is not None and events[position].is_json:
+                checked.append((position, entry))
+                data.append((entry.schema, events[position].data))
+            else:
+                wrong[position] = [_not_json(field.format(position))]
+        try:
+            findings = await self._checker.check(tenant_id, data)
+        except SchemaUnusableError as error:
+            position, entry = checked[error.index]
+            event_type = events[position].type
+            _log.exception("event_type_unusable", event_type=event_type)
+            entry.is_unusable = True
+            raise _refused(event_type, field, position, entry) from error
+        except OverBudgetError as error:
+            position, _ = checked[error.index]
+            raise invalid([_over_budget(error, field.format(position))]) from error
+        for (position, _), finding in zip(checked, findings, strict=True):
+            if finding is not None:
+                wrong[position] = _violations(field.format(position), finding)
+        if wrong:
+            raise invalid([one for position in sorted(wrong) for one in wrong[position]])
 
 
 def _refused(event_type: str, field: str, position: int, entry: _Entry | None) -> HooklineError:
@@ -161,33 +179,32 @@ def _refused(event_type: str, field: str, position: int, entry: _Entry | None) -
     )
 
 
-def _violations(
-    field: str, event: NewEvent, validator: jsonschema_rs.Validator, explained_bytes: int
-) -> list[Violation]:
-    if not event.is_json:
-        return [
-            Violation(
-                f"{field}.binary_data",
-                "must be json_data: the event type has a JSON Schema",
-                Reason.PAYLOAD_SCHEMA_MISMATCH,
-            )
-        ]
-    data = orjson.loads(event.data)
-    if validator.is_valid(data):
-        return []
-    if len(event.data) > explained_bytes:
-        text = "does not satisfy the event type's schema; where, is not told of so much data"
-        return [Violation(f"{field}.json_data", text, Reason.PAYLOAD_SCHEMA_MISMATCH)]
-    problems: list[Violation] = []
-    for error in validator.iter_errors(data):
-        path = "".join(f"[{step!r}]" for step in error.instance_path)
-        problems.append(
-            Violation(
-                f"{field}.json_data",
-                f"{path or 'the value'}: {error.message}"[:300],
-                Reason.PAYLOAD_SCHEMA_MISMATCH,
-            )
+def _not_json(field: str) -> Violation:
+    return Violation(
+        f"{field}.binary_data",
+        "must be json_data: the event type has a JSON Schema",
+        Reason.PAYLOAD_SCHEMA_MISMATCH,
+    )
+
+
+def _over_budget(error: OverBudgetError, field: str) -> Violation:
+    return Violation(
+        f"{field}.json_data",
+        f"cannot be checked against the event type's schema: that {error}; send less data, or have"
+        " the schema changed",
+        Reason.LIMIT_EXCEEDED,
+        error.setting,
+        error.maximum,
+    )
+
+
+def _violations(field: str, finding: Finding) -> list[Violation]:
+    texts = list(finding.violations)
+    if finding.is_cut:
+        texts.append(
+            "does not satisfy the event type's schema; the violations are not listed, since that"
+            " needs more time or memory than is allowed"
         )
-        if len(problems) == _MAX_PROBLEMS:
-            break
-    return problems
+    elif finding.more:
+        texts.append(f"has {finding.more:,} more violations, which are not listed")
+    return [Violation(f"{field}.json_data", text, Reason.PAYLOAD_SCHEMA_MISMATCH) for text in texts]

@@ -116,7 +116,7 @@ class Publisher:
         """
         data_bytes = sum([len(event.data) for event in events])
         self.check_room(tenant_id, len(events), data_bytes)
-        revisions = await self._catalog.check(events)
+        revisions = await self._catalog.check(tenant_id, events)
         index = self._matcher.cached(tenant_id) or await self._matcher.reload(tenant_id)
         done = asyncio.get_running_loop().create_future()
         call = PublishCall(index, list(events), revisions, data_bytes, done, stream)

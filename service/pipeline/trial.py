@@ -62,7 +62,8 @@ class Trial:
         Raises what publishing raises for the event's type and data, and `UnavailableError` where
         the fault was ours and nothing was sent.
         """
-        (revision,) = await self._catalog.check([event], "event")
+        tenant_id = subscription.tenant_id
+        (revision,) = await self._catalog.check(tenant_id, [event], "event")
         prepared = await self._configs.prepare(subscription.uid)
         name = subscription_name(subscription.tenant_id, subscription.subscription_id)
         if prepared is None:

@@ -18,7 +18,7 @@ from service.store.audit import draft
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     import asyncpg
 
@@ -74,10 +74,16 @@ class EventTypes:
         return [_event_type_of(row) for row in await self._database.fetch(SQL.all)]
 
     async def change(
-        self, name: str, decide: Callable[[EventType], EventType], *, etag: str = ""
+        self,
+        name: str,
+        decide: Callable[[EventType], EventType],
+        *,
+        etag: str = "",
+        check: Callable[[EventType, EventType], Awaitable[None]] | None = None,
     ) -> EventType:
         """Write what `decide` makes of the current event type; nothing where that is equal.
 
+        `check` is awaited before the write, with what is and what would be; it raises to refuse.
         `decide` may be asked again where somebody was quicker. `AbortedError`: the etag, if there
         is one, is not the current one.
         """
@@ -91,6 +97,8 @@ class EventTypes:
             wanted = decide(seen)
             if wanted == seen:
                 return seen
+            if check is not None:
+                await check(seen, wanted)
             row = await self._database.fetchrow(
                 SQL.update,
                 name,

@@ -169,6 +169,7 @@ async def controlling(
             tenants=TenantServicer(tenants=tenants, pages=pages, limits=rig.limits),
             event_types=EventTypeServicer(
                 event_types=EventTypes(rig.database),
+                schemas=rig.schemas,
                 changes=rig.changes,
                 pages=pages,
                 limits=rig.limits,

@@ -25,6 +25,7 @@ ROOMS = (
     "store/embedded",
     "webhook",
     "identity",
+    "schema",
     "telemetry",
     "domain",
 )
@@ -35,6 +36,7 @@ ALLOWED = {
     "store": "import asyncpg",
     "webhook": "import httpx, httptools, idna",
     "identity": "import jwt",
+    "schema": "import jsonschema_rs",
     "telemetry": "import h11, opentelemetry, prometheus_client",
 }
 
@@ -109,6 +111,8 @@ def test_a_bare_house_keeps_them_too(bare_house: pathlib.Path) -> None:
         ("service/api", "import idna"),
         ("service/webhook", "import h11"),
         ("service/api", "import jwt"),
+        ("service/pipeline", "import jsonschema_rs"),
+        ("service/schema", "import service.store"),
         ("service/domain", "import time"),
         ("service/domain", "import asyncio"),
         ("service/unlisted", "import service.domain"),

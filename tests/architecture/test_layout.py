@@ -34,6 +34,7 @@ ROOMS = {
     "domain",
     "identity",
     "pipeline",
+    "schema",
     "store",
     "supervisor",
     "telemetry",

@@ -34,6 +34,7 @@ from service.pipeline.targets import LaneConfigs
 from service.pipeline.timers import Timers
 from service.pipeline.trial import Trial
 from service.pipeline.upkeep import Upkeep
+from service.schema.checker import SchemaChecker
 from service.store.backlog import BacklogStore
 from service.store.data_keys import TenantSecrets
 from service.store.database import Database
@@ -159,7 +160,8 @@ class Rig:
             user_agent="hookline/0.0.0",
         )
         self.event_types = _NoEventTypes()
-        self.catalog = EventTypeCatalog(self.event_types)
+        self.schemas = SchemaChecker(self.limits)
+        self.catalog = EventTypeCatalog(self.event_types, self.schemas)
         self.changes = Changes(
             LaneStore(session("changes")), self.lanes, self.configs, self.catalog
         )
@@ -233,6 +235,7 @@ class Rig:
         self.deliverer.pause()
         self.ownership.begin_leaving()
         await self.publisher.stop()
+        await self.schemas.stop()
         await self.deliverer.stop()
         await self.recorder.stop()
         await self.refiller.stop()

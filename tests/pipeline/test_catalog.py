@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,9 @@ from service.domain.errors import (
     UnavailableError,
 )
 from service.domain.event import EventType, EventTypeState
-from service.pipeline.catalog import EventTypeCatalog, compile_schema
+from service.domain.limits import Limits
+from service.pipeline.catalog import EventTypeCatalog
+from service.schema.checker import SchemaChecker
 from service.store.database import Database
 from service.store.event_types import EventTypes
 from tests.pipeline.rig import Rig, order_created
@@ -49,9 +52,23 @@ def order_type(**fields: object) -> EventType:
     return EventType(**(values | fields))  # type: ignore[arg-type]  # a test's own fields
 
 
-async def loaded(*event_types: EventType, is_strict: bool = False) -> EventTypeCatalog:
+INLINE = SchemaChecker(Limits())
+"""For schemas that no test here needs a process for."""
+
+
+@pytest.fixture
+async def checker() -> AsyncIterator[SchemaChecker]:
+    """One that may start its process."""
+    checker = SchemaChecker(Limits(max_schema_cpu_ms=100))
+    yield checker
+    await checker.stop()
+
+
+async def loaded(
+    *event_types: EventType, is_strict: bool = False, checker: SchemaChecker = INLINE
+) -> EventTypeCatalog:
     """A catalog of these."""
-    catalog = EventTypeCatalog(Source(*event_types), is_strict=is_strict)
+    catalog = EventTypeCatalog(Source(*event_types), checker, is_strict=is_strict)
     await catalog.reload()
     return catalog
 
@@ -61,13 +78,13 @@ async def test_revisions_in_request_order() -> None:
     events = [
         order_created(type="user.registered"), order_created(type="other"), order_created(),
     ]  # fmt: skip
-    assert await catalog.check(events) == [7, 0, 3]
+    assert await catalog.check("acme", events) == [7, 0, 3]
 
 
 async def test_an_archived_type_is_closed() -> None:
     catalog = await loaded(order_type(state=EventTypeState.ARCHIVED))
     with pytest.raises(FailedPreconditionError) as refusal:
-        await catalog.check([order_created(type="x"), order_created()])
+        await catalog.check("acme", [order_created(type="x"), order_created()])
     assert refusal.value.reason is Reason.EVENT_TYPE_ARCHIVED
     assert refusal.value.metadata == {"event_type": "eventTypes/order.created", "index": "1"}
 
@@ -75,7 +92,7 @@ async def test_an_archived_type_is_closed() -> None:
 async def test_a_strict_catalog_knows_all_types_or_refuses() -> None:
     catalog = await loaded(order_type(), is_strict=True)
     with pytest.raises(FailedPreconditionError) as refusal:
-        await catalog.check([order_created(), order_created(type="unheard.of")])
+        await catalog.check("acme", [order_created(), order_created(type="unheard.of")])
     assert refusal.value.reason is Reason.EVENT_TYPE_UNKNOWN
     assert refusal.value.metadata["index"] == "1"
 
@@ -83,22 +100,23 @@ async def test_a_strict_catalog_knows_all_types_or_refuses() -> None:
 async def test_a_strict_catalog_looks_before_it_refuses() -> None:
     """The type was registered on another node a moment ago."""
     source = Source()
-    catalog = EventTypeCatalog(source, is_strict=True)
+    catalog = EventTypeCatalog(source, INLINE, is_strict=True)
     await catalog.reload()
     source.event_types.append(order_type(revision=2))
-    assert await catalog.check([order_created()]) == [2]
+    assert await catalog.check("acme", [order_created()]) == [2]
 
 
 async def test_every_event_that_breaks_its_schema_is_named() -> None:
     catalog = await loaded(order_type())
     with pytest.raises(InvalidArgumentError) as refusal:
         await catalog.check(
+            "acme",
             [
                 order_created(data=b'{"id":"one"}'),
                 order_created(data=b'{"id":1}'),
                 order_created(data=b"[]"),
                 order_created(data=b"\x00", is_json=False),
-            ]
+            ],
         )
     assert refusal.value.reason is Reason.PAYLOAD_SCHEMA_MISMATCH
     found = {violation.field: violation.description for violation in refusal.value.violations}
@@ -106,53 +124,70 @@ async def test_every_event_that_breaks_its_schema_is_named() -> None:
     assert found["events[0].json_data"].startswith("['id']: ")
 
 
-async def test_one_event_names_a_few_of_many_violations() -> None:
+async def test_one_event_names_a_few_of_many_violations_and_counts_the_others() -> None:
     schema = '{"items": {"type": "string"}}'
     catalog = await loaded(order_type(json_schema=schema))
     with pytest.raises(InvalidArgumentError) as refusal:
-        await catalog.check([order_created(data=b"[%s]" % b",".join([b"1"] * 1_000))])
-    assert len(refusal.value.violations) == 5
+        await catalog.check("acme", [order_created(data=b"[%s]" % b",".join([b"1"] * 100))])
+    *listed, last = refusal.value.violations
+    assert [one.description[:5] for one in listed] == [f"[{index}]: " for index in range(5)]
+    assert last.description == "has 95 more violations, which are not listed"
 
 
-async def test_a_batch_of_wrong_events_is_refused_without_holding_up_the_loop() -> None:
+async def test_violations_that_take_too_long_to_list_are_cut_and_the_answer_says_so(
+    checker: SchemaChecker,
+) -> None:
     """Each violation costs a validator 10 us, and 4 MiB of data have room for two million."""
     wrong = order_created(data=b"[%s]" % b",".join([b"1"] * 100_000))
     small = order_created(data=b"[1]")
-    catalog = await loaded(order_type(json_schema='{"items": {"type": "string"}}'))
+    catalog = await loaded(order_type(json_schema='{"items": {"type": "string"}}'), checker=checker)
     began_s = time.process_time()
     with pytest.raises(InvalidArgumentError) as refusal:
-        await catalog.check([wrong] * 5 + [small])
+        await catalog.check("acme", [small] + [wrong] * 5)
     assert time.process_time() - began_s < 0.5
     assert [violation.field for violation in refusal.value.violations] == [
         f"events[{index}].json_data" for index in range(6)
     ]
-    assert "not told" in refusal.value.violations[0].description
-    assert refusal.value.violations[5].description.startswith("[0]: ")
+    assert refusal.value.violations[0].description.startswith("[0]: ")
+    assert "not listed" in refusal.value.violations[1].description
+
+
+async def test_an_event_that_exceeds_the_budget_is_refused_with_the_settings_name(
+    checker: SchemaChecker,
+) -> None:
+    catalog = await loaded(order_type(json_schema='{"pattern": "(?!y)x*x*x*x*y"}'), checker=checker)
+    long = order_created(data=b'"%s"' % (b"x" * 60_000))
+    with pytest.raises(InvalidArgumentError) as refusal:
+        await catalog.check("acme", [order_created(type="other"), long])
+    assert refusal.value.reason is Reason.LIMIT_EXCEEDED
+    assert refusal.value.violations[0].field == "events[1].json_data"
+    assert refusal.value.metadata == {"limit": "HOOKLINE_MAX_SCHEMA_CPU_MS", "maximum": "100"}
+    assert await catalog.check("acme", [order_created(data=b'"xxy"')] * 2) == [1, 1]
 
 
 async def test_a_new_revision_is_a_new_schema() -> None:
     source = Source(order_type())
-    catalog = EventTypeCatalog(source)
+    catalog = EventTypeCatalog(source, INLINE)
     await catalog.reload()
     with pytest.raises(InvalidArgumentError):
-        await catalog.check([order_created(data=b"{}")])
+        await catalog.check("acme", [order_created(data=b"{}")])
 
     source.event_types = [order_type(revision=2, json_schema=LOOSER)]
     await catalog.reload()
-    assert await catalog.check([order_created(data=b"{}")]) == [2]
+    assert await catalog.check("acme", [order_created(data=b"{}")]) == [2]
     source.event_types = [replace(source.event_types[0], state=EventTypeState.ARCHIVED)]
     await catalog.reload()
     with pytest.raises(FailedPreconditionError):
-        await catalog.check([order_created(data=b"{}")])
+        await catalog.check("acme", [order_created(data=b"{}")])
     source.event_types = []
     await catalog.reload()
-    assert await catalog.check([order_created(data=b"{}")]) == [0]
+    assert await catalog.check("acme", [order_created(data=b"{}")]) == [0]
 
 
 async def test_an_older_reading_never_replaces_a_newer() -> None:
     """Two readings at once, the older answered last: the change log does not tell twice."""
     source = Source(order_type())
-    catalog = EventTypeCatalog(source)
+    catalog = EventTypeCatalog(source, INLINE)
     source.gate = slow = asyncio.Event()
     older = asyncio.create_task(catalog.reload())
     await until(lambda: source.reads == 1, "the older reading has begun")
@@ -164,15 +199,16 @@ async def test_an_older_reading_never_replaces_a_newer() -> None:
     slow.set()
     await asyncio.gather(older, newer)
 
-    assert await catalog.check([order_created()]) == [2]
+    assert await catalog.check("acme", [order_created()]) == [2]
 
 
 async def test_whoever_asks_while_one_reads_shares_the_next_reading() -> None:
     """Unknown types come by the hundred: a reading each would be a way to drown the database."""
     source = Source()
-    catalog = EventTypeCatalog(source, is_strict=True)
+    catalog = EventTypeCatalog(source, INLINE, is_strict=True)
     outcomes = await asyncio.gather(
-        *(catalog.check([order_created(type=f"t{n}")]) for n in range(100)), return_exceptions=True
+        *(catalog.check("acme", [order_created(type=f"t{n}")]) for n in range(100)),
+        return_exceptions=True,
     )
     assert all(isinstance(outcome, FailedPreconditionError) for outcome in outcomes)
     assert source.reads <= 2
@@ -184,26 +220,26 @@ async def test_a_type_whose_schema_cannot_be_read_is_closed_not_open(rig: Rig) -
         """INSERT INTO event_types (name, json_schema, state)
            VALUES ('order.created', '{"type": 1}', 'ACTIVE'), ('old', '{"type": 1}', 'ARCHIVED')"""
     )
-    catalog = EventTypeCatalog(EventTypes(rig.database))
+    catalog = EventTypeCatalog(EventTypes(rig.database), rig.schemas)
     await catalog.reload()
 
     with pytest.raises(HooklineError) as refusal:
-        await catalog.check([order_created(type="x"), order_created()])
+        await catalog.check("acme", [order_created(type="x"), order_created()])
     assert refusal.value.reason is Reason.INTERNAL
     with pytest.raises(FailedPreconditionError) as archived:
-        await catalog.check([order_created(type="old")])
+        await catalog.check("acme", [order_created(type="old")])
     assert archived.value.reason is Reason.EVENT_TYPE_ARCHIVED
-    assert await catalog.check([order_created(type="x")]) == [0]
+    assert await catalog.check("acme", [order_created(type="x")]) == [0]
 
 
 async def test_a_reading_that_is_lost_stored_nothing(rig: Rig) -> None:
     async with Wire(rig.url) as wire:
         database = Database(wire.url, pool_size=1)
         await database.open()
-        catalog = EventTypeCatalog(EventTypes(database), is_strict=True)
+        catalog = EventTypeCatalog(EventTypes(database), rig.schemas, is_strict=True)
         wire.cut_request = b"event_types"
         with pytest.raises(UnavailableError):
-            await catalog.check([order_created()])
+            await catalog.check("acme", [order_created()])
         await database.close()
 
 
@@ -225,17 +261,4 @@ async def test_what_a_type_says_is_stored_with_the_event(rig: Rig) -> None:
 
 
 async def _knows(rig: Rig, revision: int) -> bool:
-    return await rig.catalog.check([order_created()]) == [revision]
-
-
-@pytest.mark.parametrize(
-    "json_schema",
-    [
-        "", "{", "1", "[]", '{"type": 1}', '{"pattern": "("}', '{"$ref": "#/$defs/none"}',
-        '{"$ref": "https://example.com/schema.json"}', '{"$ref": "other.json"}',
-        '{"$schema": "https://example.com/mine"}', '{"$ref": "file:///etc/passwd"}',
-    ],
-)  # fmt: skip
-def test_what_is_no_schema_and_what_points_elsewhere_is_refused(json_schema: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        compile_schema(json_schema)
+    return await rig.catalog.check("acme", [order_created()]) == [revision]

@@ -308,7 +308,7 @@ async def test_a_change_of_event_types_is_read(rig: Rig) -> None:
     rig.changes.poke()
 
     async def is_known() -> bool:
-        return await rig.catalog.check([order_created()]) == [7]
+        return await rig.catalog.check("acme", [order_created()]) == [7]
 
     await until(is_known, "the new revision is known")
 

@@ -289,7 +289,7 @@ async def test_a_change_of_event_types_is_told_to_all(database_url: str) -> None
         one.changes.poke()
 
         async def is_known() -> bool:
-            return await two.catalog.check([order_created(type="n.0")]) == [3]
+            return await two.catalog.check("acme", [order_created(type="n.0")]) == [3]
 
         await until(is_known, "the other has read them")
 
