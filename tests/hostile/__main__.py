@@ -12,12 +12,12 @@ import uvloop
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from tests.faults.cluster import cluster
-from tests.hostile import callers, report
+from tests.hostile import callers, dns, receivers, report
 from tests.hostile.scenario import Result, Scenario, play
 from tests.hostile.stage import staged
 
 RESULTS = Path("hostile-results", "results.json")
-SCENARIOS: tuple[Scenario, ...] = (*callers.SCENARIOS,)
+SCENARIOS: tuple[Scenario, ...] = (*callers.SCENARIOS, *receivers.SCENARIOS, *dns.SCENARIOS)
 
 
 async def attack(scenarios: list[Scenario], seconds: float) -> list[Result]:
@@ -25,7 +25,7 @@ async def attack(scenarios: list[Scenario], seconds: float) -> list[Result]:
     results: list[Result] = []
     async with cluster() as postgres:
         for scenario in scenarios:
-            async with staged(postgres.url) as stage:
+            async with staged(postgres.url, **scenario.settings) as stage:
                 results.append(await play(scenario, stage, seconds))
             sys.stderr.write(" · ".join(report.row(results[-1])) + f" · {results[-1].attacks}\n")
             report.write(results, RESULTS)

@@ -1,8 +1,9 @@
-"""The known publisher, and a health check beside it: what others feel of an attack."""
+"""The known publisher, its deliveries, and a health check: what others feel of an attack."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ from hookline import HooklineClient
 from hookline.errors import HooklineError
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import PublishEventsRequest
+from tests.hostile.known_target import EVENT_TYPE, KnownTarget
 
 TENANT = "tenants/default"
 PACE_S = 0.01
 """Between two calls of the known publisher."""
 CALL_TIMEOUT_S = 10.0
+DELIVERED_WITHIN_S = 10.0
+"""Then a delivery counts as failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Phase:
     loop_p99_ms: float
     """Of a health check on a connection of its own: the event loop's lag, and little else."""
     loop_max_ms: float
+    delivery_p99_ms: float
+    """From the publisher's call to the request at its own receiver."""
     failed: dict[str, int] = field(default_factory=dict)
     """Calls of the known publisher that failed, by status and reason."""
 
@@ -40,17 +46,25 @@ class Phase:
 class Probe:
     """Calls made one after the other, each with its latency."""
 
-    def __init__(self, client: HooklineClient, health: grpc.aio.Channel) -> None:
+    def __init__(
+        self, client: HooklineClient, health: grpc.aio.Channel, target: KnownTarget
+    ) -> None:
         self._client = client
+        self._target = target
+        self._numbers = itertools.count()
+        self._published_s: dict[int, float] = {}
+        """When the call began, of events that were accepted and are not yet accounted for."""
         self._health: Any = health_pb2_grpc.HealthStub(health)  # typed for synchronous channels
 
     async def watch(self, seconds: float) -> Phase:
         """Call for so long, and return what was felt."""
         until_s = time.monotonic() + seconds
         failed: Counter[str] = Counter()
+        self._published_s.clear()
         calls, checks = await asyncio.gather(
             self._calls(until_s, failed), self._checks(until_s, failed)
         )
+        deliveries = await self._deliveries(failed)
         return Phase(
             calls=len(calls),
             p50_ms=_percentile(calls, 50),
@@ -58,6 +72,7 @@ class Probe:
             max_ms=max(calls, default=0.0),
             loop_p99_ms=_percentile(checks, 99),
             loop_max_ms=max(checks, default=0.0),
+            delivery_p99_ms=_percentile(deliveries, 99),
             failed=dict(failed),
         )
 
@@ -85,15 +100,31 @@ class Probe:
         return latencies_ms
 
     async def _publish(self, failed: Counter[str]) -> float:
-        request = PublishEventsRequest(
-            tenant=TENANT, events=[Event(type="known.event", json_data="{}")]
-        )
+        number = next(self._numbers)
+        event = Event(type=EVENT_TYPE, json_data=f'{{"number": {number}}}')
+        request = PublishEventsRequest(tenant=TENANT, events=[event])
         began_s = time.monotonic()
         try:
             await self._client.events.PublishEvents(request, timeout=CALL_TIMEOUT_S)
         except HooklineError as error:
             failed[f"{type(error).__name__} {error.reason}".strip()] += 1
+        else:
+            self._published_s[number] = began_s
         return (time.monotonic() - began_s) * 1_000
+
+    async def _deliveries(self, failed: Counter[str]) -> list[float]:
+        """How long each accepted event took to arrive."""
+        published_s = dict(self._published_s)
+        await self._target.wait_for(set(published_s), DELIVERED_WITHIN_S)
+        arrived_s = self._target.arrived_s
+        latencies_ms = [
+            (arrived_s[number] - began_s) * 1_000
+            for number, began_s in published_s.items()
+            if number in arrived_s
+        ]
+        if missing := len(published_s) - len(latencies_ms):
+            failed["not delivered"] += missing
+        return latencies_ms
 
     async def _checks(self, until_s: float, failed: Counter[str]) -> list[float]:
         latencies_ms = []

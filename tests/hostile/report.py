@@ -12,6 +12,7 @@ HEAD = (
     "attack",
     "memory before, peak, after (MB)",
     "publisher's p99 before, during, after (ms)",
+    "deliveries' p99 before, during, after (ms)",
     "worst health check (ms)",
     "failed calls during",
     "CPU",
@@ -23,10 +24,12 @@ def row(result: Result) -> tuple[str, ...]:
     """One line of the table."""
     failed = ", ".join(f"{count} {what}" for what, count in result.during.failed.items())
     recovered = "never" if result.recovery_s is None else f"{result.recovery_s:.1f}"
+    phases = (result.before, result.during, result.after)
     return (
         result.name,
         f"{result.memory_before_mb:.0f}, {result.memory_peak_mb:.0f}, {result.memory_after_mb:.0f}",
-        f"{result.before.p99_ms:.0f}, {result.during.p99_ms:.0f}, {result.after.p99_ms:.0f}",
+        ", ".join(f"{phase.p99_ms:.0f}" for phase in phases),
+        ", ".join(f"{phase.delivery_p99_ms:.0f}" for phase in phases),
         f"{result.during.loop_max_ms:.0f}",
         failed or f"none of {result.during.calls}",
         f"{result.cpu_s:.0%}",

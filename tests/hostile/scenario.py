@@ -18,9 +18,9 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.e2e.processes import environment
@@ -64,6 +64,8 @@ class Scenario:
     """Runs once before anything is measured, in the suite's own process."""
     processes: int = 1
     """Attackers at once."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What the node's environment has besides."""
 
 
 @dataclass(frozen=True, slots=True)

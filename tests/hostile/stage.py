@@ -16,6 +16,7 @@ from hookline import HooklineClient
 from hookline.errors import AlreadyExistsError
 from hookline.v1.tenant_service_pb2 import CreateTenantRequest
 from tests.e2e.processes import Node, run_hookline
+from tests.hostile.known_target import known_target
 from tests.hostile.probe import Probe
 from tests.hostile.scenario import Target
 
@@ -116,4 +117,5 @@ async def staged(database_url: str, **settings: str) -> AsyncIterator[Stage]:
                 publish_token=key("--scope", "publish", "--tenant", "hostile"),
                 operate_token=key(*scopes),
             )
-            yield Stage(node, attacker, Probe(known, health), admin)
+            async with known_target(admin) as received:
+                yield Stage(node, attacker, Probe(known, health, received), admin)

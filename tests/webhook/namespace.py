@@ -21,6 +21,7 @@ from pathlib import Path
 
 from service.domain.subscription import HttpTarget, SignatureScheme
 from service.webhook.egress import EgressPolicy
+from service.webhook.failure import AttemptFailure
 from service.webhook.payload import Payload
 from service.webhook.prepared import prepare_target
 from service.webhook.resolver import Resolver
@@ -105,8 +106,31 @@ CASES = {
 }  # fmt: skip
 
 
+OWN, THEIRS = "OWN_FAULT", "CONNECTION_FAILED"
+TROUBLES = {
+    # The first label says how a name is answered, the last one how all others below it are.
+    "silent.silent": OWN,
+    "servfail.servfail": OWN,
+    "refused.refused": OWN,
+    "silent.servfail": OWN,
+    "silent.nxdomain": THEIRS,
+    "servfail.nxdomain": THEIRS,
+    "refused.nxdomain": THEIRS,
+    "loop.nxdomain": THEIRS,
+    "cut.nxdomain": THEIRS,
+    "nonsense.nxdomain": THEIRS,
+    "nxdomain.silent": THEIRS,
+}
+"""What is found of names while `localhost` and a name that the resolver keeps resolve."""
+_CODES = {"servfail": 2, "nxdomain": 3, "refused": 5, "cut": 0, "nonsense": 0, "loop": 0}
+_KEPT = "kept.silent"
+
+
 class Names(asyncio.DatagramProtocol):
-    """A server of DNS that knows `case.test`, and says of it what the case says next."""
+    """A server of DNS that knows `case.test`, and says of it what the case says next.
+
+    Names of `TROUBLES` and those below the same top-level domains are answered as these say.
+    """
 
     def __init__(self) -> None:
         self.answers: Sequence[Sequence[str]] = ()
@@ -126,6 +150,11 @@ class Names(asyncio.DatagramProtocol):
             name.append(data[end + 1 : end + 1 + data[end]].decode())
             end += 1 + data[end]
         kind = int.from_bytes(data[end + 1 : end + 3], "big")
+        way = next((label for label in (name[0], name[-1]) if label in (*_CODES, "silent")), "")
+        if ".".join(name) != _KEPT and way:
+            if way != "silent":
+                self._transport.sendto(_misbehaving(way, data, end + 5), addr)  # type: ignore[attr-defined]
+            return
         records = self._records(".".join(name), kind)
         head = data[:2] + b"\x85\x80\x00\x01" + len(records).to_bytes(2, "big") + bytes(4)
         body = b"".join(
@@ -141,6 +170,8 @@ class Names(asyncio.DatagramProtocol):
 
     def _records(self, name: str, kind: int) -> list[tuple[bytes, int, bytes]]:
         """Owner, type and data of each; no name has a time to live."""
+        if name == _KEPT:
+            return [(_ASKED_NAME, _A, ip_address(PUBLIC).packed)] if kind == _A else []
         if name != "case.test" or kind not in self._asked or not self.answers:
             return []
         # A and AAAA are asked for side by side: each has its own count of lookups.
@@ -153,6 +184,32 @@ class Names(asyncio.DatagramProtocol):
         packed = [ip_address(text).packed for text in said]
         size = 4 if kind == _A else 16
         return [(_ASKED_NAME, kind, each) for each in packed if len(each) == size]
+
+
+def _misbehaving(way: str, asked: bytes, end: int) -> bytes:
+    """An answer to a question that ends there: a code, cut off, an alias of itself, or nonsense."""
+    flags = 0x8180 | _CODES[way] | (0x0200 if way == "cut" else 0)
+    count = {"loop": 1, "nonsense": 5}.get(way, 0)
+    head = asked[:2] + flags.to_bytes(2, "big") + b"\0\x01" + count.to_bytes(2, "big") + bytes(4)
+    alias = _ASKED_NAME + _CNAME.to_bytes(2, "big") + b"\0\x01" + bytes(4) + b"\0\x02" + _ASKED_NAME
+    return head + asked[12:end] + {"loop": alias, "nonsense": b"\xff\xff"}.get(way, b"")
+
+
+async def lookups() -> dict[str, str]:
+    """What a resolver of ours finds of each name in trouble, all at once."""
+    resolver = Resolver(ttl_s=0.0)
+    try:
+        for witness in ("localhost", _KEPT):
+            assert await resolver.resolve(witness, "hostile")
+        found = await asyncio.gather(*map(resolver.resolve, TROUBLES), return_exceptions=True)
+        for witness in ("localhost", _KEPT):
+            assert await resolver.resolve(witness, "hostile")
+    finally:
+        await resolver.aclose()
+    return {
+        name: failure.kind.name if isinstance(failure, AttemptFailure) else repr(failure)
+        for name, failure in zip(TROUBLES, found, strict=True)
+    }
 
 
 class World:
@@ -228,6 +285,7 @@ async def main() -> dict[str, object]:
     return {
         "reachable": private,
         "cases": {name: asdict(each) for name, each in seen.items()},
+        "lookups": await lookups(),
     }
 
 

@@ -62,6 +62,8 @@ class Connected:
 
     async def write(self, data: bytes) -> None:
         """Send bytes, waiting while the peer takes none."""
+        if self.writer.is_closing():
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.architecture.repository import ROOT
-from tests.webhook.namespace import CASES, PRIVATE, PRIVATE_6
+from tests.webhook.namespace import CASES, PRIVATE, PRIVATE_6, TROUBLES
 
 UNSHARE = ("unshare", "--map-root-user", "--net", "--mount")
 PATIENCE_S = 50
@@ -56,3 +56,11 @@ def test_every_private_address_there_would_answer(world: dict[str, Any]) -> None
 def test_only_public_addresses_are_connected_to(world: dict[str, Any], name: str) -> None:
     seen = world["cases"][name]
     assert seen == {"outcomes": list(CASES[name].outcomes), "reached": list(CASES[name].reached)}
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_a_name_is_blamed_only_while_the_servers_above_it_answer(
+    world: dict[str, Any], name: str
+) -> None:
+    """By the operating system's resolver; a name in the hosts file and one that is kept resolve."""
+    assert world["lookups"][name] == TROUBLES[name]
