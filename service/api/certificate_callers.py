@@ -6,16 +6,15 @@ credentials of its own is known by these or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Final
 
 from service.api.authentication import AuthContext, Metadata
 from service.domain.caller import Caller
-from service.identity.client_names import KINDS, ClientName, ClientNames
+from service.identity.client_names import ClientNames, read_client_certificate
 
-_PROPERTIES: Final = tuple((kind, f"peer_{kind}") for kind in KINDS)
-"""What gRPC calls each kind of subject alternative name (`grpc_security_constants.h`)."""
+_CERTIFICATE: Final = "x509_pem_cert"
+"""The peer's, whole: gRPC's own `peer_dns` and the like end at a NUL."""
 
 
 class CertificateCallers:
@@ -32,15 +31,16 @@ class CertificateCallers:
         del peer
         if any(key == "authorization" for key, _ in metadata):
             return None
-        found = self._current().find(_names_in(auth_context))
+        shown = tuple(auth_context.get(_CERTIFICATE, ()))
+        if len(shown) != 1 or (certificate := read_client_certificate(shown[0])) is None:
+            return None
+        found = self._current().find(certificate.names)
         if found is None:
             return None
         (kind, name), grant = found
-        return Caller(principal=f"{kind}:{name}", scopes=grant.scopes, tenant_id=grant.tenant_id)
-
-
-def _names_in(auth_context: AuthContext) -> Iterator[ClientName]:
-    for kind, key in _PROPERTIES:
-        for name in auth_context.get(key, ()):
-            with suppress(UnicodeDecodeError):  # no name that could be listed
-                yield kind, name.decode()
+        return Caller(
+            principal=f"{kind}:{name}",
+            scopes=grant.scopes,
+            tenant_id=grant.tenant_id,
+            expire_time=certificate.expire_time,
+        )

@@ -23,6 +23,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, TypeAlias, cast
@@ -235,14 +236,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         if rule is None:
             raise PermissionDeniedError("nobody may make this call", Reason.PERMISSION_DENIED)
         rule.check(known)
-        return Caller(
-            principal=known.principal,
-            scopes=known.scopes,
-            tenant_id=known.tenant_id,
-            method=f"/{method}",
-            remote_address=peer,
-            trace_id=current_trace_id(),
-        )
+        return replace(known, method=f"/{method}", remote_address=peer, trace_id=current_trace_id())
 
     async def _admit(
         self, method: str, rule: Rule | None, context: _Context, metadata: Metadata

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
 
 class Scope(StrEnum):
@@ -36,6 +37,8 @@ class Caller:
     scopes: frozenset[Scope]
     tenant_id: str | None = None
     """The one tenant it is bound to; None: all."""
+    expire_time: datetime | None = None
+    """When its credentials end; None: never. No key that it creates may end later."""
     method: str = ""
     """The RPC's full name, `/hookline.v1.TenantService/GetTenant`."""
     remote_address: str = ""

@@ -1,4 +1,4 @@
-"""Whose certificates may do what: a TOML file that gives names in certificates their grants.
+r"""Whose certificates may do what: a TOML file that gives names in certificates their grants.
 
     [[client]]
     uri = "spiffe://example.org/shop/orders"     # or dns = "…", or email = "…"
@@ -8,16 +8,23 @@
 The names are those of the certificate's subject alternative names (RFC 5280 section 4.2.1.6),
 compared as a whole; of several, the first that is listed counts: URIs (SPIFFE) before DNS names
 before e-mail addresses. Who is not listed is nobody. The subject's common name counts for nothing.
+
+They are read from the certificate itself: whoever passes them on as C strings ends them at a NUL,
+and `admin.example.org\0.evil.com` becomes `admin.example.org`. A certificate that has a character
+in any name which cannot be printed, or is not ASCII, has no names.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
+
+from cryptography import x509
 
 from service.identity.files import SourceError, read_file
 from service.identity.grants import Grant, scopes_of, tenant_of
@@ -28,6 +35,36 @@ KINDS: Final = ("uri", "dns", "email")
 
 ClientName = tuple[str, str]
 """A kind and a name."""
+
+
+_MAX_REMEMBERED: Final = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """What counts of a client's certificate."""
+
+    names: Sequence[ClientName]
+    """In the order in which they count."""
+    expire_time: datetime
+
+
+@lru_cache(maxsize=_MAX_REMEMBERED)
+def read_client_certificate(pem: bytes) -> ClientCertificate | None:
+    """Read a certificate that the TLS handshake has verified; None: it has no names that count."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        shown = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        found = [
+            *(("uri", uri) for uri in shown.get_values_for_type(x509.UniformResourceIdentifier)),
+            *(("dns", name) for name in shown.get_values_for_type(x509.DNSName)),
+            *(("email", mailbox) for mailbox in shown.get_values_for_type(x509.RFC822Name)),
+        ]
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        return None
+    if not all(name.isascii() and name.isprintable() for _, name in found):
+        return None
+    return ClientCertificate(found, certificate.not_valid_after_utc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +120,8 @@ def _add_client(grants: dict[ClientName, Grant], entry: Mapping[str, Any]) -> No
     name = entry[kinds[0]]
     if not isinstance(name, str) or not name:
         raise ValueError(f"{kinds[0]} must be a text")
+    if not (name.isascii() and name.isprintable()):
+        raise ValueError(f"{kinds[0]} must consist of printable ASCII characters")
     listed = (kinds[0], _folded(kinds[0], name))
     if listed in grants:
         raise ValueError(f'{kinds[0]} = "{name}" stands there twice')

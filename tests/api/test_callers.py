@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,8 @@ async def test_a_certificate_names_its_caller(
         caller = await door.caller(channel)
     assert (caller.principal, caller.tenant_id) == (principal, tenant)
     assert caller.method.endswith("TenantService/GetTenant")
+    assert caller.expire_time is not None
+    assert timedelta(days=89) < caller.expire_time - datetime.now(UTC) < timedelta(days=91)
 
 
 async def test_a_certificate_that_may_not_is_told_so(door: Door) -> None:
@@ -153,6 +156,24 @@ async def test_a_certificate_that_may_not_is_told_so(door: Door) -> None:
     "shown", [["other.internal"], ["127.0.0.1"], ["spiffe://example.org/shop"]], ids=str
 )
 async def test_a_certificate_that_is_not_listed_is_nobodys(door: Door, shown: list[str]) -> None:
+    async with door.channel(*shown) as channel:
+        await door.refused(channel)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        ["ops.internal\0.evil.com"],
+        [f"{SPIFFE}\0/evil"],
+        ["ops.internal", "other\0.internal"],
+        ["ops.internal\n"],
+    ],
+    ids=["dns", "uri", "beside-a-good-name", "line-feed"],
+)
+async def test_a_certificate_with_a_control_character_in_a_name_is_nobodys(
+    door: Door, shown: list[str]
+) -> None:
+    """GRPC hands names on as C strings, which end at a NUL: `ops.internal` is all that it shows."""
     async with door.channel(*shown) as channel:
         await door.refused(channel)
 

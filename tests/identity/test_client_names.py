@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 from service.domain.caller import Scope
-from service.identity.client_names import ClientNames, read_client_names
+from service.identity.client_names import (
+    ClientNames,
+    read_client_certificate,
+    read_client_names,
+)
 from service.identity.files import SourceError
 from service.identity.grants import Grant
+from tests.certificates import Authority
 
 GOOD = """
 [[client]]
@@ -85,6 +90,10 @@ def test_nobody_is_known_by_an_empty_file(tmp_path: Path) -> None:
             "[[client]]\ndns = 'a'\nuri = 'b'\nscopes = ['publish']\ntenant = '-'",
             "needs one of uri, dns and email, and no more",
         ),
+        (
+            "[[client]]\ndns = \"a\\u0000.b\"\nscopes = ['publish']\ntenant = '-'",
+            "dns must consist of printable ASCII characters",
+        ),
         ("[[client]]\ndns = ''\nscopes = ['publish']\ntenant = '-'", "dns must be a text"),
         ("[[client]]\ndns = 'a'\ntenant = '-'", "scopes must be a list, and not empty"),
         ("[[client]]\ndns = 'a'\nscopes = []\ntenant = '-'", "scopes must be a list"),
@@ -111,3 +120,13 @@ def test_what_is_wrong_is_told(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(SourceError, match=told) as caught:
         read(tmp_path, text)
     assert str(caught.value).startswith("HOOKLINE_TLS_CLIENTS names ")
+
+
+def test_a_certificate_that_cannot_be_read_or_has_no_names_names_nobody(tmp_path: Path) -> None:
+    assert read_client_certificate(b"") is None
+    authority = Authority(tmp_path)
+    assert read_client_certificate(authority.pem) is None
+    certificate, _ = authority.issue("client", "b.example", "a@b.example", "spiffe://b/c", "::1")
+    read = read_client_certificate(certificate.read_bytes())
+    assert read is not None
+    assert read.names == [("uri", "spiffe://b/c"), ("dns", "b.example"), ("email", "a@b.example")]
