@@ -1,7 +1,7 @@
 """AccessService: who may call, given and taken back.
 
 A token leaves here once, in the answer that creates its key. Who is bound to one tenant sees and
-makes keys of that tenant alone, and nobody makes one that may do more than he may.
+makes keys of that tenant alone, and nobody makes one that may do more than he may, or for longer.
 """
 
 from __future__ import annotations
@@ -107,11 +107,15 @@ def _draft_in(message: api_key_pb2.ApiKey, violations: list[Violation]) -> NewAp
     expire_time: datetime | None = None
     if message.HasField("expire_time"):
         expire_time = datetime_in(message.expire_time, "api_key.expire_time", violations)
+    last = current_caller().expire_time
+    if last is not None and expire_time is not None and expire_time > last:
+        text = f"must not be after {last.isoformat()}, when the caller's own credentials expire"
+        violations.append(Violation("api_key.expire_time", text))
     return NewApiKey(
         display_name=display_name_in(message.display_name, "api_key.display_name", violations),
         tenant_id=tenant_id,
         scopes=_scopes_in(message.scopes, violations),
-        expire_time=expire_time,
+        expire_time=last if expire_time is None else expire_time,
     )
 
 

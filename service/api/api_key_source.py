@@ -237,6 +237,7 @@ class ApiKeySource:
                 principal=api_key_name(found.key_id),
                 scopes=found.scopes,
                 tenant_id=found.tenant_id,
+                expire_time=found.expire_time,
             )
             known = _Known(found.key_id, found.digest, caller, now_s, math.inf)
             _put(self._known, fingerprint, known, self._max_cached)

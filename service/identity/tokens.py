@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import jwt
@@ -33,6 +34,7 @@ MAX_SUBJECT_BYTES: Final = 255
 MAX_REMEMBERED: Final = 4_096
 
 _TYPES: Final = {None, "jwt", "at+jwt", "application/at+jwt"}
+_LATEST_S: Final = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
 _REQUIRED: Final = ["iss", "aud", "sub", "exp"]
 
 _log = structlog.get_logger(__name__)
@@ -171,6 +173,7 @@ class Tokens:
                 principal=f"sub:{subject}",
                 scopes=scopes_of(word.removeprefix(SCOPE_PREFIX) for word in ours),
                 tenant_id=tenant_of(_claim(claims, self._rules.tenant_claim)),
+                expire_time=datetime.fromtimestamp(min(int(claims["exp"]), _LATEST_S), UTC),
             )
         except ValueError as error:
             raise _RefusedError(str(error)) from error

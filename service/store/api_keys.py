@@ -55,6 +55,7 @@ class FoundKey:
     """Neither revoked, nor of a tenant that is deleted."""
     expires_in_s: float
     """Infinite: never."""
+    expire_time: datetime | None
 
 
 class ApiKeys:
@@ -187,4 +188,5 @@ def _found_key_of(row: asyncpg.Record) -> FoundKey:
         scopes=frozenset(map(Scope, row["scopes"])),
         is_live=row["is_live"],
         expires_in_s=math.inf if expires_in_s is None else expires_in_s,
+        expire_time=row["expire_time"],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC
 from typing import Any
 
 import grpc
@@ -219,6 +220,23 @@ async def test_keys_are_for_administrators(door: Keyed, scope: Scope) -> None:
             grpc.StatusCode.PERMISSION_DENIED,
             {"scope": "ADMIN"},
         )
+
+
+async def test_a_key_never_outlives_the_credentials_that_create_it(door: Keyed) -> None:
+    """A key with seconds left made one that never ended."""
+    ends = Timestamp(seconds=4_000_000_000)
+    access = Access(door, await door.token(expire_time=ends.ToDatetime(UTC)))
+    assert (await access.create()).api_key.expire_time == ends
+    assert (await access.create(expire_time=ends)).api_key.expire_time == ends
+    sooner = Timestamp(seconds=ends.seconds - 1)
+    child = await access.create(scopes=[API_KEY_SCOPE_ADMIN], expire_time=sooner)
+    assert child.api_key.expire_time == sooner
+    grandchild = await Access(door, child.token).create()
+    assert grandchild.api_key.expire_time == sooner
+
+    answer = await refusal(access.create(expire_time=Timestamp(seconds=ends.seconds, nanos=1_000)))
+    assert (answer.code, answer.violations) == (INVALID, {"api_key.expire_time": "FIELD_INVALID"})
+    assert "2096-10-02" in answer.message
 
 
 async def test_nobody_gives_what_he_has_not(

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import jwt
@@ -61,11 +62,19 @@ async def caller_of(issuer: Issuer, token: str, **rules: str) -> Caller:
 
 @pytest.mark.parametrize("key_id", ["RS256", "PS256", "ES256", "EdDSA"])
 async def test_a_token_of_each_algorithm_counts(issuer: Issuer, key_id: str) -> None:
-    assert await caller_of(issuer, issuer.token(key_id)) == Caller(
+    token = issuer.token(key_id)
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert await caller_of(issuer, token) == Caller(
         principal="sub:orders@shop",
         scopes=frozenset({Scope.PUBLISH, Scope.OPERATE}),
         tenant_id="acme",
+        expire_time=datetime.fromtimestamp(claims["exp"], UTC),
     )
+
+
+async def test_a_token_may_end_after_all_dates(issuer: Issuer) -> None:
+    caller = await caller_of(issuer, issuer.token(exp=10**15))
+    assert caller.expire_time == datetime(9999, 12, 31, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

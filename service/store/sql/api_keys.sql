@@ -39,7 +39,7 @@ INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $2 FROM revoked
 
 -- name: find
 -- What is known of these ids; a key of a deleted tenant is as good as revoked.
-SELECT k.key_id, k.digest, k.scopes, t.tenant_id,
+SELECT k.key_id, k.digest, k.scopes, k.expire_time, t.tenant_id,
        k.revoke_time IS NULL AND (k.tenant_uid IS NULL OR t.tenant_uid IS NOT NULL) AS is_live,
        extract(epoch FROM k.expire_time - hookline_now())::double precision AS expires_in_s
 FROM api_keys k LEFT JOIN tenants t ON t.tenant_uid = k.tenant_uid AND t.deleted_at IS NULL

@@ -92,7 +92,9 @@ class ApiKey(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Optional. When it stops working, in the future. Immutable. Default: unset, never."""
+        """Optional. When it stops working, in the future, and not after the credentials of the caller who
+        creates it expire. Immutable. Default: when these expire; unset, never, where they do not.
+        """
 
     @_builtins.property
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
