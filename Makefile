@@ -26,11 +26,11 @@ AUDIT_READY   := .tools/audit/.ready-$(call key,requirements-audit.txt)
 GRPCURL_READY := .tools/bin/.grpcurl-$(GRPCURL)
 PROMETHEUS_READY := .tools/bin/.prometheus
 
-.PHONY: help setup demo test lint generate check faults fuzz hostile bench sbom audit lock clean
+.PHONY: help setup demo test lint generate check image-check faults fuzz hostile bench sbom audit lock clean
 .PHONY: codegen deploy audit-tools grpcurl prometheus check-deploy
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SETUP_READY) ## install everything into .venv (the other targets do it themselves)
 
@@ -71,6 +71,9 @@ check-deploy: deploy prometheus
 		else echo "check: no promtool here: the alert rules are not tested"; fi
 MANIFESTS = $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
+image-check: setup ## build the image with podman and run it, locked down (root; skipped, and said, without podman)
+	@deploy/image-check $(PYTEST)
+
 faults: setup ## break real processes again and again, and count: twenty minutes (a short version is in test)
 	@HOOKLINE_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults $(PYTEST)
 
@@ -109,6 +112,7 @@ lock: setup ## resolve the dependencies anew; UPGRADE=1 takes the newest
 LOCK = --quiet --generate-hashes --universal --python-version 3.11 --no-header $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what these targets made
+	rm -rf deploy/wheels
 	rm -rf .venv .tools build dist *.egg-info clients/python/*.egg-info bench-results hostile-results
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find service clients tests protos -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -63,7 +63,7 @@ def test_every_target_of_make_that_is_named_exists() -> None:
         target
         for each in pages()
         for code in [*each.code(), *(block.text for block in each.blocks())]
-        for target in re.findall(r"(?:^|\s)make ([a-z]+)\b", code)
+        for target in re.findall(r"(?:^|\s)make ([a-z]+(?:-[a-z]+)*)\b", code)
     }
     assert len(named) > 8
     assert named - targets == set()
@@ -72,6 +72,7 @@ def test_every_target_of_make_that_is_named_exists() -> None:
 def test_every_variable_that_is_named_is_read() -> None:
     known = {*Settings.variables(), *NOT_OURS, *OTEL_VARIABLES}
     known |= {"HOOKLINE_TEST_FAULTS", "HOOKLINE_TEST_FUZZ", "OTEL_RESOURCE_ATTRIBUTES"}
+    known |= {"HOOKLINE_TEST_ENGINE", "HOOKLINE_TEST_ENGINE_LIMITS"}
     texts = {str(each.path): each.text for each in pages()}
     texts |= {str(path): text(path) for path in files() if path.parts[0] == "deploy"}
     unknown = {
