@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 from service.api.authentication import ANONYMOUS, Metadata
+from service.api.list_turns import ListTurns
 from service.api.rates import Buckets
 from service.domain.caller import Caller
 from service.domain.errors import Reason, ResourceExhaustedError
@@ -47,6 +49,7 @@ class Admission:
                 monotonic_s,
             ),
         )
+        self._list_turns = ListTurns(limits.max_tenant_lists)
         self._tenants = (
             _Rate(
                 "HOOKLINE_MAX_TENANT_CALLS_PER_S",
@@ -102,6 +105,14 @@ class Admission:
         if principal is not None:
             _take(self._callers, principal, size)
         return message
+
+    def list_turn(self, caller: Caller, message: object) -> AbstractAsyncContextManager[None]:
+        """A turn to read a page, among those of the same tenant, or of the same caller's of all.
+
+        Raises where too many wait for theirs.
+        """
+        tenant_id = caller.tenant_id or _tenant_named_by(message)
+        return self._list_turns.turn(tenant_name(tenant_id) if tenant_id else caller.principal)
 
 
 class _Rate:

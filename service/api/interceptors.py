@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -156,6 +156,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self, method: str, behaviour: _Behaviour, rule: Rule | None, read: _Read
     ) -> _Behaviour:
         reads = _reads_of(method)
+        is_list = method.startswith("hookline.") and "/List" in method
 
         async def guarded(_requests: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
@@ -165,8 +166,10 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 caller = await self._admit(method, rule, context, _metadata_of(context))
                 request = await self._request(caller, context)
                 message = self._admission.read(read, caller, request)
+                turn = self._admission.list_turn(caller, message) if is_list else nullcontext()
                 with calling(caller):
-                    response = await behaviour(message, context)
+                    async with turn:
+                        response = await behaviour(message, context)
                     if reads is not None:
                         await reads.enter(self._journal, message, response)
             except BaseException as error:  # noqa: BLE001 (this is the place where all end)

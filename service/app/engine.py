@@ -65,12 +65,16 @@ class Engine:
         self,
         settings: Settings,
         database: Database,
+        path: Database,
         secrets: TenantSecrets,
         clock: Clock,
         place: str = "",
         instruments: Instruments = UNOBSERVED,
     ) -> None:
-        """`place` is the supervisor's name for this process; empty: there is none."""
+        """`database` serves calls, `path` what the data path reads (HOOKLINE_PATH_POOL_SIZE).
+
+        `place` is the supervisor's name for this process; empty: there is none.
+        """
         # A drawn number must not tell the next: ids are seen by tenants.
         random = SystemRandom()
         self.time = time = DatabaseTime(clock)
@@ -98,16 +102,10 @@ class Engine:
         self.audit_log = AuditLog(database)
         self.schemas = SchemaChecker(settings.limits)
         self.catalog = EventTypeCatalog(
-            self.event_types, self.schemas, is_strict=settings.is_strict_about_event_types
+            EventTypes(path), self.schemas, is_strict=settings.is_strict_about_event_types
         )
         configs = LaneConfigs(
-            database,
-            secrets,
-            self.lanes,
-            self.timers,
-            clock,
-            time,
-            user_agent=USER_AGENT,
+            path, secrets, self.lanes, self.timers, clock, time, user_agent=USER_AGENT
         )
         self.changes = Changes(LaneStore(session("changes")), self.lanes, configs, self.catalog)
         self.refiller = Refiller(LaneStore(session("refill")), self.lanes, self.ownership, configs)
@@ -115,7 +113,7 @@ class Engine:
             NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
         )
         self.key_lookup = ApiKeyLookup(session("access", timeout_s=LOOKUP_TIMEOUT_S))
-        self.publisher = self._make_publisher(settings, database, random, instruments)
+        self.publisher = self._make_publisher(settings, path, random, instruments)
         sender = self._make_sending(settings, database, random, instruments)
         self.consents = Consents(
             database,
@@ -158,10 +156,10 @@ class Engine:
         return sender
 
     def _make_publisher(
-        self, settings: Settings, database: Database, random: Random, instruments: Instruments
+        self, settings: Settings, path: Database, random: Random, instruments: Instruments
     ) -> Publisher:
-        self.quota = PendingQuota(BacklogStore(database), settings.limits.max_pending_per_tenant)
-        matcher = Matcher(database)
+        self.quota = PendingQuota(BacklogStore(path), settings.limits.max_pending_per_tenant)
+        matcher = Matcher(path)
         builder = GroupBuilder(self.time, random, self.lanes)
         wait_s = settings.publish_lock_wait_s
 
@@ -170,8 +168,8 @@ class Engine:
             return GroupCommitter(store, matcher, builder, instruments)
 
         return Publisher(
-            committer(database.session("publish")),
-            committer(database.session("contended")),
+            committer(path.session("publish")),
+            committer(path.session("contended")),
             self.catalog,
             self.quota,
             settings.limits,

@@ -91,6 +91,14 @@ class App:
         push(database.close)
         await database.open()
         await database.check_server()
+        path = Database(
+            database.url,
+            pool_size=settings.path_pool_size,
+            timeout_s=settings.statement_timeout_s,
+            name="path",
+        )
+        push(path.close)
+        await path.open()
         if not self._place or self._place.endswith("/1"):  # of several, one tells
             await _check_connections(settings, database)
         await _prepare_schema(settings, database)
@@ -98,7 +106,7 @@ class App:
         secrets = TenantSecrets(SecretBox(master_keys_of(settings)))
         await check_master_keys(database, secrets.box)
         instruments = Instruments(telemetry.tracer, telemetry.meters)
-        engine = Engine(settings, database, secrets, self._clock, self._place, instruments)
+        engine = Engine(settings, database, path, secrets, self._clock, self._place, instruments)
         await self._start_data_path(engine)
         door = await Door.make(settings, database, secrets.box, engine, self._clock)
         push(door.stop)
@@ -275,7 +283,8 @@ async def _check_address(address: ListenAddress) -> None:
 
 async def _check_connections(settings: Settings, database: Database) -> None:
     """Whether the server takes what all processes of this machine may come to need."""
-    needed = settings.workers * (settings.pool_size + SESSIONS)
+    each = settings.pool_size + settings.path_pool_size + SESSIONS
+    needed = settings.workers * each
     limit = await database.connection_limit()
     if needed > limit:
         _log.warning("connections_short", needed=needed, limit=limit, workers=settings.workers)

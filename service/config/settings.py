@@ -108,6 +108,7 @@ class Settings:
     statement_timeout_s: float
     """HOOKLINE_STATEMENT_TIMEOUT_S: what a statement may take before its connection is given up"""
     pool_size: int
+    path_pool_size: int
     publish_lock_wait_s: float
     """HOOKLINE_POOL_SIZE: connections for API calls; the data path has a few of its own"""
     max_in_flight: int
@@ -185,6 +186,7 @@ class Settings:
             is_strict_about_event_types=read("STRICT_EVENT_TYPES", switch, default=False),
             statement_timeout_s=read("STATEMENT_TIMEOUT_S", number(1, 300, "seconds"), 10.0),
             pool_size=read("POOL_SIZE", integer(2, 100), 8),
+            path_pool_size=read("PATH_POOL_SIZE", integer(1, 100), 2),
             publish_lock_wait_s=read("PUBLISH_LOCK_WAIT_S", number(0.1, 60, "seconds"), 2.0),
             max_in_flight=read("MAX_IN_FLIGHT", integer(1, 20_000), 2_000),
             max_calls=read("MAX_CALLS", integer(1, 100_000), 4_096),

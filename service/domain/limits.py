@@ -60,6 +60,9 @@ class Limits:
     """Of all callers for one tenant on one node (HOOKLINE_MAX_TENANT_CALLS_PER_S)."""
     max_tenant_bytes_per_s: int = 64 * 1024 * 1024
     """The bytes of these (HOOKLINE_MAX_TENANT_BYTES_PER_S)."""
+    max_tenant_lists: int = 4
+    """Pages of lists that are read at once for one tenant on one node (HOOKLINE_MAX_TENANT_LISTS).
+    """
     max_streams_per_connection: int = 1_000
     """Calls at once on one connection (HOOKLINE_MAX_STREAMS_PER_CONNECTION)."""
     max_connections: int = 4_096

@@ -260,10 +260,14 @@ async def _connect(url: str, name: str) -> tuple[asyncpg.Connection[asyncpg.Reco
 
 
 class Database:
-    """A pool for API calls, and a factory of sessions for the data path."""
+    """A pool of connections, and a factory of sessions for the data path."""
 
-    def __init__(self, url: str, *, pool_size: int = 8, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = 8, timeout_s: float = 10.0, name: str = "calls"
+    ) -> None:
+        """`name` is the pool's, as `pg_stat_activity` shows it."""
         self._url = url
+        self._name = name
         self._pool_size = pool_size
         self._timeout_s = timeout_s
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -284,7 +288,7 @@ class Database:
                 timeout=CONNECT_TIMEOUT_S,
                 init=_prepare_connection,
                 server_settings={
-                    "application_name": "hookline calls",
+                    "application_name": f"hookline {self._name}",
                     "jit": "off",
                     **_ABSENCE_LIMITS,
                 },

@@ -237,7 +237,7 @@ async def test_messages_are_stored_in_their_order_whatever_befalls_them(
             await stream.send(*events)
             if n == 50:
                 await stream.send(order(type=""))
-                await until_blocked(api.rig.database)
+                await until_blocked(api.rig.database, "contended")
         await other.execute("COMMIT")
     answers = await stream.answers(101)
     await stream.finish()

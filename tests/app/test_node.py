@@ -15,12 +15,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import hookline.webhook
 from hookline import HooklineClient
 from hookline.errors import InvalidArgumentError, UnavailableError
+from hookline.v1.delivery_service_pb2 import ListDeliveriesRequest
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import ListEventsRequest
 from hookline.v1.subscription_service_pb2 import (
     CreateSubscriptionRequest,
     RotateSigningSecretRequest,
 )
+from hookline.v1.tenant_service_pb2 import CreateTenantRequest, GetTenantRequest
 from service.app import App, StartError
 from service.app.master_key import rotate_master
 from service.config import Role, Settings
@@ -81,8 +83,8 @@ async def no_connections(database_url: str) -> bool:
     return await connections(database_url) == 0
 
 
-async def subscribe(client: HooklineClient, url: str) -> None:
-    request = CreateSubscriptionRequest(tenant="tenants/default", subscription_id="all")
+async def subscribe(client: HooklineClient, url: str, tenant: str = "tenants/default") -> None:
+    request = CreateSubscriptionRequest(tenant=tenant, subscription_id="all")
     request.subscription.event_types.append("*")
     request.subscription.http.url = url
     await client.subscriptions.CreateSubscription(request)
@@ -257,6 +259,57 @@ async def test_too_few_connections_for_all_processes_are_told_of(
         await app.stop()
     told = capfd.readouterr()
     assert ("connections_short" in told.out + told.err) is is_short
+
+
+@asynccontextmanager
+async def long_lists(
+    database_url: str, client: HooklineClient, connections: int
+) -> AsyncIterator[None]:
+    """While inside, twenty lists of the default tenant have so many connections, and none ends."""
+    other = await asyncpg.connect(database_url)
+    try:
+        await other.execute("BEGIN")
+        await other.execute("LOCK TABLE deliveries IN ACCESS EXCLUSIVE MODE")
+        request = ListDeliveriesRequest(tenant="tenants/default")
+        lists = [
+            asyncio.ensure_future(client.deliveries.ListDeliveries(request)) for _ in range(20)
+        ]
+
+        async def are_read() -> bool:
+            return await fetch_one(database_url, LISTS_THAT_WAIT) == connections
+
+        await until(are_read, f"the lists have {connections} connections")
+        yield
+    finally:
+        await other.close()
+    await asyncio.gather(*lists)
+
+
+LISTS_THAT_WAIT = """SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND application_name = 'hookline calls'
+                       AND wait_event_type = 'Lock'"""
+
+
+async def test_lists_that_take_all_connections_hold_up_no_delivery(database_url: str) -> None:
+    """Of a tenant and a subscription that this node has never read."""
+    async with (
+        Receiver() as receiver,
+        started(database_url, HOOKLINE_MAX_TENANT_LISTS="100") as (_, client),
+    ):
+        await client.tenants.CreateTenant(CreateTenantRequest(tenant_id="other"))
+        await subscribe(client, receiver.url, "tenants/other")
+        async with long_lists(database_url, client, connections=8):
+            await client.publish("other", [Event(type="a.b", json_data="{}")])
+            await receiver.wait_for(1)
+
+
+async def test_lists_of_one_tenant_leave_connections_to_other_calls(database_url: str) -> None:
+    async with (
+        started(database_url) as (_, client),
+        long_lists(database_url, client, connections=4),
+    ):
+        answer = await client.tenants.GetTenant(GetTenantRequest(name="tenants/default"))
+        assert answer.tenant.name == "tenants/default"
 
 
 def keys(*master_keys: bytes) -> str:

@@ -139,7 +139,8 @@ def test_a_bound_that_the_contract_tells_is_the_default(
 def test_a_node_has_as_many_connections_as_is_said() -> None:
     sessions = re.findall(r'\bsession\("', text(pathlib.PurePosixPath("service/app/engine.py")))
     assert len(sessions) == SESSIONS
-    assert f"`HOOKLINE_POOL_SIZE` + {SESSIONS} connections" in page("docs/production.md").text
+    said = f"`HOOKLINE_POOL_SIZE` + `HOOKLINE_PATH_POOL_SIZE` + {SESSIONS} connections"
+    assert said in page("docs/production.md").text
     assert "a node has nine of its own" in page("docs/settings.md").text
 
 
