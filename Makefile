@@ -25,9 +25,10 @@ DEPLOY_READY  := .tools/deploy/.ready-$(call key,deploy/requirements-lint.txt)
 AUDIT_READY   := .tools/audit/.ready-$(call key,requirements-audit.txt)
 GRPCURL_READY := .tools/bin/.grpcurl-$(GRPCURL)
 PROMETHEUS_READY := .tools/bin/.prometheus
+PGBOUNCER_READY := .tools/pgbouncer/.ready
 
 .PHONY: help setup demo test lint generate check image-check faults fuzz hostile bench sbom audit lock clean
-.PHONY: codegen deploy audit-tools grpcurl prometheus check-deploy
+.PHONY: codegen deploy audit-tools grpcurl prometheus pgbouncer check-deploy
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +38,7 @@ setup: $(SETUP_READY) ## install everything into .venv (the other targets do it 
 demo: setup ## see it work: events in, signed webhooks out, retries, final states
 	@$(BIN)/hookline demo
 
-test: setup grpcurl prometheus ## the whole suite, against a real Postgres, sockets and gRPC
+test: setup grpcurl prometheus pgbouncer ## the whole suite, against a real Postgres, sockets and gRPC
 	@$(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST)
 
 lint: setup ## ruff, mypy, import-linter, buf
@@ -74,7 +75,7 @@ MANIFESTS = $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yam
 image-check: setup ## build the image with podman and run it, locked down (root; skipped, and said, without podman)
 	@deploy/image-check $(PYTEST)
 
-faults: setup ## break real processes again and again, and count: twenty minutes (a short version is in test)
+faults: setup pgbouncer ## break real processes again and again, and count: twenty minutes (a short version is in test)
 	@HOOKLINE_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults $(PYTEST)
 
 fuzz: setup ## broken input for every parser, half an hour of it (some is in test); EXAMPLES=1000 shortens
@@ -124,6 +125,7 @@ deploy: $(DEPLOY_READY)
 audit-tools: $(AUDIT_READY)
 grpcurl: $(GRPCURL_READY)
 prometheus: $(PROMETHEUS_READY)
+pgbouncer: $(PGBOUNCER_READY)
 
 $(LOCK_READY):
 	$(call environment,.venv,requirements.txt)
@@ -171,6 +173,21 @@ $(PROMETHEUS_READY):
 			|| { tail -n 3 .tools/prometheus.log; echo "setup: no Prometheus was had; the tests that need it will say so"; }; \
 	else \
 		echo "setup: no Debian here, so no Prometheus; the tests that need it will say so"; \
+	fi
+
+# A real pooler, with the one library that most machines lack; unpacked and not installed.
+$(PGBOUNCER_READY):
+	@if command -v apt-get >/dev/null && command -v dpkg >/dev/null; then \
+		echo "setup: unpacking Debian's pgbouncer"; \
+		mkdir -p .tools/pgbouncer && \
+		( cd .tools/pgbouncer && for package in pgbouncer libevent-2.1-7 libc-ares2; do \
+			apt-get -o Acquire::http::Timeout=20 -o Acquire::Retries=1 download $$package; done; \
+			for file in *.deb; do dpkg -x $$file . && rm $$file; done; usr/sbin/pgbouncer --version || \
+			LD_LIBRARY_PATH="$$(echo $(CURDIR)/.tools/pgbouncer/usr/lib/*-linux-gnu*)" usr/sbin/pgbouncer --version ) >.tools/pgbouncer.log 2>&1 \
+			&& touch $@ \
+			|| { tail -n 3 .tools/pgbouncer.log; rm -rf .tools/pgbouncer; echo "setup: no PgBouncer was had; the tests that need it will say so"; }; \
+	else \
+		echo "setup: no Debian here, so no PgBouncer; the tests that need it will say so"; \
 	fi
 
 PIP := --disable-pip-version-check --no-input --progress-bar off

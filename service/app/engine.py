@@ -79,7 +79,7 @@ class Engine:
         random = SystemRandom()
         self.time = time = DatabaseTime(clock)
         self.timers = Timers(clock)
-        session = database.session
+        session = path.session
         self.lanes = Lanes(
             clock,
             self.timers,
@@ -107,34 +107,56 @@ class Engine:
         configs = LaneConfigs(
             path, secrets, self.lanes, self.timers, clock, time, user_agent=USER_AGENT
         )
-        self.changes = Changes(LaneStore(session("changes")), self.lanes, configs, self.catalog)
-        self.refiller = Refiller(LaneStore(session("refill")), self.lanes, self.ownership, configs)
+        record, refill, changes = session("record"), session("refill"), session("changes")
+        self._sessions = (record, refill, changes)
+        self.changes = Changes(LaneStore(changes), self.lanes, configs, self.catalog)
+        self.refiller = Refiller(LaneStore(refill), self.lanes, self.ownership, configs)
         self.notifier = Notifier(
             NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
         )
         self.key_lookup = ApiKeyLookup(session("access", timeout_s=LOOKUP_TIMEOUT_S))
         self.publisher = self._make_publisher(settings, path, random, instruments)
-        sender = self._make_sending(settings, database, random, instruments)
+        sender = self._make_sending(settings, record, random, instruments)
         self.consents = Consents(
             database,
             secrets,
             Handshake(self.transport, settings.egress.origin_name),
             user_agent=USER_AGENT,
         )
-        operations = OperationStore(database)
-        self.operator = Operator(
-            operations, self.changes, time, retention_days=settings.retention_days
-        )
+        operations, retention_days = OperationStore(database), settings.retention_days
+        self.operator = Operator(operations, self.changes, time, retention_days=retention_days)
         self.trial = Trial(
             operations, configs, self.catalog, sender, time, random, instruments.tracer
         )
-        self.upkeep = _make_upkeep(settings, database, instruments)
+        self.upkeep = _make_upkeep(settings, path, instruments)
+        self._connect_parts(path)
+
+    def _connect_parts(self, path: Database) -> None:
+        """Let ownership see who does its work, and all forget what a lost database had told."""
+        self.ownership.workers = (self.recorder, self.refiller)
+        path.on_history_changed += [
+            self.ownership.history_changed,
+            self.matcher.clear,
+            self.publisher.history_changed,
+            self.changes.history_changed,
+            self.upkeep.history_changed,
+        ]
+
+    async def open_sessions(self) -> None:
+        """Connect what a bucket's work is done on: a node without it must own none."""
+        for session in self._sessions:
+            await session.open()
+
+    async def close_sessions(self) -> None:
+        """Close those that no part has closed, since it was never started."""
+        for session in self._sessions:
+            await session.close()
 
     def _make_sending(
-        self, settings: Settings, database: Database, random: Random, instruments: Instruments
+        self, settings: Settings, record: Session, random: Random, instruments: Instruments
     ) -> WebhookSender:
         self.recorder = Recorder(
-            RecordStore(database.session("record")),
+            RecordStore(record),
             self.lanes,
             self.ownership,
             self.time,
@@ -159,7 +181,7 @@ class Engine:
         self, settings: Settings, path: Database, random: Random, instruments: Instruments
     ) -> Publisher:
         self.quota = PendingQuota(BacklogStore(path), settings.limits.max_pending_per_tenant)
-        matcher = Matcher(path)
+        self.matcher = matcher = Matcher(path)
         builder = GroupBuilder(self.time, random, self.lanes)
         wait_s = settings.publish_lock_wait_s
 

@@ -26,8 +26,9 @@ from service.domain.errors import UnavailableError
 from service.identity.files import SourceError
 from service.pipeline.clock import MAX_SKEW_S, Clock, DatabaseTime, SystemClock
 from service.pipeline.pulse import Pulse
+from service.store.connecting import UnsafeServerError
 from service.store.data_keys import TenantSecrets
-from service.store.database import Database, OutcomeUnknownError, UnsafeServerError
+from service.store.database import Database, OutcomeUnknownError
 from service.store.deployment_keys import PAGE_TOKENS, load_or_create_deployment_key
 from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from service.store.master_keys import check_master_keys
@@ -88,20 +89,19 @@ class App:
             pool_size=settings.pool_size,
             timeout_s=settings.statement_timeout_s,
         )
-        push(database.close)
-        await database.open()
         await database.check_server()
+        await _prepare_schema(settings, database)
         path = Database(
             database.url,
             pool_size=settings.path_pool_size,
             timeout_s=settings.statement_timeout_s,
             name="path",
         )
-        push(path.close)
-        await path.open()
+        for pool in (database, path):
+            push(pool.close)
+            await pool.open()
         if not self._place or self._place.endswith("/1"):  # of several, one tells
             await _check_connections(settings, database)
-        await _prepare_schema(settings, database)
         await Tenants(database).ensure_default()
         secrets = TenantSecrets(SecretBox(master_keys_of(settings)))
         await check_master_keys(database, secrets.box)
@@ -169,6 +169,8 @@ class App:
         self._stack.callback(engine.timers.clear)
         push(engine.notifier.stop)
         push(engine.ownership.stop)
+        push(engine.close_sessions)
+        await engine.open_sessions()
         await engine.ownership.start()
         _check_clock(engine.time)
         push(engine.upkeep.stop)
@@ -244,13 +246,10 @@ async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]
     """Bring the schema up to date; what was applied. Raises `StartError`."""
     database = Database(settings.database_url or "", pool_size=1)
     try:
-        await database.open()
         await database.check_server()
         return await migrate(database.url, post=post)
     except FORESEEN as error:
         raise StartError(sentence_of(error)) from error
-    finally:
-        await database.close()
 
 
 def _check_clock(time: DatabaseTime) -> None:

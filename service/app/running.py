@@ -29,6 +29,7 @@ async def running_database(settings: Settings) -> AsyncIterator[Database]:
         if await pending_migrations(url):
             raise StartError("the schema is not up to date: run `hookline migrate`")
         database = Database(url, pool_size=1)
+        await database.check_server()
         try:
             await database.open()
             yield database

@@ -17,7 +17,7 @@ from service.domain.errors import (
 from service.domain.event import EventTypeState
 from service.domain.names import event_type_name
 from service.schema.checker import OverBudgetError, SchemaUnusableError
-from service.store.database import OutcomeUnknownError, unavailable
+from service.store.database import OutcomeUnknownError, history_changed, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +65,13 @@ class EventTypeCatalog:
         self._reading = asyncio.Lock()
         self._asked = 0
         self._answered = 0
+        self._forgotten = 0
+        self._keeps_validators = True
+
+    def forget(self) -> None:
+        """Take no revision for one that is known: it was read on another copy of the database."""
+        self._forgotten += 1
+        self._keeps_validators = False
 
     async def reload(self) -> None:
         """Read all event types. Raises `UnavailableError`.
@@ -77,11 +84,13 @@ class EventTypeCatalog:
         async with self._reading:
             if self._answered >= mine:
                 return
-            begun = self._asked
+            begun, forgotten = self._asked, self._forgotten
             try:
                 event_types = await self._source.all()
             except OutcomeUnknownError as error:
                 raise unavailable(error) from error  # it was only read
+            if self._forgotten != forgotten:
+                raise history_changed()
             self._take_in(event_types)
             self._answered = begun
 
@@ -90,12 +99,13 @@ class EventTypeCatalog:
         entries: dict[str, _Entry] = {}
         for event_type in event_types:
             before = self._entries.get(event_type.name)
-            if before is not None and before.revision == event_type.revision:
+            is_known = before is not None and before.revision == event_type.revision
+            if before is not None and is_known and self._keeps_validators:
                 before.state = event_type.state
                 entries[event_type.name] = before
             else:
                 entries[event_type.name] = _Entry(event_type, self._checker)
-        self._entries = entries
+        self._entries, self._keeps_validators = entries, True
 
     async def check(
         self, tenant_id: str, events: Sequence[NewEvent], field: str = "events[{}]"

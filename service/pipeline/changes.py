@@ -17,7 +17,7 @@ import structlog
 
 from service.domain.errors import UnavailableError
 from service.domain.ids import bucket_of
-from service.store.database import TRANSIENT
+from service.store.database import TRANSIENT, history_changed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,8 @@ class Changes:
         self._configs = configs
         self._catalog = catalog
         self._cursor: ChangeCursor | None = None
+        self._copies = 0
+        """How often the database was replaced by another copy of it."""
         self._wake = asyncio.Event()
         self._is_poked = False
         self._task: asyncio.Task[None] | None = None
@@ -52,8 +54,7 @@ class Changes:
 
     async def start(self) -> None:
         """Take the cursor, read what it stands for, then follow the log."""
-        self._cursor = await self._store.change_cursor()
-        await self._catalog.reload()
+        await self._begin()
         self._task = asyncio.create_task(self._run(), name="changes")
 
     async def stop(self) -> None:
@@ -62,6 +63,25 @@ class Changes:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._store.close()
+
+    def history_changed(self) -> None:
+        """Begin anew: the numbers of another copy of the database are of other transactions."""
+        self._cursor = None
+        self._copies += 1
+        self._catalog.forget()
+        self._wake.set()
+
+    async def _begin(self) -> ChangeCursor:
+        """Take the cursor, then read whatever a change before it may have been of."""
+        copies = self._copies
+        await self._store.open()
+        cursor = await self._store.change_cursor()
+        await self._catalog.reload()
+        await self._configs.reconfigure([lane.subscription_uid for lane in self._lanes.all()])
+        if self._copies != copies:
+            raise history_changed()
+        self._cursor = cursor
+        return cursor
 
     def poke(self) -> None:
         """Read the log now: a call on this node has just written to it, and others should know."""
@@ -99,12 +119,15 @@ class Changes:
     async def read(self) -> None:
         """Carry what is new into memory, a page at a time."""
         is_poked, self._is_poked = self._is_poked, False
-        cursor = self._cursor or await self._store.change_cursor()
+        cursor = self._cursor or await self._begin()
         while True:
+            begun_at = self._cursor
             changes, cursor = await self._store.changes(cursor)
             if is_poked:
                 self._tell(changes)
             await self._carry_out(changes)
+            if self._cursor is not begun_at:
+                return  # they were read on another copy of the database
             self._cursor = cursor
             if cursor.until is None:
                 return

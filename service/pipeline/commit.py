@@ -6,8 +6,10 @@
     a key is taken                the call is told so, or told the first event's name
     another's lock on a row       the group is split until the call that waits for it is left alone
     one call's data poisons it    the group is split until that call stands alone
-    the answer was lost           the backend is ended, then the event is looked up by its id;
-                                  what was not stored is sent again, then split
+    the answer was lost           the tenants' epochs are raised, so that what was lost can store
+                                  nothing more; then its events are looked up by their ids, and
+                                  what was not stored is matched again, then split
+    the database is another copy  what was matched on the one before fails as UNAVAILABLE
 
 so that OK means stored, and UNAVAILABLE means that nothing was.
 """
@@ -46,18 +48,18 @@ if TYPE_CHECKING:
     from service.pipeline.hand_off import GroupBuilder
     from service.pipeline.matching import Matcher
     from service.store.publishing import PublishRows, PublishStore
-    from service.store.routes import Reader
+    from service.store.routes import IndexReader
 
 _log = structlog.get_logger(__name__)
 
 MAX_MISSES = 3
 """How often a call is matched in vain until its tenant is set apart."""
 MAX_LOSSES = 2
-"""How often a group may be sent and lost, having stored nothing, until it is split."""
+"""How often a call may be sent and lost, having stored nothing, until its group is split."""
 RECONNECT_S = 0.2
 _BAD_DATA = "22"
-_PASSING = ("23505", "25", "53", "57", "58")
-"""Of the server and not of the data: an id drawn twice, read-only, no room, cancelled, I/O."""
+_PASSING = ("25", "53", "57", "58")
+"""Of the server and not of the data: read-only, no room, cancelled, I/O."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +135,6 @@ class GroupCommitter:
             return []
 
     async def _try_commit(self, group: Group) -> list[PublishCall]:
-        losses = 0
         while True:
             self.builder.announce(group)
             began_s = perf_counter()
@@ -157,9 +158,7 @@ class GroupCommitter:
                 self.builder.withdraw(group, may_have_written=bool(found))
                 if found:
                     return group.answer(group.passed_by(found))
-                losses += 1
-                if losses == MAX_LOSSES:
-                    return await self._split(group, unavailable(lost))
+                return await self._lose(group, lost)
             else:
                 self.builder.hand_over(group, passed)
                 if passed:
@@ -185,7 +184,7 @@ class GroupCommitter:
     async def _write_held(self, group: Group, lock_timeout_s: float) -> set[UUID]:
         """Match while the tenants' epochs are locked: for calls that changes beat every time."""
 
-        async def place(reader: Reader) -> PublishRows:
+        async def place(reader: IndexReader) -> PublishRows:
             for tenant_id in group.tenant_ids():
                 try:
                     await self.matcher.read(reader, tenant_id)
@@ -230,12 +229,20 @@ class GroupCommitter:
             again += left
         return again
 
+    async def _lose(self, group: Group, lost: OutcomeUnknownError) -> list[PublishCall]:
+        """Nothing of it was stored, nor will be: its calls are left, or it is split."""
+        for call in group.calls:
+            call.losses += 1
+        if any(call.losses >= MAX_LOSSES for call in group.calls):
+            return await self._split(group, unavailable(lost))
+        return group.calls
+
     async def _find_stored(self, group: Group, lost: OutcomeUnknownError) -> set[UUID]:
         """The answer was lost: whose events are there. Waits until the database can tell."""
         _log.warning("publish_answer_lost", calls=len(group.calls), error=str(lost))
         while True:
             try:
-                return await self._store.find_stored(lost, group.witnesses())
+                return await self._store.find_stored(group.rows.epochs, group.witnesses())
             except RejectedError as error:
                 raise lost from error  # it may have been stored, and its callers are told so
             except TRANSIENT as error:

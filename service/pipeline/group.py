@@ -49,6 +49,7 @@ class PublishCall:
         "events",
         "fan_out",
         "index",
+        "losses",
         "misses",
         "queued_s",
         "revisions",
@@ -76,6 +77,8 @@ class PublishCall:
         """Where each event belongs in a trace, packed; None: none of them is traced."""
         self.misses = 0
         """How often its tenant had moved on when it came to be written."""
+        self.losses = 0
+        """How often the answer to what wrote it was lost, and it had not been stored."""
         self.match(index)
 
     def match(self, index: TenantIndex) -> None:
@@ -186,6 +189,7 @@ class Group:
                     rows.keys.append(item.key)
         # Two indexes of a tenant, one of them old, may meet here: the older epoch, and so neither
         # writes unless both may.
+        rows.history_id = call.index.history_id
         epoch, uid = call.index.epoch, call.index.uid
         rows.epochs[uid] = min(rows.epochs.get(uid, epoch), epoch)
         return placed

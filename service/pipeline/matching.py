@@ -4,6 +4,9 @@ Per tenant an index `event type → subscriptions`: exact types, prefixes, all. 
 the tenant's epoch, and both are read in one statement; a publish writes only if the epoch still
 stands, so an index can be stale but never wrong. Reloads bring what changed since the epoch that
 is held.
+
+An epoch belongs to a history (`store/connecting.py`): after a failover the same number may stand
+for other subscriptions, so an index of another history counts for nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +15,21 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+import structlog
+
 from service.domain.errors import NotFoundError, Reason
 from service.domain.event import RESERVED_TYPE_PREFIX
 from service.domain.names import tenant_name
-from service.store.database import OutcomeUnknownError, unavailable
+from service.store.database import OutcomeUnknownError, history_changed, unavailable
 from service.store.routes import load_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from service.store.routes import IndexLoad, IndexRow, Reader
+    from service.store.routes import IndexLoad, IndexReader, IndexRow
+
+_log = structlog.get_logger(__name__)
 
 MAX_TENANTS = 10_000
 """Indexes held at once; the least recently used are read again when they are needed."""
@@ -59,12 +66,20 @@ class TenantIndex:
     """The routes of one tenant at one epoch."""
 
     __slots__ = (
-        "_all", "_answers", "_cached", "_exact", "_prefixes", "_routes", "epoch", "tenant_id", "uid"
+        "_all", "_answers", "_cached", "_exact", "_prefixes", "_routes", "epoch", "history_id",
+        "tenant_id", "uid",
     )  # fmt: skip
 
-    def __init__(self, tenant_id: str, uid: UUID, answers: Answers | None = None) -> None:
+    def __init__(
+        self,
+        tenant_id: str,
+        uid: UUID,
+        answers: Answers | None = None,
+        history_id: UUID | None = None,
+    ) -> None:
         self.tenant_id = tenant_id
         self.uid = uid
+        self.history_id = history_id
         self.epoch = 0
         self._routes: dict[UUID, IndexRow] = {}
         self._exact: dict[str, dict[UUID, IndexRow]] = {}
@@ -127,7 +142,7 @@ class TenantIndex:
 class Matcher:
     """The indexes of all tenants that publish here, the most recently used of them."""
 
-    def __init__(self, reader: Reader, *, max_tenants: int = MAX_TENANTS) -> None:
+    def __init__(self, reader: IndexReader, *, max_tenants: int = MAX_TENANTS) -> None:
         self._reader = reader
         self._max_tenants = max_tenants
         self._indexes: OrderedDict[str, TenantIndex] = OrderedDict()
@@ -141,6 +156,11 @@ class Matcher:
         if index is not None:
             self._indexes.move_to_end(tenant_id)
         return index
+
+    def clear(self) -> None:
+        """Forget every index: they were read on another history."""
+        self._indexes.clear()
+        self._reloads.clear()
 
     async def index(self, tenant_id: str) -> TenantIndex:
         """A tenant's index, loaded where it is not held. Raises what `reload` does."""
@@ -163,15 +183,23 @@ class Matcher:
         if not task.cancelled():
             task.exception()  # whoever asked may have given up: nobody is to be told
 
-    async def read(self, reader: Reader, tenant_id: str) -> TenantIndex:
+    async def read(self, reader: IndexReader, tenant_id: str) -> TenantIndex:
         """Bring a tenant's index up to date with what this reader sees. Raises as `reload` does."""
         self.reads += 1
-        known = self._indexes.get(tenant_id)
+        begun_on = reader.history_id
+        known = self._held(tenant_id, begun_on)
         have_epoch, have_uid = (0, None) if known is None else (known.epoch, known.uid)
         try:
             load = await load_index(reader, tenant_id, have_epoch, have_uid)
+            if load is not None and load.tenant_uid == have_uid and load.epoch < have_epoch:
+                # No epoch goes back by itself: whatever moved it, what is known is of no use.
+                _log.warning("epoch_went_back", tenant=tenant_id, had=have_epoch, found=load.epoch)
+                self._indexes.pop(tenant_id, None)
+                known, load = None, await load_index(reader, tenant_id)
         except OutcomeUnknownError as error:
             raise unavailable(error) from error  # it was only read
+        if begun_on not in {None, reader.history_id}:
+            raise history_changed()
         if load is None:
             self._indexes.pop(tenant_id, None)
             raise NotFoundError(
@@ -179,17 +207,28 @@ class Matcher:
                 Reason.TENANT_NOT_FOUND,
                 metadata={"tenant": tenant_name(tenant_id)},
             )
-        return self._take_in(tenant_id, load, known)
+        return self._take_in(tenant_id, load, known, reader.history_id)
 
-    def _take_in(self, tenant_id: str, load: IndexLoad, known: TenantIndex | None) -> TenantIndex:
+    def _held(self, tenant_id: str, history_id: UUID | None) -> TenantIndex | None:
+        """The index that memory holds, if it is of this history."""
+        index = self._indexes.get(tenant_id)
+        return index if index is not None and index.history_id == history_id else None
+
+    def _take_in(
+        self,
+        tenant_id: str,
+        load: IndexLoad,
+        known: TenantIndex | None,
+        history_id: UUID | None,
+    ) -> TenantIndex:
         # Another read may have ended meanwhile, or the index have made room for others. What
         # changed since `known` may be applied to it and to what is newer; an older load replaces
         # neither.
-        held = [one for one in (self._indexes.get(tenant_id), known) if one is not None]
+        held = [one for one in (self._held(tenant_id, history_id), known) if one is not None]
         index = max(held, key=lambda one: (one.uid, one.epoch), default=None)
         if index is None or (load.tenant_uid, load.epoch) > (index.uid, index.epoch):
             if index is None or load.is_whole:
-                index = TenantIndex(tenant_id, load.tenant_uid, self._answers)
+                index = TenantIndex(tenant_id, load.tenant_uid, self._answers, history_id)
             index.apply(load.epoch, load.changed)
         self._indexes[tenant_id] = index
         self._indexes.move_to_end(tenant_id)

@@ -10,6 +10,12 @@ everything and registers anew under another id.
                      │        └─▶ a surplus rests; each bucket of it is given as it falls quiet
                      └▶ row gone: lose everything, register anew
 
+A node that cannot do what owning a bucket asks for gives its buckets up: where its records or its
+reads of what is due have failed for a lease, although its heartbeats came through, another node may
+do better. Where the database is another copy of itself (a failover), what this node owned it owned
+on the one before: it registers anew, and for a lease expires no other node, whose lease may have
+been renewed on the copy that is gone.
+
 A beat comes every third of the lease, and at once when there is something to see: another node's
 lease ends, one has come or gone (`notify.py` carries the word), a bucket that rests falls quiet. A
 node that is about to stop has no share: it gives everything, and what hangs on a slow target goes
@@ -29,7 +35,7 @@ from service.domain.ids import BUCKET_COUNT, make_uuid7
 from service.store.database import TRANSIENT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from random import Random
 
     from service.pipeline.clock import Clock, DatabaseTime
@@ -67,6 +73,15 @@ class BucketHolder(Protocol):
         ...
 
 
+class Worker(Protocol):
+    """What does a part of the work of a bucket on a connection of its own."""
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether its last statement failed by the database's doing."""
+        ...
+
+
 class Ownership:
     """The row of this node, and its buckets."""
 
@@ -98,6 +113,13 @@ class Ownership:
         self._lease_s = lease_s
         self._is_alone = is_alone
         self._place = place
+        self.workers: Sequence[Worker] = ()
+        """Without them this node cannot do the work of a bucket."""
+        self._failing_since_s: float | None = None
+        """Since when a worker has failed at each heartbeat."""
+        self._is_unable = False
+        self._must_register = False
+        self._expires_nobody_until_s = 0.0
         self._address = ""
         self._is_leaving = False
         self._lease_until_s = 0.0
@@ -155,6 +177,16 @@ class Ownership:
         self._is_leaving = True
         self.poke()
 
+    def history_changed(self) -> None:
+        """Own nothing any more: the database is another copy, on which another may own it all."""
+        now_s = self._clock.boottime_s()
+        self._lease_until_s = 0.0
+        self._expires_nobody_until_s = now_s + self._lease_s
+        self._must_register = True
+        self._lose(set(self._buckets))
+        self._owner_of.clear()
+        self.poke()
+
     async def stop(self) -> None:
         """Leave: the buckets are vacant at once. Call when nothing is in flight any more."""
         if self._task is not None:
@@ -170,6 +202,10 @@ class Ownership:
 
     async def _register(self) -> None:
         self._lose(set(self._buckets))
+        if self._must_register:
+            await self._store.open()
+            await self._store.leave(self.node_id)  # of before the failover; nobody waits for it
+            self._must_register = False
         self.node_id = make_uuid7(self._time.unix_ms(), self._random.getrandbits(74))
         await self._store.register(
             self.node_id, self._lease_s, socket.gethostname(), self._version, self._place
@@ -180,9 +216,12 @@ class Ownership:
     async def _renew(self) -> bool:
         sent_s = self._clock.boottime_s()
         database_s = await self._store.renew(
-            self.node_id, self._lease_s, self._address, is_leaving=self._is_leaving
+            self.node_id,
+            self._lease_s,
+            self._address,
+            is_leaving=self._is_leaving or self._is_unable,
         )
-        if database_s is None:
+        if database_s is None or self._must_register:
             return False
         self._time.learn(database_s, sent_s, self._clock.boottime_s())
         self._lease_until_s = sent_s + self._lease_s - DRIFT_S
@@ -219,11 +258,29 @@ class Ownership:
     async def heartbeat(self) -> None:
         """One beat: renew, or register anew where the row is gone; then see to the fair share."""
         async with self._one_at_a_time:
-            if not await self._renew():
-                _log.warning("lease_lost", node_id=str(self.node_id))
-                self._lease_until_s = 0.0
-                await self._register()
+            try:
+                if self._must_register or not await self._renew():
+                    _log.warning("lease_lost", node_id=str(self.node_id))
+                    self._lease_until_s = 0.0
+                    await self._register()
+            except BaseException:
+                self._failing_since_s = None  # all are away, and no other node may do better
+                raise
+            self._check_workers()
             await self._rebalance()
+
+    def _check_workers(self) -> None:
+        """Find out whether this node can do what owning a bucket asks for."""
+        if not any(worker.is_failing for worker in self.workers):
+            self._failing_since_s, self._is_unable = None, False
+            return
+        now_s = self._clock.boottime_s()
+        if self._failing_since_s is None:
+            self._failing_since_s = now_s
+        elif not self._is_unable and now_s - self._failing_since_s >= self._lease_s:
+            self._is_unable = True
+            _log.error("buckets_given_up", count=len(self._buckets), failed_for_s=self._lease_s)
+            self.poke()  # so that the others see at once that this node counts out
 
     async def _rebalance(self) -> None:
         survey = await self._store.survey(self.node_id)
@@ -237,16 +294,23 @@ class Ownership:
         self._lose(self._buckets - ours)
         # A `take` may have committed although its answer was lost.
         self._gain(ours - self._buckets)
+        if self._is_unable:
+            await self._give_up(ours)
+            return
         share = 0 if self._is_leaving else -(-BUCKET_COUNT // max(survey.sharing_nodes, 1))
         await self._give(ours, len(ours) - share)
         if len(ours) < share:
             await self._take(survey, share - len(ours))
 
     async def _take(self, survey: Survey, room: int) -> None:
+        spares_s = self._expires_nobody_until_s - self._clock.boottime_s()
+        if spares_s > 0:
+            self._next_end_s = min(spares_s, self._next_end_s or spares_s)
         free = [
             lease
             for lease in survey.leases
-            if (lease.is_vacant or lease.is_overdue) and lease.node_id != self.node_id
+            if (lease.is_vacant or (lease.is_overdue and spares_s <= 0))
+            and lease.node_id != self.node_id
         ]
         self._random.shuffle(free)
         wanted: list[BucketLease] = free[:room]
@@ -282,6 +346,13 @@ class Ownership:
         _log.info("buckets_given", count=len(given))
         self._lose(quiet)
         self.on_moved()
+
+    async def _give_up(self, ours: set[int]) -> None:
+        """Give everything, whatever is in flight: its outcomes could not be recorded anyway."""
+        self._lose(set(self._buckets))
+        if ours:
+            await self._store.give(self.node_id, sorted(ours))
+            self.on_moved()
 
     def _surplus(self, ours: Collection[int], count: int) -> list[int]:
         """Which to give: those that rest already, unless a slow target holds them up.

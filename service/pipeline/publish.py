@@ -20,6 +20,7 @@ from service.pipeline.contended import ContendedTenants
 from service.pipeline.gathering import ENOUGH
 from service.pipeline.group import PublishCall, Published
 from service.pipeline.publish_queue import PublishQueue
+from service.store.database import history_changed
 from service.telemetry.instruments import UNOBSERVED, Instruments
 
 if TYPE_CHECKING:
@@ -213,6 +214,10 @@ class Publisher:
             self._queue.put_back(call)
             if call.misses >= MAX_MISSES:
                 self._queue.set_apart(call.index.tenant_id, monotonic())
+
+    def history_changed(self) -> None:
+        """Fail what waits: it was matched on another copy of the database."""
+        self._fail_queued(history_changed())
 
     def _fail_queued(self, error: Exception) -> None:
         """The database is away: nothing of what waits was sent to it, so its callers may repeat."""

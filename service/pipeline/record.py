@@ -38,6 +38,7 @@ from service.pipeline.setbacks import (
     tell_unstorable,
 )
 from service.pipeline.telling import measure, tell_disabled, tell_exhausted, tell_own_fault
+from service.store.database import TRANSIENT
 from service.store.recording import Consequences, Disabling, OutcomeRows, Recorded
 from service.telemetry.meters import Meters
 
@@ -102,6 +103,8 @@ class Recorder:
         """Called with the number of deliveries that are no longer in flight."""
         self.recorded = 0
         self.batches = 0
+        self.is_failing = False
+        """Whether the last batch could not be written, by the database's doing."""
 
     def start(self) -> None:
         """Begin to record."""
@@ -144,6 +147,16 @@ class Recorder:
                 _log.exception("record_broken", deliveries=len(batch))
                 self._settle(batch, _NOTHING)
             self.on_recorded(len(batch))
+            await self._recover()
+
+    async def _recover(self) -> None:
+        """Where a batch was given up, since its buckets were: wait until there is a session."""
+        while self.is_failing and not self._is_stopping:
+            try:
+                await self._store.ping()
+                self.is_failing = False
+            except TRANSIENT:
+                await asyncio.sleep(REPEAT_S)
 
     async def _record(self, batch: Sequence[_Record]) -> None:
         repeats = 0
@@ -169,9 +182,11 @@ class Recorder:
                         self._settle(batch, _NOTHING)
                         return
                     tell_repeated(len(batch), error)
+                    self.is_failing = True
                     pause_s = REPEAT_S
                 await asyncio.sleep(pause_s)
             else:
+                self.is_failing = False
                 self.batches += 1
                 self.recorded += len(recorded.matched)
                 if self._meters.is_on:
@@ -183,7 +198,8 @@ class Recorder:
     def _still_ours(self, batch: Sequence[_Record]) -> Sequence[_Record]:
         """What memory has forgotten is somebody else's: its bucket was lost.
 
-        The fence cannot tell where this node has registered anew since: its new lease holds.
+        The fence cannot tell where this node has registered anew since: its new lease holds. So it
+        is asked before each statement that names the node's id, with no await between the two.
         """
         ours = [record for record in batch if record.job.is_known()]
         if len(ours) < len(batch):
@@ -209,6 +225,8 @@ class Recorder:
             await self._record(batch)
             return
         tell_unstorable("delivery_parked", job, error)
+        if not self._still_ours(batch):
+            return
         await self._store.park(
             self._ownership.node_id, job.lane.bucket, job.delivery_id, job.version, PARK_S
         )

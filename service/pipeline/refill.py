@@ -53,6 +53,8 @@ class Refiller:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._sweep_at_s = 0.0
+        self.is_failing = False
+        """Whether the last read failed."""
         lanes.on_wanted = self._wake.set
         lanes.on_gained = self.sweep_soon
 
@@ -81,12 +83,15 @@ class Refiller:
                     self._sweep_at_s = loop.time() + SWEEP_INTERVAL_S
                     await self.sweep()
                 await self.refill()
+                self.is_failing = False
             except TRANSIENT as error:
                 _log.warning("refill_failed", error=str(error))
                 self._wake.clear()
+                self.is_failing = True
             except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
                 _log.exception("refill_broken")
                 self._wake.clear()
+                self.is_failing = True
             try:
                 async with asyncio.timeout(max(0.0, self._sweep_at_s - loop.time())):
                     await self._wake.wait()

@@ -60,6 +60,10 @@ class Upkeep:
         self.is_behind = False
         """Whether a chore of the last round has more to do."""
 
+    def history_changed(self) -> None:
+        """Forget how far the sweeps came: the database is another copy of itself."""
+        self._store.forget()
+
     def start(self) -> None:
         """Begin."""
         for name in self._chores:

@@ -1,7 +1,8 @@
 """Postgres, and the only room that knows it: plain SQL in `sql/`, run through asyncpg.
 
 What is stored and read is told in the words of `domain`; errors of Postgres are translated here,
-once (`database`). `statements` reads the SQL, `migrations` and `partitions` make the tables.
+once (`database`); `connecting` makes a connection ready. `statements` reads the SQL, `migrations`
+and `partitions` make the tables.
 
 The data path writes and reads by `publishing`, `routes`, `lanes`, `recording`, `ownership`,
 `notifying`, `operations`, `upkeep` and `backlog`; what calls keep and ask for is in `tenants`,

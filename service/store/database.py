@@ -1,6 +1,8 @@
 """Connections to Postgres, and the edge where asyncpg's exceptions become ours.
 
-A pool serves calls; each loop of the data path has a session of its own.
+A pool serves calls; each loop of the data path has a session of its own. All of them are on one
+history (`connecting`): where one connects to a server on another, the connections of the old one
+are ended, and `on_history_changed` tells those whose memory was read there.
 
 Theory of operation. A statement ends in one of four ways, and every caller must know which:
 
@@ -20,20 +22,30 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
+from weakref import WeakSet
 
 import asyncpg
-import orjson
+import structlog
 
 from service.domain.errors import Reason, UnavailableError
+from service.store.connecting import (
+    CONNECT_TIMEOUT_S,
+    History,
+    UnsafeServerError,
+    connect,
+    read_history,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from uuid import UUID
 
     from asyncpg.pool import PoolConnectionProxy
 
     Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
 
-CONNECT_TIMEOUT_S = 5.0
+_log = structlog.get_logger(__name__)
+
 CLOSE_TIMEOUT_S = 2.0
 
 # A process that was frozen inside a transaction holds its locks no longer than this; nor does the
@@ -53,15 +65,14 @@ _PATH_SETTINGS = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
-MIN_SERVER_VERSION = 15
+
+
+def _settings_of(name: str) -> dict[str, str]:
+    return {"application_name": f"hookline {name}", **_ABSENCE_LIMITS}
 
 
 class OutcomeUnknownError(Exception):
     """A statement was sent and its answer lost: it may have committed."""
-
-    def __init__(self, message: str, backend: Backend | None) -> None:
-        super().__init__(message)
-        self.backend = backend
 
 
 class ContentionError(Exception):
@@ -82,16 +93,6 @@ class RejectedError(Exception):
 
 TRANSIENT = (UnavailableError, OutcomeUnknownError, ContentionError)
 """What passes by itself: a loop says so and takes its next turn."""
-
-
-class Backend:
-    """The server process behind a connection, so that it can be made sure that it is gone."""
-
-    __slots__ = ("pid", "start_time")
-
-    def __init__(self, pid: int, start_time: object) -> None:
-        self.pid = pid
-        self.start_time = start_time
 
 
 _CONTENTION = frozenset({"40P01", "40001"})
@@ -119,9 +120,28 @@ def unavailable(cause: BaseException) -> UnavailableError:
     )
 
 
-def _translate(error: BaseException, backend: Backend | None) -> NoReturn:
+def _refused(cause: UnsafeServerError) -> UnavailableError:
+    """The error of a server that must not be used, such as a standby; it may be replaced."""
+    return UnavailableError(
+        f"{cause}; nothing was stored, repeat the call",
+        Reason.DATABASE_UNAVAILABLE,
+        retry_after_s=1.0,
+    )
+
+
+def history_changed() -> UnavailableError:
+    """The error of a statement that was made from what was read on another history."""
+    return UnavailableError(
+        "the database was replaced by another copy of it (a failover or a restore); nothing was"
+        " stored, repeat the call",
+        Reason.DATABASE_UNAVAILABLE,
+        retry_after_s=1.0,
+    )
+
+
+def _translate(error: BaseException) -> NoReturn:
     if isinstance(error, _GONE):
-        raise OutcomeUnknownError(f"{type(error).__name__}: {error}", backend) from error
+        raise OutcomeUnknownError(f"{type(error).__name__}: {error}") from error
     if isinstance(error, asyncpg.PostgresError):
         sqlstate = error.sqlstate or "XX000"
         if sqlstate == _LOCK_NOT_AVAILABLE:
@@ -132,16 +152,6 @@ def _translate(error: BaseException, backend: Backend | None) -> NoReturn:
     if isinstance(error, asyncpg.exceptions.DataError | ValueError | TypeError | OverflowError):
         raise RejectedError(str(error), "22000") from error
     raise error
-
-
-async def _prepare_connection(connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    await connection.set_type_codec(
-        "jsonb",
-        schema="pg_catalog",
-        encoder=lambda value: b"\x01" + orjson.dumps(value),
-        decoder=lambda data: orjson.loads(data[1:]),
-        format="binary",
-    )
 
 
 def _is_broken(error: BaseException) -> bool:
@@ -171,36 +181,53 @@ class Session:
     Not for concurrent use: each of the path's loops has its own.
     """
 
-    def __init__(self, url: str, name: str, timeout_s: float) -> None:
-        self._url = url
+    def __init__(self, database: Database, name: str, timeout_s: float) -> None:
+        self._database = database
         self._name = name
         self._timeout_s = timeout_s
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
-        self._backend: Backend | None = None
+        self.history_id: UUID | None = None
+        """That of its connection, or of its last one."""
 
-    async def _connected(self) -> asyncpg.Connection[asyncpg.Record]:
+    async def open(self) -> None:
+        """Connect where it is not connected, on whichever history; raises `UnavailableError`."""
         connection = self._connection
-        if connection is not None and not connection.is_closed():
-            return connection
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                connection, self._backend = await _connect(self._url, self._name)
-        except (*_GONE, asyncpg.PostgresError) as error:
-            raise unavailable(error) from error
-        self._connection = connection
-        return connection
+        if connection is None or connection.is_closed():
+            self._connection = await self._database.connect(self._name, _PATH_SETTINGS)
+            self.history_id = self._database.history_id
 
-    async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
-        """Run one statement in a transaction of its own; rows as a list."""
-        connection = await self._connected()
+    async def _connected(
+        self, history_id: UUID | None = None
+    ) -> asyncpg.Connection[asyncpg.Record]:
+        """Its connection. Raises `UnavailableError`, also where it is on another history.
+
+        That is another than the one given, or else than the one that it was on before: what is to
+        be run was made from what had been read there.
+        """
+        made_on = history_id or self.history_id
+        await self.open()
+        if self._connection is None or made_on not in {None, self.history_id}:
+            raise history_changed()
+        return self._connection
+
+    async def fetch(
+        self, statement: str, *args: object, history_id: UUID | None = None
+    ) -> list[asyncpg.Record]:
+        """Run one statement in a transaction of its own; rows as a list.
+
+        `history_id` is that on which its arguments were read, where that matters.
+        """
+        connection = await self._connected(history_id)
         with self._translated():
             async with asyncio.timeout(self._timeout_s):
                 return await connection.fetch(statement, *args)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    async def transaction(
+        self, history_id: UUID | None = None
+    ) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         """Several statements in one transaction, under one deadline; commits on leaving."""
-        connection = await self._connected()
+        connection = await self._connected(history_id)
         with self._translated():
             async with asyncio.timeout(self._timeout_s), _transaction(connection):
                 yield connection
@@ -219,7 +246,7 @@ class Session:
             yield
         except BaseException as error:  # noqa: BLE001 - translated, or raised again as it is
             self._forget_if_broken(error)
-            _translate(error, self._backend)
+            _translate(error)
 
     def _forget_if_broken(self, error: BaseException) -> None:
         connection = self._connection
@@ -238,27 +265,6 @@ class Session:
             connection.terminate()
 
 
-async def _connect(url: str, name: str) -> tuple[asyncpg.Connection[asyncpg.Record], Backend]:
-    connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-        url,
-        timeout=CONNECT_TIMEOUT_S,
-        server_settings={
-            "application_name": f"hookline {name}",
-            **_ABSENCE_LIMITS,
-            **_PATH_SETTINGS,
-        },
-    )
-    try:
-        await _prepare_connection(connection)
-        start_time = await connection.fetchval(
-            "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
-        )
-    except BaseException:
-        connection.terminate()  # whoever gave up waiting leaves no connection behind
-        raise
-    return connection, Backend(connection.get_server_pid(), start_time)
-
-
 class Database:
     """A pool of connections, and a factory of sessions for the data path."""
 
@@ -271,30 +277,100 @@ class Database:
         self._pool_size = pool_size
         self._timeout_s = timeout_s
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._connections: WeakSet[asyncpg.Connection[asyncpg.Record]] = WeakSet()
+        self._history: History | None = None
+        self.on_history_changed: list[Callable[[], None]] = []
+        """Called, in order, when the server is on another history: forget what was read."""
+
+    @property
+    def history_id(self) -> UUID | None:
+        """The history that every connection is on; None: there was no connection yet."""
+        return None if self._history is None else self._history.history_id
 
     @property
     def url(self) -> str:
         """Where the database is; holds a password, so never logged."""
         return self._url
 
+    async def check_server(self) -> None:
+        """Raise `UnsafeServerError` where the server or a pooler may not be used.
+
+        Connects twice: a pooler that shares sessions gives the second what the first has left.
+        """
+        connections: list[asyncpg.Connection[asyncpg.Record]] = []
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                for name in ("start", "second start"):
+                    connections += [await connect(self._url, _settings_of(name))]
+        except (*_GONE, asyncpg.PostgresError) as error:
+            raise unavailable(error) from error
+        finally:
+            for connection in connections:
+                connection.terminate()
+
     async def open(self) -> None:
         """Fill the pool; raises `UnavailableError` where no server answers."""
+
+        async def connected(*_: object, **__: object) -> asyncpg.Connection[asyncpg.Record]:
+            return await self.connect(self._name, {"jit": "off"})
+
+        async def keep(_: object) -> None:
+            """Reset nothing: a call leaves nothing in its session but a transaction that ended."""
+
         try:
             self._pool = await asyncpg.create_pool(
-                self._url,
                 init_size=1,
                 min_size=0,  # else it connects by itself, and logs a traceback where it cannot
                 max_size=self._pool_size,
-                timeout=CONNECT_TIMEOUT_S,
-                init=_prepare_connection,
-                server_settings={
-                    "application_name": f"hookline {self._name}",
-                    "jit": "off",
-                    **_ABSENCE_LIMITS,
-                },
+                connect=connected,
+                reset=keep,
             )
         except (*_GONE, asyncpg.PostgresError) as error:
             raise unavailable(error) from error
+
+    async def connect(
+        self, name: str, settings: Mapping[str, str]
+    ) -> asyncpg.Connection[asyncpg.Record]:
+        """A new connection, on the history of all others. Raises `UnavailableError`."""
+        known = self._history
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                connection = await connect(self._url, {**_settings_of(name), **settings})
+                try:
+                    history = await read_history(connection, known)
+                    self._adopt(history)
+                except BaseException:
+                    connection.terminate()
+                    raise
+        except UnsafeServerError as error:
+            _log.warning("database_refused", session=name, error=str(error))
+            raise _refused(error) from error
+        except (*_GONE, asyncpg.PostgresError) as error:
+            raise unavailable(error) from error
+        self._connections.add(connection)
+        return connection
+
+    def _adopt(self, history: History) -> None:
+        """Be on this history; where it is another than before, leave nothing of that one."""
+        known, self._history = self._history, history
+        if known is None or known.is_same(history):
+            return
+        if known.is_ahead_of(history):
+            self._history = known
+            problem = (
+                f"it is on timeline {history.timeline}, and this node has seen {known.timeline}, as"
+                " the primary of before a failover is: stop it, or restart this node to use it"
+            )
+            raise UnsafeServerError([problem])
+        _log.warning(
+            "database_history_changed",
+            timeline=history.timeline,
+            system_identifier=history.system_identifier,
+        )
+        for connection in tuple(self._connections):
+            connection.terminate()
+        for changed in self.on_history_changed:
+            changed()
 
     async def close(self) -> None:
         """Close the pool; connections that do not answer are terminated."""
@@ -309,7 +385,7 @@ class Database:
 
     def session(self, name: str, *, timeout_s: float | None = None) -> Session:
         """A connection for one loop of the data path, named as `pg_stat_activity` shows it."""
-        return Session(self._url, name, timeout_s or self._timeout_s)
+        return Session(self, name, timeout_s or self._timeout_s)
 
     @asynccontextmanager
     async def _acquired(self) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
@@ -340,7 +416,7 @@ class Database:
                 async with asyncio.timeout(self._timeout_s), _transaction(connection):
                     yield connection
             except BaseException as error:  # noqa: BLE001 - translated, or raised again as it is
-                _translate(error, None)
+                _translate(error)
 
     async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
         """One statement on a pooled connection."""
@@ -349,7 +425,7 @@ class Database:
                 async with asyncio.timeout(self._timeout_s):
                     return await connection.fetch(statement, *args)
             except BaseException as error:  # noqa: BLE001 - translated, or raised again as it is
-                _translate(error, None)
+                _translate(error)
 
     async def fetchrow(self, statement: str, *args: object) -> asyncpg.Record | None:
         """The first row of one statement on a pooled connection, or None."""
@@ -372,33 +448,3 @@ class Database:
                               'superuser_reserved_connections')"""
         )
         return 0 if row is None else int(row[0])
-
-    async def check_server(self) -> None:
-        """Refuse a server that could lose what it acknowledged, or that is too old or read-only."""
-        row = await self.fetchrow(
-            """SELECT current_setting('server_version_num')::int / 10000 AS version,
-                      pg_is_in_recovery() OR current_setting('transaction_read_only')::bool
-                          AS read_only,
-                      array(SELECT name FROM pg_settings
-                            WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit')
-                              AND setting = 'off' ORDER BY name) AS unsafe"""
-        )
-        if row is None:
-            raise LookupError("a statement without FROM returns a row")
-        problems: list[str] = []
-        if row["version"] < MIN_SERVER_VERSION:
-            problems.append(
-                f"it is Postgres {row['version']}; {MIN_SERVER_VERSION} or newer is needed"
-            )
-        if row["read_only"]:
-            problems.append("it is read-only")
-        problems += [f"its {name} is off, so a crash could lose events" for name in row["unsafe"]]
-        if problems:
-            raise UnsafeServerError(problems)
-
-
-class UnsafeServerError(Exception):
-    """The database cannot keep the promise that OK means stored."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("the database is refused: " + "; ".join(problems))

@@ -148,6 +148,10 @@ class LaneStore:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    async def open(self) -> None:
+        """Connect, where what is to be run next was not made from what was read before."""
+        await self._session.open()
+
     async def heads(self, buckets: Iterable[int]) -> list[LaneHead]:
         """The earliest due row of every lane of the buckets."""
         rows = await self._session.fetch(SQL.heads, list(buckets))

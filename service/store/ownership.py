@@ -46,6 +46,10 @@ class OwnershipStore:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    async def open(self) -> None:
+        """Connect, where what is to be run next was not made from what was read before."""
+        await self._session.open()
+
     async def register(
         self, node_id: UUID, lease_s: float, hostname: str, version: str, place: str
     ) -> None:

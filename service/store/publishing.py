@@ -6,13 +6,13 @@ Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from service.store.database import (
     OutcomeUnknownError,
     RejectedError,
     Session,
-    unavailable,
+    history_changed,
 )
 from service.store.statements import Statements
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
     from service.store.database import Connection
     from service.store.event_rows import EventRow
-    from service.store.routes import Reader
+    from service.store.routes import IndexReader
 
 SQL = Statements("publishing")
 
 _REFUSED_ITSELF = "HK001"
+_IDS_ARE_THERE = "23505"
 LOCK_TIMEOUT_S = 0.25
 _EVENT_COLUMNS = 16
 _DELIVERY_COLUMNS = 8
@@ -51,6 +52,8 @@ class PublishRows:
     `keys`: (tenant_uid, key, event_id, fingerprint, delivery_count).
     """
 
+    history_id: UUID | None = None
+    """On which the epochs were read; None: there are none."""
     epochs: dict[UUID, int] = field(default_factory=dict)
     events: list[EventRow] = field(default_factory=list)
     deliveries: list[DeliveryRow] = field(default_factory=list)
@@ -110,11 +113,13 @@ class PublishStore:
         None: a key was taken; nothing was stored, and `write_stepwise` finds out which.
         """
         try:
-            found = await self._session.fetch(SQL.publish, *self._arguments(rows))
+            found = await self._session.fetch(
+                SQL.publish, *self._arguments(rows), history_id=rows.history_id
+            )
         except RejectedError as error:
             if error.sqlstate == _REFUSED_ITSELF:
                 return None
-            raise
+            raise _seen(error) from error
         return _passed(rows, found)
 
     async def write_stepwise(self, rows: PublishRows, settle: Settle) -> set[UUID]:
@@ -123,13 +128,16 @@ class PublishStore:
         `settle(passed, taken)` decides who is refused or deduplicated; it returns the rows to write
         and the key rows of refused calls, which are deleted before any event is written.
         """
-        async with self._session.transaction() as connection:
-            return await self._write_in(connection, rows, settle)
+        try:
+            async with self._session.transaction(rows.history_id) as connection:
+                return await self._write_in(connection, rows, settle)
+        except RejectedError as error:
+            raise _seen(error) from error
 
     async def write_held(
         self,
         tenant_uids: Iterable[UUID],
-        place: Callable[[Reader], Awaitable[PublishRows]],
+        place: Callable[[IndexReader], Awaitable[PublishRows]],
         settle: Settle,
         lock_timeout_s: float,
     ) -> set[UUID]:
@@ -138,10 +146,16 @@ class PublishStore:
         Waits `lock_timeout_s` at most for changes under way; then raises `LockTimeoutError`.
         """
         lock_timeout_ms = max(1, round(lock_timeout_s * 1_000))
-        async with self._session.transaction() as connection:
-            await connection.execute(SQL.limit_lock_waits, str(lock_timeout_ms))
-            await connection.execute(SQL.hold_tenants, list(tenant_uids))
-            return await self._write_in(connection, await place(connection), settle)
+        try:
+            async with self._session.transaction() as connection:
+                await connection.execute(SQL.limit_lock_waits, str(lock_timeout_ms))
+                await connection.execute(SQL.hold_tenants, list(tenant_uids))
+                rows = await place(_HeldReader(connection, self._session.history_id))
+                if rows.history_id != self._session.history_id:
+                    raise history_changed()
+                return await self._write_in(connection, rows, settle)
+        except RejectedError as error:
+            raise _seen(error) from error
 
     async def _write_in(
         self, connection: Connection, rows: PublishRows, settle: Settle
@@ -179,21 +193,38 @@ class PublishStore:
         ]
 
     async def find_stored(
-        self, lost: OutcomeUnknownError, witnesses: Mapping[UUID, UUID]
+        self, tenant_uids: Iterable[UUID], witnesses: Mapping[UUID, UUID]
     ) -> set[UUID]:
-        """The tenants whose events a statement stored although its answer was lost.
+        """The tenants whose events a lost statement stored; from now on it stores nothing more.
 
-        `witnesses` has one event per tenant. Ends the statement's backend first, for it may still
-        be about to commit. Raises `UnavailableError` where that does not end: nobody can tell yet.
+        `tenant_uids` are all that it was for; `witnesses` has one event per tenant. Raising the
+        tenants' epochs waits for the statement where it has begun, and refuses it where it has not.
         """
-        if lost.backend is not None:
-            pid, start_time = lost.backend.pid, lost.backend.start_time
-            rows = await self._session.fetch(SQL.terminate_backend, pid, start_time)
-            if any(not row["is_gone"] for row in rows):
-                raise unavailable(lost)  # frozen: it hears nothing, and may go on at any moment
+        await self._session.fetch(SQL.fence, list(tenant_uids))
         rows = await self._session.fetch(SQL.find_events, list(witnesses), list(witnesses.values()))
         return {row["tenant_uid"] for row in rows}
 
     async def close(self) -> None:
         """Close the connection."""
         await self._session.close()
+
+
+class _HeldReader(NamedTuple):
+    """Reads in the transaction that holds the tenants."""
+
+    connection: Connection
+    history_id: UUID | None
+
+    async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
+        """The rows of one statement."""
+        return await self.connection.fetch(statement, *args)
+
+
+def _seen(error: RejectedError) -> Exception:
+    """What a refusal stands for: ids that are there already were stored by this very statement.
+
+    Nothing here sends one twice; what lies between may. It is looked up like a lost answer.
+    """
+    if error.sqlstate == _IDS_ARE_THERE:
+        return OutcomeUnknownError(str(error))
+    return error

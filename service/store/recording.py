@@ -131,6 +131,10 @@ class RecordStore:
         rows = await self._session.fetch(SQL.park, node_id, bucket, delivery_id, version, delay_s)
         return bool(rows)
 
+    async def ping(self) -> None:
+        """Raise where no statement gets through."""
+        await self._session.fetch(SQL.ping)
+
     async def close(self) -> None:
         """Close the connection."""
         await self._session.close()

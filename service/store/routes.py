@@ -47,6 +47,14 @@ class Reader(Protocol):
         """The rows of one statement."""
 
 
+class IndexReader(Reader, Protocol):
+    """A reader that says on which history it reads."""
+
+    @property
+    def history_id(self) -> UUID | None:
+        """That of its connections."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRow:
     """Everything that a lane needs to know of its subscription."""

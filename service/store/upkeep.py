@@ -29,6 +29,10 @@ class UpkeepStore:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin the sweeps anew, as on another copy of the database."""
         self._keys_swept_to = datetime.min.replace(tzinfo=UTC)
         """No idempotency key that expired before is left."""
         self._changes_swept_to = 0

@@ -120,7 +120,7 @@ def test_what_repeating_cannot_help_gives_no_advice() -> None:
 
 
 def test_a_lost_answer_is_unavailable_only_where_repeating_is_safe() -> None:
-    lost = OutcomeUnknownError(SECRET, None)
+    lost = OutcomeUnknownError(SECRET)
     safe, unsafe = refused(lost), refused(lost, repeatable=False)
     assert (safe.code, safe.retry_s) == (grpc.StatusCode.UNAVAILABLE, 1.0)
     assert (unsafe.code, unsafe.retry_s) == (grpc.StatusCode.UNKNOWN, None)

@@ -7,7 +7,7 @@ exists, and with one of nothing: the same answers, the same statements.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +34,7 @@ from service.domain.api_key import key_id_in
 from service.domain.caller import SERVICE, current_caller
 from service.domain.ids import format_type_id
 from service.domain.names import tenant_name
-from service.store import database as connections
+from service.store.database import Database
 from tests.api.control import orders
 from tests.api.keyed import Keyed, bearer, keyed
 from tests.api.publishing import order
@@ -187,19 +187,22 @@ def _filled(value: Any, tenant: str, ids: dict[str, str]) -> Any:  # noqa: ANN40
 @pytest.fixture
 async def foreign(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Foreign]:
     statements: list[str] = []
-    prepare = connections._prepare_connection  # noqa: SLF001
+    connect = Database.connect
 
     def listen(asked: Any) -> None:  # noqa: ANN401 (asyncpg names no type)
         # It is called in a copy of the context of who asked.
         if current_caller() is not SERVICE:  # the node's own tasks ask whenever they like
             statements.append(asked.query)
 
-    async def prepare_and_listen(connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        await prepare(connection)
-        if await connection.fetchval("SHOW application_name") == "hookline calls":
+    async def connect_and_listen(
+        database: Database, name: str, settings: Mapping[str, str]
+    ) -> asyncpg.Connection[asyncpg.Record]:
+        connection = await connect(database, name, settings)
+        if name == "calls":
             connection.add_query_logger(listen)
+        return connection
 
-    monkeypatch.setattr(connections, "_prepare_connection", prepare_and_listen)
+    monkeypatch.setattr(Database, "connect", connect_and_listen)
     async with keyed(database_url) as door:
         control = door.control
         await door.control.rig.tenant(FOREIGN)

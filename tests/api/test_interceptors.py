@@ -47,7 +47,7 @@ class Troubled(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
             case "contention":
                 raise ContentionError(SECRET)
             case "lost":
-                raise OutcomeUnknownError(SECRET, None)
+                raise OutcomeUnknownError(SECRET)
             case "bug":
                 raise RuntimeError(SECRET)
             case "base exception":
@@ -72,7 +72,7 @@ class Troubled(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
         self, request: CreateTenantRequest, context: Context
     ) -> CreateTenantResponse:
         del request, context
-        raise OutcomeUnknownError(SECRET, None)
+        raise OutcomeUnknownError(SECRET)
 
     async def ListTenants(
         self, request: ListTenantsRequest, context: Context

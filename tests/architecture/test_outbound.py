@@ -20,6 +20,7 @@ DOORS = {
     "service/identity/issuer_keys.py: HTTPConnection": OPERATOR,
     "service/identity/issuer_keys.py: HTTPSConnection": OPERATOR,
     "service/identity/issuer_keys.py: connect": OPERATOR,
+    "service/store/connecting.py: connect": OPERATOR,
     "service/store/database.py: connect": OPERATOR,
     "service/store/database.py: create_pool": OPERATOR,
     "service/store/embedded/server.py: connect": OPERATOR,

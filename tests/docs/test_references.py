@@ -16,7 +16,10 @@ PROMISES, RULES = 16, 25
 _TEST = re.compile(r"(tests/[\w/]+\.py)::(?:Test\w+::)?(test_\w+)")
 _PATH = re.compile(r"(?:service|tests|docs|protos|clients|\.ci)/[\w./-]*[\w/]")
 _LATER = "with a later version"
-_FOREIGN = {"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_RESOURCE_ATTRIBUTES", "schedstat"}
+_FOREIGN = {
+    "DISCARD", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_RESOURCE_ATTRIBUTES", "default_pool_size",
+    "remote_apply", "schedstat", "synchronous_standby_names",
+}  # fmt: skip
 """What pages name and nothing here reads by itself."""
 
 

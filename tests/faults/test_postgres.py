@@ -185,7 +185,7 @@ async def is_gone(postgres: Cluster, pid: int) -> bool:
     return pid not in await postgres.backends()
 
 
-async def test_a_publisher_whose_backend_is_frozen_refuses_what_it_has_not_sent(
+async def test_a_publisher_whose_backend_is_frozen_stores_by_another_connection_and_once(
     tmp_path: pathlib.Path,
 ) -> None:
     async with (
@@ -194,15 +194,9 @@ async def test_a_publisher_whose_backend_is_frozen_refuses_what_it_has_not_sent(
     ):
         await stage.publish(["fault.n0"])
         with frozen(await postgres.freeze("hookline publish")):
-            sent = asyncio.ensure_future(
-                stage.clients()[0].events.PublishEvents(call(), timeout=60)
-            )
-            await until(lambda: are_many(postgres, "hookline publish"), "it connects anew")
-            told = await refusal(stage)
-            assert told.reason == "DATABASE_UNAVAILABLE"
-            assert not sent.done(), "nobody can tell yet whether it was stored"
-        answer = await sent
-        stage.oracle.acknowledge([result.name for result in answer.results])
+            answer = await stage.clients()[0].events.PublishEvents(call(), timeout=60)
+            stage.oracle.acknowledge([result.name for result in answer.results])
+        # The frozen backend wakes and runs what it was sent: it finds another epoch.
         await stage.judge(duplicates_at_most=0)
 
 

@@ -180,6 +180,14 @@ class Rig:
         )
         self.upkeep_store = UpkeepStore(session("upkeep"))
         self.upkeep = Upkeep(self.upkeep_store)
+        self.ownership.workers = (self.recorder, self.refiller)
+        self.database.on_history_changed += [
+            self.ownership.history_changed,
+            self.matcher.clear,
+            self.publisher.history_changed,
+            self.changes.history_changed,
+            self.upkeep.history_changed,
+        ]
 
     def _make_sending(self) -> None:
         self.recorder = Recorder(
@@ -216,8 +224,9 @@ class Rig:
         )
 
     def _session(self, name: str, timeout_s: float | None = None) -> Session:
-        url = self.session_urls.get(name, self.url)
-        return Database(url).session(name, timeout_s=timeout_s)
+        url = self.session_urls.get(name)
+        database = self.database if url is None else Database(url)
+        return database.session(name, timeout_s=timeout_s)
 
     async def start(self) -> None:
         """Open the database and start every loop but upkeep's, as `app.py` does."""

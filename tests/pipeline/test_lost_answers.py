@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from uuid import UUID
 
 import pytest
 
 from service.domain.errors import AlreadyExistsError, Reason, UnavailableError
 from service.domain.event import NewEvent
 from service.pipeline.group import Published
+from service.store.database import OutcomeUnknownError
+from service.store.publishing import PublishRows, PublishStore
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import STALL, rival, until_blocked
 from tests.pipeline.wire import Wire
@@ -71,8 +74,10 @@ async def test_a_statement_that_never_arrived_is_sent_again(
     await subscribed.wait_for(2)
 
 
-async def test_a_statement_still_running_is_ended_before_anyone_looks(rig: Rig, wire: Wire) -> None:
-    """Postgres notices a lost client only when it answers: this one would commit much later."""
+async def test_a_statement_that_still_waits_stores_nothing_once_it_runs(
+    rig: Rig, wire: Wire
+) -> None:
+    """Postgres notices a lost client only now and then: this one would commit much later."""
     await _publish(rig, order_created(0))
 
     async with rival(rig.url) as other:
@@ -81,9 +86,47 @@ async def test_a_statement_still_running_is_ended_before_anyone_looks(rig: Rig, 
         publishing = asyncio.create_task(_publish(rig, _marked()))
         await wire.is_cut.wait()
         await until(lambda: wire.connections >= 2, "publishing has come back")
-        await until_blocked(rig.database)  # one statement waits, not two
+        await until_blocked(rig.database, count=2)  # the lost statement, and the next
         await other.execute("COMMIT")
         (published,) = await publishing
+
+    assert await _stored(rig) == [published.event_id]
+
+
+async def test_a_statement_that_arrives_late_stores_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lay in a buffer somewhere, and ran after it had been given up and sent again."""
+    await _publish(rig, order_created(0))
+    late: list[PublishRows] = []
+    write = PublishStore.write
+
+    async def lose(store: PublishStore, rows: PublishRows) -> set[UUID] | None:
+        if late:
+            return await write(store, rows)
+        late.append(rows)
+        raise OutcomeUnknownError("it lies in a buffer")
+
+    monkeypatch.setattr(PublishStore, "write", lose)
+    (published,) = await _publish(rig, _marked())
+
+    assert await write(rig.publish_store, late[0]) == set()
+    assert await _stored(rig) == [published.event_id]
+
+
+async def test_a_statement_that_was_sent_twice_is_looked_up(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies between may do that; its ids are there then."""
+    await _publish(rig, order_created(0))
+    write = PublishStore.write
+
+    async def send_twice(store: PublishStore, rows: PublishRows) -> set[UUID] | None:
+        await write(store, rows)
+        return await write(store, rows)
+
+    monkeypatch.setattr(PublishStore, "write", send_twice)
+    (published,) = await _publish(rig, _marked())
 
     assert await _stored(rig) == [published.event_id]
 
@@ -105,7 +148,7 @@ async def test_a_backend_that_is_killed_has_stored_nothing(rig: Rig) -> None:
     assert await _stored(rig) == [published.event_id]
 
 
-async def test_a_statement_that_overruns_its_deadline_is_ended_and_sent_again(
+async def test_a_statement_that_overruns_its_deadline_is_given_up_and_stores_nothing(
     database_url: str,
 ) -> None:
     async with running(database_url, publish_timeout_s=0.3) as rig:
@@ -121,6 +164,23 @@ async def test_a_statement_that_overruns_its_deadline_is_ended_and_sent_again(
         assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
         assert await _stored(rig) == []
         await _publish(rig, _marked())
+
+
+async def test_a_statement_that_is_lost_again_and_again_is_refused(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its tries ends its connection, and nothing is stored: its caller is told so."""
+    await _publish(rig, order_created(0))
+
+    async def lose(_store: PublishStore, _rows: PublishRows) -> set[UUID] | None:
+        raise OutcomeUnknownError("the server fell over")
+
+    monkeypatch.setattr(PublishStore, "write", lose)
+    with pytest.raises(UnavailableError) as refusal:
+        await _publish(rig, _marked())
+
+    assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
+    assert await _stored(rig) == []
 
 
 async def test_a_lost_answer_tells_each_tenant_apart(rig: Rig, wire: Wire) -> None:

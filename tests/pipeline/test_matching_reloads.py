@@ -1,6 +1,7 @@
 """Reloads of an index: what changed and nothing else, and never an older for a newer."""
 
 import asyncio
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -108,6 +109,11 @@ class DelayedReader:
         self.gates.append(gate := asyncio.Event())
         await gate.wait()
         return rows
+
+    @property
+    def history_id(self) -> UUID | None:
+        """The database's."""
+        return self._database.history_id
 
     async def until_read(self, count: int) -> None:
         """Wait until so many reads are held back."""

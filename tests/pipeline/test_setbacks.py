@@ -37,7 +37,7 @@ def test_what_passes_is_told_from_what_a_row_is_to_blame_for() -> None:
     full, too_long = RejectedError("disk full", "53100"), RejectedError("too long", "22001")
 
     assert passes(full)
-    assert passes(OutcomeUnknownError("lost", None))
+    assert passes(OutcomeUnknownError("lost"))
     assert not passes(too_long)
     assert not passes(ValueError("ours"))
 

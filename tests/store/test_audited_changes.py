@@ -173,7 +173,7 @@ async def test_a_creation_whose_answer_is_lost_is_entered_once(
     async def losing(database: Database, statement: str, *arguments: object) -> object:
         answer = await fetch(database, statement, *arguments)
         if "INTO signing_keys" in statement and next(lost, False):
-            raise OutcomeUnknownError("lost", None)
+            raise OutcomeUnknownError("lost")
         return answer
 
     monkeypatch.setattr(Database, "fetch", losing)

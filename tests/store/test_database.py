@@ -111,10 +111,9 @@ async def test_a_statement_whose_answer_is_lost_may_have_committed(
     await session.fetch("CREATE TABLE t (what text)")
     wire.cut_answer = b"mark"
 
-    with pytest.raises(OutcomeUnknownError) as lost:
+    with pytest.raises(OutcomeUnknownError):
         await session.fetch("INSERT INTO t VALUES ($1)", "mark")
 
-    assert lost.value.backend is not None
     assert await values(session, "SELECT what FROM t") == ["mark"]
 
 

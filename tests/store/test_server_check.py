@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from service.store.database import Database, UnsafeServerError
+from service.store.connecting import UnsafeServerError
+from service.store.database import Database
 from service.store.embedded import EmbeddedPostgres
 from tests.store.embedded_rig import make_ground
 
@@ -19,14 +20,10 @@ ground = pytest.fixture(make_ground)
 
 async def checked(url: str) -> str:
     """What is wrong with a server."""
-    database = Database(url)
-    await database.open()
     try:
-        await database.check_server()
+        await Database(url).check_server()
     except UnsafeServerError as refusal:
-        return str(refusal).removeprefix("the database is refused: ")
-    finally:
-        await database.close()
+        return refusal.problems
     return ""
 
 

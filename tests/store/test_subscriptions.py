@@ -376,7 +376,7 @@ class LosingAnswers(Database):
         rows = await super().fetch(statement, *args)
         if statement == self.loses:
             self.loses = None
-            raise OutcomeUnknownError("the connection broke", None)
+            raise OutcomeUnknownError("the connection broke")
         return rows
 
 

@@ -19,6 +19,7 @@ from tests.store.hot_rows import HotRows
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import date
+    from uuid import UUID
 
     import asyncpg
 
@@ -141,7 +142,7 @@ async def test_what_keeps_a_day_is_found_without_reading_all_that_is_pending(
         uid,
         first_id_of_day(day + timedelta(days=1)),
     )
-    session = Weighed(database_url, "upkeep", 10.0)
+    session = Weighed(Database(database_url), "upkeep", 10.0)
     store = UpkeepStore(session)
 
     assert (await store.drop_days_before(day + timedelta(days=1))) == ([day], [])
@@ -155,7 +156,9 @@ class Weighed(Session):
 
     blocks = 0
 
-    async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
+    async def fetch(
+        self, statement: str, *args: object, history_id: UUID | None = None
+    ) -> list[asyncpg.Record]:
         """Weigh the statement, then run it."""
         explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
         with suppress(ZeroDivisionError):
@@ -163,7 +166,7 @@ class Weighed(Session):
                 plan = json.loads(await connection.fetchval(explain, *args))[0]["Plan"]
                 self.blocks = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
                 raise ZeroDivisionError  # undoes it
-        return await super().fetch(statement, *args)
+        return await super().fetch(statement, *args, history_id=history_id)
 
 
 async def test_a_sweep_begins_where_the_batch_before_ended(
@@ -180,7 +183,7 @@ async def test_a_sweep_begins_where_the_batch_before_ended(
            SELECT gen_random_uuid(), n::text, gen_random_uuid(), now() - make_interval(secs => n),
                   1, '' FROM generate_series(1, 20000) n"""
     )
-    session = Weighed(database_url, "upkeep", 10.0)
+    session = Weighed(Database(database_url), "upkeep", 10.0)
     store = UpkeepStore(session)
     async with rival(database_url) as open_one:
         await open_one.execute("SELECT pg_current_xact_id(), count(*) FROM change_log")

@@ -88,11 +88,13 @@ DELETE FROM idempotency_keys k
 USING (SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS w (tenant_uid, key, event_id) ORDER BY 1, 2) w
 WHERE k.tenant_uid = w.tenant_uid AND k.key = w.key AND k.event_id = w.event_id
 
+-- name: fence
+-- After a lost answer: moving the epochs waits for a publish that has passed them, and one that comes later passes no more.
+-- Whatever it stored, the next statement sees.
+UPDATE tenants t SET epoch = t.epoch + 1
+FROM (SELECT tenant_uid FROM tenants WHERE tenant_uid = ANY ($1::uuid[]) ORDER BY tenant_uid FOR NO KEY UPDATE) w
+WHERE t.tenant_uid = w.tenant_uid
+
 -- name: find_events
 SELECT w.tenant_uid FROM unnest($1::uuid[], $2::uuid[]) AS w (tenant_uid, event_id)
 WHERE EXISTS (SELECT FROM events e WHERE e.tenant_uid = w.tenant_uid AND e.event_id = w.event_id)
-
--- name: terminate_backend
--- Ends the backend of a lost statement and waits until its process is gone, a second at most; its start time keeps a
--- recycled pid safe.
-SELECT pg_terminate_backend(pid, 1000) AS is_gone FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2

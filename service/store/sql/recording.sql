@@ -84,3 +84,6 @@ WHERE subscription_uid = ANY ($1::uuid[]) AND failing_since IS NULL
 -- name: mark_recovered
 UPDATE subscriptions SET failing_since = NULL
 WHERE subscription_uid = ANY ($1::uuid[]) AND failing_since IS NOT NULL
+
+-- name: ping
+SELECT

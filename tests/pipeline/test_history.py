@@ -1,0 +1,188 @@
+"""The database is replaced by another copy of it, under the hand of a running node.
+
+Here the copy is the same server that says it is another: nothing of what memory held may be used,
+whatever the numbers say. `tests/faults/test_failover.py` does it with a real standby.
+"""
+
+import asyncio
+from contextlib import suppress
+from uuid import UUID
+
+import pytest
+
+from service.domain.errors import Reason, UnavailableError
+from service.domain.event import NewEvent
+from service.domain.ids import BUCKET_COUNT
+from service.pipeline.commit import GroupLimits
+from service.store.database import Database
+from service.store.lanes import ChangeCursor
+from service.store.publishing import PublishRows, PublishStore
+from tests.pipeline.rig import Receiver, Rig, order_created, running
+from tests.waiting import until
+
+EPOCH_BACK = "UPDATE tenants SET epoch = epoch - 1 WHERE tenant_uid = $1"
+
+
+async def replace(rig: Rig) -> None:
+    """End all its connections; what it connects to says that it was promoted meanwhile."""
+    await rig.database.fetch("UPDATE database_history SET timeline = timeline - 1")
+    other = Database(rig.url, pool_size=1)
+    await other.open()  # begins the new history, as any node's next connection would
+    await other.fetch(
+        """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+           WHERE datname = current_database() AND pid <> pg_backend_pid()
+             AND application_name LIKE 'hookline %'"""
+    )
+    await other.close()
+
+
+async def publish(rig: Rig, *events: NewEvent) -> None:
+    """Publish as a caller does: what is refused as UNAVAILABLE is repeated."""
+
+    async def is_taken() -> bool:
+        with suppress(UnavailableError):
+            await rig.publisher.publish("acme", events)
+            return True
+        return False
+
+    await until(is_taken, "the events are taken")
+
+
+async def test_what_memory_held_is_read_anew_and_the_node_registers_anew(
+    rig: Rig, receiver: Receiver
+) -> None:
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url)
+    await rig.publisher.publish("acme", [order_created()])
+    await receiver.wait_for(1)
+    before, history_id = rig.ownership.node_id, rig.database.history_id
+    await replace(rig)
+
+    await until(lambda: rig.ownership.node_id != before, "it registers anew")
+    await until(lambda: len(rig.ownership.buckets) == BUCKET_COUNT, "it owns all again")
+    await publish(rig, order_created(2))
+    await receiver.wait_for(2)
+    assert rig.database.history_id != history_id
+    rows = await rig.database.fetch("SELECT node_id FROM nodes")
+    assert [row["node_id"] for row in rows] == [rig.ownership.node_id], "its old row is deleted"
+
+
+async def test_an_epoch_of_another_history_matches_nothing(rig: Rig, receiver: Receiver) -> None:
+    """The number came back with other subscriptions behind it: the index is read whole."""
+    tenant_uid = await rig.tenant()
+    lost = await rig.subscription(tenant_uid, receiver.url)
+    await rig.publisher.publish("acme", [order_created()])
+    await receiver.wait_for(1)
+    await until(lambda: rig.recorder.recorded == 1, "it is recorded")
+    await rig.database.fetch("DELETE FROM signing_keys WHERE subscription_uid = $1", lost)
+    await rig.database.fetch("DELETE FROM subscriptions WHERE subscription_uid = $1", lost)
+    await rig.database.fetch(
+        "UPDATE tenants SET epoch = epoch - 1 WHERE tenant_uid = $1", tenant_uid
+    )
+    kept = await rig.subscription(tenant_uid, receiver.url)
+    await replace(rig)
+
+    await publish(rig, order_created(2))
+
+    await receiver.wait_for(2)
+    rows = await rig.database.fetch(
+        """SELECT subscription_uid FROM pending_deliveries
+           UNION SELECT subscription_uid FROM deliveries"""
+    )
+    assert {row["subscription_uid"] for row in rows} == {lost, kept}
+
+
+async def test_a_group_that_was_matched_before_is_not_written_after(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.tenant()
+    await rig.publisher.publish("acme", [order_created()])
+    write = PublishStore.write
+
+    async def write_late(store: PublishStore, rows: PublishRows) -> set[UUID] | None:
+        monkeypatch.setattr(PublishStore, "write", write)
+        await replace(rig)
+        await until(rig.ownership.may_send, "the node is on the other copy")
+        return await write(store, rows)
+
+    monkeypatch.setattr(PublishStore, "write", write_late)
+    with pytest.raises(UnavailableError) as refusal:
+        await rig.publisher.publish("acme", [order_created(2)])
+
+    assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
+    assert (await rig.database.fetch("SELECT count(*) FROM events"))[0][0] == 1
+
+
+async def test_changes_are_read_by_a_new_cursor(rig: Rig, receiver: Receiver) -> None:
+    """The old one may stand ahead of every transaction to come."""
+    tenant_uid = await rig.tenant()
+    uid = await rig.subscription(tenant_uid, receiver.url, max_in_flight=1)
+    await rig.publisher.publish("acme", [order_created()])
+    await receiver.wait_for(1)
+    ahead = f"{2**40}:{2**40}:"  # of a copy on which more had happened
+    rig.changes._cursor = ChangeCursor(ahead)  # noqa: SLF001
+    before = rig.ownership.node_id
+    await replace(rig)
+    await until(lambda: rig.ownership.node_id != before, "it registers anew")
+    receiver.gate = asyncio.Event()
+    await publish(rig, order_created(2), order_created(3))
+    await receiver.wait_for(2)
+
+    await rig.set_state(uid, "PAUSED")
+    await until(
+        lambda: any(
+            lane.config is not None and lane.config.state == "PAUSED" for lane in rig.lanes.all()
+        ),
+        "the pause is read",
+        within_s=5.0,
+    )
+    receiver.gate.set()
+
+
+async def test_an_epoch_that_went_back_is_loaded_whole(rig: Rig, receiver: Receiver) -> None:
+    """Whatever moved it: matching again and again by what memory holds would never end."""
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url)
+    await rig.publisher.publish("acme", [order_created()])
+    await rig.database.fetch(
+        "UPDATE tenants SET epoch = epoch - 1 WHERE tenant_uid = $1", tenant_uid
+    )
+
+    await rig.publisher.publish("acme", [order_created(2)])
+
+    assert rig.matcher.reads <= 3
+    await receiver.wait_for(2)
+
+
+async def test_a_call_that_is_matched_in_vain_is_refused_in_the_end(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def pass_none(_store: PublishStore, *_: object) -> set[UUID]:
+        return set()
+
+    monkeypatch.setattr(PublishStore, "write", pass_none)
+    monkeypatch.setattr(PublishStore, "write_held", pass_none)
+    async with running(database_url, group_limits=GroupLimits(lock_wait_s=0.1)) as rig:
+        await rig.tenant()
+        with pytest.raises(UnavailableError) as refusal:
+            await rig.publisher.publish("acme", [order_created()])
+
+    assert refusal.value.reason is Reason.CONCURRENT_CHANGE
+
+
+async def test_nodes_of_before_are_given_a_lease(rig: Rig, database_url: str) -> None:
+    """A lease may have been renewed on the copy that is gone, and its node still act by it."""
+    async with running(database_url) as other:
+        await other.ownership.heartbeat()
+        await rig.ownership.heartbeat()
+        await until(lambda: len(rig.ownership.buckets) == BUCKET_COUNT // 2, "they share")
+        theirs = other.ownership.buckets
+        await rig.database.fetch(
+            "UPDATE nodes SET lease_until = now() WHERE node_id = $1", other.ownership.node_id
+        )
+        rig.ownership.history_changed()
+        await rig.ownership.heartbeat()
+        assert not rig.ownership.buckets & theirs
+        rig.clock.ahead_s += rig.lease_s
+        await rig.ownership.heartbeat()
+        assert rig.ownership.buckets == frozenset(range(BUCKET_COUNT))
