@@ -26,9 +26,10 @@ AUDIT_READY   := .tools/audit/.ready-$(call key,requirements-audit.txt)
 GRPCURL_READY := .tools/bin/.grpcurl-$(GRPCURL)
 PROMETHEUS_READY := .tools/bin/.prometheus
 PGBOUNCER_READY := .tools/pgbouncer/.ready
+SPIN_READY := .tools/bin/.spin
 
-.PHONY: help setup demo test lint generate check image-check faults fuzz hostile bench sbom audit lock clean
-.PHONY: codegen deploy audit-tools grpcurl prometheus pgbouncer check-deploy
+.PHONY: help setup demo test lint generate check model image-check faults fuzz hostile bench sbom audit lock clean
+.PHONY: codegen deploy audit-tools grpcurl prometheus pgbouncer spin check-deploy
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +53,7 @@ lint: setup ## ruff, mypy, import-linter, buf
 generate: setup codegen ## generate the stubs from protos/
 	@$(BIN)/python protos/generate.py
 
-check: lint codegen check-deploy ## lint, and: is the generated code current, is the contract kept, what is deployed
+check: lint codegen check-deploy model ## lint, and: is the generated code current, is the contract kept, what is deployed
 	@$(BIN)/python protos/generate.py --check
 	@$(BIN)/buf breaking --against protos/released.binpb
 
@@ -74,6 +75,11 @@ MANIFESTS = $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yam
 
 image-check: setup ## build the image with podman and run it, locked down (root; skipped, and said, without podman)
 	@deploy/image-check $(PYTEST)
+
+# Half a minute of two cores. Where CI is set, a missing tool is a failure.
+model: setup spin ## explore every interleaving of the model of the data path, and those of its mutants (docs/model.md)
+	@if [ -x .tools/bin/spin ] && command -v gcc >/dev/null; then $(BIN)/python -m tests.model "$(CURDIR)/.tools/bin/spin"; \
+		else echo "model: SKIPPED: it needs Spin and gcc"; [ -z "$$CI" ]; fi
 
 faults: setup pgbouncer ## break real processes again and again, and count: twenty minutes (a short version is in test)
 	@HOOKLINE_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults $(PYTEST)
@@ -126,6 +132,7 @@ audit-tools: $(AUDIT_READY)
 grpcurl: $(GRPCURL_READY)
 prometheus: $(PROMETHEUS_READY)
 pgbouncer: $(PGBOUNCER_READY)
+spin: $(SPIN_READY)
 
 $(LOCK_READY):
 	$(call environment,.venv,requirements.txt)
@@ -188,6 +195,18 @@ $(PGBOUNCER_READY):
 			|| { tail -n 3 .tools/pgbouncer.log; rm -rf .tools/pgbouncer; echo "setup: no PgBouncer was had; the tests that need it will say so"; }; \
 	else \
 		echo "setup: no Debian here, so no PgBouncer; the tests that need it will say so"; \
+	fi
+
+# The model checker of `make model`, obtained as Prometheus is. It writes C, which gcc compiles.
+$(SPIN_READY):
+	@if command -v apt-get >/dev/null && command -v dpkg >/dev/null; then \
+		echo "setup: unpacking Debian's spin"; \
+		mkdir -p .tools/bin .tools/spin && \
+		( cd .tools/spin && apt-get -o Acquire::http::Timeout=20 -o Acquire::Retries=1 download spin && dpkg -x spin_*.deb . ) >.tools/spin.log 2>&1 \
+			&& mv .tools/spin/usr/bin/spin .tools/bin/ && rm -rf .tools/spin && touch $@ \
+			|| { tail -n 3 .tools/spin.log; echo "setup: Spin could not be obtained; make model will say so"; }; \
+	else \
+		echo "setup: no Debian here, so no Spin; make model will say so"; \
 	fi
 
 PIP := --disable-pip-version-check --no-input --progress-bar off

@@ -50,6 +50,7 @@ TEST_FOLDERS = ROOMS | {
     "faults",
     "fuzz",
     "hostile",
+    "model",
     "protos",
     "scenarios",
 }
