@@ -8,23 +8,35 @@ that only their tenant's rates bound them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from service.api.authentication import ANONYMOUS, Metadata
+from service.api.byte_budget import ByteBudget
 from service.api.list_turns import ListTurns
 from service.api.rates import Buckets
+from service.api.read_slots import ReadSlots
 from service.domain.caller import Caller
 from service.domain.errors import Reason, ResourceExhaustedError
 from service.domain.limits import Limits
 from service.domain.names import check_id, tenant_name
 
+PATIENCE_S: Final = 1.0
+"""How long a request is awaited while others wait for a slot."""
+OPEN_TIMEOUT_S: Final = 2.0
+"""How long a request that needs no key is awaited."""
+OPEN_PATIENCE_S: Final = 0.1
+OPEN_MESSAGE_BYTES: Final = 1_024
+"""A request that needs no key names a service, and nothing else."""
 _ENTRY_BYTES: Final = 32
 """What each entry of metadata counts for besides its text (RFC 9113 section 6.5.2)."""
 _NAMING: Final = ("tenant", "name", "delivery", "subscription")
 """The fields of requests that say whose data they are about."""
 _PREFIX: Final = "tenants/"
+
+T = TypeVar("T")
 
 
 class Admission:
@@ -35,6 +47,25 @@ class Admission:
     ) -> None:
         self._limits = limits
         self._max_calls = max_calls
+        self._running = Counter[str]()
+        """Calls that run; of what is open to strangers each method by itself. They crowd out nobody
+        who is known, nor do their watches, which never end, crowd out a probe."""
+        self._client_streams = Counter[str]()
+        self._slots = ReadSlots(
+            "HOOKLINE_MAX_REQUESTS_READ",
+            limits.max_requests_read,
+            timeout_s=limits.request_timeout_s,
+            patience_s=PATIENCE_S,
+        )
+        self._open_slots = ReadSlots(
+            "HOOKLINE_MAX_OPEN_REQUESTS_READ",
+            limits.max_open_requests_read,
+            timeout_s=OPEN_TIMEOUT_S,
+            patience_s=OPEN_PATIENCE_S,
+        )
+        self._requests = ByteBudget(
+            "requests", "HOOKLINE_MAX_REQUEST_BYTES", limits.max_request_bytes
+        )
         self._callers = (
             _Rate(
                 "HOOKLINE_MAX_CALLER_CALLS_PER_S",
@@ -72,15 +103,57 @@ class Admission:
             setting, most = "HOOKLINE_MAX_METADATA_BYTES", self._limits.max_metadata_bytes
             raise _too_large("the call's metadata", size, setting, most)
 
-    def check_running(self, running: int) -> None:
-        """Raises where more calls run than may."""
-        if running > self._max_calls:
-            raise ResourceExhaustedError(
+    def enter(self, crowd: str) -> None:
+        """Count a call among those that run. Raises where more run than may."""
+        if self._running[crowd] >= self._max_calls:
+            raise _overloaded(
                 f"{self._max_calls:,} calls are running, which is as many as this node takes",
-                Reason.OVERLOADED,
-                retry_after_s=1.0,
-                metadata={"limit": "HOOKLINE_MAX_CALLS", "maximum": str(self._max_calls)},
+                "HOOKLINE_MAX_CALLS",
+                self._max_calls,
             )
+        self._running[crowd] += 1
+
+    def leave(self, crowd: str) -> None:
+        """A call has ended."""
+        self._running[crowd] -= 1
+
+    def enter_client_stream(self, holder: str) -> None:
+        """Count a stream that sends messages. Raises where there are too many, or of this caller.
+
+        Each may send a message at any time, which the core then holds whole.
+        """
+        most = self._limits.max_client_streams
+        if self._client_streams[holder] >= most - self._client_streams.total():
+            raise _overloaded(
+                f"{self._client_streams.total()} streams that send messages are open,"
+                f" {self._client_streams[holder]} of them this caller's; a caller may have as many"
+                f" as are free of {most} (HOOKLINE_MAX_CLIENT_STREAMS)",
+                "HOOKLINE_MAX_CLIENT_STREAMS",
+                most,
+            )
+        self._client_streams[holder] += 1
+
+    def leave_client_stream(self, holder: str) -> None:
+        """Such a stream has ended."""
+        self._client_streams[holder] -= 1
+        if not self._client_streams[holder]:
+            del self._client_streams[holder]
+
+    async def request(self, holder: str, request: Awaitable[T], *, is_open: bool) -> T:
+        """Await a request as long as there is room for it on its way, and its caller sends it.
+
+        `is_open`: of a method that needs no key.
+        """
+        slots = self._open_slots if is_open else self._slots
+        return await slots.read(holder, request)
+
+    def hold(self, holder: str, size: int) -> None:
+        """Count what was read as held. Raises where that is too much."""
+        self._requests.take(holder, size)
+
+    def release(self, holder: str, size: int) -> None:
+        """Count it as held no more."""
+        self._requests.give(holder, size)
 
     def read(self, read: Callable[[bytes], Any], caller: Caller, data: bytes) -> Any:  # noqa: ANN401 (any message)
         """The message in `data`, counted against the rates of its caller and its tenant.
@@ -88,6 +161,10 @@ class Admission:
         Raises where it is too large, or comes too soon: then nothing is counted.
         """
         size = len(data)
+        if caller.principal == ANONYMOUS.principal and not caller.scopes:
+            if size > OPEN_MESSAGE_BYTES:
+                raise _too_large("the message", size, "", OPEN_MESSAGE_BYTES)
+            return read(data)
         if size > self._limits.max_message_bytes:
             setting, most = "HOOKLINE_MAX_MESSAGE_BYTES", self._limits.max_message_bytes
             raise _too_large("the message", size, setting, most)
@@ -149,9 +226,18 @@ def _take(rates: tuple[_Rate, _Rate], subject: str, size: int) -> None:
     data_bytes.buckets.take(subject, size)
 
 
+def _overloaded(what: str, setting: str, most: int) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        what,
+        Reason.OVERLOADED,
+        retry_after_s=1.0,
+        metadata={"limit": setting, "maximum": str(most)},
+    )
+
+
 def _too_large(what: str, size: int, setting: str, most: int) -> ResourceExhaustedError:
     return ResourceExhaustedError(
-        f"{what} has {size:,} bytes; {setting} allows {most:,}",
+        f"{what} has {size:,} bytes; {setting or 'this method'} allows {most:,}",
         Reason.LIMIT_EXCEEDED,
         metadata={"limit": setting, "maximum": str(most)},
     )

@@ -7,6 +7,8 @@ waiting for ever. So each handler is wrapped, once, when its method is first cal
 - who calls is asked first (`authentication.py`), then whether he may (`scopes.py`), then whether
   there is room (`admission.py`); only then is his request taken from the connection. So to gRPC
   every method takes a stream: of others it holds the whole request in memory before it asks us;
+- what a call holds, from its request to its answer, is given back once gRPC is done with it: the
+  answer was taken by its reader, or the connection has ended (`unread_answers.py`);
 - the handler runs inside `calling(caller)`, and what it read is entered in the audit log where that
   is privileged (`audited.py`), before it is answered;
 - an exception becomes a `Refusal` (`errors.py`);
@@ -20,10 +22,10 @@ Must not know what any service does.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol, TypeAlias, cast
@@ -32,7 +34,7 @@ import grpc
 
 from service.api.admission import Admission
 from service.api.audited import AUDIT, Journal, Reads
-from service.api.authentication import Identities, Metadata
+from service.api.authentication import ANONYMOUS, Identities, Metadata
 from service.api.errors import (
     Refusal,
     deadline_exceeded,
@@ -43,18 +45,15 @@ from service.api.errors import (
 )
 from service.api.scopes import KNOWN, RULES, Rule
 from service.api.streams import Stream, Streams
+from service.api.unread_answers import UnreadAnswers
 from service.domain.caller import Caller, calling
-from service.domain.errors import PermissionDeniedError, Reason, UnavailableError
+from service.domain.errors import PermissionDeniedError, Reason
 from service.telemetry.current import current_trace_id
 
 UNKNOWN_METHOD = "_OTHER"
 """What a method is called in the records where there is none (OpenTelemetry's word for it)."""
 
 MAX_CALLS_DEFAULT = 4_096
-STRANGERS_READ_MAX = 16
-"""Strangers' requests on their way at once. A probe's comes with its call: it makes no room."""
-STRANGERS_READ_S = 2.0
-"""How long each may take."""
 _CLOCKS_DIFFER_S = 0.05
 """A client's deadline began before its call was here, by as long as that took."""
 
@@ -62,14 +61,31 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Behaviour = Callable[[Any, _Context], Any]
 _Read = Callable[[bytes], Any]
+_Write = Callable[[Any], bytes]
 
 _CODES: dict[object, grpc.StatusCode] = {
     key: code for code in grpc.StatusCode for key in (code, code.value[0])
 }
 _UNSAFE_TO_REPEAT = ("Create", "Publish", "Send", "StartReplay")
 """Methods that may do harm when they are made again although they were done."""
-_STRANGER = Caller(principal="anonymous", scopes=frozenset())
+_READS = ("Get", "List", "Explain", "Check", "Watch")
+"""Methods that change nothing: their answers may be refused once they are known to be too large."""
+_STRANGER = Caller(principal=ANONYMOUS.principal, scopes=frozenset())
 """Who calls what is open to everybody."""
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A call that was let in, and what it holds until gRPC is done with it."""
+
+    caller: Caller
+    crowd: str
+    """With what calls it is counted."""
+    holder: str
+    """Who holds its bytes: its caller, or its connection where callers are not told apart."""
+    request_bytes: int = 0
+    answer_bytes: int = 0
+    has_client_stream: bool = False
 
 
 class CallObserver(Protocol):
@@ -100,17 +116,14 @@ class CallGuard(grpc.aio.ServerInterceptor):
         identities: Identities,
         journal: Journal,
         admission: Admission,
+        answers: UnreadAnswers,
         observer: CallObserver | None = None,
     ) -> None:
         self._identities = identities
         self._journal = journal
         self._admission = admission
+        self._answers = answers
         self._observer = observer or Unobserved()
-        self._running = Counter[str]()
-        """Calls that run; of what is open to strangers each method by itself. They crowd out nobody
-        who is known, nor do their watches, which never end, crowd out a probe."""
-        self._strangers_read: dict[asyncio.Timeout, None] = {}
-        """Until when each request of a stranger is awaited, the oldest first."""
         self._streams = Streams()
         self._wrapped: dict[str, _Handler] = {}
         unknown: _Handler = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
@@ -147,38 +160,50 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 answers_once=not handler.response_streaming,
             )
         return make(
-            guard(method, behaviour, rule, _reader_of(handler.request_deserializer)),
+            guard(
+                method,
+                behaviour,
+                rule,
+                _reader_of(handler.request_deserializer),
+                handler.response_serializer or bytes,
+            ),
             request_deserializer=None,  # it is read once its sender is known
-            response_serializer=handler.response_serializer,
+            response_serializer=None,  # it is written where its size is counted
         )
 
     def _guard_unary(
-        self, method: str, behaviour: _Behaviour, rule: Rule | None, read: _Read
+        self, method: str, behaviour: _Behaviour, rule: Rule | None, read: _Read, write: _Write
     ) -> _Behaviour:
         reads = _reads_of(method)
         is_list = method.startswith("hookline.") and "/List" in method
+        changes_nothing = _name_of(method).startswith(_READS)
 
         async def guarded(_requests: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._observer.call_began(method, context)
-            caller: Caller | None = None
             try:
-                caller = await self._admit(method, rule, context, _metadata_of(context))
-                request = await self._request(caller, context)
-                message = self._admission.read(read, caller, request)
+                call = await self._admit(method, rule, context, _metadata_of(context))
+                message = await self._message(call, read, context)
+                caller = call.caller
                 turn = self._admission.list_turn(caller, message) if is_list else nullcontext()
                 with calling(caller):
                     async with turn:
                         response = await behaviour(message, context)
                     if reads is not None:
                         await reads.enter(self._journal, message, response)
+                answer = write(response)
+                call.answer_bytes = self._answers.begin(
+                    call.holder, call, context.peer(), len(answer), may_refuse=changes_nothing
+                )
             except BaseException as error:  # noqa: BLE001 (this is the place where all end)
-                await self._end(method, started, context, error)
+                failure = error
             else:
                 self._observer.call_ended(method, grpc.StatusCode.OK, perf_counter() - started)
-                return response
-            finally:
-                self._leave(method, caller)
+                return answer
+            message, response, answer = None, None, b""
+            failure = await self._end(method, started, context, failure)
+            del context, _requests
+            raise failure
 
         return guarded
 
@@ -188,6 +213,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         behaviour: _Behaviour,
         rule: Rule | None,
         read: _Read,
+        write: _Write,
         *,
         takes_messages: bool,
         answers_once: bool,
@@ -197,36 +223,58 @@ class CallGuard(grpc.aio.ServerInterceptor):
         async def guarded(requests: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
             started = perf_counter()
             self._observer.call_began(method, context)
-            caller: Caller | None = None
-            stream, response = Stream(takes_messages=takes_messages), None
+            stream, answer = Stream(takes_messages=takes_messages), None
+            argument: Any = None
             metadata = _metadata_of(context)
             recheck = partial(self._identify, method, rule, context, metadata)
             following: asyncio.Task[None] | None = None
             try:
-                caller = await self._admit(method, rule, context, metadata)
+                call = await self._admit(method, rule, context, metadata)
                 self._streams.enter(stream)
                 following = asyncio.create_task(self._streams.follow(stream, recheck))
-                admit = partial(self._admission.read, read, caller)
                 if takes_messages:
+                    self._admission.enter_client_stream(call.holder)
+                    call.has_client_stream = True
+                    admit = partial(self._admission.read, read, call.caller)
                     argument = stream.messages(requests, admit, recheck)
                 else:
-                    argument = admit(await self._request(caller, context))
-                with calling(caller):
+                    argument = await self._message(call, read, context)
+                with calling(call.caller):
                     if reads is not None and not takes_messages:  # it may never end
                         await reads.enter(self._journal, argument)
-                    response = await _answered(behaviour(argument, context), context)
+                    responses = behaviour(argument, context)
+                    if answers_once:
+                        answer = write(await responses)
+                    else:
+                        await self._write_all(call, responses, write, context)
             except BaseException as error:  # noqa: BLE001 (this is the place where all end)
-                await self._end(method, started, context, error, stream)
+                failure = error
             else:
                 self._observer.call_ended(method, grpc.StatusCode.OK, perf_counter() - started)
-                return response if answers_once else None
+                return answer
             finally:
-                self._leave(method, caller)
                 self._streams.leave(stream)
                 if following is not None:
                     following.cancel()
+            argument = responses = None
+            failure = await self._end(method, started, context, failure, stream)
+            del context, requests, recheck, metadata
+            raise failure
 
         return guarded
+
+    async def _write_all(
+        self, call: _Call, responses: AsyncGenerator[Any, None], write: _Write, context: _Context
+    ) -> None:
+        """Write what a behaviour yields, each once the one before it was taken."""
+        async with aclosing(responses):
+            async for response in responses:
+                answer = write(response)
+                counted = self._answers.begin(call.holder, call, context.peer(), len(answer))
+                try:
+                    await context.write(answer)
+                finally:
+                    self._answers.end(call.holder, call, counted)
 
     async def _identify(
         self, method: str, rule: Rule | None, context: _Context, metadata: Metadata
@@ -243,49 +291,42 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
     async def _admit(
         self, method: str, rule: Rule | None, context: _Context, metadata: Metadata
-    ) -> Caller:
+    ) -> _Call:
         self._admission.check_metadata(metadata)
         caller = await self._identify(method, rule, context, metadata)
-        crowd = _crowd_of(caller, method)
-        self._admission.check_running(self._running[crowd] + 1)
-        self._running[crowd] += 1
-        return caller
+        is_told_apart = caller.principal != ANONYMOUS.principal
+        holder = caller.principal if is_told_apart else context.peer()
+        call = _Call(caller, method if caller is _STRANGER else "", holder)
+        self._answers.check_room(holder)
+        self._admission.enter(call.crowd)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - coroutines of a server run in tasks
+        # Not the context's own callback: it would hold the call in a cycle of references.
+        task.add_done_callback(lambda _: self._leave(call))
+        return call
 
-    async def _request(self, caller: Caller, context: _Context) -> bytes:
+    async def _message(self, call: _Call, read: _Read, context: _Context) -> Any:  # noqa: ANN401 (any message)
         """The one message of a call that was let in, if its caller still waits for the answer."""
-        if caller is not _STRANGER:
-            request = await context.read()
-        else:
-            request = await self._strangers_request(context)
+        is_open = call.caller is _STRANGER
+        request = await self._admission.request(call.holder, context.read(), is_open=is_open)
         if context.time_remaining() == 0:  # never less; None without a deadline
             raise _DeadlineExceededError
         if request is grpc.aio.EOF:
             raise malformed()
-        return cast("bytes", request)
+        data = cast("bytes", request)
+        message = self._admission.read(read, call.caller, data)
+        self._admission.hold(call.holder, len(data))
+        call.request_bytes = len(data)
+        return message
 
-    async def _strangers_request(self, context: _Context) -> Any:  # noqa: ANN401 (bytes, or EOF)
-        reading = self._strangers_read
-        try:
-            async with asyncio.timeout(STRANGERS_READ_S) as patience:
-                if len(reading) == STRANGERS_READ_MAX:
-                    del reading[oldest := next(iter(reading))]
-                    if not oldest.expired():
-                        oldest.reschedule(asyncio.get_running_loop().time())
-                reading[patience] = None
-                return await context.read()
-        except TimeoutError:
-            raise UnavailableError(
-                "a request that needs no key is awaited for a moment only, and came not in time",
-                Reason.OVERLOADED,
-                retry_after_s=1.0,
-            ) from None
-        finally:
-            reading.pop(patience, None)
-
-    def _leave(self, method: str, caller: Caller | None) -> None:
-        """A call has ended; None: it was not let in."""
-        if caller is not None:
-            self._running[_crowd_of(caller, method)] -= 1
+    def _leave(self, call: _Call) -> None:
+        """Give back what a call held: gRPC is done with it."""
+        self._admission.leave(call.crowd)
+        self._answers.end(call.holder, call, call.answer_bytes)
+        if call.request_bytes:
+            self._admission.release(call.holder, call.request_bytes)
+        if call.has_client_stream:
+            self._admission.leave_client_stream(call.holder)
 
     async def _end(
         self,
@@ -294,30 +335,45 @@ class CallGuard(grpc.aio.ServerInterceptor):
         context: _Context,
         error: BaseException,
         stream: Stream | None = None,
-    ) -> None:
-        """Answer a call that failed; always raises."""
+    ) -> BaseException:
+        """Answer a call that failed; returns what is to be raised.
+
+        What is raised stays with the call in a cycle of references, which the garbage collector
+        finds late: so it refers to nothing that the call held.
+        """
         if isinstance(error, grpc.aio.BaseError):
-            # The servicer ended the call by itself, as grpc_health does; or the core could not
+            # The servicer ended the call by itself; or the core could not
             # write, for the client is gone: it may find that out before it cancels the call.
             is_ended = isinstance(error, grpc.aio.AbortError)
             code = _code_of(context) if is_ended else _code_of_going(context)
             self._observer.call_ended(method, code, perf_counter() - started)
-            raise error
+            return _forgetful(error)
         if isinstance(error, asyncio.CancelledError):
             reason = None if stream is None else stream.reason
             if reason is None and _is_cancelled() and not self._streams.is_stopping:
                 code = _code_of_going(context)
                 self._observer.call_ended(method, code, perf_counter() - started)
-                raise error
+                return _forgetful(error)
             error = reason or interrupted()
         refusal = _refusal_of(method, error)
         self._observer.call_ended(method, refusal.code, perf_counter() - started)
-        await context.abort(*refusal)
+        _forgetful(error)
+        try:
+            await context.abort(*refusal)
+        except BaseException as aborted:  # noqa: BLE001 - an AbortError, or the client is gone
+            return _forgetful(aborted)
+        raise AssertionError("abort always raises")
 
 
-def _crowd_of(caller: Caller, method: str) -> str:
-    """Whom a call is counted with."""
-    return method if caller is _STRANGER else ""
+def _forgetful(error: BaseException) -> BaseException:
+    """The error without what was raised before it and where, and with those frames emptied."""
+    traceback.clear_frames(error.__traceback__)
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
+
+
+def _name_of(method: str) -> str:
+    return method.rpartition("/")[2]
 
 
 def _metadata_of(context: _Context) -> Metadata:
@@ -337,7 +393,7 @@ class _DeadlineExceededError(Exception):
 def _refusal_of(method: str, error: BaseException) -> Refusal:
     if isinstance(error, _DeadlineExceededError):
         return deadline_exceeded()
-    repeatable = not method.rpartition("/")[2].startswith(_UNSAFE_TO_REPEAT)
+    repeatable = not _name_of(method).startswith(_UNSAFE_TO_REPEAT)
     return refusal_of(error, repeatable=repeatable)
 
 
@@ -380,16 +436,6 @@ def _reader_of(deserialise: _Read | None) -> _Read:
             raise malformed() from None
 
     return read
-
-
-async def _answered(responses: Any, context: _Context) -> Any:  # noqa: ANN401 (any message)
-    """Write what a behaviour yields, or wait for one that answers, or writes, by itself."""
-    if not hasattr(responses, "aclose"):
-        return await responses
-    async with aclosing(responses):
-        async for response in responses:
-            await context.write(response)
-    return None
 
 
 def _refuse_unknown(requests: object, context: object) -> AsyncIterator[bytes]:

@@ -33,8 +33,10 @@ from service.api import reflection
 from service.api.admission import Admission
 from service.api.audited import Journal
 from service.api.authentication import Authenticator, Identities
+from service.api.byte_budget import ByteBudget
 from service.api.health import HealthServicer
 from service.api.interceptors import MAX_CALLS_DEFAULT, CallGuard, CallObserver
+from service.api.unread_answers import UnreadAnswers
 from service.domain.limits import Limits
 
 CONTRACT_SERVICES: tuple[str, ...] = tuple(
@@ -52,9 +54,9 @@ CONTRACT_SERVICES: tuple[str, ...] = tuple(
 )
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-RECEIVE_HEADROOM_BYTES = 4 * 1024 * 1024
+RECEIVE_HEADROOM_BYTES = 256 * 1024
 METADATA_HEADROOM_BYTES = 16 * 1024
-STREAM_WINDOW_BYTES = 64 * 1024
+STREAM_WINDOW_BYTES = 16 * 1024
 """What gRPC's core holds of a message that nobody reads yet."""
 _IDENTITY_ONLY = 1
 """A bit for each algorithm (grpc_compression_algorithm); the first is none."""
@@ -104,8 +106,13 @@ class ApiServer:
         """
         self._address = address
         self._credentials = credentials
+        answers = ByteBudget("answers", "HOOKLINE_MAX_ANSWER_BYTES", limits.max_answer_bytes)
         self._guard = CallGuard(
-            Identities(identities), servicers.journal, Admission(limits, max_calls), observer
+            Identities(identities),
+            servicers.journal,
+            Admission(limits, max_calls),
+            UnreadAnswers(answers, limits.answer_timeout_s),
+            observer,
         )
         self._server = grpc.aio.server(
             interceptors=[self._guard],
@@ -160,6 +167,10 @@ def _options(limits: Limits, *, share_port: bool) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", metadata_bytes),
         ("grpc.absolute_max_metadata_size", metadata_bytes + METADATA_HEADROOM_BYTES),
         ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
+        # Calls that wait for the event loop. The core drops what is more without a reason (a bare
+        # CANCELLED), and by default every call at random from a third of it on.
+        ("grpc.server.max_pending_requests", limits.max_pending_calls),
+        ("grpc.server.max_pending_requests_hard_limit", limits.max_pending_calls),
         # Whoever reaches the port may open connections, before anybody asks who he is.
         ("grpc.max_allowed_incoming_connections", _connections_max(limits)),
         ("grpc.max_connection_idle_ms", limits.max_connection_idle_s * 1_000),

@@ -32,6 +32,14 @@ _BOUNDS: Final[Mapping[str, tuple[int, int] | tuple[int, int, str]]] = {
     "max_queued_publish_events": (1, 10_000_000),
     "max_message_bytes": (64 * _KIB, 64 * _MIB, "bytes"),
     "max_metadata_bytes": (_KIB, _MIB, "bytes"),
+    "max_requests_read": (2, 10_000),
+    "max_open_requests_read": (2, 10_000),
+    "request_timeout_s": (1, 3_600, "seconds"),
+    "max_request_bytes": (_MIB, 65_536 * _MIB, "bytes"),
+    "max_client_streams": (2, 100_000),
+    "max_answer_bytes": (_MIB, 65_536 * _MIB, "bytes"),
+    "answer_timeout_s": (1, 3_600, "seconds"),
+    "max_pending_calls": (10, 1_000_000),
     "max_caller_calls_per_s": (1, 1_000_000),
     "max_caller_bytes_per_s": (_KIB, 4096 * _MIB, "bytes"),
     "max_tenant_calls_per_s": (1, 1_000_000),
@@ -57,6 +65,8 @@ def limit_contradictions(limits: Limits) -> Iterator[str]:
         ("max_data_bytes", "max_batch_bytes", "one event must fit into a batch"),
         ("max_batch_bytes", "max_message_bytes", "one batch must fit into a message"),
         ("max_batch_bytes", "max_queued_publish_bytes", "one batch must fit into the queue"),
+        ("max_message_bytes", "max_request_bytes", "one message must fit into it"),
+        ("max_page_bytes", "max_answer_bytes", "one page must fit into it"),
         ("max_batch_events", "max_queued_publish_events", "one batch must fit into the queue"),
     ):
         low, high = getattr(limits, low_name), getattr(limits, high_name)

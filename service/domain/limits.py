@@ -52,6 +52,22 @@ class Limits:
     """One message as it comes over the wire (HOOKLINE_MAX_MESSAGE_BYTES)."""
     max_metadata_bytes: int = 16 * 1024
     """A call's metadata, counted as HTTP/2 does (HOOKLINE_MAX_METADATA_BYTES)."""
+    max_requests_read: int = 12
+    """Requests on their way at once (HOOKLINE_MAX_REQUESTS_READ)."""
+    max_open_requests_read: int = 4
+    """Those of methods that need no key (HOOKLINE_MAX_OPEN_REQUESTS_READ)."""
+    request_timeout_s: int = 10
+    """How long a request is awaited (HOOKLINE_REQUEST_TIMEOUT_S)."""
+    max_request_bytes: int = 32 * 1024 * 1024
+    """Requests that were read and whose calls run (HOOKLINE_MAX_REQUEST_BYTES)."""
+    max_client_streams: int = 24
+    """Calls that send a stream of messages (HOOKLINE_MAX_CLIENT_STREAMS)."""
+    max_answer_bytes: int = 48 * 1024 * 1024
+    """Answers that are not taken yet (HOOKLINE_MAX_ANSWER_BYTES)."""
+    answer_timeout_s: int = 30
+    """Until an answer is taken (HOOKLINE_ANSWER_TIMEOUT_S)."""
+    max_pending_calls: int = 1_500
+    """Calls that wait for the event loop (HOOKLINE_MAX_PENDING_CALLS)."""
     max_caller_calls_per_s: int = 1_000
     """Calls and streamed messages of one caller on one node (HOOKLINE_MAX_CALLER_CALLS_PER_S)."""
     max_caller_bytes_per_s: int = 64 * 1024 * 1024
@@ -63,9 +79,9 @@ class Limits:
     max_tenant_lists: int = 4
     """Pages of lists that are read at once for one tenant on one node (HOOKLINE_MAX_TENANT_LISTS).
     """
-    max_streams_per_connection: int = 1_000
+    max_streams_per_connection: int = 100
     """Calls at once on one connection (HOOKLINE_MAX_STREAMS_PER_CONNECTION)."""
-    max_connections: int = 4_096
+    max_connections: int = 1_024
     """Of callers, on one node (HOOKLINE_MAX_CONNECTIONS)."""
     max_connection_idle_s: int = 300
     """Then a connection without a call is ended (HOOKLINE_MAX_CONNECTION_IDLE_S)."""
@@ -81,5 +97,5 @@ class Limits:
     """A publishing stream's, read and not yet answered (HOOKLINE_MAX_STREAM_MESSAGES)."""
     max_stream_events: int = 10_000
     """The events of these (HOOKLINE_MAX_STREAM_EVENTS)."""
-    max_stream_bytes: int = 8 * 1024 * 1024
+    max_stream_bytes: int = 2 * 1024 * 1024
     """The bytes of these (HOOKLINE_MAX_STREAM_BYTES)."""

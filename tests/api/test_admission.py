@@ -122,7 +122,7 @@ async def test_between_our_limit_and_the_core_s_every_refusal_has_its_details(do
         for size in (4_000, 8_000, 16_000, 19_000):
             answer = await refusal(publish(api, metadata=(*BOSS, ("x-large", "y" * size))))
             assert answer.metadata["limit"] == "HOOKLINE_MAX_METADATA_BYTES", size
-        for size in (66_000, 1_000_000, 4_000_000):
+        for size in (66_000, 200_000, 300_000):
             answer = await refusal(publish(api, size))
             assert answer.metadata["limit"] == "HOOKLINE_MAX_MESSAGE_BYTES", size
 

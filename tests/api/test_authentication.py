@@ -14,12 +14,11 @@ from hookline.v1.event_service_pb2 import ListEventsRequest, StreamPublishEvents
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.tenant_service_pb2 import GetTenantRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
-from service.api import interceptors
 from service.api.authentication import Identities, bearer_token_in
-from service.api.interceptors import STRANGERS_READ_MAX
 from service.api.scopes import RULES
 from service.domain.caller import Scope, current_caller
 from service.domain.errors import UnauthenticatedError
+from service.domain.limits import Limits
 from tests.api.conftest import Api, serving
 from tests.api.identities import Asking, Words, caller
 from tests.api.publishing import order
@@ -120,16 +119,17 @@ async def test_nothing_is_taken_of_a_request_before_its_sender_is_known(
 async def test_of_requests_that_need_no_key_the_oldest_gives_way_and_probes_are_answered(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interceptors, "STRANGERS_READ_S", 3_600.0)
+    slots = api.server._guard._admission._open_slots  # noqa: SLF001
+    monkeypatch.setattr(slots, "_timeout_s", 3_600.0)
     check: Any = api.channel.stream_unary(CHECK)
     health: Any = health_pb2_grpc.HealthStub(api.channel)
-    begun = [check(timeout=20) for _ in range(STRANGERS_READ_MAX + 1)]
+    begun = [check(timeout=20) for _ in range(Limits().max_open_requests_read + 1)]
     refusals = [asyncio.create_task(refusal(call)) for call in begun]
 
-    (given_way,), awaited = await asyncio.wait(refusals, return_when=asyncio.FIRST_COMPLETED)
     await health.Check(health_pb2.HealthCheckRequest())
+    given_way, awaited = await asyncio.wait(refusals, return_when=asyncio.FIRST_COMPLETED)
 
-    answer = await given_way
+    answer = given_way.pop().result()
     assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
     for call in begun:
         call.cancel()

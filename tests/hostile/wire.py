@@ -244,3 +244,9 @@ class Connection:
     def close(self) -> None:
         """Hang up."""
         self._writer.transport.abort()
+
+    async def aclose(self) -> None:
+        """Hang up, and wait until that is done."""
+        self.close()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
