@@ -136,3 +136,5 @@ class Pulse:
         age_ms = 0 if since_ms is None else max(0, watched.time.unix_ms() - since_ms)
         meters.oldest_pending.set(age_ms / _MILLISECONDS)
         meters.oldest_xmin.set(await watched.status.oldest_xmin_age())
+        for kind, age in (await watched.status.unfrozen_ages())._asdict().items():
+            meters.unfrozen.set(age, (("hookline.postgres.id_kind", kind),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from service.domain.ids import unix_ms_of
 from service.store.statements import Statements
@@ -45,6 +45,13 @@ class Backlog:
     """Exact below `counted_max`, never less than that where estimated."""
     oldest_unix_ms: int | None
     """When the oldest of it was created; None where nothing is pending."""
+
+
+class UnfrozenAges(NamedTuple):
+    """How many ids of each kind lie between now and the oldest that is not frozen."""
+
+    transaction: int
+    multixact: int
 
 
 class StatusStore:
@@ -90,3 +97,9 @@ class StatusStore:
         assert row is not None  # noqa: S101 (greatest always answers)
         age: int = row["age"]
         return age
+
+    async def unfrozen_ages(self) -> UnfrozenAges:
+        """Of the database, of the server's, that is furthest behind."""
+        row = await self._database.fetchrow(SQL.unfrozen)
+        assert row is not None  # noqa: S101 (aggregates always answer)
+        return UnfrozenAges(*row)

@@ -106,6 +106,14 @@ class Meters:
             "How far the oldest snapshot of the server lies back: what vacuum cannot clean up",
         )  # fmt: skip
 
+        self.unfrozen = Gauge(
+            "hookline.postgres.unfrozen_age", "{id}",
+            "Ids since the oldest that vacuum has not frozen: at 2 billion Postgres stops",
+        )  # fmt: skip
+
+        self._make_histograms()
+
+    def _make_histograms(self) -> None:
         self.call_duration = _seconds("rpc.server.call.duration", "Duration of a call")
         self.delivery_latency = _seconds(
             "hookline.delivery.latency", "From an event's acceptance to its delivery"

@@ -37,6 +37,7 @@ EXPECTED = {
     "hookline.record.batch_size",
     "hookline.event_loop.lag",
     "hookline.postgres.oldest_xmin_age",
+    "hookline.postgres.unfrozen_age",
     "hookline.telemetry.spans",
     "hookline.upkeep.chores",
     "rpc.server.call.duration",

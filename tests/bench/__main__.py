@@ -12,7 +12,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import report, scale, throughput, trouble
+from tests.bench import report, scale, tenants, throughput, trouble
 from tests.bench.machine import CORES, description
 from tests.bench.measure import Figures
 from tests.bench.processes import SAMPLED, BenchError
@@ -22,7 +22,7 @@ from tests.bench.stage import Meters, staged
 RESULTS = Path("bench-results")
 SCENARIOS = tuple(
     sorted(
-        (*throughput.SCENARIOS, *scale.SCENARIOS, *trouble.SCENARIOS),
+        (*throughput.SCENARIOS, *scale.SCENARIOS, *trouble.SCENARIOS, *tenants.SCENARIOS),
         key=lambda scenario: int(scenario.number),
     )
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from uuid import UUID
 
 import asyncpg
 
@@ -151,6 +152,20 @@ class BenchDatabase:
         """Give a tenant so many subscriptions that match nothing that is published here."""
         await self._connection.execute(_ADD_SUBSCRIPTIONS, tenant.removeprefix("tenants/"), count)
         await self._connection.execute("ANALYZE subscriptions")
+
+    async def add_tenants(self, count: int) -> list[UUID]:
+        """So many tenants, at epoch 1; their uids."""
+        rows = await self._connection.fetch(
+            "INSERT INTO tenants (tenant_uid, tenant_id)"
+            " SELECT gen_random_uuid(), 'bench-' || n FROM generate_series(1, $1::int) AS n"
+            " RETURNING tenant_uid",
+            count,
+        )
+        return [row[0] for row in rows]
+
+    async def forget_pending(self) -> None:
+        """Empty the hot table."""
+        await self._connection.execute("TRUNCATE pending_deliveries")
 
     @asynccontextmanager
     async def transaction_held(self) -> AsyncIterator[None]:

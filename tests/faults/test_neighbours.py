@@ -58,7 +58,7 @@ async def test_a_call_that_poisons_its_statement_is_refused_alone(
             return result.name
 
         async with rival(database_url) as blocker:
-            await blocker.fetch("SELECT FROM tenants FOR UPDATE")
+            await blocker.execute("LOCK TABLE events IN SHARE MODE")
             subjects = ["first", *(["next"] * 50), "poison", *(["next"] * 50)]
             first, *others = [asyncio.ensure_future(publish(subject)) for subject in subjects]
             poison = others.pop(50)

@@ -31,6 +31,7 @@ MAX_IN_FLIGHT = 100
 SHORT_LEASE_S = 4.0
 BUSY = [f"hookline {name}" for name in ("publish", "record", "refill", "changes")]
 POOL = "hookline calls"
+PATH_POOL = "hookline path"
 BURST = 16
 """More calls at once than a pool has connections."""
 SELDOM = ["hookline ownership", "hookline notify"]
@@ -105,7 +106,7 @@ async def test_sessions_whose_backends_are_killed_under_load_are_there_again(
         await shared(stage, NODES)
         async with stage.publishing():
             await stage.more_arrivals(100)
-            for name in (*BUSY, POOL, *SELDOM) * (rounds // 3):
+            for name in (*BUSY, PATH_POOL, *SELDOM) * (rounds // 3):
                 old = set(await postgres.backends(name))
                 await stage.rows(
                     "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", old

@@ -39,3 +39,7 @@ SELECT greatest(
     (SELECT max(age(backend_xmin)) FROM pg_stat_activity WHERE pid <> pg_backend_pid()),
     (SELECT max(age(transaction)) FROM pg_prepared_xacts),
     (SELECT max(greatest(age(xmin), age(catalog_xmin))) FROM pg_replication_slots), 0) AS age
+
+-- name: unfrozen
+-- Autovacuum freezes from 200 and 400 million on (autovacuum_freeze_max_age, autovacuum_multixact_freeze_max_age).
+SELECT max(age(datfrozenxid)) AS transaction, max(mxid_age(datminmxid)) AS multixact FROM pg_database
