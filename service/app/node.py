@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 
 import structlog
 
@@ -24,8 +25,10 @@ from service.app.servicers import make_servicers
 from service.config import ListenAddress, Role, Settings
 from service.domain.errors import UnavailableError
 from service.identity.files import SourceError
+from service.pipeline.audit_sealer import AuditSealer
 from service.pipeline.clock import MAX_SKEW_S, Clock, DatabaseTime, SystemClock
 from service.pipeline.pulse import Pulse
+from service.store.audit_checkpoints import AuditCheckpoints
 from service.store.connecting import UnsafeServerError
 from service.store.data_keys import TenantSecrets
 from service.store.database import Database, OutcomeUnknownError
@@ -44,7 +47,7 @@ from service.store.upkeep import UpkeepStore
 from service.telemetry.instruments import Instruments
 from service.telemetry.providers import FLUSH_S, Telemetry, TelemetryError
 
-_KEY_FILE = "master.key"
+KEY_FILE = "master.key"
 _LEAST_S = 1.0
 
 _log = structlog.get_logger(__name__)
@@ -111,6 +114,7 @@ class App:
         door = await Door.make(settings, database, secrets.box, engine, self._clock)
         push(door.stop)
         door.start()
+        await self._start_sealer(engine, database, secrets.box)
         page_key = await load_or_create_deployment_key(database, secrets.box, PAGE_TOKENS)
         server = ApiServer(
             make_servicers(settings, database, engine, secrets, door, page_key=page_key),
@@ -189,6 +193,13 @@ class App:
         engine.publisher.start()
         engine.notifier.start()
 
+    async def _start_sealer(self, engine: Engine, database: Database, box: SecretBox) -> None:
+        checkpoints = AuditCheckpoints(database)
+        key = await checkpoints.load_or_create_key(box, datetime.now(UTC))
+        sealer = AuditSealer(engine.audit_log, checkpoints, key)
+        self._stack.push_async_callback(sealer.stop)
+        sealer.start()
+
     def _start_pulse(self, pulse: Pulse) -> None:
         self._stack.push_async_callback(pulse.stop)
         pulse.start()
@@ -239,7 +250,7 @@ def master_keys_of(settings: Settings) -> tuple[bytes, ...]:
     if settings.master_keys:
         return settings.master_keys
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return load_or_create_master_key(settings.data_dir / _KEY_FILE)
+    return load_or_create_master_key(settings.data_dir / KEY_FILE)
 
 
 async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]:

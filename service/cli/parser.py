@@ -64,7 +64,14 @@ _VERIFY = """\
 Walks the audit log from its first entry to its last, and checks that each follows from the one
 before. Says OK, how many there are, and the head of the chain; or which entry was changed or is
 missing, and exits 1. Note the head and keep it elsewhere: with `--head` the next run also tells
-whether the log was rewritten as a whole, or cut off at its end.
+whether the log was rewritten as a whole, or cut off at its end. With the master key, or `--key`,
+it also checks the heads that nodes have signed: what was signed and is no more, or is otherwise, is
+told, and what no node has signed in time.
+"""
+_EXPORT = """\
+Writes the audit log to standard output as JSON Lines, oldest entry first, each with all that its
+hash is over, and then the newest head that a node has signed: `{"checkpoint": NOTE}`. Keep it where
+those who keep the database cannot change it.
 """
 _DEMO = """\
 Starts a service and two small receivers, publishes, and shows each webhook as it arrives, each
@@ -222,15 +229,42 @@ def _add_keys_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_audit_arguments(command: argparse.ArgumentParser) -> None:
-    verify = _add_parser(
-        _add_actions(command), "verify", _VERIFY, "check that nothing was changed or removed"
-    )
+    actions = _add_actions(command)
+    verify = _add_parser(actions, "verify", _VERIFY, "check that nothing was changed or removed")
     verify.add_argument(
         "--head", metavar="SEQUENCE:HASH", type=_chain_head, help="as an earlier run told it"
     )
     verify.add_argument(
-        "--data-dir", metavar="DIR", help="HOOKLINE_DATA_DIR; by default ./.hookline"
+        "--key", type=_verifier_key, help="whose signatures count, as an earlier run told it"
     )
+    export = _add_parser(actions, "export", _EXPORT, "write it out, with its newest signed head")
+    export.add_argument(
+        "--behind",
+        metavar="SEQUENCE",
+        type=_sequence,
+        default=0,
+        help="only entries after this one; by default all",
+    )
+    for action in (verify, export):
+        action.add_argument(
+            "--data-dir", metavar="DIR", help="HOOKLINE_DATA_DIR; by default ./.hookline"
+        )
+
+
+def _verifier_key(text: str) -> object:
+    from service.store.audit_checkpoints import CheckpointVerifier
+
+    try:
+        return CheckpointVerifier.parse(text)
+    except ValueError as error:
+        message = f"{text!r} is no key as `verify` tells it: {error}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _sequence(text: str) -> int:
+    if re.fullmatch(r"[0-9]{1,18}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no sequence")
+    return int(text)
 
 
 def _chain_head(text: str) -> ChainHead:

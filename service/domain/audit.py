@@ -29,6 +29,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from uuid import UUID
 
 ENCODING = 1
@@ -109,12 +110,21 @@ class ChainWalk:
     """Entries from the first on, one after another; each must follow from the one before.
 
     `noted`: a head that somebody kept; the chain must pass through it. Whoever can rewrite the
-    whole log can also rewrite every hash in it, but not what is kept elsewhere.
+    whole log can also rewrite every hash in it, but not what is kept elsewhere. `sealed`: hashes
+    that were signed, by their sequences; the chain must have them too. `start`: the head that the
+    first entry follows, by default that of the empty chain.
     """
 
-    def __init__(self, noted: ChainHead | None = None) -> None:
-        self.head = ChainHead()
+    def __init__(
+        self,
+        noted: ChainHead | None = None,
+        *,
+        sealed: Mapping[int, bytes] | None = None,
+        start: ChainHead | None = None,
+    ) -> None:
+        self.head = start or ChainHead()
         self._noted = noted
+        self._sealed = sealed or {}
 
     def follow(self, entry: AuditEntry) -> None:
         """Take the next entry. Raises `BrokenChainError`."""
@@ -138,10 +148,15 @@ class ChainWalk:
             raise BrokenChainError(
                 expected, f"entry {expected} has another hash than the one that was noted"
             )
+        if self._sealed.get(expected, entry.hash) != entry.hash:
+            raise BrokenChainError(
+                expected, f"entry {expected} has another hash than the one that was signed"
+            )
 
     def end(self, kept: ChainHead) -> None:
         """End where `kept`, the head that the log keeps, says. Raises `BrokenChainError`."""
-        furthest = max(kept.sequence, self._noted.sequence if self._noted else 0)
+        noted = self._noted.sequence if self._noted else 0
+        furthest = max(kept.sequence, noted, *self._sealed, 0)
         missing = self.head.sequence + 1
         if furthest >= missing:
             raise BrokenChainError(

@@ -30,6 +30,7 @@
     notify              word between nodes; it only hastens what polling finds
     replay, trial       an operator's hands on a delivery; one event to one subscription
     consent             whether a target wants to be sent to
+    audit_sealer        signs the head of the audit log's chain
     upkeep              the chores of the house
     pulse               what a node is, read once a second
 

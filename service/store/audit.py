@@ -18,7 +18,7 @@ from service.domain.names import WILDCARD, tenant_name
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     import asyncpg
 
@@ -74,6 +74,39 @@ class AuditPage:
     has_more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class AuditExtent:
+    """What the tables hold, before anything of it is checked."""
+
+    head: ChainHead
+    first: int | None
+    """The least sequence that a list could show; None: there is no entry."""
+    last: int | None
+    drafts: int
+    """Committed ones: the trigger leaves none."""
+    missing_triggers: Sequence[str]
+    """Those that append and protect entries, and are not there or disabled."""
+
+    def check(self) -> None:
+        """Raise `BrokenChainError` for what no walk from the first entry to the head would meet."""
+        if self.first is not None and self.first < 1:
+            raise BrokenChainError(self.first, f"entry {self.first} lies before the first, 1")
+        if self.last is not None and self.last > self.head.sequence:
+            raise BrokenChainError(
+                self.last,
+                f"entry {self.last} lies behind the head, which says {self.head.sequence}",
+            )
+        if self.drafts:
+            text = f"{self.drafts} drafts were committed and are no entries: changes are missing"
+            raise BrokenChainError(self.head.sequence, text)
+        if self.missing_triggers:
+            raise BrokenChainError(
+                self.head.sequence,
+                f"triggers are missing or disabled: {', '.join(self.missing_triggers)}; changes"
+                " may be missing",
+            )
+
+
 class AuditLog:
     """The log as operators read it, and the word of who read what."""
 
@@ -114,9 +147,23 @@ class AuditLog:
             raise BrokenChainError(0, "the log's head is missing")
         return ChainHead(row["sequence"], row["hash"])
 
-    async def walk(self, last: int) -> AsyncIterator[AuditEntry]:
-        """Every entry up to the sequence `last`, oldest first, read in batches."""
-        behind = 0
+    async def extent(self) -> AuditExtent:
+        """The head and all that there is, of one moment. Raises `BrokenChainError`: no head."""
+        rows = await self._database.fetch(SQL.extent)
+        if len(rows) != 1:
+            raise BrokenChainError(0, f"the log has {len(rows)} heads instead of one")
+        (row,) = rows
+        missing = await self._database.fetch(SQL.missing_triggers)
+        return AuditExtent(
+            head=ChainHead(row["sequence"], row["hash"]),
+            first=row["first"],
+            last=row["last"],
+            drafts=row["drafts"],
+            missing_triggers=[found["name"] for found in missing],
+        )
+
+    async def walk(self, last: int, *, behind: int = 0) -> AsyncIterator[AuditEntry]:
+        """Every entry behind `behind` up to the sequence `last`, oldest first, read in batches."""
         while rows := await self._database.fetch(SQL.walk, behind, last, _WALK_BATCH):
             for row in rows:
                 yield _entry_of(row)

@@ -22,13 +22,13 @@ ALLOWED: Final = frozenset(
         "exc_info", "stack_info", "exception", "stack", "_record", "_from_structlog",
         "positional_args",
         # whom and what it is about
-        "attempt", "calls", "count", "days", "deliveries", "delivery", "event_id", "event_type",
-        "failures", "http_status", "key_id", "node_id", "others", "outcome", "owned",
-        "subscription", "workers",
+        "attempt", "calls", "chore", "count", "days", "deliveries", "delivery", "event_id",
+        "event_type", "failures", "hash", "http_status", "key_id", "node_id", "others", "outcome",
+        "owned", "sequence", "subscription", "tenant", "workers",
         # why and what now
-        "address", "ahead_s", "cause", "end", "error", "expires_at", "is_known", "is_trusted",
-        "limit", "name", "needed", "next_probe_in_s", "part", "port", "reason", "served_s",
-        "setting", "silent_s", "sqlstate", "starts_again_in_s", "summary",
+        "address", "ahead_s", "cause", "end", "error", "exceeded", "exit_code", "expires_at",
+        "is_known", "is_trusted", "limit", "name", "needed", "next_probe_in_s", "part", "port",
+        "reason", "served_s", "setting", "silent_s", "sqlstate", "starts_again_in_s", "summary",
     }
 )  # fmt: skip
 

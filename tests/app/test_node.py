@@ -343,7 +343,7 @@ async def test_a_master_key_is_exchanged_while_nodes_serve(database_url: str) ->
             )
 
             report = await rotate_master(both, lambda _done, _whole: None)
-            assert (report.data_keys, report.deployment_keys, report.unreadable) == (1, 2, [])
+            assert (report.data_keys, report.deployment_keys, report.unreadable) == (1, 3, [])
 
             name = "tenants/default/subscriptions/all"
             rotation = RotateSigningSecretRequest(name=name)

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import pathlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 
 from service.cli import main
+from service.domain.audit import ChainWalk
+from service.pipeline.audit_sealer import AuditSealer
 from service.store.audit import AuditLog
+from service.store.audit_checkpoints import AuditCheckpoints, CheckpointVerifier
+from service.store.secrets import SecretBox
 from tests.postgres import execute
-from tests.store.audit_log import tamper
-from tests.store.control_plane import ControlPlane, control_plane
+from tests.store.audit_log import CUT_OFF, ENTRY_1000, REWRITE, tamper
+from tests.store.control_plane import KEY, ControlPlane, control_plane
+
+ENTRY_M5 = ENTRY_1000.replace("1000", "-5")
+APPEND = "audit_append on audit_drafts"
+WITHOUT_ENTRY = """ALTER TABLE audit_drafts DISABLE TRIGGER audit_append;
+                   INSERT INTO audit_drafts (entry) VALUES ('{}')"""
+UNCHECKED = "signatures were not checked: that needs --key, or the master key"
 
 
 @pytest.fixture
@@ -23,16 +36,26 @@ async def plane(database_url: str) -> AsyncIterator[ControlPlane]:
         yield plane
 
 
-async def verify(database_url: str | None, *arguments: str) -> int:
+async def verify(database_url: str | None, *arguments: str, action: str = "verify") -> int:
     """Its exit code, from within a running loop: the command has one of its own."""
 
     def run() -> int:
         with pytest.MonkeyPatch.context() as patch:
             if database_url is not None:
                 patch.setenv("HOOKLINE_DATABASE_URL", database_url)
-            return main(["audit", "verify", *arguments])
+            return main(["audit", action, *arguments])
 
     return await asyncio.to_thread(run)
+
+
+@pytest.fixture
+async def key(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The key by which a node has signed the head; the command has the master key."""
+    monkeypatch.setenv("HOOKLINE_MASTER_KEY", base64.b64encode(KEY).decode())
+    checkpoints = AuditCheckpoints(plane.database)
+    key = await checkpoints.load_or_create_key(SecretBox([KEY]), datetime.now(UTC))
+    await AuditSealer(AuditLog(plane.database), checkpoints, key).seal()
+    return str(key.verifier)
 
 
 async def head_of(plane: ControlPlane) -> str:
@@ -46,6 +69,7 @@ async def test_a_whole_log_is_ok_and_its_head_is_told(
     assert await verify(database_url) == 0
     assert capsys.readouterr().out.splitlines() == [
         "OK: 4 entries, each follows from the one before",
+        UNCHECKED,
         f"to be noted: {head}",
     ]
     await plane.tenants.create("e", "", {})
@@ -53,6 +77,7 @@ async def test_a_whole_log_is_ok_and_its_head_is_told(
     assert capsys.readouterr().out.splitlines() == [
         "OK: 5 entries, each follows from the one before",
         f"it goes on from the noted {head}",
+        UNCHECKED,
         f"to be noted: {await head_of(plane)}",
     ]
 
@@ -61,7 +86,10 @@ async def test_a_log_of_nothing_is_ok(
     database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await verify(database_url) == 0
-    assert capsys.readouterr().out == "OK: 0 entries, each follows from the one before\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "OK: 0 entries, each follows from the one before",
+        UNCHECKED,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +107,20 @@ async def test_a_log_of_nothing_is_ok(
             "DELETE FROM audit_entries WHERE sequence > 2",
             "broken at 3: entry 3 is missing, and all that came after it: there were 4",
         ),
-        ("DELETE FROM audit_head", "broken at 0: the log's head is missing"),
+        ("DELETE FROM audit_head", "broken at 0: the log has 0 heads instead of one"),
+        (ENTRY_1000, "broken at 1000: entry 1000 lies behind the head, which says 4"),
+        (
+            f"ALTER TABLE audit_entries DROP CONSTRAINT audit_entries_sequence_check;{ENTRY_M5}",
+            "broken at -5: entry -5 lies before the first, 1",
+        ),
+        (
+            f"{WITHOUT_ENTRY}; ALTER TABLE audit_drafts ENABLE TRIGGER audit_append",
+            "broken at 4: 1 drafts were committed and are no entries: changes are missing",
+        ),
+        (
+            f"{WITHOUT_ENTRY}; TRUNCATE audit_drafts",
+            f"broken at 4: triggers are missing or disabled: {APPEND}; changes may be missing",
+        ),
     ],
 )
 async def test_what_was_tampered_with_is_named_and_the_exit_says_so(
@@ -140,3 +181,96 @@ async def test_an_older_schema_is_told(
     await execute(database_url, "DELETE FROM schema_migrations WHERE number = 5")
     assert await verify(database_url) == 2
     assert "run `hookline migrate`" in capsys.readouterr().err
+
+
+async def test_what_nodes_have_signed_is_checked_by_the_master_key_or_by_a_kept_one(
+    plane: ControlPlane,
+    database_url: str,
+    key: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await plane.tenants.create("e", "", {})
+    said = f"signed up to 4 by {key}; 1 entries are newer"
+    assert await verify(database_url) == 0
+    assert capsys.readouterr().out.splitlines()[1] == said
+    monkeypatch.delenv("HOOKLINE_MASTER_KEY")
+    assert await verify(database_url, "--key", key) == 0
+    assert capsys.readouterr().out.splitlines()[1] == said
+
+
+@pytest.mark.parametrize(
+    "statement, said",
+    [
+        (REWRITE, "broken at 4: entry 4 has another hash than the one that was signed"),
+        (CUT_OFF, "broken at 4: entry 4 is missing, and all that came after it: there were 4"),
+        (
+            "UPDATE audit_checkpoints SET note = replace(note, '2', '3') WHERE sequence = 4",
+            "broken at 4: checkpoint 4 is forged: its signature is not that of its text",
+        ),
+        ("DELETE FROM audit_checkpoints", "broken at 0: all checkpoints were removed"),
+        (
+            "DELETE FROM deployment_keys WHERE purpose = 'audit checkpoints'",
+            "broken at 0: the key that signs checkpoints was removed",
+        ),
+    ],
+    ids=["rewritten", "cut-off", "forged", "unsigned", "no-key"],
+)
+async def test_what_was_signed_and_is_otherwise_is_told(
+    plane: ControlPlane,
+    database_url: str,
+    key: str,
+    capsys: pytest.CaptureFixture[str],
+    statement: str,
+    said: str,
+) -> None:
+    """Each of these fits its own hashes, or takes away what would tell."""
+    assert key
+    await tamper(plane.database, statement)
+    assert await verify(database_url) == 1
+    assert capsys.readouterr().err == f"hookline: the audit log is {said}\n"
+
+
+@pytest.mark.parametrize("moved", ["- interval '61 s'", "+ interval '1 h'"])
+async def test_an_entry_that_no_node_has_signed_in_time_is_told(
+    plane: ControlPlane,
+    database_url: str,
+    key: str,
+    capsys: pytest.CaptureFixture[str],
+    moved: str,
+) -> None:
+    """Rolled back to an older checkpoint, and rewritten from there; or with a time of its own."""
+    assert key
+    await tamper(plane.database, "DELETE FROM audit_checkpoints WHERE sequence > 0")
+    change = f"UPDATE audit_entries SET create_time = create_time {moved}"  # noqa: S608 - ours
+    await tamper(plane.database, change)
+    await tamper(plane.database, REWRITE)
+    assert await verify(database_url) == 1
+    assert "entry 1 of" in (said := capsys.readouterr().err)
+    assert "is not sealed, which a node does within 60 s" in said
+
+
+async def test_an_export_has_all_that_hashes_are_over_and_ends_with_what_was_signed(
+    plane: ControlPlane, database_url: str, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await verify(database_url, action="export") == 0
+    *entries, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [int(entry["sequence"]) for entry in entries] == [1, 2, 3, 4]
+    head = CheckpointVerifier.parse(key).read(last["checkpoint"]).head
+    walk = ChainWalk()
+    for stored, entry in zip(
+        [one async for one in AuditLog(plane.database).walk(4)], entries, strict=True
+    ):
+        walk.follow(stored)
+        assert base64.b64decode(entry["hash"]) == stored.hash
+        assert (entry["principal"], entry["resource"]) == (stored.principal, stored.resource)
+    assert walk.head == head
+
+    assert await verify(database_url, "--behind", "3", action="export") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+async def test_what_is_no_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["audit", "verify", "--key", "hookline-audit+0+AAAA"])
+    assert "is no key as `verify` tells it" in capsys.readouterr().err

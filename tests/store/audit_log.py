@@ -36,13 +36,44 @@ async def verified(database: Database, noted: ChainHead | None = None) -> ChainH
 
 async def tamper(database: Database, statement: str) -> None:
     """Run a statement as an owner of the tables may, who takes the triggers away first."""
-    tables = ("audit_entries", "audit_head")
+    tables = ("audit_entries", "audit_head", "audit_checkpoints")
     async with database.transaction() as connection:
         for table in tables:
             await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER audit_refuse")
         await connection.execute(statement)
         for table in tables:
             await connection.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER audit_refuse")
+
+
+REWRITE = """
+DO $$
+DECLARE
+    one record;
+    before bytea := decode(repeat('00', 32), 'hex');
+BEGIN
+    UPDATE audit_entries SET principal = 'apiKeys/framed' WHERE sequence = 2;
+    FOR one IN SELECT * FROM audit_entries ORDER BY sequence LOOP
+        before := sha256(before || audit_part(one.encoding::text) || audit_part(one.sequence::text)
+            || audit_part((extract(epoch FROM one.create_time) * 1000000)::bigint::text)
+            || audit_part(one.principal) || audit_part(one.method) || audit_part(one.resource)
+            || audit_part(one.tenant) || audit_part(coalesce(one.tenant_uid::text, ''))
+            || audit_part(one.remote_address) || audit_part(one.before_json)
+            || audit_part(one.after_json) || audit_part(one.trace_id));
+        UPDATE audit_entries SET hash = before WHERE sequence = one.sequence;
+    END LOOP;
+    UPDATE audit_head SET hash = before;
+END $$"""
+"""Another principal in entry 2, and every hash from there on made to fit."""
+CUT_OFF = """
+WITH gone AS (DELETE FROM audit_entries WHERE sequence > 3)
+UPDATE audit_head SET sequence = e.sequence, hash = e.hash FROM audit_entries e WHERE e.sequence = 3
+"""
+"""The tail, and the head made to fit."""
+ENTRY_1000 = """
+INSERT INTO audit_entries SELECT (jsonb_populate_record(e, '{"sequence": 1000}')).*
+FROM audit_entries e WHERE sequence = 2
+"""
+"""An entry behind the head, which lists show as the newest."""
 
 
 def shown(text: str) -> Any:  # noqa: ANN401 (any JSON)

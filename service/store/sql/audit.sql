@@ -38,3 +38,19 @@ SELECT sequence, hash FROM audit_head
 -- name: walk
 -- Oldest first, behind $1, up to $2.
 SELECT * FROM audit_entries WHERE sequence > $1 AND sequence <= $2 ORDER BY sequence LIMIT $3
+
+-- name: extent
+SELECT h.sequence, h.hash, (SELECT min(sequence) FROM audit_entries) AS first,
+       (SELECT max(sequence) FROM audit_entries) AS last, (SELECT count(*) FROM audit_drafts) AS drafts
+FROM audit_head h
+
+-- name: missing_triggers
+SELECT wanted.trigger || ' on ' || wanted.relation AS name
+FROM (VALUES ('audit_append', 'audit_drafts', 'OA'), ('audit_refuse', 'audit_entries', 'A'),
+             ('audit_refuse', 'audit_head', 'A'), ('audit_refuse', 'audit_checkpoints', 'A'))
+    AS wanted (trigger, relation, enabled)
+WHERE NOT EXISTS (
+    SELECT FROM pg_trigger t WHERE t.tgrelid = to_regclass(wanted.relation) AND t.tgname = wanted.trigger
+        AND strpos(wanted.enabled, t.tgenabled::text) > 0
+)
+ORDER BY name
