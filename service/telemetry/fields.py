@@ -27,8 +27,9 @@ ALLOWED: Final = frozenset(
         "owned", "sequence", "subscription", "tenant", "workers",
         # why and what now
         "address", "ahead_s", "cause", "end", "error", "exceeded", "exit_code", "expires_at",
-        "is_known", "is_trusted", "limit", "name", "needed", "next_probe_in_s", "part", "port",
-        "reason", "served_s", "setting", "silent_s", "sqlstate", "starts_again_in_s", "summary",
+        "failed_for_s", "found", "had", "is_known", "is_trusted", "limit", "name", "needed",
+        "next_probe_in_s", "part", "port", "reason", "served_s", "session", "setting",
+        "silent_s", "sqlstate", "starts_again_in_s", "summary", "system_identifier", "timeline",
     }
 )  # fmt: skip
 
