@@ -43,7 +43,7 @@ from service.store.secrets import (
     load_or_create_master_key,
 )
 from service.store.tenants import Tenants
-from service.store.upkeep import UpkeepStore
+from service.store.upkeep import RetentionError, UpkeepStore
 from service.telemetry.instruments import Instruments
 from service.telemetry.providers import FLUSH_S, Telemetry, TelemetryError
 
@@ -312,6 +312,9 @@ async def _prepare_schema(settings: Settings, database: Database) -> None:
     # Nobody may have been here for weeks: the days of what is accepted next must be there.
     days = UpkeepStore(database.session("start"))
     try:
+        await days.check_locks(
+            max(settings.retention_days, settings.pending_retention_days), settings.pool_size
+        )
         await days.create_partitions()
     finally:
         await days.close()
@@ -323,6 +326,7 @@ FORESEEN = (
     MasterKeyError,
     MigrationError,
     OutcomeUnknownError,
+    RetentionError,
     SealedSecretError,
     SourceError,
     TelemetryError,

@@ -14,7 +14,8 @@ A node that cannot do what owning a bucket asks for gives its buckets up: where 
 reads of what is due have failed for a lease, although its heartbeats came through, another node may
 do better. Where the database is another copy of itself (a failover), what this node owned it owned
 on the one before: it registers anew, and for a lease expires no other node, whose lease may have
-been renewed on the copy that is gone.
+been renewed on the copy that is gone. Nor does a node whose own lease ended while its row stayed:
+the database was away, perhaps from all nodes, and the first one back must leave the others time.
 
 A beat comes every third of the lease, and at once when there is something to see: another node's
 lease ends, one has come or gone (`notify.py` carries the word), a bucket that rests falls quiet. A
@@ -224,6 +225,9 @@ class Ownership:
         if database_s is None or self._must_register:
             return False
         self._time.learn(database_s, sent_s, self._clock.boottime_s())
+        if 0 < self._lease_until_s < sent_s - DRIFT_S:
+            # No other node expired this one: the database was away from all of them.
+            self._expires_nobody_until_s = sent_s + self._lease_s
         self._lease_until_s = sent_s + self._lease_s - DRIFT_S
         return True
 

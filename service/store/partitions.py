@@ -70,11 +70,23 @@ async def create_partitions(connection: Connection, *, days_ahead: int = DAYS_AH
     return made
 
 
+async def locks_of_one_day(connection: Connection) -> int:
+    """Return how many locks a day costs a read that no id confines to some days."""
+    count: int = await connection.fetchval(
+        """SELECT max(count) FROM (
+               SELECT count(*) + 1 AS count FROM pg_index
+               WHERE indrelid IN (SELECT unnest($1::text[])::regclass) GROUP BY indrelid) widest""",
+        PARENTS,
+    )
+    return count
+
+
 def _create_sql(parent: str, name: str, day: date) -> str:
     first, end = first_id_of_day(day), first_id_of_day(day + timedelta(days=1))
     return f"""
         CREATE TABLE {name}
-            (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE);
+            (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE)
+            WITH (autovacuum_freeze_min_age = 0, autovacuum_vacuum_insert_scale_factor = 0.1);
         ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ('{first}') TO ('{end}');
     """
 

@@ -10,7 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from service.domain.ids import first_uuid_of
-from service.store.partitions import create_partitions, drop_day, first_id_of_day, old_days
+from service.store.partitions import (
+    DAYS_AHEAD,
+    create_partitions,
+    drop_day,
+    first_id_of_day,
+    locks_of_one_day,
+    old_days,
+)
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
@@ -22,6 +29,19 @@ SQL = Statements("upkeep")
 
 _LOCK_KEY = 0x75706B70  # "upkp"
 _DDL_TIMEOUT_S = 120.0
+
+
+class RetentionError(Exception):
+    """The server's lock table is too small for the days that are to be kept."""
+
+    def __init__(self, days: int, most: int, reads: int, per_transaction: int) -> None:
+        needed = -(-per_transaction * (days + DAYS_AHEAD + 2) // (max(most, 0) + DAYS_AHEAD + 2))
+        super().__init__(
+            f"HOOKLINE_RETENTION_DAYS or HOOKLINE_PENDING_RETENTION_DAYS is {days}: reads of all"
+            f" those days on {reads} connections (HOOKLINE_POOL_SIZE) take more locks than the"
+            f" server has room for with max_locks_per_transaction = {per_transaction}. Set it to"
+            f" {needed} or more, or keep at most {max(most, 0)} days"
+        )
 
 
 class UpkeepStore:
@@ -91,6 +111,18 @@ class UpkeepStore:
             async with self._session.connection(_DDL_TIMEOUT_S) as connection:
                 await drop_day(connection, old)
         return days, []
+
+    async def check_locks(self, days: int, reads: int) -> None:
+        """Refuse a retention whose partitions the server's lock table has no room for.
+
+        `reads`: how many reads of all days run at once. Raises `RetentionError`.
+        """
+        async with self._session.connection(_DDL_TIMEOUT_S) as connection:
+            each = await locks_of_one_day(connection)
+        (room,) = await self._session.fetch(SQL.lock_room)
+        most = room["locks"] // (each * reads) - DAYS_AHEAD - 2
+        if days > most:
+            raise RetentionError(days, most, reads, room["per_transaction"])
 
     async def close(self) -> None:
         """Close the connection, and with it the lock."""

@@ -46,6 +46,32 @@ async def test_a_dead_nodes_buckets_are_taken_at_the_next_beat(rig: Rig, databas
         assert await owners(rig) == {heir.ownership.node_id: BUCKET_COUNT}
 
 
+async def test_the_first_node_back_after_an_outage_leaves_the_others_a_lease(
+    rig: Rig, database_url: str
+) -> None:
+    """The database was away from all nodes for longer than a lease: none has expired another."""
+    async with running(database_url) as other:
+        freeze(rig)
+        freeze(other)
+        await rig.database.fetch(
+            "UPDATE bucket_leases SET node_id = $1 WHERE bucket >= 128", other.ownership.node_id
+        )
+        rig.clock.ahead_s += 2 * rig.lease_s
+        await run_out(rig)
+        await run_out(other)
+        both = {rig.ownership.node_id, other.ownership.node_id}
+
+        await wake(rig)
+        assert set(await owners(rig)) == both
+        rig.clock.ahead_s += rig.lease_s / 2
+        await wake(rig)
+        assert set(await owners(rig)) == both
+
+        rig.clock.ahead_s += rig.lease_s / 2
+        await wake(rig)
+        assert set(await owners(rig)) == {rig.ownership.node_id}, "the other has not come back"
+
+
 async def test_a_living_node_is_not_buried(rig: Rig, database_url: str) -> None:
     """It renewed between the survey that found it overdue and the burial."""
     async with running(database_url) as heir:

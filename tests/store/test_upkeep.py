@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.store.database import Database, Session
-from service.store.partitions import first_id_of_day, partition_name
-from service.store.upkeep import UpkeepStore
+from service.store.partitions import first_id_of_day, locks_of_one_day, partition_name
+from service.store.upkeep import RetentionError, UpkeepStore
 from tests.pipeline.rival import rival
 from tests.store.hot_rows import HotRows
 
@@ -239,3 +239,53 @@ async def test_either_id_of_a_pending_row_keeps_a_day(
 
     assert dropped == []
     assert len(kept) == 1
+
+
+async def test_a_retention_is_refused_that_the_lock_table_has_no_room_for(
+    store: UpkeepStore, rows: HotRows
+) -> None:
+    (row,) = await rows.session.fetch(
+        """SELECT current_setting('max_locks_per_transaction')::int
+                  * (current_setting('max_connections')::int
+                     + current_setting('max_prepared_transactions')::int) AS room"""
+    )
+    each = 6  # deliveries: the table and five indexes
+    most = row["room"] // (each * 8) - 16
+
+    await store.check_locks(most, 8)
+    with pytest.raises(RetentionError) as caught:
+        await store.check_locks(most + 1, 8)
+
+    for word in ("HOOKLINE_RETENTION_DAYS", "max_locks_per_transaction", f"at most {most} days"):
+        assert word in str(caught.value)
+
+
+async def test_a_read_of_all_days_takes_the_locks_that_are_counted(
+    rows: HotRows,
+) -> None:
+    await make_day(rows, 40)
+    async with rows.session.transaction() as connection:
+        before = await connection.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()"
+        )
+        await connection.fetch("SELECT FROM deliveries WHERE state <> 'SUCCEEDED'")
+        locks = await connection.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()"
+        )
+        days = await connection.fetchval(
+            "SELECT count(*) FROM pg_inherits WHERE inhparent = 'deliveries'::regclass"
+        )
+        each = await locks_of_one_day(connection)
+    assert locks - before == each * days + each, "those of the parent are as many"
+
+
+async def test_days_of_history_are_frozen_by_the_vacuum_that_follows_inserts(rows: HotRows) -> None:
+    found = await rows.session.fetch(
+        """SELECT c.relname, c.reloptions
+           FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
+           WHERE i.inhparent IN ('events'::regclass, 'deliveries'::regclass, 'attempts'::regclass)
+             AND c.relkind = 'r'"""
+    )
+    assert len(found) > 30
+    for row in found:
+        assert "autovacuum_freeze_min_age=0" in (row["reloptions"] or []), row["relname"]

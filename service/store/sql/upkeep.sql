@@ -62,3 +62,10 @@ SELECT EXISTS (
 
 -- name: database_now
 SELECT hookline_now() AS now
+
+-- name: lock_room
+-- How many locks the server has room for, of all sessions together.
+SELECT (l.setting::bigint * (SELECT sum(setting::bigint) FROM pg_settings
+                             WHERE name IN ('max_connections', 'max_prepared_transactions')))::bigint AS locks,
+       l.setting::integer AS per_transaction
+FROM pg_settings l WHERE l.name = 'max_locks_per_transaction'
