@@ -215,15 +215,18 @@ async def test_a_deployment_from_its_migration_to_its_end(deployment: Deployment
                 text: str = answer.read().decode()
                 return text
 
-        assert "hookline_events_published_total" in await asyncio.to_thread(metrics)
+        assert "hookline_buckets_owned{" in await asyncio.to_thread(metrics)
 
-        second = deployment.start_node(second_port)
+        second = await asyncio.to_thread(deployment.start_node, second_port)
         await until(second.is_healthy, "the second serves")
         async with deployment.client(second_port, token) as client:
             await client.publish("default", [Event(type="a.b", json_data="{}")] * 500)
-            assert first.stop() == 0, "SIGTERM is a clean end"
-            owned = ("hookline", "status")
-            shown = engine("exec", f"--env=HOOKLINE_API_KEY={token}", second.id, *owned).stdout
+            # In threads: the receiver answers meanwhile.
+            assert await asyncio.to_thread(first.stop) == 0, "SIGTERM is a clean end"
+            key = f"--env=HOOKLINE_API_KEY={token}"
+            shown = (
+                await asyncio.to_thread(engine, "exec", key, second.id, "hookline", "status")
+            ).stdout
             buckets = sum(map(int, re.findall(r"(\d+) of 256 buckets", shown)))
             assert buckets == 256, "handed over before it ended"
             await client.publish("default", [Event(type="a.b", json_data="{}")] * 100)
