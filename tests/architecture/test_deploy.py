@@ -95,7 +95,7 @@ def test_the_secrets_of_compose_are_made_by_the_script_for_its_user_alone(
     script.write_bytes((ROOT / "deploy" / script.name).read_bytes())
     for _ in range(2):
         subprocess.run(["sh", script], check=True, capture_output=True)
-    wanted = set(re.findall(r"file: secrets/(\S+)", COMPOSE))
+    wanted = set(re.findall(r"file: \./secrets/(\S+)", COMPOSE))
     assert wanted <= {path.name for path in (tmp_path / "secrets").iterdir()}
     for path in (tmp_path / "secrets").iterdir():
         assert path.stat().st_mode & 0o777 == 0o400

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ENGINE = os.environ.get("HOOKLINE_TEST_ENGINE", "")
-LIMITS = os.environ.get("HOOKLINE_TEST_ENGINE_LIMITS", "").split()
 IMAGE = "localhost/hookline:check"
 POSTGRES = "localhost/hookline-postgres:check"
 USER = 10001
@@ -50,7 +49,7 @@ class Container:
     """One container that runs in the background."""
 
     def __init__(self, *arguments: str) -> None:
-        self.id = engine("run", "--detach", *LIMITS, *arguments).stdout.strip()
+        self.id = engine("run", "--detach", *arguments).stdout.strip()
 
     def inspect(self) -> dict[str, Any]:
         """What the engine says of it."""
@@ -90,7 +89,7 @@ class Container:
 
 def run_once(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a container to its end."""
-    return engine("run", "--rm", *LIMITS, *arguments, check=False)
+    return engine("run", "--rm", *arguments, check=False)
 
 
 def variables(environ: dict[str, str]) -> Sequence[str]:

@@ -71,8 +71,12 @@ def test_every_target_of_make_that_is_named_exists() -> None:
 
 def test_every_variable_that_is_named_is_read() -> None:
     known = {*Settings.variables(), *NOT_OURS, *OTEL_VARIABLES}
-    known |= {"HOOKLINE_TEST_FAULTS", "HOOKLINE_TEST_FUZZ", "OTEL_RESOURCE_ATTRIBUTES"}
-    known |= {"HOOKLINE_TEST_ENGINE", "HOOKLINE_TEST_ENGINE_LIMITS"}
+    known |= {
+        "HOOKLINE_TEST_FAULTS",
+        "HOOKLINE_TEST_FUZZ",
+        "HOOKLINE_TEST_ENGINE",
+        "OTEL_RESOURCE_ATTRIBUTES",
+    }
     texts = {str(each.path): each.text for each in pages()}
     texts |= {str(path): text(path) for path in files() if path.parts[0] == "deploy"}
     unknown = {
