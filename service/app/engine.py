@@ -47,7 +47,7 @@ from service.telemetry.instruments import UNOBSERVED, Instruments
 from service.webhook.dialer import make_tls_context
 from service.webhook.handshake import Handshake
 from service.webhook.sender import WebhookSender
-from service.webhook.transport import WebhookTransport
+from service.webhook.transport import TransportLimits, WebhookTransport
 
 USER_AGENT: Final = f"hookline/{VERSION}"
 KEY_WINDOW_S: Final = 72 * 3_600.0
@@ -209,6 +209,10 @@ def _make_transport(settings: Settings) -> WebhookTransport:
         egress=settings.egress.policy,
         proxy=settings.egress.proxy,
         make_tls=partial(make_tls_context, settings.egress.ca_file),
+        limits=TransportLimits(
+            handshakes_max=settings.egress.handshakes_max,
+            chain_bytes_max=settings.egress.chain_bytes_max,
+        ),
     )
 
 

@@ -14,9 +14,9 @@ from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Final, TypeVar
 
-from service.config.reading import Reader, parse_file, switch
+from service.config.reading import Reader, integer, parse_file, switch
 from service.domain.target import MAX_HOST_LENGTH
-from service.webhook.dialer import make_tls_context
+from service.webhook.dialer import CHAIN_BYTES_MAX, HANDSHAKES_MAX, make_tls_context
 from service.webhook.egress import (
     NAT64_LENGTHS,
     EgressPolicy,
@@ -53,6 +53,10 @@ class EgressSettings:
     """HOOKLINE_EGRESS_CA_FILE: authorities beside the system's, for targets of one's own"""
     origin_name: str = "hookline"
     """HOOKLINE_WEBHOOK_ORIGIN: who asks targets for their consent"""
+    handshakes_max: int = HANDSHAKES_MAX
+    """HOOKLINE_EGRESS_HANDSHAKES"""
+    chain_bytes_max: int = CHAIN_BYTES_MAX
+    """HOOKLINE_EGRESS_CHAIN_BYTES"""
 
 
 def read_egress(read: Reader, *, is_dev: bool) -> EgressSettings:
@@ -86,6 +90,8 @@ def read_egress(read: Reader, *, is_dev: bool) -> EgressSettings:
         proxy,
         read("EGRESS_CA_FILE", _ca_file, None),
         read("WEBHOOK_ORIGIN", _host_name, "hookline"),
+        read("EGRESS_HANDSHAKES", integer(4, 4_096), HANDSHAKES_MAX),
+        read("EGRESS_CHAIN_BYTES", integer(4_096, 102_400, "bytes"), CHAIN_BYTES_MAX),
     )
 
 

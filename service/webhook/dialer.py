@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from service.webhook.client_certificate import TlsContexts
 from service.webhook.connection import Connection
 from service.webhook.egress import EgressPolicy, is_address
 from service.webhook.failure import OWN_ERRNOS, AttemptFailure, failure_of_os_error
+from service.webhook.handshake_turns import HandshakeTurns
 from service.webhook.origin import Origin
 from service.webhook.resolver import Resolver
 from service.webhook.route import BLOCKED, Route, RouteFailure
@@ -28,6 +30,11 @@ from service.webhook.route import BLOCKED, Route, RouteFailure
 MakeConnection = Callable[[Origin, str | None], Connection]
 """A new connection to an origin, at the address that is being tried; None where nobody knows it."""
 
+HANDSHAKES_MAX = 128
+CHAIN_BYTES_MAX = 16_384
+"""Ordinary chains have 3 to 8 KB; parsed, crafted ones take thirteen times their bytes."""
+_DER = 2
+"""`_ssl.ENCODING_DER`"""
 _HOST_BLOCKED = "the host is not one that this service may send to"
 
 _PORT_BLOCKED = "the port is not one that this service may send to"
@@ -57,11 +64,14 @@ class Dialer:
         tls: TlsContexts,
         addresses_max: int = 16,
         address_share_max_s: float = 5.0,
+        handshakes_max: int = HANDSHAKES_MAX,
+        chain_bytes_max: int = CHAIN_BYTES_MAX,
     ) -> None:
-        """Bounds of one dial.
+        """Bounds of one dial, and of TLS.
 
         At most `addresses_max` addresses of a name are tried, all but the last of them for no
-        longer than `address_share_max_s` seconds.
+        longer than `address_share_max_s` seconds. `handshakes_max` TLS handshakes run at once;
+        certificate chains have up to `chain_bytes_max` bytes.
         """
         self._resolver = resolver
         self._egress = egress
@@ -69,6 +79,8 @@ class Dialer:
         self._tls = tls
         self._addresses_max = addresses_max
         self._address_share_max_s = address_share_max_s
+        self._handshakes = HandshakeTurns(handshakes_max)
+        self._chain_bytes_max = chain_bytes_max
 
     async def dial(
         self, origin: Origin, deadline: float, make: MakeConnection, tenant_id: str = ""
@@ -87,7 +99,7 @@ class Dialer:
             is_last = index == len(places) - 1
             limit = deadline if is_last else now + min(share_s, self._address_share_max_s)
             try:
-                return await self._connect(origin, place, limit, make)
+                return await self._connect(origin, place, limit, make, tenant_id)
             except RouteFailure:
                 raise
             except AttemptFailure as failure:
@@ -120,18 +132,29 @@ class Dialer:
             ) from None
 
     async def _connect(
-        self, origin: Origin, place: str, limit: float, make: MakeConnection
+        self, origin: Origin, place: str, limit: float, make: MakeConnection, tenant_id: str
     ) -> Connection:
         """A connection through the route to an address, or to a name where the route takes it."""
         context = await self._context_of(origin, limit)
         sock = await self._route.open(place, origin.port, limit)
         address = place if is_address(place) else None
+        is_begun = context is None
         try:
             async with asyncio.timeout_at(limit):
-                return await self._greet(origin, sock, address, context, make)
+                if context is None:
+                    return await self._greet(origin, sock, address, None, make)
+                async with self._handshakes.turn(tenant_id):
+                    is_begun = True
+                    return await self._greet(origin, sock, address, context, make)
         except TimeoutError:
+            if not is_begun:
+                message = "no TLS handshake could begin before the deadline: too many are under way"
+                raise AttemptFailure(AttemptOutcome.OWN_FAULT, message) from None
             message = "no connection could be made before the deadline"
             raise AttemptFailure(AttemptOutcome.TIMEOUT, message, remote_address=address) from None
+        finally:
+            if not is_begun:
+                sock.close()
 
     async def _context_of(self, origin: Origin, limit: float) -> ssl.SSLContext | None:
         if origin.scheme != "https":
@@ -165,7 +188,7 @@ class Dialer:
         """What a connected socket becomes: a connection, through TLS where that is asked for."""
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(
+            transport, connection = await loop.create_connection(
                 lambda: make(origin, address),
                 sock=sock,
                 ssl=context,
@@ -175,7 +198,24 @@ class Dialer:
             raise
         except (OSError, ValueError) as error:
             raise _handshake_failure(error, address) from None
+        if context is not None and chain_bytes(transport) > self._chain_bytes_max:
+            connection.abort()
+            raise AttemptFailure(
+                AttemptOutcome.TLS_FAILED,
+                f"the certificate chain is larger than {self._chain_bytes_max} bytes"
+                " (HOOKLINE_EGRESS_CHAIN_BYTES)",
+                remote_address=address,
+            )
         return connection
+
+
+def chain_bytes(transport: asyncio.BaseTransport) -> int:
+    """The bytes of the certificates that the peer of a TLS connection has shown."""
+    tls = transport.get_extra_info("ssl_object")
+    if sys.version_info >= (3, 13):
+        return sum(map(len, tls.get_unverified_chain()))
+    shown = tls._sslobj.get_unverified_chain()  # noqa: SLF001 - public from Python 3.13 on
+    return sum(len(certificate.public_bytes(_DER)) for certificate in shown)
 
 
 def _handshake_failure(error: OSError | ValueError, address: str | None) -> AttemptFailure:

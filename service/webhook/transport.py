@@ -38,7 +38,7 @@ from service.webhook.answer import (
 from service.webhook.client_certificate import MakeTls, TlsContexts
 from service.webhook.connection import Answer, Connection, StaleConnectionError
 from service.webhook.deadlines import Deadlines
-from service.webhook.dialer import Dialer, make_tls_context
+from service.webhook.dialer import CHAIN_BYTES_MAX, HANDSHAKES_MAX, Dialer, make_tls_context
 from service.webhook.egress import EgressPolicy
 from service.webhook.failure import AttemptFailure
 from service.webhook.origin import Origin, origin_of
@@ -67,6 +67,10 @@ class TransportLimits:
     kept_body_bytes: int = DEFAULT_KEPT_BODY_BYTES
     addresses_max: int = 16
     """Addresses of a name that are tried in one attempt."""
+    handshakes_max: int = HANDSHAKES_MAX
+    """TLS handshakes that run at once; their certificates' memory is bounded by it."""
+    chain_bytes_max: int = CHAIN_BYTES_MAX
+    """The certificates that a target shows: as long as a connection lasts, they are kept."""
     tick_s: float = 0.1
     """How late a deadline may be noticed, halved."""
 
@@ -100,6 +104,8 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             route=ProxyRoute(proxy, self._resolver) if proxy else DirectRoute(egress),
             tls=TlsContexts(make_tls),
             addresses_max=self._limits.addresses_max,
+            handshakes_max=self._limits.handshakes_max,
+            chain_bytes_max=self._limits.chain_bytes_max,
         )
         self._pool = IdlePool(
             per_origin_max=self._limits.idle_per_origin_max,

@@ -62,6 +62,7 @@ class Post:
         extra_headers: Sequence[tuple[bytes, bytes]] | None = None,
         secret_headers: Mapping[str, str] | None = None,
         identity: ClientIdentity | None = None,
+        tenant_id: str = "",
     ) -> Outcome:
         target = HttpTarget(
             url=url,
@@ -73,6 +74,7 @@ class Post:
             target,
             Signer(secrets),
             user_agent="hookline/1.2.3",
+            tenant_id=tenant_id,
             secret_headers=secret_headers,
             identity=identity,
         )

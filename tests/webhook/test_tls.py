@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import trustme
 
 from service.domain.attempt import AttemptOutcome
 from service.webhook.dialer import make_tls_context
+from tests.hostile.receivers import chain_of
 from tests.waiting import until
 from tests.webhook.conftest import SHORT_S, MakePost, Post, server_tls
 from tests.webhook.receiver import OK, Connected, Receiver, answering
@@ -182,3 +185,76 @@ async def test_names_behind_one_address_have_connections_of_their_own(
         other = await post(receiver.url(host="other.test"))
     assert good.kind is AttemptOutcome.ACCEPTED
     assert other.kind is AttemptOutcome.TLS_FAILED
+
+
+async def test_a_huge_chain_is_not_kept(
+    make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext, tmp_path: Path
+) -> None:
+    """A good certificate, and others behind it that nobody asked for: they stay in memory."""
+    leaf = authority.issue_cert("127.0.0.1")
+    key, certificates = leaf.private_key_pem.bytes(), leaf.cert_chain_pems[0].bytes()
+    path = tmp_path / "chain.pem"
+    huge = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    path.write_bytes(key + certificates + certificates_of(chain_of(3, 200)))
+    huge.load_cert_chain(path)
+    post = make_post(tls_context=trusting)
+    async with Receiver(answering(OK), tls=huge) as receiver:
+        outcome = await post(receiver.url())
+        assert outcome.kind is AttemptOutcome.TLS_FAILED
+        assert outcome.error == (
+            "the certificate chain is larger than 16384 bytes (HOOKLINE_EGRESS_CHAIN_BYTES)"
+        )
+        assert receiver.requests == []
+        await until(lambda: post.transport.connection_count == 0, "it is closed")
+        patient = make_post(tls_context=trusting, chain_bytes_max=65_536)
+        assert (await patient(receiver.url())).kind is AttemptOutcome.ACCEPTED
+
+
+def certificates_of(pem: bytes) -> bytes:
+    """The certificates of a file that begins with a key."""
+    return pem[pem.index(b"-----BEGIN CERTIFICATE-----") :]
+
+
+async def test_a_tenant_whose_handshakes_never_end_leaves_some_for_others(
+    make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
+) -> None:
+    async def script(connected: Connected) -> None:
+        begun.append(await connected.reader.read(1))
+        await connected.wait_closed_by_peer()
+
+    begun: list[bytes] = []
+    post = make_post(tls_context=trusting, handshakes_max=10)
+    good = Receiver(answering(OK), tls=server_tls(authority.issue_cert("127.0.0.1")))
+    async with Receiver(script) as silent, good:
+        url = silent.url().replace("http:", "https:")
+        slow = [asyncio.create_task(post(url, tenant_id="hostile")) for _ in range(30)]
+        await until(lambda: len(begun) == 8, "its handshakes run")
+        assert (await post(good.url(), tenant_id="acme")).kind is AttemptOutcome.ACCEPTED
+        assert len(begun) == 8, "the others wait for their turn"
+        for attempt in slow[:8]:
+            attempt.cancel()
+        await until(lambda: len(begun) == 16, "those that ended make room")
+        for attempt in slow:
+            attempt.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        assert (await post(good.url(), tenant_id="hostile")).kind is AttemptOutcome.ACCEPTED
+
+
+async def test_a_handshake_that_never_began_is_our_own_fault(
+    make_post: MakePost, trusting: ssl.SSLContext
+) -> None:
+    async def script(connected: Connected) -> None:
+        begun.append(await connected.reader.read(1))
+        await connected.wait_closed_by_peer()
+
+    begun: list[bytes] = []
+    post = make_post(tls_context=trusting, handshakes_max=1)
+    async with Receiver(script) as silent:
+        url = silent.url().replace("http:", "https:")
+        first = asyncio.create_task(post(url))
+        await until(lambda: len(begun) == 1, "the first one runs")
+        outcome = await post(url, timeout_s=SHORT_S)
+        assert outcome.kind is AttemptOutcome.OWN_FAULT
+        assert "no TLS handshake could begin" in outcome.error
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)

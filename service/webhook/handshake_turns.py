@@ -1,0 +1,59 @@
+"""TLS handshakes that run at once: few, and tenants take turns, as they do for lookups.
+
+A target's certificates stay in memory while its handshake lasts, and it lasts as long as the target
+likes, up to the deadline. OpenSSL reads up to 100 KB of them, which parsed are more than 1 MB. So
+handshakes are counted: `running_max` bounds the memory, and by the turns one tenant whose targets
+never end theirs leaves some for the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from service.domain.attempt import AttemptOutcome
+from service.webhook.failure import AttemptFailure
+from service.webhook.lookup_turns import LookupTurns
+
+
+class HandshakeTurns:
+    """Who may begin a TLS handshake."""
+
+    def __init__(self, running_max: int, waiting_max: int = 4_096) -> None:
+        self._turns = LookupTurns(running_max, waiting_max)
+        self._numbers = itertools.count()
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+
+    @asynccontextmanager
+    async def turn(self, tenant_id: str) -> AsyncIterator[None]:
+        """Wait for a turn, and hold it while inside; raises `AttemptFailure` where too many wait.
+
+        A waiter that is cancelled gives up its place.
+        """
+        number = str(next(self._numbers))
+        if not self._turns.join(tenant_id, number):
+            raise AttemptFailure(
+                AttemptOutcome.OWN_FAULT, "too many connections wait for their TLS handshake"
+            )
+        may_begin = self._waiting[number] = asyncio.get_running_loop().create_future()
+        self._start()
+        try:
+            await may_begin
+            yield
+        finally:
+            if may_begin.cancelled():
+                self._waiting.pop(number, None)
+            else:
+                self._turns.ended(tenant_id)
+                self._start()
+
+    def _start(self) -> None:
+        while (turn := self._turns.next()) is not None:
+            tenant_id, number = turn
+            may_begin = self._waiting.pop(number, None)
+            if may_begin is None or may_begin.done():  # it gave up
+                self._turns.ended(tenant_id)
+            else:
+                may_begin.set_result(None)
