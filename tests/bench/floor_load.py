@@ -95,7 +95,8 @@ async def insert(url: str, events: int, fan_out: int, statements: int) -> None:
     for table, source in sources.items():
         rows = await connection.fetch(source, [row["event_id"] for row in ids])
         if rows:
-            inserts.append((await _prepare_insert(connection, table), _made(rows, statements)))
+            statement = await _prepare_insert(connection, table, list(rows[0].keys()))
+            inserts.append((statement, _made(rows, statements)))
     _say("ready")
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     cpu_s = time.process_time()
@@ -110,19 +111,23 @@ async def insert(url: str, events: int, fan_out: int, statements: int) -> None:
     await connection.close()
 
 
-async def _prepare_insert(connection: asyncpg.Connection[asyncpg.Record], table: str) -> str:
-    """A table of the same shape, and the statement that fills it."""
+async def _prepare_insert(
+    connection: asyncpg.Connection[asyncpg.Record], table: str, names: Sequence[str]
+) -> str:
+    """A table of the same shape, and the statement that fills these columns of it."""
     await connection.execute(
         f"CREATE TABLE floor_{table} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS"
         " INCLUDING INDEXES INCLUDING STORAGE)"
     )
     types = await connection.fetch(
         "SELECT format_type(atttypid, atttypmod) AS type FROM pg_attribute"
-        " WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        " JOIN unnest($2::text[]) WITH ORDINALITY AS w (name, place) ON attname = name"
+        " WHERE attrelid = $1::regclass ORDER BY place",
         table,
+        names,
     )
     columns = ", ".join(f"${number}::{row['type']}[]" for number, row in enumerate(types, 1))
-    return f"INSERT INTO floor_{table} SELECT * FROM unnest({columns})"  # noqa: S608
+    return f"INSERT INTO floor_{table} ({', '.join(names)}) SELECT * FROM unnest({columns})"  # noqa: S608
 
 
 def _made(rows: Sequence[asyncpg.Record], statements: int) -> list[Columns]:
