@@ -36,7 +36,7 @@ class GroupBuilder:
         return Group(self._time.unix_ms(), self._random)
 
     def announce(self, group: Group) -> None:
-        """Tell the lanes which ids the commit may write, so that no refill reads them meanwhile."""
+        """Tell the lanes which ids the commit may write, so that no refill takes them meanwhile."""
         announce = self._lanes.announce
         for row in group.rows.deliveries:
             if row[7] is not None:

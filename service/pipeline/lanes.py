@@ -351,7 +351,6 @@ class Lanes:
                 return
             if (
                 not lane.known
-                and not lane.announced
                 and (lane.failures == 0 or lane.is_deleted)  # then nobody asks what it knows
                 and max(lane.rests_until_s, lane.paced_until_s) <= now_s
                 and lane.state is not LaneState.REFILLING

@@ -155,7 +155,6 @@ class Refiller:
             wanted = max(1, min(most, self._shares.room(lane)))
             wishes.append(RefillWish(lane.bucket, lane.subscription_uid, lane.tenant_uid, wanted))
             in_memory += lane.known
-            in_memory += lane.announced
             self._lanes.begin_refill(lane)
         complete: set[UUID] = set()
         try:
