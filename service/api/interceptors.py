@@ -53,7 +53,7 @@ from service.telemetry.current import current_trace_id
 UNKNOWN_METHOD = "_OTHER"
 """What a method is called in the records where there is none (OpenTelemetry's word for it)."""
 
-MAX_CALLS_DEFAULT = 4_096
+MAX_CALLS_DEFAULT = 1_024
 _CLOCKS_DIFFER_S = 0.05
 """A client's deadline began before its call was here, by as long as that took."""
 

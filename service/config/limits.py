@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from service.config.reading import Reader, integer
@@ -77,12 +77,31 @@ def limit_contradictions(limits: Limits) -> Iterator[str]:
             )
 
 
-def read_limits(read: Reader) -> Limits:
-    """Every limit, by itself."""
+_HOLD_MEMORY: Final = frozenset(
+    {
+        "max_requests_read",
+        "max_request_bytes",
+        "max_client_streams",
+        "max_answer_bytes",
+        "max_pending_calls",
+        "max_connections",
+        "max_queued_publish_bytes",
+    }
+)
+"""Their defaults fit HOOKLINE_MEMORY_MB."""
+
+
+def read_limits(read: Reader, fitting: Callable[[int, int], int]) -> Limits:
+    """Every limit, by itself; `fitting` turns a default and the most into what memory allows."""
     default = Limits()
+
+    def default_of(name: str) -> int:
+        value: int = getattr(default, name)
+        return fitting(value, _BOUNDS[name][1]) if name in _HOLD_MEMORY else value
+
     return Limits(
         **{
-            name: read(name.upper(), integer(*bounds), getattr(default, name))
+            name: read(name.upper(), integer(*bounds), default_of(name))
             for name, bounds in _BOUNDS.items()
         }
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from service.config import memory
 from service.config.egress import EgressSettings, read_egress
 from service.config.limits import limit_contradictions, read_limits
 from service.config.otel import read_prometheus, read_telemetry
@@ -111,6 +112,8 @@ class Settings:
     path_pool_size: int
     publish_lock_wait_s: float
     """HOOKLINE_POOL_SIZE: connections for API calls; the data path has a few of its own"""
+    memory_mb: int
+    """HOOKLINE_MEMORY_MB: the ceiling of one process, from which bounds derive"""
     max_in_flight: int
     """HOOKLINE_MAX_IN_FLIGHT: deliveries sent and not yet recorded, of one node"""
     max_calls: int
@@ -161,8 +164,14 @@ class Settings:
         read.command_timeout_s = read(
             "SECRET_COMMAND_TIMEOUT_S", number(1, 300, "seconds"), COMMAND_TIMEOUT_S
         )
+        memory_mb = read("MEMORY_MB", integer(memory.LEAST_MB, 1_048_576), memory.DEFAULT_MB)
+
+        def fitting(default: int, most: int) -> int:
+            return min(most, memory.scaled(default, memory_mb))
+
         return cls(
             role=role,
+            memory_mb=memory_mb,
             listen=read("LISTEN", parse_address, ListenAddress("127.0.0.1", 50051)),
             database_url=read.secret("DATABASE_URL", parse_database_url, None),
             data_dir=read("DATA_DIR", parse_path, Path(".hookline")),
@@ -188,12 +197,16 @@ class Settings:
             pool_size=read("POOL_SIZE", integer(2, 100), 8),
             path_pool_size=read("PATH_POOL_SIZE", integer(1, 100), 2),
             publish_lock_wait_s=read("PUBLISH_LOCK_WAIT_S", number(0.1, 60, "seconds"), 2.0),
-            max_in_flight=read("MAX_IN_FLIGHT", integer(1, 20_000), 2_000),
-            max_calls=read("MAX_CALLS", integer(1, 100_000), 4_096),
+            max_in_flight=read("MAX_IN_FLIGHT", integer(1, 20_000), fitting(2_000, 20_000)),
+            max_calls=read("MAX_CALLS", integer(1, 100_000), fitting(1_024, 100_000)),
             max_cached_keys=read("MAX_CACHED_KEYS", integer(100, 1_000_000), 10_000),
-            max_queued_deliveries=read("MAX_QUEUED_DELIVERIES", integer(100, 10_000_000), 50_000),
+            max_queued_deliveries=read(
+                "MAX_QUEUED_DELIVERIES", integer(100, 10_000_000), fitting(50_000, 10_000_000)
+            ),
             max_queued_delivery_bytes=read(
-                "MAX_QUEUED_DELIVERY_BYTES", integer(_MIB, 4096 * _MIB, "bytes"), 64 * _MIB
+                "MAX_QUEUED_DELIVERY_BYTES",
+                integer(_MIB, 4096 * _MIB, "bytes"),
+                fitting(64 * _MIB, 4096 * _MIB),
             ),
             stop_grace_s=read("STOP_GRACE_S", number(0, 600, "seconds"), MAX_TIMEOUT_S + 5),
             log_format=read(
@@ -203,7 +216,7 @@ class Settings:
                 "LOG_LEVEL", one_of(LogLevel), LogLevel.WARNING if is_dev else LogLevel.INFO
             ),
             telemetry=read_telemetry(read.environ, read.problems, read_prometheus(read)),
-            limits=read_limits(read),
+            limits=read_limits(read, fitting),
         )
 
     @property
@@ -253,4 +266,15 @@ class Settings:
         problems += self.tls.contradictions(self.listen)
         problems += self.tokens.contradictions()
         problems += limit_contradictions(self.limits)
+        held = memory.parts(
+            self.limits,
+            max_calls=self.max_calls,
+            pool_size=self.pool_size,
+            max_in_flight=self.max_in_flight,
+            max_queued_deliveries=self.max_queued_deliveries,
+            max_queued_delivery_bytes=self.max_queued_delivery_bytes,
+            max_cached_keys=self.max_cached_keys,
+        )
+        if problem := memory.contradiction(self.memory_mb, list(held)):
+            problems.append(problem)
         return problems

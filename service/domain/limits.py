@@ -60,7 +60,7 @@ class Limits:
     """How long a request is awaited (HOOKLINE_REQUEST_TIMEOUT_S)."""
     max_request_bytes: int = 32 * 1024 * 1024
     """Requests that were read and whose calls run (HOOKLINE_MAX_REQUEST_BYTES)."""
-    max_client_streams: int = 24
+    max_client_streams: int = 20
     """Calls that send a stream of messages (HOOKLINE_MAX_CLIENT_STREAMS)."""
     max_answer_bytes: int = 48 * 1024 * 1024
     """Answers that are not taken yet (HOOKLINE_MAX_ANSWER_BYTES)."""
