@@ -37,6 +37,8 @@ _VIOLATION_STEPS: Final = 500
 """What it takes to describe one violation, without the copy of the data that it carries."""
 _COPIED_BYTES_PER_STEP: Final = 20
 _MAX_NESTING: Final = 64
+_MAX_PATTERN_BYTES: Final = 1024 * 1024
+"""The automata of all patterns of a schema: what they take to compile, and keep in memory."""
 _MAX_WORK: Final = 50_000
 """Edges of the graph that are looked at, over all depths, before no bound is found."""
 
@@ -171,6 +173,7 @@ class _Graph:
         self._pattern_size = pattern_size
         self._nodes: dict[int, _Node] = {}
         self._unread: list[tuple[Any, int]] = []
+        self._pattern_bytes = 0
 
     def read(self) -> None:
         """Find all subschemas. Raises `_NoBoundError`."""
@@ -264,6 +267,9 @@ class _Graph:
     def _steps_of_pattern(self, pattern: Any) -> int:  # noqa: ANN401 - any JSON
         size = self._pattern_size(pattern) if isinstance(pattern, str) else None
         if size is None:
+            raise _NoBoundError
+        self._pattern_bytes += size
+        if self._pattern_bytes > _MAX_PATTERN_BYTES:
             raise _NoBoundError
         return 1 + size // 1024
 

@@ -113,6 +113,21 @@ def test_no_hostile_check_counts_as_quick(schema: str, data: bytes) -> None:
     assert found is None or found.to_check(data) > 100 * STEPS_PER_MS
 
 
+def test_patterns_that_are_small_each_and_large_together_have_no_bound() -> None:
+    """A schema is compiled on the event loop if it has one, and kept in memory."""
+    asked: list[str] = []
+
+    def size(pattern: str) -> int | None:
+        asked.append(pattern)
+        return pattern_size(pattern)
+
+    patterns = [{"pattern": rf"\S{{{n},99}}"} for n in range(1, 99)]
+    assert cost_of(json.dumps({"allOf": patterns[:2]}), size, DEPTH) is not None
+    asked.clear()
+    assert cost_of(json.dumps({"allOf": patterns}), size, DEPTH) is None
+    assert len(asked) < 10
+
+
 def test_what_a_schema_may_copy_into_each_violation_counts() -> None:
     small, large = cost({"enum": ["x"]}), cost({"enum": ["x" * 10_000]})
     assert small is not None
