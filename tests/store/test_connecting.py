@@ -1,0 +1,150 @@
+"""What each connection finds out: whether its server may be used, and on which history it is."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from service.domain.errors import Reason, UnavailableError
+from service.store.connecting import History
+from service.store.database import Database
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A database that is open."""
+    opened = Database(database_url, pool_size=2)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def known(database: Database) -> History:
+    """What the database took its server for."""
+    history = database._history  # noqa: SLF001 - what is under test
+    assert history is not None
+    return history
+
+
+def pretend(database: Database, history: History) -> None:
+    """Let it have seen another history before."""
+    database._history = history  # noqa: SLF001 - what is under test
+
+
+async def test_a_server_that_is_not_promoted_keeps_its_history(
+    database: Database, database_url: str
+) -> None:
+    other = Database(database_url, pool_size=1)
+    await other.open()
+
+    assert other.history_id == database.history_id
+    await other.close()
+
+
+async def test_of_many_connections_that_find_a_promotion_one_begins_the_history(
+    database: Database, database_url: str
+) -> None:
+    await database.fetch("UPDATE database_history SET timeline = timeline - 1")
+    others = [Database(database_url, pool_size=1) for _ in range(8)]
+    await asyncio.gather(*(other.open() for other in others))
+
+    (found,) = {other.history_id for other in others}
+    assert found != database.history_id
+    for other in others:
+        await other.close()
+
+
+async def test_a_log_that_became_shorter_begins_a_history(database: Database) -> None:
+    """An older copy of the disk has the same timeline."""
+    before = known(database)
+    changes: list[str] = []
+    database.on_history_changed.append(lambda: changes.append("changed"))
+    pretend(database, replace(before, flushed_bytes=before.flushed_bytes + 2**40))
+    session = database.session("test")
+    await session.fetch("SELECT 1")
+
+    assert known(database).history_id != before.history_id
+    assert changes == ["changed"]
+    await session.close()
+
+
+async def test_what_is_connected_to_the_copy_before_is_ended(database: Database) -> None:
+    old = database.session("old")
+    ((pid,),) = await old.fetch("SELECT pg_backend_pid()")
+    pretend(database, replace(known(database), history_id=uuid4()))
+    new = database.session("new")
+    await new.fetch("SELECT 1")
+
+    ((now,),) = await old.fetch("SELECT pg_backend_pid()")
+    assert now != pid
+    await old.close()
+    await new.close()
+
+
+async def test_the_primary_of_before_a_failover_is_refused(database: Database) -> None:
+    newer = replace(known(database), history_id=uuid4(), timeline=known(database).timeline + 1)
+    pretend(database, newer)
+    session = database.session("test")
+
+    with pytest.raises(UnavailableError, match="the primary of before a failover") as refusal:
+        await session.fetch("SELECT 1")
+
+    assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
+    assert known(database) is newer
+
+
+async def test_a_statement_made_on_another_history_is_not_run(database: Database) -> None:
+    session = database.session("test")
+    await session.fetch("CREATE TABLE t (n integer)", history_id=database.history_id)
+
+    with pytest.raises(UnavailableError, match="another copy"):
+        await session.fetch("INSERT INTO t VALUES (1)", history_id=uuid4())
+    with pytest.raises(UnavailableError, match="another copy"):
+        async with session.transaction(uuid4()):
+            pass
+
+    assert await session.fetch("SELECT FROM t") == []
+    await session.close()
+
+
+async def test_a_session_whose_history_changed_runs_nothing_once(database: Database) -> None:
+    """Its caller made the statement of what it had read before, whether it says so or not."""
+    session = database.session("test")
+    await session.fetch("CREATE TABLE t (n integer)")
+    await database.fetch("UPDATE database_history SET timeline = timeline - 1")
+    other = database.session("other")
+    await other.open()  # finds the other history, and ends the connections of this one
+
+    with pytest.raises(UnavailableError, match="another copy"):
+        await session.fetch("INSERT INTO t VALUES (1)")
+    await session.fetch("INSERT INTO t VALUES (2)")
+
+    assert [row["n"] for row in await session.fetch("SELECT n FROM t")] == [2]
+    await session.close()
+    await other.close()
+
+
+async def test_each_connection_checks_the_server(database: Database, database_url: str) -> None:
+    """The address may lead to a standby by now."""
+    connection = await asyncpg.connect(database_url)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    session = database.session("test")
+
+    with pytest.raises(UnavailableError, match="it is read-only") as refusal:
+        await session.fetch("SELECT 1")
+    assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
+
+    await connection.execute("SET default_transaction_read_only = off")
+    await connection.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+    assert len(await session.fetch("SELECT 1")) == 1
+    await connection.close()
+    await session.close()
