@@ -181,7 +181,9 @@ class Engine:
         self, settings: Settings, path: Database, random: Random, instruments: Instruments
     ) -> Publisher:
         self.quota = PendingQuota(BacklogStore(path), settings.limits.max_pending_per_tenant)
-        self.matcher = matcher = Matcher(path)
+        self.matcher = matcher = Matcher(
+            path, max_index_bytes=settings.max_index_bytes, random=random
+        )
         builder = GroupBuilder(self.time, random, self.lanes)
         wait_s = settings.publish_lock_wait_s
 

@@ -124,6 +124,8 @@ class Settings:
     """HOOKLINE_MAX_QUEUED_DELIVERIES: in memory, of one node; others wait in Postgres"""
     max_queued_delivery_bytes: int
     """HOOKLINE_MAX_QUEUED_DELIVERY_BYTES: the data of these"""
+    max_index_bytes: int
+    """HOOKLINE_MAX_INDEX_BYTES: subscriptions in memory to match events by, of one node"""
     stop_grace_s: float
     """HOOKLINE_STOP_GRACE_S: what a clean stop may wait for calls and deliveries under way"""
     log_format: LogFormat
@@ -207,6 +209,9 @@ class Settings:
                 "MAX_QUEUED_DELIVERY_BYTES",
                 integer(_MIB, 4096 * _MIB, "bytes"),
                 fitting(64 * _MIB, 4096 * _MIB),
+            ),
+            max_index_bytes=read(
+                "MAX_INDEX_BYTES", integer(_MIB, 65_536 * _MIB, "bytes"), 128 * _MIB
             ),
             stop_grace_s=read("STOP_GRACE_S", number(0, 600, "seconds"), MAX_TIMEOUT_S + 5),
             log_format=read(

@@ -3,6 +3,7 @@
     publish             validate, match in memory, store in a group commit, hand over
       catalog           is its type accepted, and its data right
       matching          which subscriptions it goes to
+      index_cache       the tenants' indexes in memory, up to so many bytes
       quota             how much its tenant may have pending
       publish_queue     which call is stored next
       group             calls that share one commit

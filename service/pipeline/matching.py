@@ -12,7 +12,7 @@ for other subscriptions, so an index of another history counts for nothing.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from random import Random
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,6 +20,7 @@ import structlog
 from service.domain.errors import NotFoundError, Reason
 from service.domain.event import RESERVED_TYPE_PREFIX
 from service.domain.names import tenant_name
+from service.pipeline.index_cache import IndexCache
 from service.store.database import OutcomeUnknownError, history_changed, unavailable
 from service.store.routes import load_index
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-MAX_TENANTS = 10_000
-"""Indexes held at once; the least recently used are read again when they are needed."""
+MAX_INDEX_BYTES = 128 * 1024 * 1024
+"""Indexes held at once; others are read again when they are needed."""
 MAX_REMEMBERED = 4_000_000
 """Subscriptions in the remembered answers of all indexes together: about 32 MB."""
 ANSWER_WEIGHT = 32
@@ -120,6 +121,11 @@ class TenantIndex:
         else:
             del self._exact[pattern]
 
+    @property
+    def subscription_count(self) -> int:
+        """How many subscriptions it holds."""
+        return len(self._routes)
+
     def match(self, event_type: str) -> tuple[IndexRow, ...]:
         """The subscriptions whose patterns cover a type, each once."""
         found = self._cached.get(event_type)
@@ -140,22 +146,24 @@ class TenantIndex:
 
 
 class Matcher:
-    """The indexes of all tenants that publish here, the most recently used of them."""
+    """The indexes of the tenants that publish here, as far as there is room for them."""
 
-    def __init__(self, reader: IndexReader, *, max_tenants: int = MAX_TENANTS) -> None:
+    def __init__(
+        self,
+        reader: IndexReader,
+        *,
+        max_index_bytes: int = MAX_INDEX_BYTES,
+        random: Random | None = None,
+    ) -> None:
         self._reader = reader
-        self._max_tenants = max_tenants
-        self._indexes: OrderedDict[str, TenantIndex] = OrderedDict()
+        self._indexes = IndexCache(max_index_bytes, random or Random())  # noqa: S311 - no secret
         self._answers = Answers()
         self._reloads: dict[str, asyncio.Task[TenantIndex]] = {}
         self.reads = 0
 
     def cached(self, tenant_id: str) -> TenantIndex | None:
         """The index that memory holds, if it does."""
-        index = self._indexes.get(tenant_id)
-        if index is not None:
-            self._indexes.move_to_end(tenant_id)
-        return index
+        return self._indexes.get(tenant_id)
 
     def clear(self) -> None:
         """Forget every index: they were read on another history."""
@@ -194,14 +202,14 @@ class Matcher:
             if load is not None and load.tenant_uid == have_uid and load.epoch < have_epoch:
                 # No epoch goes back by itself: whatever moved it, what is known is of no use.
                 _log.warning("epoch_went_back", tenant=tenant_id, had=have_epoch, found=load.epoch)
-                self._indexes.pop(tenant_id, None)
+                self._indexes.pop(tenant_id)
                 known, load = None, await load_index(reader, tenant_id)
         except OutcomeUnknownError as error:
             raise unavailable(error) from error  # it was only read
         if begun_on not in {None, reader.history_id}:
             raise history_changed()
         if load is None:
-            self._indexes.pop(tenant_id, None)
+            self._indexes.pop(tenant_id)
             raise NotFoundError(
                 f"there is no tenant {tenant_id!r}",
                 Reason.TENANT_NOT_FOUND,
@@ -211,7 +219,7 @@ class Matcher:
 
     def _held(self, tenant_id: str, history_id: UUID | None) -> TenantIndex | None:
         """The index that memory holds, if it is of this history."""
-        index = self._indexes.get(tenant_id)
+        index = self._indexes.peek(tenant_id)
         return index if index is not None and index.history_id == history_id else None
 
     def _take_in(
@@ -230,8 +238,5 @@ class Matcher:
             if index is None or load.is_whole:
                 index = TenantIndex(tenant_id, load.tenant_uid, self._answers, history_id)
             index.apply(load.epoch, load.changed)
-        self._indexes[tenant_id] = index
-        self._indexes.move_to_end(tenant_id)
-        while len(self._indexes) > self._max_tenants:
-            self._indexes.popitem(last=False)
+        self._indexes.put(tenant_id, index)
         return index

@@ -118,7 +118,7 @@ class Rig:
     has_word: bool = False
     """Whether it tells other nodes and hears from them; else it learns all by polling."""
     place: str = ""
-    max_tenants: int = 10_000
+    max_index_bytes: int = 1 << 27
     publish_timeout_s: float = 10.0
     lock_timeout_s: float = 60.0
     """Of the group commit: a rival's lock holds up everybody for as long as a test looks at it."""
@@ -207,7 +207,9 @@ class Rig:
         )
 
     def _make_publishing(self) -> None:
-        self.matcher = Matcher(self.database, max_tenants=self.max_tenants)
+        self.matcher = Matcher(
+            self.database, max_index_bytes=self.max_index_bytes, random=self.random
+        )
         self.builder = GroupBuilder(self.time, self.random, self.lanes)
         self.publish_store = PublishStore(
             self._session("publish", self.publish_timeout_s), KEY_WINDOW_S, self.lock_timeout_s

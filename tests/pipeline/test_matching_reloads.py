@@ -123,7 +123,7 @@ class DelayedReader:
 async def test_an_older_load_never_replaces_a_newer(rig: Rig, subscriptions: Subscriptions) -> None:
     """Whole or in part, and whatever has made room meanwhile."""
     slow = DelayedReader(rig.database)
-    matcher = Matcher(rig.database, max_tenants=1)
+    matcher = Matcher(rig.database, max_index_bytes=1)
     await rig.tenant("globex")
 
     old_whole = asyncio.create_task(matcher.read(slow, "acme"))
@@ -157,7 +157,7 @@ async def test_a_part_is_never_added_to_an_index_older_than_it(
 ) -> None:
     """Else the change between the two would be missing, and the epoch would hide it."""
     slow = DelayedReader(rig.database)
-    matcher = Matcher(rig.database, max_tenants=1)
+    matcher = Matcher(rig.database, max_index_bytes=1)
     await rig.tenant("globex")
 
     whole = asyncio.create_task(matcher.read(slow, "acme"))  # sees no subscription
@@ -180,7 +180,7 @@ async def test_two_indexes_of_a_tenant_in_one_group_write_under_the_older_epoch(
     database_url: str,
 ) -> None:
     """A call that waits may hold an index that has made room, beside one that was read after it."""
-    async with running(database_url, max_tenants=1) as rig:
+    async with running(database_url, max_index_bytes=1) as rig:
         acme, *_ = [await rig.tenant(name) for name in ("acme", "globex", "zeta")]
         await rig.subscription(acme, TARGET, schedule_s=[90.0])
 
@@ -243,17 +243,6 @@ async def test_a_read_that_is_lost_stored_nothing(rig: Rig) -> None:
             await matcher.reload("acme")
         assert (await matcher.reload("acme")).tenant_id == "acme"
         await database.close()
-
-
-async def test_the_indexes_held_are_bounded(rig: Rig) -> None:
-    matcher = Matcher(rig.database, max_tenants=2)
-    for tenant in ("a", "b", "c"):
-        await rig.tenant(tenant)
-        await matcher.index(tenant)
-    assert matcher.cached("a") is None
-    assert matcher.cached("b") is not None
-    await matcher.index("a")
-    assert matcher.cached("c") is None, "the least recently used goes first"
 
 
 async def test_a_tenant_that_never_rests_is_published_to_all_the_same(rig: Rig) -> None:

@@ -136,7 +136,7 @@ async def test_a_split_group_keeps_the_order_of_a_tenant_that_moved_on(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first half is matched again; the second, by a newer index, could be stored at once."""
-    monkeypatch.setattr("service.pipeline.matching.MAX_TENANTS", 1)  # each reload is from scratch
+    monkeypatch.setattr(rig.matcher._indexes, "_max_bytes", 1)  # noqa: SLF001 - each reload is whole
     tenant_uid = await rig.tenant("acme")
     await rig.tenant("globex")
     await rig.publisher.publish("acme", [order_created(0)])
