@@ -25,6 +25,7 @@ from service.pipeline.quota import PendingQuota
 from service.pipeline.record import Recorder
 from service.pipeline.refill import Refiller
 from service.pipeline.replay import Operator
+from service.pipeline.sweep import Sweeper
 from service.pipeline.targets import LaneConfigs
 from service.pipeline.timers import Timers
 from service.pipeline.trial import Trial
@@ -52,7 +53,7 @@ from service.webhook.transport import TransportLimits, WebhookTransport
 USER_AGENT: Final = f"hookline/{VERSION}"
 KEY_WINDOW_S: Final = 72 * 3_600.0
 """How long an idempotency key is remembered; the contract names it."""
-SESSIONS: Final = 9
+SESSIONS: Final = 10
 """Connections that a node has beside the pool of the calls: the data path's, and the door's."""
 LOOKUP_TIMEOUT_S: Final = 3.0
 """What looking up an API key may take."""
@@ -80,13 +81,7 @@ class Engine:
         self.time = time = DatabaseTime(clock)
         self.timers = Timers(clock)
         session = path.session
-        self.lanes = Lanes(
-            clock,
-            self.timers,
-            self._owns,
-            max_queued_jobs=settings.max_queued_deliveries,
-            max_queued_bytes=settings.max_queued_delivery_bytes,
-        )
+        self.lanes = self._make_lanes(settings, clock)
         self.ownership = Ownership(
             OwnershipStore(session("ownership", timeout_s=settings.lease_s / 3)),
             self.lanes,
@@ -108,11 +103,13 @@ class Engine:
             path, secrets, self.lanes, self.timers, clock, time, user_agent=USER_AGENT
         )
         record, refill, changes = session("record"), session("refill"), session("changes")
-        self._sessions = (record, refill, changes)
+        sweep = session("sweep")
+        self._sessions = (record, refill, changes, sweep)
         self.changes = Changes(LaneStore(changes), self.lanes, configs, self.catalog)
-        self.refiller = Refiller(LaneStore(refill), self.lanes, self.ownership, configs)
+        self.refiller = Refiller(LaneStore(refill), self.lanes, configs)
+        self.sweeper = Sweeper(LaneStore(sweep), self.lanes, self.ownership, time, clock)
         self.notifier = Notifier(
-            NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.refiller
+            NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.sweeper
         )
         self.key_lookup = ApiKeyLookup(session("access", timeout_s=LOOKUP_TIMEOUT_S))
         self.publisher = self._make_publisher(settings, path, random, instruments)
@@ -133,7 +130,7 @@ class Engine:
 
     def _connect_parts(self, path: Database) -> None:
         """Let ownership see who does its work, and all forget what a lost database had told."""
-        self.ownership.workers = (self.recorder, self.refiller)
+        self.ownership.workers = (self.recorder, self.refiller, self.sweeper)
         path.on_history_changed += [
             self.ownership.history_changed,
             self.matcher.clear,
@@ -151,6 +148,16 @@ class Engine:
         """Close those that no part has closed, since it was never started."""
         for session in self._sessions:
             await session.close()
+
+    def _make_lanes(self, settings: Settings, clock: Clock) -> Lanes:
+        return Lanes(
+            clock,
+            self.timers,
+            self._owns,
+            max_queued_jobs=settings.max_queued_deliveries,
+            max_queued_bytes=settings.max_queued_delivery_bytes,
+            max_lane_bytes=settings.max_lane_bytes,
+        )
 
     def _make_sending(
         self, settings: Settings, record: Session, random: Random, instruments: Instruments

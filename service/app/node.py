@@ -187,6 +187,8 @@ class App:
         push(self._wait_for, engine.deliverer.stop)
         push(engine.refiller.stop)
         engine.refiller.start()
+        push(engine.sweeper.stop)
+        engine.sweeper.start()
         push(engine.quota.stop)
         engine.quota.start()
         push(self._wait_for, engine.publisher.stop)

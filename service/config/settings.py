@@ -126,6 +126,8 @@ class Settings:
     """HOOKLINE_MAX_QUEUED_DELIVERY_BYTES: the data of these"""
     max_index_bytes: int
     """HOOKLINE_MAX_INDEX_BYTES: subscriptions in memory to match events by, of one node"""
+    max_lane_bytes: int
+    """HOOKLINE_MAX_LANE_BYTES: of the subscriptions that a node has in memory, about"""
     stop_grace_s: float
     """HOOKLINE_STOP_GRACE_S: what a clean stop may wait for calls and deliveries under way"""
     log_format: LogFormat
@@ -213,6 +215,7 @@ class Settings:
             max_index_bytes=read(
                 "MAX_INDEX_BYTES", integer(_MIB, 65_536 * _MIB, "bytes"), 128 * _MIB
             ),
+            max_lane_bytes=read("MAX_LANE_BYTES", integer(_MIB, 4096 * _MIB, "bytes"), 64 * _MIB),
             stop_grace_s=read("STOP_GRACE_S", number(0, 600, "seconds"), MAX_TIMEOUT_S + 5),
             log_format=read(
                 "LOG_FORMAT", one_of(LogFormat), LogFormat.CONSOLE if is_dev else LogFormat.JSON

@@ -18,7 +18,9 @@
       shares            how much of the node's memory each may take
       waiting, timers   what waits for its time
       lane_views        how they stand, for an operator
-    refill, intake      what fills them from the hot table, however word was lost
+    sweep               which lanes lack something that is due, however word was lost
+    refill, intake      what fills them from the hot table
+      refill_queue      whose lane is read next
       key_order         what an ordered lane knows of its keys
       ordered           how it is filled: of each key the earliest, alone
     targets             what lanes must know of their subscriptions

@@ -146,8 +146,12 @@ class Changes:
                 continue
             lane = self._lanes.get(uid)
             if lane is None:
-                if change.kind == "DELIVERY" and self._lanes.owns(bucket_of(uid)):
+                if not self._lanes.owns(bucket_of(uid)):
+                    continue
+                if change.kind == "DELIVERY":
                     self._lanes.touch(uid, bucket_of(uid))  # retried, perhaps
+                elif change.kind == "SUBSCRIPTION":
+                    self._lanes.changed(uid, bucket_of(uid))  # resumed, perhaps
                 continue
             if change.kind == "DELIVERY" and change.delivery_id is not None:
                 self._lanes.forget(lane, change.delivery_id, change.key_hash)

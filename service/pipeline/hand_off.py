@@ -52,7 +52,7 @@ class GroupBuilder:
         group.announced.clear()
         if may_have_written:
             for row in group.rows.deliveries:
-                self._lanes.touch(row[5], row[1])
+                self._lanes.touch(row[5], row[1], tenant_uid=row[0])
 
     def hand_over(self, group: Group, passed: set[UUID]) -> None:
         """What was committed goes straight into the lanes that this node owns.
@@ -73,7 +73,7 @@ class GroupBuilder:
                     continue  # due later: the sweep finds it in time
                 lane = lanes.get(row[5])
                 if lane is None:
-                    lanes.touch(row[5], row[1])
+                    lanes.touch(row[5], row[1], tenant_uid=row[0])
                     continue
                 if row[7] is not None:
                     lanes.next_of_key(lane, row[7])

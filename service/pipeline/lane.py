@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from service.domain.attempt import AttemptOutcome
 from service.domain.delivery import GONE, THROTTLES, Budget
@@ -17,7 +18,6 @@ from service.pipeline.key_order import KeyOrder
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from uuid import UUID
 
     from service.domain.attempt import Outcome
     from service.domain.event import Event
@@ -32,6 +32,10 @@ CIRCUIT_FAILURES = 10
 """Failures in a row that open a lane's circuit."""
 CIRCUIT_BACKOFF_S = 5.0
 CIRCUIT_BACKOFF_MAX_S = 300.0
+LANE_BYTES = 3_500
+"""What a lane takes of memory with a plain target and nothing queued, measured; see `ADR 35`."""
+CONFIG_BYTES, ENDPOINT_BYTES, HEADER_BYTES = 2_400, 500, 120
+UNKNOWN_TENANT = UUID(int=0)
 ENOUGH_QUEUED = 16
 """With more in its queue, a lane does not heed the word of another node yet."""
 
@@ -129,6 +133,14 @@ class LaneConfig:
     failing_since_us: int | None
     """Database time in Unix microseconds."""
 
+    @property
+    def memory_bytes(self) -> int:
+        """What a lane takes of memory with it, about; nothing of what is queued."""
+        endpoints = self.target.endpoints
+        headers = [header for endpoint in endpoints for header in endpoint.headers]
+        texts = sum(len(name) + len(value) + HEADER_BYTES for name, value in headers)
+        return CONFIG_BYTES + ENDPOINT_BYTES * len(endpoints) + texts
+
 
 class Lane:
     """The queue of one subscription, and what it knows of its target."""
@@ -146,13 +158,16 @@ class Lane:
         "has_turn",
         "heard_s",
         "in_flight",
+        "is_being_read",
         "is_deleted",
         "is_doubtful",
         "is_gone",
         "is_outdated",
         "is_read_stale",
         "is_told",
+        "is_used",
         "known",
+        "memory_bytes",
         "name",
         "order",
         "paced_until_s",
@@ -163,15 +178,18 @@ class Lane:
         "state",
         "streak",
         "subscription_uid",
+        "tenant_uid",
         "timed",
         "unrecorded",
+        "waits_for_refill",
         "watched_expiry",
         "window",
     )
 
-    def __init__(self, subscription_uid: UUID, bucket: int) -> None:
-        self.subscription_uid = subscription_uid
-        self.bucket = bucket
+    def __init__(
+        self, subscription_uid: UUID, bucket: int, tenant_uid: UUID = UNKNOWN_TENANT
+    ) -> None:
+        self.subscription_uid, self.bucket, self.tenant_uid = subscription_uid, bucket, tenant_uid
         self.config: LaneConfig | None = None
         self.name = str(subscription_uid)
         """The subscription's resource name, once it is known."""
@@ -199,10 +217,8 @@ class Lane:
         self.unrecorded = 0
         """Sent and not yet recorded."""
         self.window = 1.0
-        self.failures = 0
-        """In a row, and recorded."""
-        self.streak = 0
-        """The same, recorded or not."""
+        self.failures = self.streak = 0
+        """In a row: those that are recorded, and all."""
         self.failing_since_us: int | None = None
         self.circuit_backoff_s = 0.0
         """Above zero: the circuit is open, or half open once `rests_until_s` has come."""
@@ -210,7 +226,6 @@ class Lane:
         """Until then nothing is sent, and nothing is read either."""
         self.paced_until_s = 0.0
         """Until then nothing is sent: its rate."""
-        self.has_turn = False
         self.is_doubtful, self.heard_s = True, 0.0
         """Whether its target does not answer well, and when it was last heard (`sending.py`)."""
         self.is_deleted = False
@@ -221,13 +236,24 @@ class Lane:
         """Memory has forgotten it: its bucket is another's, or another lane stands in its place."""
         self.watched_expiry: datetime | None = None
         """The end of a secret's overlap that a timer waits for."""
+        self.memory_bytes = LANE_BYTES  # what it counts for against the bytes that lanes may take
+        self.is_used = True  # since eviction last came by
+        # In the round of those that may send; in the refill queue; taken from it and not done with.
+        self.has_turn = self.waits_for_refill = self.is_being_read = False
 
-    @property
-    def tenant_uid(self) -> UUID:
-        """Whose it is; known once it is configured."""
-        if self.config is None:
-            raise LookupError("the lane is not configured")
-        return self.config.tenant_uid
+    def may_be_evicted(self, now_s: float) -> bool:
+        """Whether nothing is lost with it but what Postgres has, or is read anew.
+
+        Deliveries that wait for their time may go: a sweep finds them when they are due.
+        """
+        return not (
+            self.queue
+            or self.unrecorded
+            or self.announced
+            or self.waits_for_refill
+            or self.is_being_read
+            or self.paced_until_s > now_s
+        )
 
     def holds(self, delivery_id: UUID) -> bool:
         """Whether memory has this delivery, or is about to be handed it."""
@@ -316,14 +342,17 @@ class Lane:
         if before is not None and config.version < before.version:
             return False
         self.config = config
+        self.tenant_uid = config.tenant_uid
         self.name = config.name
         self.fault = ""
         self.is_outdated = False
         if config.is_ordered and self.order is None:
             self.order = KeyOrder()
         if before is None:
-            self.window = float(config.max_in_flight)
             self.failing_since_us = config.failing_since_us
+            if config.failing_since_us is not None and not self.is_circuit_open:
+                self.circuit_backoff_s = CIRCUIT_BACKOFF_S  # half open: one probe tells
+            self.window = 1.0 if self.is_circuit_open else float(config.max_in_flight)
             return True
         self.window = min(self.window, float(config.max_in_flight))
         if config.state is not before.state or config.url != before.url:

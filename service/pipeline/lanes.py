@@ -23,12 +23,22 @@ take turns within a tenant, and tenants between them; `shares.py` says how much 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from service.domain.subscription import SubscriptionState
-from service.pipeline.lane import CIRCUIT_FAILURES, Job, Lane, LaneState
+from service.pipeline.lane import (
+    CIRCUIT_FAILURES,
+    LANE_BYTES,
+    UNKNOWN_TENANT,
+    Job,
+    Lane,
+    LaneState,
+)
 from service.pipeline.lane_views import LaneCounts, LaneView, counts_of, top_of
+from service.pipeline.refill_queue import RefillQueue
 from service.pipeline.sending import Sending
 from service.pipeline.shares import Shares
 from service.pipeline.telling import tell_circuit_opened
@@ -47,6 +57,23 @@ __all__ = ["LaneCounts", "LaneView", "Lanes"]
 
 FAULT_PAUSE_S = 30.0
 """How long a lane that cannot be made ready is left alone."""
+REST_BYTES = 500
+"""What is kept of a lane that was evicted while it rests, with its timer."""
+EVICTION_STEPS = 64
+"""How many lanes are looked at to make room for one."""
+FULL_S = 0.01
+"""How long none are looked at where none of so many could go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What is kept of a lane that was evicted before it may be read again."""
+
+    bucket: int
+    tenant_uid: UUID
+    until_s: float
+    circuit_backoff_s: float
+    failures: int
 
 
 class Lanes:
@@ -60,12 +87,22 @@ class Lanes:
         *,
         max_queued_jobs: int = 50_000,
         max_queued_bytes: int = 64 * 1024 * 1024,
+        max_lane_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self._clock = clock
         self._timers = timers
         self._owns = owns
-        self._by_uid: dict[UUID, Lane] = {}
-        self._wanted: dict[UUID, Lane] = {}
+        self._by_uid: OrderedDict[UUID, Lane] = OrderedDict()
+        """In the order in which eviction looks at them."""
+        self._resting: OrderedDict[UUID, Rest] = OrderedDict()
+        """Of lanes that were evicted; longest ago first."""
+        self._lane_bytes = 0
+        """Of both."""
+        self._max_lane_bytes = max_lane_bytes
+        self._full_until_s = 0.0
+        self._stalled: dict[Lane, None] = {}
+        """Lanes that lack something that is due, and for which there was no room."""
+        self.refills = RefillQueue(max(1, max_lane_bytes // (2 * LANE_BYTES)))
         self.shares = Shares(max_queued_jobs, max_queued_bytes)
         self.sending = Sending(clock, timers, self.shares)
         self.waiting = Waiting(clock, timers, self.shares, self.sending)
@@ -73,8 +110,10 @@ class Lanes:
         self.sending.on_quiet = self._quieted
         self.on_wanted: Callable[[], None] = lambda: None
         """Called when a lane wants to be refilled."""
-        self.on_gained: Callable[[], None] = lambda: None
-        """Called when there are more buckets to look into."""
+        self.on_gained: Callable[[Iterable[int]], None] = lambda _buckets: None
+        """Called with buckets of whose lanes memory has none yet."""
+        self.on_left_out: Callable[[int], None] = lambda _bucket: None
+        """Called with the bucket of a lane for which there is no room: it is to be found again."""
         self.on_quiet: Callable[[], None] = lambda: None
         """Called when nothing of a bucket that rests is in flight any more."""
         self.on_foreign: Callable[[UUID, int], None] = lambda _subscription_uid, _bucket: None
@@ -86,6 +125,7 @@ class Lanes:
         """A commit that may write this delivery is about to begin; the lane, if there is one."""
         lane = self._by_uid.get(subscription_uid)
         if lane is not None:
+            lane.is_used = True
             lane.announced.add(delivery_id)
         return lane
 
@@ -113,16 +153,31 @@ class Lanes:
         """Whether the lanes of a bucket are this node's."""
         return self._owns(bucket)
 
-    def touch(self, subscription_uid: UUID, bucket: int, *, is_word: bool = False) -> None:
+    def touch(
+        self,
+        subscription_uid: UUID,
+        bucket: int,
+        *,
+        tenant_uid: UUID = UNKNOWN_TENANT,
+        is_word: bool = False,
+    ) -> None:
         """Something is due that memory may not hold; `is_word`: so another node says."""
         if not self._owns(bucket):
             self.on_foreign(subscription_uid, bucket)
             return
-        lane = self._by_uid.get(subscription_uid)
-        if lane is None:
-            lane = self._by_uid[subscription_uid] = Lane(subscription_uid, bucket)
-        lane.mark_dirty(can_wait=is_word)
-        self._want(lane)
+        lane = self._by_uid.get(subscription_uid) or self._create(
+            subscription_uid, bucket, tenant_uid
+        )
+        if lane is not None:
+            lane.is_used = True
+            lane.mark_dirty(can_wait=is_word)
+            self._want(lane)
+
+    def changed(self, subscription_uid: UUID, bucket: int) -> None:
+        """A subscription was changed of which there is no lane: one may be sent for again."""
+        if self._owns(bucket):
+            self._end_rest(subscription_uid)
+            self.touch(subscription_uid, bucket)
 
     # ----------------------------------------------------------------------- what refills do
 
@@ -171,6 +226,7 @@ class Lanes:
 
     def end_refill(self, lane: Lane, *, found_all: bool, rests_s: float = 0.0) -> None:
         """The read is over: COMPLETE if it found all, and nobody objected. Walks rest `rests_s`."""
+        lane.is_used = True
         complete = found_all and not lane.dirty_since_read
         lane.state = LaneState.COMPLETE if complete else LaneState.DIRTY
         lane.stale.clear()
@@ -184,6 +240,8 @@ class Lanes:
         """What is now true of the lane's subscription; an older read never replaces a newer."""
         if lane.is_gone or not lane.adopt(config):
             return
+        self._lane_bytes += config.memory_bytes - lane.memory_bytes
+        lane.memory_bytes = config.memory_bytes
         if lane.sends():
             self.sending.list_if_ready(lane)
             self._want(lane)
@@ -194,6 +252,7 @@ class Lanes:
         """Its subscription cannot be sent for, by our own fault: what is due waits in Postgres."""
         lane.name, lane.fault = name, fault
         lane.read_again_s = self._clock.boottime_s() + FAULT_PAUSE_S
+        self._wake_after(lane, lane.read_again_s)
         self._empty(lane)
 
     # ------------------------------------------------------------------ what ordered lanes do
@@ -244,7 +303,7 @@ class Lanes:
         now_s = self._clock.boottime_s()
         if lane.rests_until_s <= now_s:
             lane.rests_until_s = now_s + delay_s
-            self._timers.add(lane.rests_until_s, lambda: self._probe(lane))
+            self._wake_after(lane, lane.rests_until_s)
 
     def mismatched(self, job: Job) -> None:
         """Its row was somebody else's meanwhile: memory knows nothing of it any more."""
@@ -261,14 +320,15 @@ class Lanes:
             self._probe(lane)
 
     def failed(self, lane: Lane, failing_since_us: int) -> None:
-        """A recorded failure of the target's: enough of them in a row open the circuit."""
+        """A recorded failure of the target's: enough in a row, or of a probe, open the circuit."""
         lane.failures += 1
         if lane.failing_since_us is None:
             lane.failing_since_us = failing_since_us
-        if lane.failures >= CIRCUIT_FAILURES and lane.open_circuit(self._clock.boottime_s()):
+        is_open = lane.failures >= CIRCUIT_FAILURES or lane.is_circuit_open
+        if is_open and lane.open_circuit(self._clock.boottime_s()):
             tell_circuit_opened(lane, lane.circuit_backoff_s)
             self._empty(lane)
-            self._timers.add(lane.rests_until_s, lambda: self._probe(lane))
+            self._wake_after(lane, lane.rests_until_s)
 
     def deleted(self, lane: Lane) -> None:
         """Its subscription is gone: nothing goes out, what is pending is cancelled in any order."""
@@ -323,17 +383,17 @@ class Lanes:
 
     def buckets_gained(self, buckets: Iterable[int]) -> None:
         """Nothing of theirs is in memory; the sweep that is asked for here finds it."""
-        del buckets
-        self.on_gained()
+        self.on_gained(buckets)
 
     def buckets_lost(self, buckets: Iterable[int]) -> None:
         """Forget everything of these buckets; what is on the wire will not match its fence."""
         gone = set(buckets)
         for lane in [lane for lane in self._by_uid.values() if lane.bucket in gone]:
             self._empty(lane)
-            lane.known.clear()
             lane.config = None
             self._drop(lane)
+        for uid in [uid for uid, rest in self._resting.items() if rest.bucket in gone]:
+            self._end_rest(uid)
 
     def quiet_buckets(self, buckets: Iterable[int]) -> set[int]:
         """Let these buckets rest, and no others; those of which nothing is sent and unrecorded."""
@@ -342,29 +402,47 @@ class Lanes:
         lanes = self._by_uid.values() if surplus else ()
         return surplus - {lane.bucket for lane in lanes if lane.unrecorded}
 
-    def evict_idle(self, keep: int) -> None:
-        """Drop lanes that hold nothing and know nothing, oldest first, until `keep` are left."""
-        surplus = len(self._by_uid) - keep
+    def shrink_to(self, max_bytes: int, most: int | None = None) -> None:
+        """Evict lanes that hold nothing to be sent now, least used first, down to so many bytes.
+
+        At most `most` lanes are looked at. Of one that rests, its health is kept.
+        """
         now_s = self._clock.boottime_s()
-        for lane in list(self._by_uid.values()) if surplus > 0 else ():
-            if surplus <= 0:
+        for _ in range(2 * len(self._by_uid) if most is None else most):
+            if self._lane_bytes <= max_bytes or not self._by_uid:
                 return
-            if (
-                not lane.known
-                and (lane.failures == 0 or lane.is_deleted)  # then nobody asks what it knows
-                and max(lane.rests_until_s, lane.paced_until_s) <= now_s
-                and lane.state is not LaneState.REFILLING
-            ):
-                self._drop(lane)
-                surplus -= 1
+            uid, lane = next(iter(self._by_uid.items()))
+            if lane.is_used or lane in self._stalled or not lane.may_be_evicted(now_s):
+                lane.is_used = False
+                self._by_uid.move_to_end(uid)
+                continue
+            self._drop(lane)
+            self._keep_rest(lane, now_s)
 
     # ------------------------------------------------------------------------------ views
 
-    def take_wanted(self) -> list[Lane]:
-        """The lanes that want a refill and may have one; asking clears the list."""
-        wanted = [lane for lane in self._wanted.values() if self.wants_refill(lane)]
-        self._wanted.clear()
+    def take_wanted(self, most: int | None = None) -> list[Lane]:
+        """Take up to so many lanes out of the refill queue; those that may be read."""
+        taken = self.refills.take(len(self.refills) if most is None else most)
+        wanted: list[Lane] = []
+        now_s = self._clock.boottime_s()
+        for lane in taken:
+            if self.wants_refill(lane):
+                wanted.append(lane)
+            elif lane.needs_reading() and lane.sends() and lane.rests_until_s <= now_s:
+                self._stalled[lane] = None
         return wanted
+
+    def put_back(self, lanes: Iterable[Lane]) -> None:
+        """Queue lanes again whose read has failed."""
+        for lane in lanes:
+            self._want(lane)
+
+    def want_stalled(self) -> None:
+        """Ask again for what there was no room to read."""
+        stalled, self._stalled = self._stalled, {}
+        for lane in stalled:
+            self._want(lane)
 
     def counts(self) -> LaneCounts:
         """How the lanes stand."""
@@ -393,14 +471,66 @@ class Lanes:
             lane.drop(self.sending.dequeue(lane))
         lane.mark_dirty()
 
+    def _create(self, subscription_uid: UUID, bucket: int, tenant_uid: UUID) -> Lane | None:
+        """Create a lane; None where it rests, or memory has no room for it."""
+        rest = self._resting.get(subscription_uid)
+        if rest is not None and rest.until_s > self._clock.boottime_s():
+            return None
+        if not self.refills.allows(tenant_uid) or not self._has_room():
+            self.on_left_out(bucket)
+            return None
+        lane = self._by_uid[subscription_uid] = Lane(subscription_uid, bucket, tenant_uid)
+        self._lane_bytes += lane.memory_bytes
+        if rest is not None:
+            lane.failures, lane.circuit_backoff_s = rest.failures, rest.circuit_backoff_s
+            self._end_rest(subscription_uid)
+        return lane
+
+    def _has_room(self) -> bool:
+        """Whether one more lane fits, once others have given way; not tried again at once."""
+        most, now_s = self._max_lane_bytes - LANE_BYTES, self._clock.boottime_s()
+        if self._lane_bytes > most and now_s >= self._full_until_s:
+            self.shrink_to(most, EVICTION_STEPS)
+            if self._lane_bytes > most:
+                self._full_until_s = now_s + FULL_S
+        return self._lane_bytes <= most
+
     def _drop(self, lane: Lane) -> None:
         lane.is_gone = True
+        lane.known.clear()
         del self._by_uid[lane.subscription_uid]
-        self._wanted.pop(lane.subscription_uid, None)
+        self._lane_bytes -= lane.memory_bytes
+        self._stalled.pop(lane, None)
+
+    def _keep_rest(self, lane: Lane, now_s: float) -> None:
+        """Keep the health of a lane that is dropped, until it may be read; of half the memory."""
+        until_s = max(lane.rests_until_s, lane.read_again_s if lane.fault else 0.0)
+        if lane.is_deleted or until_s <= now_s:
+            return
+        while self._resting and 2 * REST_BYTES * len(self._resting) >= self._max_lane_bytes:
+            self._end_rest(next(iter(self._resting)))
+        self._resting[lane.subscription_uid] = Rest(
+            lane.bucket, lane.tenant_uid, until_s, lane.circuit_backoff_s, lane.failures
+        )
+        self._lane_bytes += REST_BYTES
+
+    def _end_rest(self, subscription_uid: UUID) -> None:
+        if self._resting.pop(subscription_uid, None) is not None:
+            self._lane_bytes -= REST_BYTES
+
+    def _wake_after(self, lane: Lane, at_s: float) -> None:
+        """Look at a lane at a moment, or have it created again where it was evicted by then."""
+        self._timers.add(at_s, partial(self._rest_is_over, lane.subscription_uid))
+
+    def _rest_is_over(self, subscription_uid: UUID) -> None:
+        lane, rest = self._by_uid.get(subscription_uid), self._resting.get(subscription_uid)
+        if lane is not None:
+            self._probe(lane)
+        elif rest is not None:
+            self.touch(subscription_uid, rest.bucket, tenant_uid=rest.tenant_uid)
 
     def _want(self, lane: Lane) -> None:
-        if not lane.is_gone and lane.needs_reading():
-            self._wanted[lane.subscription_uid] = lane
+        if not lane.is_gone and lane.needs_reading() and self.refills.join(lane):
             self.on_wanted()
 
     def _probe(self, lane: Lane) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from service.pipeline.changes import Changes
     from service.pipeline.lanes import Lanes
     from service.pipeline.ownership import Ownership
-    from service.pipeline.refill import Refiller
+    from service.pipeline.sweep import Sweeper
     from service.store.notifying import NotifyStore
 
 _log = structlog.get_logger(__name__)
@@ -63,13 +63,13 @@ class Notifier:
         ownership: Ownership,
         lanes: Lanes,
         changes: Changes,
-        refiller: Refiller,
+        sweeper: Sweeper,
     ) -> None:
         self._store = store
         self._ownership = ownership
         self._lanes = lanes
         self._changes = changes
-        self._refiller = refiller
+        self._sweeper = sweeper
         self._due: dict[UUID, int] = {}
         """Subscriptions with their buckets."""
         self._due_buckets: set[int] = set()
@@ -157,7 +157,7 @@ class Notifier:
             if await self._store.listen([channel_of(node_id), ALL_NODES]):
                 self._ownership.poke()
                 self._changes.hear()
-                self._refiller.sweep_soon()
+                self._sweeper.sweep_soon()
             self._heard_as = node_id
             self._listen_at_s = now_s + LISTEN_INTERVAL_S
         messages = self._take_messages()
@@ -199,7 +199,7 @@ class Notifier:
         if kind == "d":
             self._hear_due(rest)
         elif kind == "s":
-            self._refiller.sweep_soon()
+            self._sweeper.sweep_soon()
         elif kind == "c":
             self._changes.hear()
         elif kind == "n":

@@ -1,9 +1,8 @@
-"""What fills the lanes from the hot table: the sweep that is the truth, and refills.
+"""Refills: lanes are read from the hot table, many in one statement; tenants take turns.
 
-Every second each owned bucket is asked for the earliest due row of each of its lanes; one that is
-not in memory makes its lane DIRTY. Hand-offs and notifications only hasten that. A DIRTY lane that
-can send is read, many lanes in one statement; one that is paused, disabled, limited or
-open-circuited is not read at all, so a dead target with a million pending costs nothing.
+A DIRTY lane that can send is read; one that is paused, disabled, limited or open-circuited is not
+read at all, so a dead target with a million pending costs nothing. Which lanes are DIRTY is told by
+hand-offs, notifications and, whatever of these was lost, by the sweep (`sweep.py`).
 """
 
 from __future__ import annotations
@@ -25,41 +24,35 @@ if TYPE_CHECKING:
 
     from service.pipeline.lane import Lane
     from service.pipeline.lanes import Lanes
-    from service.pipeline.ownership import Ownership
     from service.pipeline.targets import LaneConfigs
     from service.store.lanes import LaneStore
 
 _log = structlog.get_logger(__name__)
 
-SWEEP_INTERVAL_S = 1.0
+INTERVAL_S = 1.0
+"""How soon a lane is looked at again for which there was no room, or whose read failed."""
 LANES_PER_READ = 64
 CANCEL_BATCH = 500
-MAX_IDLE_LANES = 20_000
 
 
 class Refiller:
     """Keeps memory a true cache of what is due."""
 
-    def __init__(
-        self, store: LaneStore, lanes: Lanes, ownership: Ownership, configs: LaneConfigs
-    ) -> None:
+    def __init__(self, store: LaneStore, lanes: Lanes, configs: LaneConfigs) -> None:
         self._store = store
         self._lanes = lanes
-        self._ownership = ownership
         self._configs = configs
         self._shares = lanes.shares
         self._intake = Intake(store, lanes)
         self._ordered = OrderedReader(store, lanes, self._intake)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._sweep_at_s = 0.0
         self.is_failing = False
         """Whether the last read failed."""
         lanes.on_wanted = self._wake.set
-        lanes.on_gained = self.sweep_soon
 
     def start(self) -> None:
-        """Begin to sweep and to refill."""
+        """Begin to refill."""
         self._task = asyncio.create_task(self._run(), name="refiller")
 
     async def stop(self) -> None:
@@ -69,19 +62,15 @@ class Refiller:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._store.close()
 
-    def sweep_soon(self) -> None:
-        """Sweep at the next turn, without waiting for the second to pass."""
-        self._sweep_at_s = 0.0
-        self._wake.set()
-
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        look_at_s = loop.time() + INTERVAL_S
         while True:
+            self._wake.clear()
+            if loop.time() >= look_at_s:
+                look_at_s = loop.time() + INTERVAL_S
+                self._lanes.want_stalled()
             try:
-                self._wake.clear()
-                if loop.time() >= self._sweep_at_s:
-                    self._sweep_at_s = loop.time() + SWEEP_INTERVAL_S
-                    await self.sweep()
                 await self.refill()
                 self.is_failing = False
             except TRANSIENT as error:
@@ -93,28 +82,39 @@ class Refiller:
                 self._wake.clear()
                 self.is_failing = True
             try:
-                async with asyncio.timeout(max(0.0, self._sweep_at_s - loop.time())):
+                async with asyncio.timeout(max(0.0, look_at_s - loop.time())):
                     await self._wake.wait()
             except TimeoutError:
                 continue
 
-    async def sweep(self) -> None:
-        """Make every lane DIRTY whose earliest due row is not in memory, or that is ordered.
-
-        In an ordered one that row tells nothing of the others: it may wait behind another of its
-        key, or be of a key that is always busy.
-        """
-        for head in await self._store.heads(self._ownership.buckets):
-            lane = self._lanes.get(head.subscription_uid)
-            if lane is None or lane.order is not None or not lane.holds(head.delivery_id):
-                self._lanes.touch(head.subscription_uid, head.bucket)
-        self._lanes.evict_idle(MAX_IDLE_LANES)
-
     async def refill(self) -> None:
-        """Read for all lanes that want it, until none does or none has room."""
-        lanes = self._lanes.take_wanted()
-        for begin in range(0, len(lanes), LANES_PER_READ):
-            await self._refill_some(lanes[begin : begin + LANES_PER_READ])
+        """Read once for all lanes that wait for it now; what comes meanwhile waits in its turn."""
+        if unknown := self._lanes.refills.take_unknown():
+            await self._look_up_tenants(unknown)
+        left = len(self._lanes.refills)
+        while left > 0:
+            count = min(left, LANES_PER_READ)
+            left -= count
+            lanes = self._lanes.take_wanted(count)
+            for lane in lanes:
+                lane.is_being_read = True
+            try:
+                await self._refill_some(lanes)
+            except BaseException:
+                self._lanes.put_back(lanes)
+                raise
+            finally:
+                for lane in lanes:
+                    lane.is_being_read = False
+
+    async def _look_up_tenants(self, lanes: Sequence[Lane]) -> None:
+        """Queue lanes in the turn of their tenants."""
+        try:
+            tenants = await self._store.tenants([lane.subscription_uid for lane in lanes])
+            for lane in lanes:  # one that has none is alone in its turn, and found to be gone
+                lane.tenant_uid = tenants.get(lane.subscription_uid, lane.subscription_uid)
+        finally:
+            self._lanes.put_back(lanes)
 
     async def _refill_some(self, lanes: Sequence[Lane]) -> None:
         unknown = [

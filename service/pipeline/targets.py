@@ -76,6 +76,9 @@ class LaneConfigs:
         lanes = [lane for uid in uids if (lane := self._lanes.get(uid)) is not None]
         if lanes:
             await self.configure(lanes)
+        for lane in lanes:
+            if lane.is_gone:  # evicted meanwhile: there may be something to send
+                self._lanes.changed(lane.subscription_uid, lane.bucket)
 
     async def prepare(self, subscription_uid: UUID) -> tuple[RouteRow, PreparedTarget] | None:
         """A subscription's row and target, outside any lane; None where it is gone.

@@ -9,12 +9,14 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from service.domain.ids import first_uuid_of
+from service.domain.instants import from_unix_ms
 from service.domain.ordering import LAST_KEY_HASH
 from service.store.event_rows import event_of
 from service.store.statements import Statements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from uuid import UUID
 
     import asyncpg
@@ -42,11 +44,15 @@ EventKey = tuple["UUID", "UUID"]
 
 @dataclass(frozen=True, slots=True)
 class LaneHead:
-    """The earliest due row of a lane."""
+    """A due row of a lane, its earliest where lanes are walked."""
 
     bucket: int
     subscription_uid: UUID
     delivery_id: UUID
+    tenant_uid: UUID | None
+    """None: it is not due, or its subscription is held; returned because it is the last."""
+    is_last: bool
+    """As many of its bucket were looked at as may be: there may be more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +158,30 @@ class LaneStore:
         """Connect, where what is to be run next was not made from what was read before."""
         await self._session.open()
 
-    async def heads(self, buckets: Iterable[int]) -> list[LaneHead]:
-        """The earliest due row of every lane of the buckets."""
-        rows = await self._session.fetch(SQL.heads, list(buckets))
-        return [LaneHead(row[0], row[1], row[2]) for row in rows]
+    async def heads(self, after: Mapping[int, UUID], most: int) -> list[LaneHead]:
+        """Return the earliest due row of each lane that is not held, of some buckets.
+
+        At most `most` lanes of a bucket are visited, in the order of their subscriptions' uids,
+        from the one after that given on.
+        """
+        rows = await self._session.fetch(SQL.heads, list(after), list(after.values()), most)
+        return [LaneHead(*row) for row in rows]
+
+    async def arrivals(self, buckets: Iterable[int], since_ms: int, most: int) -> list[LaneHead]:
+        """Return due rows of lanes that are not held, one a lane, that came since a moment.
+
+        Those are the rows published since, and those for later that came due since. At most `most`
+        of each kind and bucket are looked at.
+        """
+        rows = await self._session.fetch(
+            SQL.arrivals, list(buckets), first_uuid_of(since_ms), from_unix_ms(since_ms), most
+        )
+        return [LaneHead(*row) for row in rows]
+
+    async def tenants(self, subscription_uids: Sequence[UUID]) -> dict[UUID, UUID]:
+        """Return the tenants of subscriptions, deleted ones too."""
+        rows = await self._session.fetch(SQL.tenants, subscription_uids)
+        return {row[0]: row[1] for row in rows}
 
     async def refill(
         self, wishes: Sequence[RefillWish], in_memory: Iterable[UUID]

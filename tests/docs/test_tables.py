@@ -141,7 +141,7 @@ def test_a_node_has_as_many_connections_as_is_said() -> None:
     assert len(sessions) == SESSIONS
     said = f"`HOOKLINE_POOL_SIZE` + `HOOKLINE_PATH_POOL_SIZE` + {SESSIONS} connections"
     assert said in page("docs/production.md").text
-    assert "a node has nine of its own" in page("docs/settings.md").text
+    assert "a node has ten of its own" in page("docs/settings.md").text
 
 
 def test_every_state_and_every_way_out_of_it_is_told() -> None:

@@ -18,7 +18,7 @@ from service.pipeline.lane import Job, Lane, LaneConfig, Message
 from service.pipeline.lanes import Lanes
 from service.pipeline.timers import Timers
 from service.store.lanes import PendingRow
-from service.webhook.prepared import prepare_target
+from service.webhook.prepared import PreparedTarget, prepare_target
 from service.webhook.signature import Signer, parse_secret
 from tests.pipeline.rig import SECRET
 
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 URL = "http://127.0.0.1:1024/hook"
 NOW_MS = 1_800_000_000_000
 
-_TARGET = prepare_target(
-    HttpTarget(url=URL), Signer([parse_secret(SECRET)]), user_agent="hookline/0"
-)
+
+def target_with(headers: dict[str, str]) -> PreparedTarget:
+    """A target of which requests carry such headers."""
+    signer = Signer([parse_secret(SECRET)])
+    return prepare_target(HttpTarget(url=URL, headers=headers), signer, user_agent="hookline/0")
 
 
 class HandClock:
@@ -102,7 +104,7 @@ class Desk:
             "is_ordered": False,
             "payload_format": PayloadFormat.STANDARD,
             "url": URL,
-            "target": _TARGET,
+            "target": target_with({}),
             "failing_since_us": None,
         }
         given = {name: value for name, value in fields.items() if value is not None}

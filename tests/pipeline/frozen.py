@@ -15,7 +15,7 @@ def freeze(rig: Rig) -> None:
     """From now on the node renews nothing, sweeps nothing and hears of nothing."""
     forever = asyncio.Event().wait
     rig.ownership.heartbeat = forever  # type: ignore[method-assign,assignment]
-    rig.refiller.sweep = forever  # type: ignore[method-assign,assignment]
+    rig.sweeper.sweep = forever  # type: ignore[method-assign,assignment]
     rig.refiller.refill = forever  # type: ignore[method-assign,assignment]
     rig.changes.read = forever  # type: ignore[method-assign,assignment]
 

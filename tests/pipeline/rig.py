@@ -30,6 +30,7 @@ from service.pipeline.quota import PendingQuota
 from service.pipeline.record import Recorder
 from service.pipeline.refill import Refiller
 from service.pipeline.replay import Operator
+from service.pipeline.sweep import Sweeper
 from service.pipeline.targets import LaneConfigs
 from service.pipeline.timers import Timers
 from service.pipeline.trial import Trial
@@ -111,6 +112,7 @@ class Rig:
     max_in_flight: int = 2_000
     max_queued_jobs: int = 50_000
     max_queued_bytes: int = 64 * 1024 * 1024
+    max_lane_bytes: int = 64 * 1024 * 1024
     limits: Limits = field(default_factory=Limits)
     group_limits: GroupLimits = field(default_factory=lambda: GroupLimits(lock_wait_s=60.0))
     session_urls: Mapping[str, str] = field(default_factory=dict)
@@ -136,6 +138,7 @@ class Rig:
             lambda bucket: self.ownership.owns(bucket),  # noqa: PLW0108 - it comes after lanes
             max_queued_jobs=self.max_queued_jobs,
             max_queued_bytes=self.max_queued_bytes,
+            max_lane_bytes=self.max_lane_bytes,
         )
         session = self._session
         self.ownership_store = OwnershipStore(session("heartbeat"))
@@ -166,10 +169,12 @@ class Rig:
             LaneStore(session("changes")), self.lanes, self.configs, self.catalog
         )
         self.lane_store = LaneStore(session("refill"))
-        self.refiller = Refiller(self.lane_store, self.lanes, self.ownership, self.configs)
+        self.refiller = Refiller(self.lane_store, self.lanes, self.configs)
+        self.sweep_store = LaneStore(session("sweep"))
+        self.sweeper = Sweeper(self.sweep_store, self.lanes, self.ownership, self.time, self.clock)
         self.notify_store = NotifyStore(session("notify"))
         self.notifier = Notifier(
-            self.notify_store, self.ownership, self.lanes, self.changes, self.refiller
+            self.notify_store, self.ownership, self.lanes, self.changes, self.sweeper
         )
         self._make_sending()
         self._make_publishing()
@@ -180,7 +185,7 @@ class Rig:
         )
         self.upkeep_store = UpkeepStore(session("upkeep"))
         self.upkeep = Upkeep(self.upkeep_store)
-        self.ownership.workers = (self.recorder, self.refiller)
+        self.ownership.workers = (self.recorder, self.refiller, self.sweeper)
         self.database.on_history_changed += [
             self.ownership.history_changed,
             self.matcher.clear,
@@ -237,6 +242,7 @@ class Rig:
         self.recorder.start()
         await self.changes.start()
         self.refiller.start()
+        self.sweeper.start()
         self.publisher.start()
         if self.has_word:
             self.notifier.start()
@@ -249,7 +255,7 @@ class Rig:
         await self.schemas.stop()
         await self.deliverer.stop()
         await self.recorder.stop()
-        await self.refiller.stop()
+        await self.stop_reading()
         await self.changes.stop()
         await self.upkeep.stop()
         await self.ownership.stop()
@@ -257,6 +263,11 @@ class Rig:
         self.timers.clear()
         await self.transport.aclose()
         await self.database.close()
+
+    async def stop_reading(self) -> None:
+        """Sweep no more and refill no more, but as a test asks for it."""
+        await self.sweeper.stop()
+        await self.refiller.stop()
 
     # ------------------------------------------------------------------ what tests do with it
 
@@ -276,7 +287,7 @@ class Rig:
         self.clock.ahead_s += ahead_s
         await self.ownership.heartbeat()
         self.timers.poke()
-        self.refiller.sweep_soon()
+        self.sweeper.sweep_soon()
 
     async def tenant(self, tenant_id: str = "acme") -> UUID:
         """A tenant."""

@@ -88,10 +88,10 @@ async def test_other_lanes_have_their_turn_between_its_batches(
     monkeypatch.setattr("service.pipeline.refill.CANCEL_BATCH", BATCH)
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
-    await rig.refiller.stop()
+    await rig.stop_reading()
     await insert_pending(rig, tenant_uid, uid, 2 * BATCH + 1)
     await delete(rig, uid)
-    await rig.refiller.sweep()
+    await rig.sweeper.sweep()
 
     left = []
     for _ in range(3):

@@ -190,7 +190,7 @@ async def test_a_row_that_did_not_match_disables_nobody(rig: Rig, receiver: Rece
     receiver.gate, receiver.answers = asyncio.Event(), 410
     await rig.publisher.publish("acme", [order_created()])
     await receiver.wait_for(1)
-    await rig.refiller.stop()
+    await rig.stop_reading()
     await rig.database.fetch("UPDATE pending_deliveries SET version = version + 1")
 
     receiver.gate.set()

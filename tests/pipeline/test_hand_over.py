@@ -142,7 +142,7 @@ async def test_what_waited_with_the_last_owner_is_looked_for_at_once(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not when the heir would have swept anyway."""
-    monkeypatch.setattr("service.pipeline.refill.SWEEP_INTERVAL_S", 3_600.0)
+    monkeypatch.setattr("service.pipeline.sweep.INTERVAL_S", 3_600.0)
     async with pair(database_url) as (one, two):
         tenant_uid = await one.tenant()
         await one.subscription_as(uid_of(one), tenant_uid, receiver.url)

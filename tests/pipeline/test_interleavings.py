@@ -69,7 +69,7 @@ async def meddle(rig: Rig, subscriptions: list[UUID], seed: int) -> None:
                 await until(partial(is_held, rig, uid), "the pause is heard of")
                 await rig.set_state(uid, "ACTIVE")
             case 1:
-                rig.refiller.sweep_soon()
+                rig.sweeper.sweep_soon()
             case _:
                 for lane in list(rig.lanes.all()):
                     rig.lanes.touch(lane.subscription_uid, lane.bucket)

@@ -52,7 +52,7 @@ async def test_a_commit_whose_answer_was_lost_is_found(
     async def nothing(_self: object) -> None:
         pass
 
-    monkeypatch.setattr("service.pipeline.refill.Refiller.sweep", nothing)
+    monkeypatch.setattr("service.pipeline.sweep.Sweeper.sweep", nothing)
     wire.cut_answer = MARK
     (published,) = await _publish(rig, _marked())
 
@@ -258,7 +258,7 @@ async def test_a_lane_that_appears_during_the_commit_is_not_handed_twice(
     wire.hold_answer = MARK
     publishing = asyncio.create_task(_publish(rig, _marked()))
     await wire.is_held.wait()
-    rig.refiller.sweep_soon()
+    rig.sweeper.sweep_soon()
     await receiver.wait_for(1)
     await until(lambda: rig.recorder.recorded == 1, "the delivery is recorded")
     wire.release()
@@ -277,7 +277,7 @@ async def test_what_is_being_committed_is_read_by_no_refill(
     publishing = asyncio.create_task(_publish(rig, _marked()))
     await wire.is_held.wait()
     (lane,) = rig.lanes.all()
-    rig.refiller.sweep_soon()
+    rig.sweeper.sweep_soon()
     rig.lanes.touch(lane.subscription_uid, lane.bucket)
     await until(lambda: lane.state == "COMPLETE", "the lane is refilled")
     assert not lane.queue

@@ -239,7 +239,7 @@ async def test_a_row_that_comes_after_the_cancelling_is_found_by_the_sweep(
         uid,
         late,
     )
-    rig.refiller.sweep_soon()
+    rig.sweeper.sweep_soon()
     await until(lambda: _is_cancelled(rig, late), "the sweep has found it")
 
 

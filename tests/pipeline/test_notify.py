@@ -37,7 +37,7 @@ def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(_self: object) -> None:
         pass
 
-    monkeypatch.setattr("service.pipeline.refill.Refiller.sweep", nothing)
+    monkeypatch.setattr("service.pipeline.sweep.Sweeper.sweep", nothing)
     monkeypatch.setattr("service.pipeline.changes.INTERVAL_S", 3_600.0)
 
 
@@ -227,7 +227,7 @@ async def test_many_subscriptions_are_told_of_in_bounded_words(
 ) -> None:
     async with pair(database_url) as (one, two):
         words, swept = words_of(one, monkeypatch), list[bool]()
-        monkeypatch.setattr(two.refiller, "sweep_soon", lambda: swept.append(True))
+        monkeypatch.setattr(two.sweeper, "sweep_soon", lambda: swept.append(True))
         uids = {uid_of(two) for _ in range(count)}
         for uid in uids:
             one.notifier.tell_due(uid, bucket_of(uid))
@@ -269,7 +269,7 @@ async def test_a_retry_on_another_node_is_sent_at_its_word_although_its_lane_is_
         await until(lambda: two.recorder.recorded == 1, "it is exhausted")
         for lane in two.lanes.all():
             lane.failures = 0
-        two.lanes.evict_idle(0)
+        two.lanes.shrink_to(0)
         assert list(two.lanes.all()) == []
         receiver.answers = 200
         ((delivery_id, *_),) = await one.database.fetch("SELECT delivery_id FROM deliveries")

@@ -53,7 +53,7 @@ async def looked_over(rig: Rig) -> None:
 
     rig.lane_store.first_of_lanes = count  # type: ignore[method-assign,assignment]
     for walk in range(2):  # the first may have been under way
-        rig.refiller.sweep_soon()
+        rig.sweeper.sweep_soon()
         await until(lambda: walks > walk, "the lane is walked through")  # noqa: B023 - awaited here
     rig.lane_store.first_of_lanes = ask  # type: ignore[method-assign]
 
@@ -125,16 +125,16 @@ async def test_a_retry_is_sent_when_it_is_due_and_not_when_the_sweep_comes(
     await rig.matcher.index("acme")
     await publish(rig, keyed("b", 0))
     await recorded(rig, 1)
-    monkeypatch.setattr("service.pipeline.refill.SWEEP_INTERVAL_S", 3_600.0)
+    monkeypatch.setattr("service.pipeline.sweep.INTERVAL_S", 3_600.0)
     swept = asyncio.Event()
-    sweep = rig.refiller.sweep
+    sweep = rig.sweeper.sweep
 
     async def sweep_once() -> None:
         await sweep()
         swept.set()
 
-    monkeypatch.setattr(rig.refiller, "sweep", sweep_once)
-    rig.refiller.sweep_soon()
+    monkeypatch.setattr(rig.sweeper, "sweep", sweep_once)
+    rig.sweeper.sweep_soon()
     await swept.wait()
     receiver.answers = lambda _: 500 if len(receiver.ids) < 5 else 200
 

@@ -39,7 +39,7 @@ async def test_a_lane_of_more_keys_than_a_page_is_walked_through_page_by_page(
     await publish(rig, *[keyed(f"new{n}", 0) for n in range(10)])
 
     def is_found() -> bool:
-        rig.refiller.sweep_soon()
+        rig.sweeper.sweep_soon()
         return rig.recorder.recorded == 34
 
     await until(is_found, "all pages were looked at")
@@ -57,11 +57,12 @@ async def test_a_walk_goes_on_by_itself_where_whole_pages_wait(
     await publish(rig, *[keyed(f"k{n}", 0) for n in range(9)])
     await recorded(rig, 9)
     receiver.answers = 200
-    await rig.refiller.stop()
-    monkeypatch.setattr("service.pipeline.refill.SWEEP_INTERVAL_S", 3_600.0)
+    await rig.stop_reading()
+    monkeypatch.setattr("service.pipeline.sweep.INTERVAL_S", 3_600.0)
     monkeypatch.setattr(rig.builder, "hand_over", lambda group, _: rig.builder.withdraw(group))
     await publish(rig, *[keyed(f"new{n}", 0) for n in range(9)])
 
+    await rig.sweeper.sweep()
     rig.refiller.start()
 
     await recorded(rig, 18)

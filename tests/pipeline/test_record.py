@@ -41,7 +41,7 @@ async def test_a_record_of_another_version_matches_nothing(rig: Rig, receiver: R
     await rig.publisher.publish("acme", [order_created()])
     await receiver.wait_for(1)
     await rig.database.fetch("UPDATE pending_deliveries SET version = version + 1")
-    await rig.refiller.stop()
+    await rig.stop_reading()
 
     receiver.gate.set()
     await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "the answer is dealt with")
@@ -81,7 +81,7 @@ async def test_rows_of_a_batch_that_did_not_match_do_not_keep_the_others(
     await rig.publisher.publish("acme", [order_created(n) for n in range(40)])
     await receiver.wait_for(40)
     changed = [row["delivery_id"] for row in (await rig.pending())[:10]]
-    await rig.refiller.stop()
+    await rig.stop_reading()
     await rig.database.fetch(
         "UPDATE pending_deliveries SET version = 7 WHERE delivery_id = ANY ($1)", changed
     )
@@ -151,7 +151,7 @@ async def test_a_retry_does_not_start_before_the_attempt_before_it_is_recorded(
         await other.execute("LOCK TABLE attempts IN SHARE MODE")
         await rig.publisher.publish("acme", [order_created()])
         await until_blocked(rig.database, "record")
-        rig.refiller.sweep_soon()
+        rig.sweeper.sweep_soon()
         rig.timers.poke()
         assert len(receiver.ids) == 1
 

@@ -114,13 +114,13 @@ async def test_the_sweep_marks_only_lanes_whose_head_is_not_in_memory(
         lambda: all(lane.state is LaneState.COMPLETE for lane in rig.lanes.all()), "and are read"
     )
     rig.deliverer.pause()
-    await rig.refiller.stop()
+    await rig.stop_reading()
     await rig.publisher.publish("acme", [order_created()])
     rig.lanes.forget(await lane_of(rig, missing), (await delivery_of(rig, missing)))
     touched: list[UUID] = []
-    monkeypatch.setattr(rig.lanes, "touch", lambda uid, _bucket: touched.append(uid))
+    monkeypatch.setattr(rig.lanes, "touch", lambda uid, _bucket, **_: touched.append(uid))
 
-    await rig.refiller.sweep()
+    await rig.sweeper.sweep()
 
     assert touched == [missing]
     assert held != missing
@@ -136,10 +136,10 @@ async def test_nothing_is_read_for_a_paused_subscription(
     await rig.publisher.publish("acme", [order_created(n) for n in range(50)])
     lane = await lane_of(rig, uid)
     await until(lambda: lane.config is not None, "the lane knows that it is paused")
-    await rig.refiller.stop()
+    await rig.stop_reading()
 
     for _ in range(3):
-        await rig.refiller.sweep()
+        await rig.sweeper.sweep()
         await rig.refiller.refill()
     assert (reads.wishes, receiver.ids) == ([], [])
 
@@ -160,11 +160,11 @@ async def test_twenty_thousand_pending_for_a_dead_target_cost_nothing(
     lane = await lane_of(rig, dead)
     assert lane.is_circuit_open
     await insert_pending(rig, tenant_uid, dead, 20_000)
-    await rig.refiller.stop()
+    await rig.stop_reading()
     reads = Reads(rig, monkeypatch)
 
     for _ in range(5):
-        await rig.refiller.sweep()
+        await rig.sweeper.sweep()
         await rig.refiller.refill()
     assert reads.wishes == []
 
@@ -214,7 +214,7 @@ async def test_a_commit_between_a_reads_statement_and_its_answer_is_sent_once(
     await rig.publisher.publish("acme", [order_created()])
     await until(lambda: rig.recorder.recorded == 1, "the lane stands")
     lane = await lane_of(rig, uid)
-    await rig.refiller.stop()
+    await rig.stop_reading()
     store, hand_over = rig.lane_store, rig.builder.hand_over
     ask = store.refill
 
@@ -242,7 +242,7 @@ async def test_a_cancel_between_a_reads_statement_and_its_answer_holds(
 ) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
-    await rig.refiller.stop()
+    await rig.stop_reading()
     await rig.changes.stop()
     await insert_pending(rig, tenant_uid, uid, 2)
     first = (await rig.pending())[0]["delivery_id"]
@@ -268,7 +268,7 @@ async def test_small_events_are_read_with_their_rows(
 ) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
-    await rig.refiller.stop()
+    await rig.stop_reading()
     await insert_pending(rig, tenant_uid, uid, 2)
     monkeypatch.setattr(rig.lane_store, "events", None)
     rig.lanes.touch(uid, bucket_of(uid))
@@ -339,8 +339,8 @@ async def test_a_retry_that_is_due_later_is_no_head(rig: Rig, receiver: Receiver
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     await insert_pending(rig, tenant_uid, uid, 1, due_s=3_600)
-    await rig.refiller.stop()
+    await rig.stop_reading()
 
-    await rig.refiller.sweep()
+    await rig.sweeper.sweep()
 
     assert rig.lanes.get(uid) is None

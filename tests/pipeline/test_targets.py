@@ -144,7 +144,7 @@ async def test_a_lane_whose_secret_does_not_open_is_shown_by_its_name_and_logged
         await rig.publisher.publish("acme", [order_created()])
         await until(lambda: rig.lanes.counts().held == 3, "all three are held")
         for _ in range(3):
-            await rig.refiller.sweep()
+            await rig.sweeper.sweep()
             await rig.refiller.refill()
         told = [entry for entry in logs if entry["event"] == "secret_sealed"]
         assert len(told) == 1

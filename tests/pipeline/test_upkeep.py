@@ -179,7 +179,7 @@ async def _waiting(rig: Rig, *, due_s: float) -> UUID:
     """A delivery of ten days ago that waits for its second attempt, in so many seconds."""
     await rig.publisher.publish("acme", [order_created()])
     await until(lambda: rig.recorder.recorded == 1, "the failure is recorded")
-    await rig.refiller.stop()
+    await rig.stop_reading()
     await rig.turn(10 * DAY_S + 1)
     (row,) = await rig.database.fetch(
         """UPDATE pending_deliveries SET due_at = hookline_now() + make_interval(secs => $1)

@@ -81,9 +81,18 @@ async def test_what_is_in_memory_is_hashed_not_compared_one_by_one(session: Sess
 
 
 async def test_the_sweep_descends_an_index_for_each_lane(session: Session) -> None:
-    plan = await plan_of(session, Statements("lanes").heads, "'{}'")
+    plan = await plan_of(session, Statements("lanes").heads, "'{}'", "'{}'", "8")
 
     assert plan.count("using pending_by_lane") == 2
+    assert "Seq Scan" not in plan
+
+
+async def test_what_came_is_looked_at_by_ranges_of_two_indexes(session: Session) -> None:
+    first = "'00000000-0000-0000-0000-000000000000'"
+    plan = await plan_of(session, Statements("lanes").arrivals, "'{}'", first, "now()", "500")
+
+    assert plan.count("using pending_deliveries_pkey") == 1
+    assert plan.count("using pending_later") == 1
     assert "Seq Scan" not in plan
 
 

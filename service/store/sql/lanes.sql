@@ -1,20 +1,53 @@
 -- Lanes: what memory reads of the hot table. Rules 14 to 18 of the data path.
 
 -- name: heads
--- The earliest pending row of every lane of the given buckets, one index descent a lane. The sweep is the truth.
-SELECT h.bucket, h.subscription_uid, h.delivery_id
-FROM unnest($1::smallint[]) AS w (bucket) CROSS JOIN LATERAL (
+-- The earliest pending row of lanes of some buckets, where it is due and its subscription is ACTIVE or deleted: a paused or
+-- disabled one costs memory nothing. One index descent a lane; at most $3 lanes of a bucket are visited, from the one after
+-- $2 on. The last of so many is returned in any case, since the walk goes on behind it.
+SELECT w.bucket, h.subscription_uid, h.delivery_id, s.tenant_uid, h.n = $3 AS is_last
+FROM unnest($1::smallint[], $2::uuid[]) AS w (bucket, after_uid) CROSS JOIN LATERAL (
     WITH RECURSIVE head AS (
-        (SELECT p.bucket, p.subscription_uid, p.due_at, p.delivery_id FROM pending_deliveries p
-         WHERE p.bucket = w.bucket
+        (SELECT 1 AS n, p.subscription_uid, p.due_at, p.delivery_id FROM pending_deliveries p
+         WHERE p.bucket = w.bucket AND p.subscription_uid > w.after_uid
          ORDER BY p.bucket, p.subscription_uid, p.due_at LIMIT 1)
         UNION ALL
-        SELECT n.* FROM head CROSS JOIN LATERAL (
-            SELECT p.bucket, p.subscription_uid, p.due_at, p.delivery_id FROM pending_deliveries p
+        SELECT head.n + 1, n.* FROM head CROSS JOIN LATERAL (
+            SELECT p.subscription_uid, p.due_at, p.delivery_id FROM pending_deliveries p
             WHERE p.bucket = w.bucket AND p.subscription_uid > head.subscription_uid
             ORDER BY p.bucket, p.subscription_uid, p.due_at LIMIT 1) n
+        WHERE head.n < $3
     ) SELECT * FROM head) h
-WHERE h.due_at <= hookline_now()
+LEFT JOIN LATERAL (
+    SELECT s.tenant_uid FROM subscriptions s
+    WHERE h.due_at <= hookline_now() AND s.subscription_uid = h.subscription_uid
+      AND (s.state = 'ACTIVE' OR s.deleted_at IS NOT NULL) OFFSET 0) s ON true
+WHERE s.tenant_uid IS NOT NULL OR h.n = $3
+
+-- name: arrivals
+-- What came since a moment, in some buckets: rows published since ($2: the first id of the moment), and rows for later that
+-- came due since ($3). Of each kind at most $4 rows of a bucket are looked at, the earliest of each lane is returned, and
+-- the last of so many in any case: then there may be more.
+SELECT w.bucket, a.subscription_uid, a.delivery_id, s.tenant_uid, a.is_last
+FROM unnest($1::smallint[]) AS w (bucket) CROSS JOIN LATERAL (
+    SELECT DISTINCT ON (c.subscription_uid, c.is_last) c.* FROM (
+        (SELECT p.subscription_uid, p.delivery_id, p.due_at, row_number() OVER () = $4 AS is_last
+         FROM (SELECT q.subscription_uid, q.delivery_id, q.due_at FROM pending_deliveries q
+               WHERE q.bucket = w.bucket AND q.delivery_id >= $2 ORDER BY q.bucket, q.delivery_id LIMIT $4) p)
+        UNION ALL
+        (SELECT p.subscription_uid, p.delivery_id, p.due_at, row_number() OVER () = $4
+         FROM (SELECT q.subscription_uid, q.delivery_id, q.due_at FROM pending_deliveries q
+               WHERE q.bucket = w.bucket AND q.version > 0 AND q.due_at BETWEEN $3 AND hookline_now()
+               ORDER BY q.bucket, q.due_at LIMIT $4) p)) c
+    WHERE c.due_at <= hookline_now() OR c.is_last
+    ORDER BY c.subscription_uid, c.is_last, c.due_at) a
+LEFT JOIN LATERAL (
+    SELECT s.tenant_uid FROM subscriptions s
+    WHERE a.due_at <= hookline_now() AND s.subscription_uid = a.subscription_uid
+      AND (s.state = 'ACTIVE' OR s.deleted_at IS NOT NULL) OFFSET 0) s ON true
+WHERE s.tenant_uid IS NOT NULL OR a.is_last
+
+-- name: tenants
+SELECT subscription_uid, tenant_uid FROM subscriptions WHERE subscription_uid = ANY ($1::uuid[])
 
 -- name: refill
 -- What is due in some lanes and not in memory, each lane from its earliest on; never by a cursor. What is in memory is

@@ -43,9 +43,9 @@ WITH checked AS MATERIALIZED (
                                trace_context, n)
     WHERE (SELECT passed FROM checked)[e.tenant]
 ), promised AS (
-    INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid, event_id, key_hash)
-    SELECT d.bucket, hookline_now() + make_interval(secs => d.delay_s), (SELECT base FROM place) + d.n, d.delivery_id,
-           d.subscription_uid, d.event_id, d.key_hash
+    INSERT INTO pending_deliveries (bucket, version, due_at, ordinal, delivery_id, subscription_uid, event_id, key_hash)
+    SELECT d.bucket, (d.delay_s > 0)::integer, hookline_now() + make_interval(secs => d.delay_s),
+           (SELECT base FROM place) + d.n, d.delivery_id, d.subscription_uid, d.event_id, d.key_hash
     FROM unnest($19::integer[], $20::smallint[], $21::float8[], $22::integer[], $23::uuid[], $24::uuid[], $25::uuid[],
                 $26::bigint[])
          AS d (tenant, bucket, delay_s, n, delivery_id, subscription_uid, event_id, key_hash)
