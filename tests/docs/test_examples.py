@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(180)
 
 TYPED = ("README.md", "docs/operating.md", "docs/integrating.md", "docs/production.md")
 RUN_ELSEWHERE = ("clients/python/README.md",)  # by tests/e2e/test_client_readme.py
-SHOWN_LANGUAGES = {"toml", "console", "python", "sh", "text", ""}
+SHOWN_LANGUAGES = {"toml", "yaml", "console", "python", "sh", "text", ""}
 
 
 @pytest.fixture(scope="module")
