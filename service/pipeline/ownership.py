@@ -12,10 +12,11 @@ everything and registers anew under another id.
 
 A node that cannot do what owning a bucket asks for gives its buckets up: where its records or its
 reads of what is due have failed for a lease, although its heartbeats came through, another node may
-do better. Where the database is another copy of itself (a failover), what this node owned it owned
-on the one before: it registers anew, and for a lease expires no other node, whose lease may have
-been renewed on the copy that is gone. Nor does a node whose own lease ended while its row stayed:
-the database was away, perhaps from all nodes, and the first one back must leave the others time.
+do better; where there is none, it keeps them. Where the database is another copy of itself (a
+failover), what this node owned it owned on the one before: it registers anew, and for a lease
+expires no other node, whose lease may have been renewed on the copy that is gone. Nor does a node
+whose own lease ended while its row stayed: the database was away, perhaps from all nodes, and the
+first one back must leave the others time.
 
 A beat comes every third of the lease, and at once when there is something to see: another node's
 lease ends, one has come or gone (`notify.py` carries the word), a bucket that rests falls quiet. A
@@ -283,7 +284,6 @@ class Ownership:
             self._failing_since_s = now_s
         elif not self._is_unable and now_s - self._failing_since_s >= self._lease_s:
             self._is_unable = True
-            _log.error("buckets_given_up", count=len(self._buckets), failed_for_s=self._lease_s)
             self.poke()  # so that the others see at once that this node counts out
 
     async def _rebalance(self) -> None:
@@ -298,7 +298,7 @@ class Ownership:
         self._lose(self._buckets - ours)
         # A `take` may have committed although its answer was lost.
         self._gain(ours - self._buckets)
-        if self._is_unable:
+        if self._is_unable and survey.others:
             await self._give_up(ours)
             return
         share = 0 if self._is_leaving else -(-BUCKET_COUNT // max(survey.sharing_nodes, 1))
@@ -356,6 +356,7 @@ class Ownership:
         self._lose(set(self._buckets))
         if ours:
             await self._store.give(self.node_id, sorted(ours))
+            _log.error("buckets_given_up", count=len(ours))
             self.on_moved()
 
     def _surplus(self, ours: Collection[int], count: int) -> list[int]:

@@ -48,7 +48,7 @@ class Refiller:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.is_failing = False
-        """Whether the last read failed."""
+        """Whether the last read failed, and none has succeeded since."""
         lanes.on_wanted = self._wake.set
 
     def start(self) -> None:
@@ -89,6 +89,8 @@ class Refiller:
 
     async def refill(self) -> None:
         """Read once for all lanes that wait for it now; what comes meanwhile waits in its turn."""
+        if self.is_failing:
+            await self._store.ping()  # no lane may wait: a node without buckets has none
         if unknown := self._lanes.refills.take_unknown():
             await self._look_up_tenants(unknown)
         left = len(self._lanes.refills)

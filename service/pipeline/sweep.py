@@ -128,6 +128,8 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Take one turn: visit some lanes; unless that was all, look at what came since."""
+        if self.is_failing:
+            await self._store.ping()  # a node without buckets visits nothing
         now_ms = self._time.unix_ms()
         try:
             is_whole = await self._visit()

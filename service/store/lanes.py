@@ -269,6 +269,10 @@ class LaneStore:
             return found, ChangeCursor(until)
         return found, ChangeCursor(cursor.seen, until, (rows[-1]["xid"], rows[-1]["change_id"]))
 
+    async def ping(self) -> None:
+        """Raise where the database cannot be read."""
+        await self._session.fetch(SQL.ping)
+
     async def cancel_deleted(self, bucket: int, subscription_uid: UUID, limit: int) -> int:
         """Cancel up to `limit` rows of a deleted subscription; how many there were."""
         return len(await self._session.fetch(SQL.cancel_deleted, bucket, subscription_uid, limit))

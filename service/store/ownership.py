@@ -36,6 +36,8 @@ class Survey:
     leases: list[BucketLease]
     sharing_nodes: int
     """Nodes that live and do not leave: the buckets are theirs to share."""
+    others: int
+    """Those of them that are not this node."""
     next_end_s: float | None
     """How long the first of the others' leases has to go, unless it is renewed; None: no other."""
 
@@ -84,8 +86,9 @@ class OwnershipStore:
             for row in rows
         ]
         if not rows:
-            return Survey([], 0, None)
-        return Survey(leases, rows[0]["sharing_nodes"], rows[0]["next_end_s"])
+            return Survey([], 0, 0, None)
+        (first, *_) = rows
+        return Survey(leases, first["sharing_nodes"], first["others"], first["next_end_s"])
 
     async def take(
         self, node_id: UUID, overdue: Sequence[UUID], wanted: Sequence[BucketLease]

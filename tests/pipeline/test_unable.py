@@ -27,7 +27,9 @@ async def test_whose_records_and_reads_fail_for_a_lease_has_its_work_done_elsewh
 ) -> None:
     async with (
         Wire(database_url) as wire,
-        running(database_url, session_urls={"record": wire.url, "refill": wire.url}) as rig,
+        running(
+            database_url, session_urls=dict.fromkeys(("record", "refill", "sweep"), wire.url)
+        ) as rig,
         running(database_url) as heir,
     ):
         await heir.ownership.heartbeat()
@@ -36,7 +38,7 @@ async def test_whose_records_and_reads_fail_for_a_lease_has_its_work_done_elsewh
         for _ in range(8):
             await rig.subscription(tenant_uid, receiver.url)
         wire.close()
-        await until(lambda: rig.refiller.is_failing, "its reads fail")
+        await until(lambda: rig.sweeper.is_failing, "its reads fail")
         await heir.publisher.publish("acme", [order_created(n) for n in range(5)])
         await rig.ownership.heartbeat()
         assert rig.ownership.buckets, "a short failure costs nothing"
@@ -51,7 +53,7 @@ async def test_whose_records_and_reads_fail_for_a_lease_has_its_work_done_elsewh
         await until(lambda: heir.recorder.recorded == 40, "everything is recorded")
 
         wire.is_open = True
-        await until(lambda: not rig.refiller.is_failing, "its reads come through again")
+        await until(lambda: not rig.sweeper.is_failing, "its reads come through again")
 
         async def is_shared() -> bool:
             await rig.ownership.heartbeat()
@@ -66,6 +68,47 @@ class Failing:
     """A worker that fails."""
 
     is_failing: bool = True
+
+
+async def test_reads_fail_until_one_succeeds_though_there_is_nothing_to_read(
+    database_url: str,
+) -> None:
+    """Else a node that gave its buckets up would take them again at once, and give them up."""
+    async with (
+        Wire(database_url) as wire,
+        running(database_url, session_urls={"refill": wire.url, "sweep": wire.url}) as rig,
+    ):
+        await rig.stop_reading()
+        rig.ownership.begin_leaving()
+        await rig.ownership.heartbeat()
+        assert rig.ownership.buckets == frozenset()
+        rig.refiller.is_failing = rig.sweeper.is_failing = True
+        wire.close()
+        for read in (rig.refiller.refill, rig.sweeper.sweep):
+            with pytest.raises(UnavailableError):
+                await read()
+        assert rig.sweeper.is_failing
+
+        wire.is_open = True
+        await rig.refiller.refill()
+        await rig.sweeper.sweep()
+        assert not rig.sweeper.is_failing
+
+
+async def test_without_another_node_the_buckets_are_kept(rig: Rig, database_url: str) -> None:
+    """What was in flight would be sent again, each time that they were given up and taken."""
+    rig.ownership.workers = [Failing()]
+    await rig.ownership.heartbeat()
+    rig.clock.ahead_s += rig.lease_s
+    for _ in range(2):
+        await rig.ownership.heartbeat()
+        assert rig.ownership.buckets == ALL
+
+    async with running(database_url) as heir:
+        await rig.ownership.heartbeat()
+        assert rig.ownership.buckets == frozenset()
+        await heir.ownership.heartbeat()
+        assert heir.ownership.buckets == ALL
 
 
 async def test_what_fails_with_the_heartbeat_is_the_database(

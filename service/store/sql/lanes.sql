@@ -128,3 +128,6 @@ SELECT s.tenant_uid, c.delivery_id, c.subscription_uid, c.event_id, hookline_now
        c.attempts_base, c.attempts_until, 'CANCELLED', 'SUBSCRIPTION_DELETED'
 FROM cancelled c JOIN subscriptions s USING (subscription_uid)
 RETURNING delivery_id
+
+-- name: ping
+SELECT

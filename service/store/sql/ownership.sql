@@ -15,6 +15,7 @@ SELECT b.bucket, b.node_id, b.epoch, n.lease_until <= clock_timestamp() AS overd
        all_nodes.*
 FROM bucket_leases b LEFT JOIN nodes n USING (node_id),
      (SELECT count(*) FILTER (WHERE lease_until > clock_timestamp() AND NOT is_leaving) AS sharing_nodes,
+             count(*) FILTER (WHERE lease_until > clock_timestamp() AND NOT is_leaving AND node_id <> $1) AS others,
              extract(epoch FROM min(lease_until) FILTER (WHERE node_id <> $1 AND lease_until > clock_timestamp())
                                 - clock_timestamp())::float8 AS next_end_s
       FROM nodes) all_nodes
