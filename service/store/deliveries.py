@@ -24,6 +24,7 @@ from service.domain.names import (
 )
 from service.domain.subscription import SubscriptionState
 from service.store.statements import Statements
+from service.store.windows import newest_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +119,7 @@ class DeliveryStore:
             tenant_uid = await self._tenant_uid_of(selection.tenant_id)
             rows = await self._database.fetch(SQL.list_of_tenant, *common, tenant_uid)
         else:
-            rows = await self._database.fetch(SQL.list_of_all, *common)
+            rows = await newest_rows(self._database, SQL.list_of_all, *common)
         page = await self._detailed(rows[:limit])
         return DeliveryPage(page, has_more=len(rows) > limit)
 

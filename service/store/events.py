@@ -11,9 +11,12 @@ from service.domain.ids import format_type_id
 from service.domain.names import WILDCARD, event_name, tenant_name
 from service.store.event_rows import event_of
 from service.store.statements import Statements
+from service.store.windows import newest_rows
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    import asyncpg
 
     from service.store.database import Database
 
@@ -50,13 +53,22 @@ class EventStore:
         Ends after `limit` events, or before their data pass `max_bytes`. Raises `NotFoundError`
         (TENANT_NOT_FOUND).
         """
-        rows = await self._database.fetch(
-            SQL.list, tenant_id, before, limit + 1, with_data, max_bytes
-        )
+        if tenant_id == WILDCARD:
+            rows = await self._rows_of_all(before, limit + 1, with_data, max_bytes)
+        else:
+            rows = await self._database.fetch(
+                SQL.list, tenant_id, before, limit + 1, with_data, max_bytes
+            )
         if not rows:
             await self.check_tenant(tenant_id)
         page = [event_of(row) for row in rows[:limit]]
         return EventPage(page, has_more=bool(rows) and rows[0]["found"] > len(page))
+
+    async def _rows_of_all(self, before: UUID, limit: int, *weight: object) -> list[asyncpg.Record]:
+        keys = await newest_rows(self._database, SQL.newest_of_all, before, limit)
+        tenant_uids = [key["tenant_uid"] for key in keys]
+        event_ids = [key["event_id"] for key in keys]
+        return await self._database.fetch(SQL.read, tenant_uids, event_ids, *weight)
 
     async def check_tenant(self, tenant_id: str) -> None:
         """Raises `NotFoundError` (TENANT_NOT_FOUND) where there is no such tenant."""

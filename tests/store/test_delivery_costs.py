@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,8 @@ import pytest
 from service.domain.delivery import DeliveryState
 from service.domain.ids import bucket_of_delivery, delivery_range_of
 from service.store.deliveries import SQL
+from service.store.events import SQL as EVENTS
+from service.store.partitions import first_id_of_day
 from service.store.status import SQL as STATUS
 from tests.store.rows import Place, Rows, rows_in
 
@@ -40,6 +43,7 @@ async def test_no_read_walks_through_what_it_is_not_asked_for(rows: Rows) -> Non
     page = (NEWEST, 51)
     of_event = (acme, event_id, *delivery_range_of(event_id), None)
     letters = ["EXHAUSTED", "CANCELLED"]
+    window = today(rows)
     reads: list[tuple[int, str, tuple[object, ...]]] = [
         (20, SQL.get, ("acme", pending, bucket_of_delivery(pending))),
         (20, SQL.get, ("-", dead, bucket_of_delivery(dead))),
@@ -50,7 +54,24 @@ async def test_no_read_walks_through_what_it_is_not_asked_for(rows: Rows) -> Non
         (350, SQL.list_of_tenant, (*page, ALL_STATES, acme)),
         # Each of the 256 buckets is looked into.
         (700, SQL.list_of_event, (*page, ALL_STATES, *of_event)),
-        (900, SQL.list_of_all, (*page, ALL_STATES)),
+        (900, SQL.list_of_all, (window[1], 51, ALL_STATES, *window)),
+        (20, SQL.list_of_all, (window[1], 51, letters, *window)),
+    ]
+    for most, sql, arguments in reads:
+        assert await blocks_read(rows, sql, arguments) <= most
+
+
+async def test_a_page_of_all_tenants_costs_little_for_each_tenant(rows: Rows) -> None:
+    """Each tenant with something in the window costs two descents of an index, not a page."""
+    tenants, each = 500, 60
+    await fill_tenants(rows, tenants, each)
+    await rows.connection.execute("ANALYZE")
+    window = today(rows)
+    page = (window[1], 51)
+    reads: list[tuple[int, str, tuple[object, ...]]] = [
+        (15 * tenants, SQL.list_of_all, (*page, ["SUCCEEDED"], *window)),
+        (15 * tenants, EVENTS.newest_of_all, (*page, *window)),
+        (300, SQL.list_of_all, (*page, ["EXHAUSTED"], *window)),
     ]
     for most, sql, arguments in reads:
         assert await blocks_read(rows, sql, arguments) <= most
@@ -84,6 +105,36 @@ async def fill_history(rows: Rows, place: Place, count: int, state: str = "SUCCE
         ids,
         state,
     )
+
+
+async def fill_tenants(rows: Rows, tenants: int, each: int) -> None:
+    """Tenants with events and deliveries of their own; the newest of every tenth is dead."""
+    places = [await rows.subscription(await rows.tenant(f"t{n}"), "s") for n in range(tenants)]
+    ids = [rows.new_id() for _ in range(tenants * each)]
+    uids = [place.tenant_uid for place in places] * each
+    await rows.connection.execute(
+        """INSERT INTO events (tenant_uid, event_id, ordinal, is_json, type, data)
+           SELECT *, 1, true, 'order.created', '{}' FROM unnest($1::uuid[], $2::uuid[])""",
+        uids,
+        ids,
+    )
+    await rows.connection.execute(
+        """INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id,
+               finish_time, version, attempt_count, state, url, http_status, latency_us)
+           SELECT w.tenant_uid, w.id, s.subscription_uid, w.id, now(), 1, 1,
+                  CASE WHEN w.place % 10 = 0 THEN 'EXHAUSTED' ELSE 'SUCCEEDED' END,
+                  'https://example.com/', 200, 900
+           FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS w (tenant_uid, id, place)
+           JOIN subscriptions s USING (tenant_uid)""",
+        uids,
+        ids,
+    )
+
+
+def today(rows: Rows) -> tuple[UUID, UUID]:
+    """The window of the day in which the rows are."""
+    day = rows.now.date()
+    return first_id_of_day(day), first_id_of_day(day + timedelta(days=1))
 
 
 async def fill_pending(rows: Rows, place: Place, count: int) -> None:

@@ -131,30 +131,59 @@ SELECT * FROM (
 ORDER BY delivery_id DESC LIMIT $2
 
 -- name: list_of_all
--- Every bucket's newest, and every tenant's.
+-- Of all tenants, within a window of whole days from `$4` up to `$5` (store/windows.py). The index of successes begins with the
+-- tenant, so this reads the newest delivery of each tenant that has one in these days, and more only of the `$2` tenants whose newest are
+-- the newest, down to the last of those: no other delivery can be among the newest `$2`. What did not succeed has an index by
+-- state.
+WITH RECURSIVE active AS (
+    (SELECT d.tenant_uid FROM deliveries d
+     WHERE 'SUCCEEDED' = ANY ($3::text[]) AND d.delivery_id >= $4::uuid AND d.delivery_id < $5::uuid
+     ORDER BY d.tenant_uid LIMIT 1)
+    UNION ALL
+    SELECT (SELECT d.tenant_uid FROM deliveries d
+            WHERE d.tenant_uid > a.tenant_uid AND d.delivery_id >= $4::uuid AND d.delivery_id < $5::uuid
+            ORDER BY d.tenant_uid LIMIT 1)
+    FROM active a WHERE a.tenant_uid IS NOT NULL
+), newest AS MATERIALIZED (
+    SELECT t.tenant_uid, n.delivery_id
+    FROM active a JOIN tenants t ON t.tenant_uid = a.tenant_uid AND t.deleted_at IS NULL
+    CROSS JOIN LATERAL (
+        SELECT h.delivery_id FROM deliveries h
+        WHERE h.tenant_uid = t.tenant_uid AND h.delivery_id >= $4::uuid AND h.delivery_id < $1::uuid
+          AND h.state = ANY ($3::text[])
+        ORDER BY h.delivery_id DESC LIMIT 1) n
+    ORDER BY n.delivery_id DESC LIMIT $2
+), bound AS MATERIALIZED (
+    SELECT CASE WHEN count(*) = $2 THEN (array_agg(delivery_id ORDER BY delivery_id))[1] ELSE $4::uuid END AS delivery_id
+    FROM newest
+)
 SELECT * FROM (
     (SELECT p.delivery_id, p.subscription_uid, p.event_id, 'PENDING' AS state, NULL AS state_reason, p.attempt_count,
             p.due_at, NULL::timestamptz AS finish_time, NULL AS url, NULL::smallint AS http_status,
             NULL::integer AS latency_us, NULL AS remote_address
      FROM generate_series(0, 255) AS b (bucket) CROSS JOIN LATERAL (
          SELECT * FROM pending_deliveries q
-         WHERE 'PENDING' = ANY ($3::text[]) AND q.bucket = b.bucket AND q.delivery_id < $1
+         WHERE 'PENDING' = ANY ($3::text[]) AND q.bucket = b.bucket AND q.delivery_id >= $4::uuid AND q.delivery_id < $1::uuid
          ORDER BY q.delivery_id DESC LIMIT $2) p
      ORDER BY p.delivery_id DESC LIMIT $2)
     UNION ALL
     (SELECT d.delivery_id, d.subscription_uid, d.event_id, d.state, d.state_reason, d.attempt_count, NULL, d.finish_time,
             d.url, d.http_status, d.latency_us, d.remote_address
-     FROM tenants t CROSS JOIN LATERAL (
-         (SELECT * FROM deliveries h
-          WHERE 'SUCCEEDED' = ANY ($3::text[]) AND h.tenant_uid = t.tenant_uid AND h.delivery_id < $1
-            AND h.state = ANY ($3::text[])
-          ORDER BY h.delivery_id DESC LIMIT $2)
-         UNION ALL
-         (SELECT * FROM deliveries h
-          WHERE 'SUCCEEDED' <> ALL ($3::text[]) AND h.state <> 'SUCCEEDED' AND h.tenant_uid = t.tenant_uid
-            AND h.delivery_id < $1 AND h.state = ANY ($3::text[])
-          ORDER BY h.delivery_id DESC LIMIT $2)) d
-     WHERE t.deleted_at IS NULL
+     FROM newest n CROSS JOIN bound b CROSS JOIN LATERAL (
+         SELECT * FROM deliveries h
+         WHERE h.tenant_uid = n.tenant_uid AND h.delivery_id >= b.delivery_id
+           AND h.delivery_id >= $4::uuid AND h.delivery_id < $1::uuid AND h.state = ANY ($3::text[])
+         ORDER BY h.delivery_id DESC LIMIT $2) d
+     ORDER BY d.delivery_id DESC LIMIT $2)
+    UNION ALL
+    (SELECT d.delivery_id, d.subscription_uid, d.event_id, d.state, d.state_reason, d.attempt_count, NULL, d.finish_time,
+            d.url, d.http_status, d.latency_us, d.remote_address
+     FROM unnest($3::text[]) AS w (state) CROSS JOIN LATERAL (
+         SELECT h.* FROM deliveries h
+         WHERE 'SUCCEEDED' <> ALL ($3::text[]) AND h.state <> 'SUCCEEDED' AND h.state = w.state
+           AND h.delivery_id >= $4::uuid AND h.delivery_id < $1::uuid
+           AND EXISTS (SELECT FROM tenants t WHERE t.tenant_uid = h.tenant_uid AND t.deleted_at IS NULL)
+         ORDER BY h.delivery_id DESC LIMIT $2) d
      ORDER BY d.delivery_id DESC LIMIT $2)
 ) page
 ORDER BY delivery_id DESC LIMIT $2
