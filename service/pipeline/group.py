@@ -14,7 +14,7 @@ from service.domain.ids import delivery_id_of, format_type_id, make_uuid7
 from service.domain.names import event_name
 from service.domain.ordering import key_hash_of
 from service.store.event_rows import row_of
-from service.store.publishing import PublishRows
+from service.store.publishing import NO_HISTORY, PublishRows
 
 if TYPE_CHECKING:
     import asyncio
@@ -188,8 +188,9 @@ class Group:
                 if item.key is not None:
                     rows.keys.append(item.key)
         # Two indexes of a tenant, one of them old, may meet here: the older epoch, and so neither
-        # writes unless both may.
-        rows.history_id = call.index.history_id
+        # writes unless both may. Two histories likewise: none is on both.
+        history_id = call.index.history_id
+        rows.history_id = history_id if rows.history_id in {None, history_id} else NO_HISTORY
         epoch, uid = call.index.epoch, call.index.uid
         rows.epochs[uid] = min(rows.epochs.get(uid, epoch), epoch)
         return placed

@@ -6,7 +6,8 @@ Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from uuid import UUID
 
 from service.store.database import (
     OutcomeUnknownError,
@@ -18,7 +19,6 @@ from service.store.statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from uuid import UUID
 
     import asyncpg
 
@@ -31,6 +31,8 @@ SQL = Statements("publishing")
 _REFUSED_ITSELF = "HK001"
 _IDS_ARE_THERE = "23505"
 LOCK_TIMEOUT_S = 0.25
+NO_HISTORY: Final = UUID(int=0)
+"""No database is on it: a session refuses what names it."""
 _EVENT_COLUMNS = 16
 _DELIVERY_COLUMNS = 8
 _KEY_COLUMNS = 5
@@ -53,7 +55,7 @@ class PublishRows:
     """
 
     history_id: UUID | None = None
-    """On which the epochs were read; None: there are none."""
+    """On which the epochs were read; None: there are none. `NO_HISTORY`: on several."""
     epochs: dict[UUID, int] = field(default_factory=dict)
     events: list[EventRow] = field(default_factory=list)
     deliveries: list[DeliveryRow] = field(default_factory=list)

@@ -14,9 +14,11 @@ from service.domain.errors import Reason, UnavailableError
 from service.domain.event import NewEvent
 from service.domain.ids import BUCKET_COUNT
 from service.pipeline.commit import GroupLimits
+from service.pipeline.matching import Matcher, TenantIndex
 from service.store.database import Database
 from service.store.lanes import ChangeCursor
 from service.store.publishing import PublishRows, PublishStore
+from service.store.routes import IndexReader
 from tests.pipeline.frozen import freeze
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
@@ -112,6 +114,51 @@ async def test_a_group_that_was_matched_before_is_not_written_after(
 
     assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
     assert (await rig.database.fetch("SELECT count(*) FROM events"))[0][0] == 1
+
+
+async def test_calls_that_were_matched_on_two_copies_are_not_written_together(
+    rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant was matched again just before, the next one just after."""
+    acme = await rig.tenant()
+    await rig.tenant("other")
+    lost = await rig.subscription(acme, receiver.url)
+    await rig.publisher.publish("acme", [order_created()])
+    await rig.publisher.publish("other", [order_created()])
+    await until(lambda: rig.recorder.recorded == 1, "it is recorded")
+    await rig.database.fetch("UPDATE tenants SET epoch = epoch + 1")
+    before, read = rig.database.history_id, Matcher.read
+
+    def is_matched_again() -> bool:
+        index = rig.matcher.cached("acme")
+        return index is not None and index.epoch == 3
+
+    async def read_late(matcher: Matcher, reader: IndexReader, tenant_id: str) -> TenantIndex:
+        if tenant_id == "other":
+            monkeypatch.setattr(Matcher, "read", read)
+            await until(is_matched_again, "the first is matched again")
+            await rig.database.fetch("DELETE FROM signing_keys WHERE subscription_uid = $1", lost)
+            await rig.database.fetch("DELETE FROM subscriptions WHERE subscription_uid = $1", lost)
+            await rig.database.fetch(EPOCH_BACK, acme)
+            await rig.subscription(acme, receiver.url)
+            await replace(rig)
+            await until(lambda: rig.database.history_id != before, "the copy is found out")
+        return await read(matcher, reader, tenant_id)
+
+    monkeypatch.setattr(Matcher, "read", read_late)
+    answers = await asyncio.gather(
+        rig.publisher.publish("acme", [order_created(2)]),
+        rig.publisher.publish("other", [order_created(2)]),
+        return_exceptions=True,
+    )
+
+    rows = await rig.database.fetch(
+        """SELECT FROM pending_deliveries WHERE subscription_uid = $1
+           UNION ALL SELECT FROM deliveries WHERE subscription_uid = $1""",
+        lost,
+    )
+    assert len(rows) == 1, "the second event went to the subscription that is no more"
+    assert all(isinstance(answer, UnavailableError) for answer in answers), answers
 
 
 async def test_changes_are_read_by_a_new_cursor(rig: Rig, receiver: Receiver) -> None:
