@@ -105,7 +105,7 @@ class Engine:
         record, refill, changes = session("record"), session("refill"), session("changes")
         sweep = session("sweep")
         self._sessions = (record, refill, changes, sweep)
-        self.changes = Changes(LaneStore(changes), self.lanes, configs, self.catalog)
+        self.changes = Changes(LaneStore(changes), self.lanes, configs, self.catalog, clock)
         self.refiller = Refiller(LaneStore(refill), self.lanes, configs)
         self.sweeper = Sweeper(LaneStore(sweep), self.lanes, self.ownership, time, clock)
         self.notifier = Notifier(
@@ -130,7 +130,7 @@ class Engine:
 
     def _connect_parts(self, path: Database) -> None:
         """Let ownership see who does its work, and all forget what a lost database had told."""
-        self.ownership.workers = (self.recorder, self.refiller, self.sweeper)
+        self.ownership.workers = (self.recorder, self.refiller, self.sweeper, self.changes)
         path.on_history_changed += [
             self.ownership.history_changed,
             self.matcher.clear,

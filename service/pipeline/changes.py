@@ -17,6 +17,7 @@ import structlog
 
 from service.domain.errors import UnavailableError
 from service.domain.ids import bucket_of
+from service.pipeline.upkeep import CHANGES_KEPT_S
 from service.store.database import TRANSIENT, history_changed
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from service.pipeline.catalog import EventTypeCatalog
+    from service.pipeline.clock import Clock
     from service.pipeline.lanes import Lanes
     from service.pipeline.targets import LaneConfigs
     from service.store.lanes import Change, ChangeCursor, LaneStore
@@ -37,15 +39,25 @@ class Changes:
     """Reads the change log and carries it into memory."""
 
     def __init__(
-        self, store: LaneStore, lanes: Lanes, configs: LaneConfigs, catalog: EventTypeCatalog
+        self,
+        store: LaneStore,
+        lanes: Lanes,
+        configs: LaneConfigs,
+        catalog: EventTypeCatalog,
+        clock: Clock,
     ) -> None:
         self._store = store
+        self._clock = clock
         self._lanes = lanes
         self._configs = configs
         self._catalog = catalog
         self._cursor: ChangeCursor | None = None
         self._copies = 0
         """How often the database was replaced by another copy of it."""
+        self._read_s = 0.0
+        """When the last read began that came through."""
+        self.is_failing = False
+        """Whether the last read failed."""
         self._wake = asyncio.Event()
         self._is_poked = False
         self._task: asyncio.Task[None] | None = None
@@ -73,14 +85,14 @@ class Changes:
 
     async def _begin(self) -> ChangeCursor:
         """Take the cursor, then read whatever a change before it may have been of."""
-        copies = self._copies
+        copies, began_s = self._copies, self._clock.boottime_s()
         await self._store.open()
         cursor = await self._store.change_cursor()
         await self._catalog.reload()
         await self._configs.reconfigure([lane.subscription_uid for lane in self._lanes.all()])
         if self._copies != copies:
             raise history_changed()
-        self._cursor = cursor
+        self._cursor, self._read_s = cursor, began_s
         return cursor
 
     def poke(self) -> None:
@@ -111,13 +123,19 @@ class Changes:
             self._wake.clear()
             try:
                 await self.read()
+                self.is_failing = False
             except TRANSIENT as error:
                 _log.warning("changes_unread", error=str(error))
+                self.is_failing = True
             except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
                 _log.exception("changes_broken")
+                self.is_failing = True
 
     async def read(self) -> None:
         """Carry what is new into memory, a page at a time."""
+        began_s = self._clock.boottime_s()
+        if began_s - self._read_s > CHANGES_KEPT_S / 2:
+            self._cursor = None  # what came first since then may have been deleted unread
         is_poked, self._is_poked = self._is_poked, False
         cursor = self._cursor or await self._begin()
         while True:
@@ -130,6 +148,7 @@ class Changes:
                 return  # they were read on another copy of the database
             self._cursor = cursor
             if cursor.until is None:
+                self._read_s = began_s
                 return
 
     def _tell(self, changes: list[Change]) -> None:

@@ -166,7 +166,7 @@ class Rig:
         self.schemas = SchemaChecker(self.limits)
         self.catalog = EventTypeCatalog(self.event_types, self.schemas)
         self.changes = Changes(
-            LaneStore(session("changes")), self.lanes, self.configs, self.catalog
+            LaneStore(session("changes")), self.lanes, self.configs, self.catalog, self.clock
         )
         self.lane_store = LaneStore(session("refill"))
         self.refiller = Refiller(self.lane_store, self.lanes, self.configs)
@@ -185,7 +185,7 @@ class Rig:
         )
         self.upkeep_store = UpkeepStore(session("upkeep"))
         self.upkeep = Upkeep(self.upkeep_store)
-        self.ownership.workers = (self.recorder, self.refiller, self.sweeper)
+        self.ownership.workers = (self.recorder, self.refiller, self.sweeper, self.changes)
         self.database.on_history_changed += [
             self.ownership.history_changed,
             self.matcher.clear,

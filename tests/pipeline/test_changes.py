@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from service.domain.event import EventType
 from service.domain.ids import bucket_of, format_type_id
 from service.pipeline.changes import INTERVAL_S
+from service.pipeline.upkeep import CHANGES_KEPT_S
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import rival
+from tests.pipeline.wire import Wire
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -311,6 +313,29 @@ async def test_a_change_of_event_types_is_read(rig: Rig) -> None:
         return await rig.catalog.check("acme", [order_created()]) == [7]
 
     await until(is_known, "the new revision is known")
+
+
+async def test_what_was_deleted_before_it_was_read_is_read_from_its_source(rig: Rig) -> None:
+    """A node that could not read the log for as long as changes are kept misses some."""
+    rig.event_types.event_types = [EventType(name="order.created", revision=7)]
+    rig.clock.ahead_s += CHANGES_KEPT_S
+
+    async def is_known() -> bool:
+        return await rig.catalog.check("acme", [order_created()]) == [7]
+
+    await until(is_known, "the new revision is known")
+
+
+async def test_a_node_that_cannot_read_the_log_says_so(database_url: str) -> None:
+    async with (
+        Wire(database_url) as wire,
+        running(database_url, session_urls={"changes": wire.url}) as rig,
+    ):
+        wire.close()
+        await until(lambda: rig.changes.is_failing, "its reads fail")
+        assert rig.changes in rig.ownership.workers
+        wire.is_open = True
+        await until(lambda: not rig.changes.is_failing, "its reads come through again")
 
 
 async def test_a_change_of_url_is_used_by_the_next_attempt(rig: Rig, receiver: Receiver) -> None:
