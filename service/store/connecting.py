@@ -46,7 +46,7 @@ class UnsafeServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The line of commits that a connection is on, as it was when it connected."""
+    """The line of commits that a connection is on, as it was when that was last looked at."""
 
     history_id: UUID
     system_identifier: int

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 from weakref import WeakSet
 
@@ -232,6 +233,10 @@ class Session:
             async with asyncio.timeout(self._timeout_s), _transaction(connection):
                 yield connection
 
+    def log_seen(self, flushed_bytes: int) -> None:
+        """Remember that the log of its server was on disk so far."""
+        self._database.log_seen(self.history_id, flushed_bytes)
+
     @asynccontextmanager
     async def connection(self, timeout_s: float) -> AsyncIterator[Connection]:
         """The bare connection, for what must not run in a transaction; with its own deadline."""
@@ -349,6 +354,12 @@ class Database:
             raise unavailable(error) from error
         self._connections.add(connection)
         return connection
+
+    def log_seen(self, history_id: UUID | None, flushed_bytes: int) -> None:
+        """Remember how far the log of a history was on disk; a shorter one is of an older disk."""
+        known = self._history
+        if known is not None and known.history_id == history_id:
+            self._history = replace(known, flushed_bytes=max(known.flushed_bytes, flushed_bytes))
 
     def _adopt(self, history: History) -> None:
         """Be on this history; where it is another than before, leave nothing of that one."""

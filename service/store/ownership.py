@@ -74,7 +74,10 @@ class OwnershipStore:
         `address` is where the node serves. One that `is_leaving` is counted out of the shares.
         """
         rows = await self._session.fetch(SQL.renew, node_id, lease_s, address, is_leaving)
-        return float(rows[0]["database_s"]) if rows else None
+        if not rows:
+            return None
+        self._session.log_seen(rows[0]["flushed_bytes"])
+        return float(rows[0]["database_s"])
 
     async def survey(self, node_id: UUID) -> Survey:
         """All buckets, and who there is to share them, as this node asks."""

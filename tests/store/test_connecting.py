@@ -13,6 +13,7 @@ import pytest
 from service.domain.errors import Reason, UnavailableError
 from service.store.connecting import History
 from service.store.database import Database
+from service.store.ownership import OwnershipStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -74,6 +75,21 @@ async def test_a_log_that_became_shorter_begins_a_history(database: Database) ->
     assert known(database).history_id != before.history_id
     assert changes == ["changed"]
     await session.close()
+
+
+async def test_each_heartbeat_reads_how_long_the_log_is(database: Database) -> None:
+    """A disk is older than the last heartbeat, not than the last connection of days ago."""
+    store, node_id = OwnershipStore(database.session("heartbeat")), uuid4()
+    await store.register(node_id, 10.0, "host-1", "1.2.3", "")
+    await database.fetch("SELECT pg_logical_emit_message(true, 'test', repeat('x', 100000))")
+    (row,) = await database.fetch(
+        "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint AS flushed_bytes"
+    )
+    assert known(database).flushed_bytes < row["flushed_bytes"]
+    await store.renew(node_id, 10.0)
+
+    assert known(database).flushed_bytes >= row["flushed_bytes"]
+    await store.close()
 
 
 async def test_what_is_connected_to_the_copy_before_is_ended(database: Database) -> None:

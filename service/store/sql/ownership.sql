@@ -7,7 +7,8 @@ VALUES ($1, clock_timestamp() + make_interval(secs => $2), $3, $4, $5)
 -- name: renew
 -- No row: this node was declared dead; it drops everything and registers anew under a new id.
 UPDATE nodes SET lease_until = clock_timestamp() + make_interval(secs => $2), address = $3, is_leaving = $4 WHERE node_id = $1
-RETURNING extract(epoch FROM hookline_now())::float8 AS database_s
+RETURNING extract(epoch FROM hookline_now())::float8 AS database_s,
+          pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint AS flushed_bytes
 
 -- name: survey
 -- Who owns what, who is overdue, how many want a share, and how long the first of the others' leases has to go.
