@@ -80,7 +80,7 @@ class Admission:
                 monotonic_s,
             ),
         )
-        self._list_turns = ListTurns(limits.max_tenant_lists)
+        self._list_turns = ListTurns(limits.max_tenant_lists, limits.max_lists)
         self._tenants = (
             _Rate(
                 "HOOKLINE_MAX_TENANT_CALLS_PER_S",

@@ -1,6 +1,8 @@
 """Pages of lists take turns within their tenant, so that they leave connections to other tenants.
 
-A page may take long, and its tenant may ask for many at once: each holds a connection of the pool.
+A page may take long, and its tenant may ask for many at once: each holds a connection of the pool,
+and the memory of a page (`config/memory.py`), which is why all tenants together have a bound too.
+Who has a turn within its tenant waits for one of these, in the order of arrival.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ class _Turns:
 class ListTurns:
     """Who reads a page, and who waits; by the tenant's name."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, most_of_all: int) -> None:
+        """`most`: pages that are read at once for one tenant; `most_of_all`: for all of them."""
         self._most = most
+        self._of_all = asyncio.Semaphore(most_of_all)
         self._turns: dict[str, _Turns] = {}
 
     @asynccontextmanager
@@ -50,7 +54,7 @@ class ListTurns:
             )
         turns.users += 1
         try:
-            async with turns.places:
+            async with turns.places, self._of_all:
                 yield
         finally:
             turns.users -= 1

@@ -45,6 +45,7 @@ _BOUNDS: Final[Mapping[str, tuple[int, int] | tuple[int, int, str]]] = {
     "max_tenant_calls_per_s": (1, 1_000_000),
     "max_tenant_bytes_per_s": (_KIB, 4096 * _MIB, "bytes"),
     "max_tenant_lists": (1, 100),
+    "max_lists": (1, 10_000),
     "max_streams_per_connection": (1, 100_000),
     "max_connections": (1, 1_000_000),
     "max_connection_idle_s": (1, 604_800, "seconds"),

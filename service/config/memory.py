@@ -21,6 +21,8 @@ _KIB, _MIB = 1_024, 1_024 * 1_024
 _CALL_BYTES: Final = 32 * _KIB
 """A call beside its metadata: what gRPC's core takes before it is read, and objects."""
 _CONNECTION_BYTES: Final = 48 * _KIB
+_DATABASE_CONNECTION_BYTES: Final = 512 * _KIB
+"""Of a session's buffers, and of a hundred prepared statements."""
 _MESSAGE_HEADROOM_BYTES: Final = 256 * _KIB
 _REQUEST_COPIES: Final = 3
 """The bytes, the message that was parsed, the events that were made of it."""
@@ -52,6 +54,7 @@ def parts(
     *,
     max_calls: int,
     pool_size: int,
+    path_pool_size: int,
     max_in_flight: int,
     max_queued_deliveries: int,
     max_queued_delivery_bytes: int,
@@ -74,8 +77,13 @@ def parts(
     yield Part("answers", "HOOKLINE_MAX_ANSWER_BYTES", _ANSWER_COPIES * limits.max_answer_bytes)
     yield Part(
         "pages of lists",
-        "HOOKLINE_POOL_SIZE, HOOKLINE_MAX_PAGE_BYTES",
-        pool_size * _PAGE_COPIES * limits.max_page_bytes,
+        "HOOKLINE_MAX_LISTS, HOOKLINE_MAX_PAGE_BYTES",
+        limits.max_lists * _PAGE_COPIES * limits.max_page_bytes,
+    )
+    yield Part(
+        "connections to the database",
+        "HOOKLINE_POOL_SIZE, HOOKLINE_PATH_POOL_SIZE",
+        (pool_size + path_pool_size) * _DATABASE_CONNECTION_BYTES,
     )
     yield Part(
         "calls",

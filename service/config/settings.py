@@ -278,6 +278,7 @@ class Settings:
             self.limits,
             max_calls=self.max_calls,
             pool_size=self.pool_size,
+            path_pool_size=self.path_pool_size,
             max_in_flight=self.max_in_flight,
             max_queued_deliveries=self.max_queued_deliveries,
             max_queued_delivery_bytes=self.max_queued_delivery_bytes,

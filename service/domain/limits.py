@@ -79,6 +79,8 @@ class Limits:
     max_tenant_lists: int = 4
     """Pages of lists that are read at once for one tenant on one node (HOOKLINE_MAX_TENANT_LISTS).
     """
+    max_lists: int = 8
+    """Pages of lists that are read at once on one node, of all tenants (HOOKLINE_MAX_LISTS)."""
     max_streams_per_connection: int = 100
     """Calls at once on one connection (HOOKLINE_MAX_STREAMS_PER_CONNECTION)."""
     max_connections: int = 1_024

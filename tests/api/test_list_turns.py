@@ -9,7 +9,7 @@ from service.domain.errors import Reason, ResourceExhaustedError
 
 
 async def test_more_than_are_read_at_once_wait_and_other_tenants_do_not() -> None:
-    turns = ListTurns(2)
+    turns = ListTurns(2, 8)
     async with turns.turn("tenants/acme"):
         async with turns.turn("tenants/acme"):
             third = asyncio.create_task(_once(turns))
@@ -20,7 +20,7 @@ async def test_more_than_are_read_at_once_wait_and_other_tenants_do_not() -> Non
 
 
 async def test_too_many_are_refused_and_told_the_setting() -> None:
-    turns = ListTurns(1)
+    turns = ListTurns(1, 8)
     async with turns.turn("tenants/acme"):
         waiting = [asyncio.create_task(_once(turns)) for _ in range(WAITING - 1)]
         await asyncio.sleep(0)
@@ -34,7 +34,7 @@ async def test_too_many_are_refused_and_told_the_setting() -> None:
 
 
 async def test_one_that_gives_up_waiting_leaves_its_place() -> None:
-    turns = ListTurns(1)
+    turns = ListTurns(1, 8)
     async with turns.turn("tenants/acme"):
         waiting = [asyncio.create_task(_once(turns)) for _ in range(WAITING - 1)]
         await asyncio.sleep(0)
@@ -46,6 +46,17 @@ async def test_one_that_gives_up_waiting_leaves_its_place() -> None:
     await asyncio.gather(*waiting)
 
 
-async def _once(turns: ListTurns) -> None:
+async def test_all_tenants_together_have_a_bound() -> None:
+    turns = ListTurns(2, 2)
     async with turns.turn("tenants/acme"):
+        async with turns.turn("tenants/globex"):
+            third = asyncio.create_task(_once(turns, "tenants/initech"))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert not third.done()
+        await third
+
+
+async def _once(turns: ListTurns, tenant: str = "tenants/acme") -> None:
+    async with turns.turn(tenant):
         pass

@@ -248,14 +248,14 @@ async def test_a_database_that_could_lose_events_is_refused(database_url: str) -
         await App(settings(database_url)).start()
 
 
-@pytest.mark.parametrize("pool_size, is_short", [(8, False), (100, True)])
+@pytest.mark.parametrize("workers, is_short", [(1, False), (16, True)])
 async def test_too_few_connections_for_all_processes_are_told_of(
     database_url: str,
     capfd: pytest.CaptureFixture[str],
-    pool_size: int,
+    workers: int,
     is_short: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    async with started(database_url, HOOKLINE_POOL_SIZE=str(pool_size)) as (app, _):
+    async with started(database_url, HOOKLINE_WORKERS=str(workers)) as (app, _):
         await app.stop()
     told = capfd.readouterr()
     assert ("connections_short" in told.out + told.err) is is_short

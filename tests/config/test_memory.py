@@ -38,3 +38,9 @@ def test_bounds_that_do_not_fit_are_named_with_what_to_set() -> None:
 
 def test_a_bound_that_is_set_is_not_derived() -> None:
     assert settings(MAX_CALLS=77, MEMORY_MB=4_000).max_calls == 77
+
+
+def test_connections_to_the_database_do_not_count_as_pages_of_lists() -> None:
+    assert settings(POOL_SIZE=90).limits.max_lists == settings().limits.max_lists
+    with pytest.raises(SettingsError, match=r"pages of lists.*HOOKLINE_MAX_LISTS"):
+        settings(MAX_LISTS=200)
