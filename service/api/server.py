@@ -167,6 +167,9 @@ def _options(limits: Limits, *, share_port: bool) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", metadata_bytes),
         ("grpc.absolute_max_metadata_size", metadata_bytes + METADATA_HEADROOM_BYTES),
         ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
+        # On by default: the core also counts answered calls that it has not freed yet, and refuses
+        # a client that keeps to the limit above. What it protects from is bounded by pending calls.
+        ("grpc.http.overload_protection", 0),
         # Calls that wait for the event loop. The core drops what is more without a reason (a bare
         # CANCELLED), and by default every call at random from a third of it on.
         ("grpc.server.max_pending_requests", limits.max_pending_calls),

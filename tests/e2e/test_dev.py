@@ -1,5 +1,6 @@
 """`hookline dev` as a process: what it prints, how it ends, what it finds again."""
 
+import asyncio
 import os
 import pathlib
 import re
@@ -8,8 +9,12 @@ import socket
 import subprocess
 import sys
 
+import grpc
 import pytest
 
+from hookline.v1.event_pb2 import Event
+from hookline.v1.event_service_pb2 import PublishEventsRequest
+from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from tests.e2e.processes import (
     Dev,
     data_directory,
@@ -176,4 +181,23 @@ def test_it_serves_where_a_sandbox_has_no_home(grpcurl: pathlib.Path) -> None:
             [grpcurl, "-plaintext", dev.target, "list"], check=True, capture_output=True, text=True
         )
         assert "hookline.v1.EventService" in listed.stdout
+        assert dev.stop() == 0
+
+
+async def test_a_client_that_keeps_to_the_streams_of_a_connection_is_not_refused(
+    data_dir: pathlib.Path,
+) -> None:
+    """The core also counts calls that it answered and has not freed yet, unless told not to."""
+    request = PublishEventsRequest(
+        tenant="tenants/default", events=[Event(type="order.created", json_data="{}")]
+    )
+    with running_dev(data_dir, HOOKLINE_MAX_STREAMS_PER_CONNECTION="64") as dev:
+        async with grpc.aio.insecure_channel(dev.target, [("grpc.enable_retries", 0)]) as channel:
+            stub = EventServiceStub(channel)
+
+            async def publish_again_and_again() -> None:
+                for _ in range(12):
+                    await stub.PublishEvents(request, timeout=20)
+
+            await asyncio.gather(*[publish_again_and_again() for _ in range(64)])
         assert dev.stop() == 0
