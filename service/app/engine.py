@@ -45,9 +45,9 @@ from service.store.publishing import PublishStore
 from service.store.recording import RecordStore
 from service.store.upkeep import UpkeepStore
 from service.telemetry.instruments import UNOBSERVED, Instruments
-from service.webhook.dialer import make_tls_context
 from service.webhook.handshake import Handshake
 from service.webhook.sender import WebhookSender
+from service.webhook.tls_handshake import make_tls_context
 from service.webhook.transport import TransportLimits, WebhookTransport
 
 USER_AGENT: Final = f"hookline/{VERSION}"
@@ -217,10 +217,14 @@ def _make_transport(settings: Settings) -> WebhookTransport:
     return WebhookTransport(
         egress=settings.egress.policy,
         proxy=settings.egress.proxy,
-        make_tls=partial(make_tls_context, settings.egress.ca_file),
+        make_tls=partial(
+            make_tls_context,
+            settings.egress.ca_file,
+            handshake_bytes_max=settings.egress.handshake_bytes_max,
+        ),
         limits=TransportLimits(
             handshakes_max=settings.egress.handshakes_max,
-            chain_bytes_max=settings.egress.chain_bytes_max,
+            certificate_bytes_max=settings.egress.certificate_bytes_max,
         ),
     )
 

@@ -16,7 +16,8 @@ from typing import Final, TypeVar
 
 from service.config.reading import Reader, integer, parse_file, switch
 from service.domain.target import MAX_HOST_LENGTH
-from service.webhook.dialer import CHAIN_BYTES_MAX, HANDSHAKES_MAX, make_tls_context
+from service.webhook.certificate_budget import CERTIFICATE_BYTES_MAX
+from service.webhook.dialer import HANDSHAKES_MAX
 from service.webhook.egress import (
     NAT64_LENGTHS,
     EgressPolicy,
@@ -33,6 +34,7 @@ from service.webhook.ports import (
     parse_ports,
 )
 from service.webhook.proxy import EgressProxy, parse_proxy
+from service.webhook.tls_handshake import HANDSHAKE_BYTES_MAX, make_tls_context
 
 T = TypeVar("T")
 
@@ -55,11 +57,15 @@ class EgressSettings:
     """HOOKLINE_WEBHOOK_ORIGIN: who asks targets for their consent"""
     handshakes_max: int = HANDSHAKES_MAX
     """HOOKLINE_EGRESS_HANDSHAKES"""
-    chain_bytes_max: int = CHAIN_BYTES_MAX
-    """HOOKLINE_EGRESS_CHAIN_BYTES"""
+    handshake_bytes_max: int = HANDSHAKE_BYTES_MAX
+    """HOOKLINE_EGRESS_HANDSHAKE_BYTES"""
+    certificate_bytes_max: int = CERTIFICATE_BYTES_MAX
+    """HOOKLINE_EGRESS_CERTIFICATE_BYTES"""
 
 
-def read_egress(read: Reader, *, is_dev: bool) -> EgressSettings:
+def read_egress(
+    read: Reader, fitting: Callable[[int, int], int], *, is_dev: bool
+) -> EgressSettings:
     """Read them; `dev` may reach this machine."""
     proxy = read.secret("EGRESS_PROXY", parse_proxy, None)
     resolves = read("EGRESS_PROXY_RESOLVES", switch, default=False)
@@ -90,8 +96,13 @@ def read_egress(read: Reader, *, is_dev: bool) -> EgressSettings:
         proxy,
         read("EGRESS_CA_FILE", _ca_file, None),
         read("WEBHOOK_ORIGIN", _host_name, "hookline"),
-        read("EGRESS_HANDSHAKES", integer(4, 4_096), HANDSHAKES_MAX),
-        read("EGRESS_CHAIN_BYTES", integer(4_096, 102_400, "bytes"), CHAIN_BYTES_MAX),
+        read("EGRESS_HANDSHAKES", integer(4, 4_096), fitting(HANDSHAKES_MAX, 4_096)),
+        read("EGRESS_HANDSHAKE_BYTES", integer(4_096, 102_400, "bytes"), HANDSHAKE_BYTES_MAX),
+        read(
+            "EGRESS_CERTIFICATE_BYTES",
+            integer(1_048_576, 4_294_967_296, "bytes"),
+            fitting(CERTIFICATE_BYTES_MAX, 4_294_967_296),
+        ),
     )
 
 

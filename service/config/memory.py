@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from service.domain.limits import Limits
 
 DEFAULT_MB: Final = 1_344
-LEAST_MB: Final = 896
+LEAST_MB: Final = 976
 PROCESS_MB: Final = 140
 """The interpreter, the code, connections to the database: 90 MB at rest."""
 
@@ -33,6 +33,8 @@ _DELIVERY_BYTES: Final = 1_024
 """A queued delivery beside its data."""
 _ATTEMPT_BYTES: Final = 64 * _KIB
 """What is read of a receiver's answer."""
+_CERTIFICATE_COPIES: Final = 14
+"""Crafted certificates, parsed, take so many times their bytes."""
 _KEY_BYTES: Final = 512
 
 
@@ -49,13 +51,16 @@ class Part(NamedTuple):
     size: int
 
 
-def parts(
+def parts(  # noqa: PLR0913 - each is a bound of its own
     limits: Limits,
     *,
     max_calls: int,
     pool_size: int,
     path_pool_size: int,
     max_in_flight: int,
+    max_handshakes: int,
+    max_handshake_bytes: int,
+    max_certificate_bytes: int,
     max_queued_deliveries: int,
     max_queued_delivery_bytes: int,
     max_cached_keys: int,
@@ -104,6 +109,12 @@ def parts(
         max_queued_delivery_bytes + max_queued_deliveries * _DELIVERY_BYTES,
     )
     yield Part("attempts", "HOOKLINE_MAX_IN_FLIGHT", max_in_flight * _ATTEMPT_BYTES)
+    yield Part(
+        "certificates of targets",
+        "HOOKLINE_EGRESS_CERTIFICATE_BYTES, HOOKLINE_EGRESS_HANDSHAKES,"
+        " HOOKLINE_EGRESS_HANDSHAKE_BYTES",
+        _CERTIFICATE_COPIES * (max_certificate_bytes + max_handshakes * max_handshake_bytes),
+    )
     yield Part("API keys", "HOOKLINE_MAX_CACHED_KEYS", 3 * max_cached_keys * _KEY_BYTES)
 
 

@@ -184,7 +184,7 @@ class Settings:
             ),
             worker_silence_s=read("WORKER_SILENCE_S", integer(0, 3_600, "seconds"), 20),
             lease_s=read("LEASE_S", number(4, 300, "seconds"), 10.0),
-            egress=read_egress(read, is_dev=is_dev),
+            egress=read_egress(read, fitting, is_dev=is_dev),
             is_https_only=read("HTTPS_ONLY", switch, default=False),
             master_keys=read.secret(
                 "MASTER_KEY", parse_keys, (), is_wanted=role is not Role.MIGRATE
@@ -280,6 +280,9 @@ class Settings:
             pool_size=self.pool_size,
             path_pool_size=self.path_pool_size,
             max_in_flight=self.max_in_flight,
+            max_handshakes=self.egress.handshakes_max,
+            max_handshake_bytes=self.egress.handshake_bytes_max,
+            max_certificate_bytes=self.egress.certificate_bytes_max,
             max_queued_deliveries=self.max_queued_deliveries,
             max_queued_delivery_bytes=self.max_queued_delivery_bytes,
             max_cached_keys=self.max_cached_keys,

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from service.domain.subscription import ClientCertificate
+from service.webhook.tls_handshake import TargetTlsContext
 
 MAX_CHAIN_BYTES = 32 * 1024
 MAX_KEY_BYTES = 16 * 1024
@@ -35,7 +36,7 @@ RSA_BITS = range(2_048, 8_193)
 _SUBJECT_LENGTH_MAX = 512
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
-MakeTls = Callable[[], ssl.SSLContext]
+MakeTls = Callable[[], TargetTlsContext]
 """A new TLS context, as every request uses it but for the certificate."""
 
 
@@ -133,7 +134,7 @@ class TlsContexts:
         self._make = make
         self._kept_max = kept_max
         self._common = make()
-        self._kept: OrderedDict[ClientIdentity, ssl.SSLContext] = OrderedDict()
+        self._kept: OrderedDict[ClientIdentity, TargetTlsContext] = OrderedDict()
         self._making = asyncio.Lock()
 
     @property
@@ -141,7 +142,7 @@ class TlsContexts:
         """Contexts with certificates that are kept."""
         return len(self._kept)
 
-    async def of(self, identity: ClientIdentity | None) -> ssl.SSLContext:
+    async def of(self, identity: ClientIdentity | None) -> TargetTlsContext:
         """The context that shows a certificate; raises ssl.SSLError where it cannot be shown."""
         if identity is None:
             return self._common
@@ -155,7 +156,7 @@ class TlsContexts:
             self._kept.move_to_end(identity)
             return context
 
-    def _make_with(self, identity: ClientIdentity) -> ssl.SSLContext:
+    def _make_with(self, identity: ClientIdentity) -> TargetTlsContext:
         context = self._make()
         load_identity(context, identity)
         return context

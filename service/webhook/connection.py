@@ -78,6 +78,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_unread",
         "_waiter",
+        "handshake_bytes",
         "idle_since",
         "origin",
         "remote_address",
@@ -94,6 +95,8 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self.origin = origin
         self.remote_address = remote_address
+        self.handshake_bytes = 0
+        """What the peer sent in the TLS handshake: its certificates are kept as long as this."""
         self.idle_since = 0.0
         self.watched_slot = 0
         self._owner = owner

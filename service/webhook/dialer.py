@@ -13,9 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from service.domain.attempt import AttemptOutcome
 from service.webhook.client_certificate import TlsContexts
@@ -26,30 +24,16 @@ from service.webhook.handshake_turns import HandshakeTurns
 from service.webhook.origin import Origin
 from service.webhook.resolver import Resolver
 from service.webhook.route import BLOCKED, Route, RouteFailure
+from service.webhook.tls_handshake import HandshakeTooLargeError, TargetTlsContext
 
 MakeConnection = Callable[[Origin, str | None], Connection]
 """A new connection to an origin, at the address that is being tried; None where nobody knows it."""
 
-HANDSHAKES_MAX = 128
-CHAIN_BYTES_MAX = 16_384
-"""Ordinary chains have 3 to 8 KB; parsed, crafted ones take thirteen times their bytes."""
-_DER = 2
-"""`_ssl.ENCODING_DER`"""
+HANDSHAKES_MAX = 64
+"""TLS handshakes that run at once."""
 _HOST_BLOCKED = "the host is not one that this service may send to"
 
 _PORT_BLOCKED = "the port is not one that this service may send to"
-
-
-def make_tls_context(extra_ca_file: Path | None = None) -> ssl.SSLContext:
-    """TLS as every request uses it: always verified, HTTP/1.1 only.
-
-    `extra_ca_file` adds authorities to the system's, for internal targets.
-    """
-    context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    if extra_ca_file is not None:
-        context.load_verify_locations(extra_ca_file)
-    return context
 
 
 class Dialer:
@@ -65,13 +49,11 @@ class Dialer:
         addresses_max: int = 16,
         address_share_max_s: float = 5.0,
         handshakes_max: int = HANDSHAKES_MAX,
-        chain_bytes_max: int = CHAIN_BYTES_MAX,
     ) -> None:
-        """Bounds of one dial, and of TLS.
+        """Bounds of one dial, and of all: `handshakes_max` TLS handshakes run at once.
 
         At most `addresses_max` addresses of a name are tried, all but the last of them for no
-        longer than `address_share_max_s` seconds. `handshakes_max` TLS handshakes run at once;
-        certificate chains have up to `chain_bytes_max` bytes.
+        longer than `address_share_max_s` seconds.
         """
         self._resolver = resolver
         self._egress = egress
@@ -80,7 +62,6 @@ class Dialer:
         self._addresses_max = addresses_max
         self._address_share_max_s = address_share_max_s
         self._handshakes = HandshakeTurns(handshakes_max)
-        self._chain_bytes_max = chain_bytes_max
 
     async def dial(
         self, origin: Origin, deadline: float, make: MakeConnection, tenant_id: str = ""
@@ -156,7 +137,7 @@ class Dialer:
             if not is_begun:
                 sock.close()
 
-    async def _context_of(self, origin: Origin, limit: float) -> ssl.SSLContext | None:
+    async def _context_of(self, origin: Origin, limit: float) -> TargetTlsContext | None:
         if origin.scheme != "https":
             return None
         try:
@@ -182,7 +163,7 @@ class Dialer:
         origin: Origin,
         sock: socket.socket,
         address: str | None,
-        context: ssl.SSLContext | None,
+        context: TargetTlsContext | None,
         make: MakeConnection,
     ) -> Connection:
         """What a connected socket becomes: a connection, through TLS where that is asked for."""
@@ -196,26 +177,18 @@ class Dialer:
             )
         except TimeoutError:
             raise
-        except (OSError, ValueError) as error:
-            raise _handshake_failure(error, address) from None
-        if context is not None and chain_bytes(transport) > self._chain_bytes_max:
-            connection.abort()
+        except HandshakeTooLargeError as error:
             raise AttemptFailure(
                 AttemptOutcome.TLS_FAILED,
-                f"the certificate chain is larger than {self._chain_bytes_max} bytes"
-                " (HOOKLINE_EGRESS_CHAIN_BYTES)",
+                f"the target sent more than {error.bytes_max} bytes in its TLS handshake"
+                " (HOOKLINE_EGRESS_HANDSHAKE_BYTES)",
                 remote_address=address,
-            )
+            ) from None
+        except (OSError, ValueError) as error:
+            raise _handshake_failure(error, address) from None
+        if context is not None:
+            connection.handshake_bytes = transport.get_extra_info("ssl_object").handshake_bytes
         return connection
-
-
-def chain_bytes(transport: asyncio.BaseTransport) -> int:
-    """The bytes of the certificates that the peer of a TLS connection has shown."""
-    tls = transport.get_extra_info("ssl_object")
-    if sys.version_info >= (3, 13):
-        return sum(map(len, tls.get_unverified_chain()))
-    shown = tls._sslobj.get_unverified_chain()  # noqa: SLF001 - public from Python 3.13 on
-    return sum(len(certificate.public_bytes(_DER)) for certificate in shown)
 
 
 def _handshake_failure(error: OSError | ValueError, address: str | None) -> AttemptFailure:

@@ -1,9 +1,8 @@
 """TLS handshakes that run at once: few, and tenants take turns, as they do for lookups.
 
-A target's certificates stay in memory while its handshake lasts, and it lasts as long as the target
-likes, up to the deadline. OpenSSL reads up to 100 KB of them, which parsed are more than 1 MB. So
-handshakes are counted: `running_max` bounds the memory, and by the turns one tenant whose targets
-never end theirs leaves some for the others.
+A target's certificates are in memory while its handshake lasts, and it lasts as long as the target
+likes, up to the deadline. So handshakes are counted: `running_max` bounds the memory, and by the
+turns one tenant whose targets never end theirs leaves some for the others.
 """
 
 from __future__ import annotations
@@ -19,12 +18,17 @@ from service.webhook.lookup_turns import LookupTurns
 
 
 class HandshakeTurns:
-    """Who may begin a TLS handshake."""
+    """Which connections may begin a TLS handshake."""
 
     def __init__(self, running_max: int, waiting_max: int = 4_096) -> None:
         self._turns = LookupTurns(running_max, waiting_max)
         self._numbers = itertools.count()
         self._waiting: dict[str, asyncio.Future[None]] = {}
+
+    @property
+    def waiting_count(self) -> int:
+        """Connections that wait for a turn."""
+        return len(self._waiting)
 
     @asynccontextmanager
     async def turn(self, tenant_id: str) -> AsyncIterator[None]:
@@ -43,17 +47,16 @@ class HandshakeTurns:
             await may_begin
             yield
         finally:
-            if may_begin.cancelled():
-                self._waiting.pop(number, None)
+            if self._waiting.pop(number, None) is not None:
+                self._turns.leave(tenant_id, number)
             else:
                 self._turns.ended(tenant_id)
                 self._start()
 
     def _start(self) -> None:
+        """Let those begin whose turn it is."""
         while (turn := self._turns.next()) is not None:
-            tenant_id, number = turn
-            may_begin = self._waiting.pop(number, None)
-            if may_begin is None or may_begin.done():  # it gave up
-                self._turns.ended(tenant_id)
-            else:
+            _, number = turn
+            may_begin = self._waiting.pop(number)
+            if not may_begin.done():  # else it is cancelled, and will give its turn back
                 may_begin.set_result(None)

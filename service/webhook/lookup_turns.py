@@ -46,6 +46,13 @@ class LookupTurns:
         self._running[tenant_id] += 1
         return tenant_id, host
 
+    def leave(self, tenant_id: str, host: str) -> None:
+        """A name waits no more: the caller that asked for it gave up."""
+        names = self._waiting[tenant_id]
+        names.remove(host)
+        if not names:
+            del self._waiting[tenant_id]
+
     def ended(self, tenant_id: str) -> None:
         """A lookup of the tenant's is over."""
         self._running[tenant_id] -= 1

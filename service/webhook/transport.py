@@ -35,10 +35,11 @@ from service.webhook.answer import (
     DEFAULT_LIMIT_BYTES,
     AnswerReader,
 )
+from service.webhook.certificate_budget import CERTIFICATE_BYTES_MAX, CertificateBudget
 from service.webhook.client_certificate import MakeTls, TlsContexts
 from service.webhook.connection import Answer, Connection, StaleConnectionError
 from service.webhook.deadlines import Deadlines
-from service.webhook.dialer import CHAIN_BYTES_MAX, HANDSHAKES_MAX, Dialer, make_tls_context
+from service.webhook.dialer import HANDSHAKES_MAX, Dialer
 from service.webhook.egress import EgressPolicy
 from service.webhook.failure import AttemptFailure
 from service.webhook.origin import Origin, origin_of
@@ -46,6 +47,7 @@ from service.webhook.pool import IdlePool
 from service.webhook.proxy import EgressProxy, ProxyRoute
 from service.webhook.resolver import Resolver
 from service.webhook.route import DirectRoute
+from service.webhook.tls_handshake import make_tls_context
 
 if TYPE_CHECKING:
     from typing import Self
@@ -69,8 +71,8 @@ class TransportLimits:
     """Addresses of a name that are tried in one attempt."""
     handshakes_max: int = HANDSHAKES_MAX
     """TLS handshakes that run at once; their certificates' memory is bounded by it."""
-    chain_bytes_max: int = CHAIN_BYTES_MAX
-    """The certificates that a target shows: as long as a connection lasts, they are kept."""
+    certificate_bytes_max: int = CERTIFICATE_BYTES_MAX
+    """What targets sent in the handshakes of all open connections."""
     tick_s: float = 0.1
     """How late a deadline may be noticed, halved."""
 
@@ -105,13 +107,13 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             tls=TlsContexts(make_tls),
             addresses_max=self._limits.addresses_max,
             handshakes_max=self._limits.handshakes_max,
-            chain_bytes_max=self._limits.chain_bytes_max,
         )
         self._pool = IdlePool(
             per_origin_max=self._limits.idle_per_origin_max,
             total_max=self._limits.idle_max,
             idle_timeout_s=self._limits.idle_timeout_s,
         )
+        self._certificates = CertificateBudget(self._limits.certificate_bytes_max)
         self._connections: set[Connection] = set()
         self._dialing_count = 0
         self._is_closed = False
@@ -197,6 +199,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
     def closing(self, connection: Connection) -> None:
         """The connection must not be used again."""
         self._pool.discard(connection)
+        self._certificates.release(connection)
 
     def closed(self, connection: Connection) -> None:
         """The connection is gone."""
@@ -261,10 +264,25 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             self._dialing_count -= 1
         try:
             self._check_open()
+            self._hold_certificates(connection, tenant_id)
         except AttemptFailure:
             connection.abort()
             raise
         return connection
+
+    def _hold_certificates(self, connection: Connection, tenant_id: str) -> None:
+        """Count a new connection's certificates; idle connections make room for them."""
+        if connection not in self._connections:  # the peer has closed it meanwhile
+            return
+        while not self._certificates.hold(connection, tenant_id):
+            idle = self._pool.oldest()
+            if idle is None:
+                raise AttemptFailure(
+                    AttemptOutcome.OWN_FAULT,
+                    "the certificates of open connections come to HOOKLINE_EGRESS_CERTIFICATE_BYTES"
+                    f" ({self._limits.certificate_bytes_max}), or to this tenant's share of it",
+                )
+            idle.abort()
 
     def _check_open(self) -> None:
         if self._is_closed:

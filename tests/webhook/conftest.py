@@ -16,7 +16,6 @@ import trustme
 from service.domain.attempt import Outcome
 from service.domain.subscription import HttpTarget, SignatureScheme
 from service.webhook.client_certificate import ClientIdentity, MakeTls
-from service.webhook.dialer import make_tls_context
 from service.webhook.egress import EgressPolicy, parse_networks
 from service.webhook.payload import Payload
 from service.webhook.prepared import prepare_target
@@ -24,6 +23,7 @@ from service.webhook.proxy import EgressProxy
 from service.webhook.resolver import Resolver
 from service.webhook.sender import WebhookSender
 from service.webhook.signature import Signer, SigningSecret, generate_secret
+from service.webhook.tls_handshake import TargetTlsContext, make_tls_context
 from service.webhook.transport import TransportLimits, WebhookTransport
 
 LOOPBACK = EgressPolicy(parse_networks(["127.0.0.0/8"]))
@@ -103,7 +103,7 @@ async def make_post() -> AsyncIterator[MakePost]:
             proxy: EgressProxy | None = None,
             names: Mapping[str, Sequence[str]] | None = None,
             resolver: Resolver | None = None,
-            tls_context: ssl.SSLContext | None = None,
+            tls_context: TargetTlsContext | None = None,
             make_tls: MakeTls = make_tls_context,
             unix_s: float = 0.0,
             **limits: float,
@@ -147,7 +147,7 @@ def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def trusting(authority_file: Path) -> ssl.SSLContext:
+def trusting(authority_file: Path) -> TargetTlsContext:
     """TLS as the service makes it, with the tests' authority beside the system's."""
     return make_tls_context(authority_file)
 

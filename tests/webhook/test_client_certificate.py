@@ -28,7 +28,7 @@ from service.webhook.client_certificate import (
     load_identity,
     read_client_certificate,
 )
-from service.webhook.dialer import make_tls_context
+from service.webhook.tls_handshake import TargetTlsContext, make_tls_context
 from tests.webhook.conftest import MakePost, Post, server_tls
 from tests.webhook.receiver import OK, Connected, Receiver, answering
 
@@ -148,10 +148,10 @@ def test_a_key_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 async def test_contexts_are_kept_but_not_without_bound(authority: trustme.CA) -> None:
-    made: list[ssl.SSLContext] = []
+    made: list[TargetTlsContext] = []
 
-    def make() -> ssl.SSLContext:
-        made.append(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    def make() -> TargetTlsContext:
+        made.append(TargetTlsContext(ssl.PROTOCOL_TLS_CLIENT))
         return made[-1]
 
     contexts = TlsContexts(make, kept_max=2)

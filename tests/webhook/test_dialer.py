@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,13 +11,14 @@ import pytest
 from service.domain.attempt import AttemptOutcome
 from service.webhook.client_certificate import ClientIdentity, TlsContexts
 from service.webhook.connection import Connection
-from service.webhook.dialer import Dialer, make_tls_context
+from service.webhook.dialer import Dialer
 from service.webhook.egress import EgressPolicy, parse_networks
 from service.webhook.failure import AttemptFailure
 from service.webhook.origin import Origin
 from service.webhook.ports import parse_ports
 from service.webhook.resolver import Resolver
 from service.webhook.route import DirectRoute
+from service.webhook.tls_handshake import TargetTlsContext, make_tls_context
 from tests.waiting import until
 from tests.webhook.conftest import LOOPBACK, SHORT_S, MakePost
 from tests.webhook.receiver import OK, Connected, Receiver, answering
@@ -205,7 +205,7 @@ async def test_a_tls_context_that_is_long_in_the_making_is_our_own_fault_in_time
     """Each certificate of a sender's own costs a context: many at once must hold nobody up."""
 
     class Slow(TlsContexts):
-        async def of(self, identity: ClientIdentity | None) -> ssl.SSLContext:
+        async def of(self, identity: ClientIdentity | None) -> TargetTlsContext:
             await asyncio.Event().wait()
             return await super().of(identity)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from service.domain.attempt import AttemptOutcome
-from service.webhook.dialer import make_tls_context
+from service.domain.attempt import AttemptOutcome, Outcome
+from service.webhook.tls_handshake import make_tls_context
 from tests.hostile.receivers import chain_of
 from tests.waiting import until
 from tests.webhook.conftest import SHORT_S, MakePost, Post, server_tls
@@ -187,27 +187,68 @@ async def test_names_behind_one_address_have_connections_of_their_own(
     assert other.kind is AttemptOutcome.TLS_FAILED
 
 
-async def test_a_huge_chain_is_not_kept(
-    make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext, tmp_path: Path
-) -> None:
-    """A good certificate, and others behind it that nobody asked for: they stay in memory."""
+@pytest.fixture
+def chained(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
+    """A server with a good certificate, and 20 KB of others behind it that nobody asked for."""
     leaf = authority.issue_cert("127.0.0.1")
     key, certificates = leaf.private_key_pem.bytes(), leaf.cert_chain_pems[0].bytes()
     path = tmp_path / "chain.pem"
-    huge = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     path.write_bytes(key + certificates + certificates_of(chain_of(3, 200)))
-    huge.load_cert_chain(path)
-    post = make_post(tls_context=trusting)
-    async with Receiver(answering(OK), tls=huge) as receiver:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
+
+
+async def test_a_handshake_that_is_too_large_ends_before_it_is_parsed(
+    make_post: MakePost, chained: ssl.SSLContext, authority_file: Path
+) -> None:
+    unverified = make_tls_context()  # does not know the authority: so it would say, had it parsed
+    post = make_post(tls_context=unverified)
+    async with Receiver(answering(OK), tls=chained) as receiver:
         outcome = await post(receiver.url())
         assert outcome.kind is AttemptOutcome.TLS_FAILED
         assert outcome.error == (
-            "the certificate chain is larger than 16384 bytes (HOOKLINE_EGRESS_CHAIN_BYTES)"
+            "the target sent more than 16384 bytes in its TLS handshake"
+            " (HOOKLINE_EGRESS_HANDSHAKE_BYTES)"
         )
         assert receiver.requests == []
         await until(lambda: post.transport.connection_count == 0, "it is closed")
-        patient = make_post(tls_context=trusting, chain_bytes_max=65_536)
-        assert (await patient(receiver.url())).kind is AttemptOutcome.ACCEPTED
+        patient = make_tls_context(authority_file, handshake_bytes_max=65_536)
+        outcome = await make_post(tls_context=patient)(receiver.url())
+        assert outcome.kind is AttemptOutcome.ACCEPTED
+
+
+async def test_a_tenant_with_large_certificates_leaves_room_for_others(
+    make_post: MakePost, chained: ssl.SSLContext, authority: trustme.CA, authority_file: Path
+) -> None:
+    """Each connection counts for what it sent beyond the usual, as long as it is open."""
+
+    async def silent(connected: Connected) -> None:
+        begun.append(await connected.reader.read(1))
+        await connected.wait_closed_by_peer()
+
+    begun: list[bytes] = []
+    context = make_tls_context(authority_file, handshake_bytes_max=65_536)
+    post = make_post(tls_context=context, certificate_bytes_max=100_000)
+    usual = Receiver(answering(OK), tls=server_tls(authority.issue_cert("127.0.0.1")))
+    large = Receiver(answering(OK), tls=chained)
+    async with Receiver(silent, tls=chained) as receiver, large, usual:
+        slow: list[asyncio.Task[Outcome]] = []
+        while len(slow) == len(begun):
+            slow.append(asyncio.create_task(post(receiver.url(), tenant_id="hostile")))
+            await until(
+                lambda: len(begun) == len(slow) or slow[-1].done(), "its certificates count"
+            )
+        outcome = await slow.pop()
+        assert outcome.kind is AttemptOutcome.OWN_FAULT
+        assert "HOOKLINE_EGRESS_CERTIFICATE_BYTES (100000)" in outcome.error
+        assert len(slow) > 1
+        assert (await post(usual.url(), tenant_id="hostile")).kind is AttemptOutcome.ACCEPTED
+        assert (await post(large.url(), tenant_id="acme")).kind is AttemptOutcome.ACCEPTED
+        for attempt in slow:
+            attempt.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        assert (await post(large.url(), tenant_id="hostile")).kind is AttemptOutcome.ACCEPTED
 
 
 def certificates_of(pem: bytes) -> bytes:
