@@ -234,5 +234,6 @@ def _make_upkeep(settings: Settings, database: Database, instruments: Instrument
         UpkeepStore(database.session("upkeep")),
         retention_days=settings.retention_days,
         pending_retention_days=settings.pending_retention_days,
+        tombstone_retention_days=settings.tombstone_retention_days,
         meters=instruments.meters,
     )

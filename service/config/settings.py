@@ -102,6 +102,8 @@ class Settings:
     """HOOKLINE_RETENTION_DAYS: events and finished deliveries"""
     pending_retention_days: int
     """HOOKLINE_PENDING_RETENTION_DAYS: pending deliveries, those of paused subscriptions too"""
+    tombstone_retention_days: int
+    """HOOKLINE_TOMBSTONE_RETENTION_DAYS: rows of deleted subscriptions and tenants"""
     disable_after_days: float
     """HOOKLINE_DISABLE_AFTER_DAYS: of failures without one success"""
     is_strict_about_event_types: bool
@@ -195,6 +197,9 @@ class Settings:
             tokens=read_tokens(read),
             retention_days=read("RETENTION_DAYS", integer(5, 3_650, "days"), 30),
             pending_retention_days=read("PENDING_RETENTION_DAYS", integer(1, 3_650, "days"), 30),
+            tombstone_retention_days=read(
+                "TOMBSTONE_RETENTION_DAYS", integer(1, 3_650, "days"), 30
+            ),
             disable_after_days=read("DISABLE_AFTER_DAYS", number(0.01, 365, "days"), 5.0),
             is_strict_about_event_types=read("STRICT_EVENT_TYPES", switch, default=False),
             statement_timeout_s=read("STATEMENT_TIMEOUT_S", number(1, 300, "seconds"), 10.0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -18,6 +19,7 @@ from service.telemetry.instruments import UNOBSERVED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from datetime import datetime
 
     from service.store.upkeep import UpkeepStore
     from service.telemetry.meters import Meters
@@ -28,6 +30,8 @@ INTERVAL_S: Final = 60.0
 SLICE_S: Final = 10.0
 """How long a chore works before the others have their turn, and a batch longer at most."""
 BATCH: Final = 1_000
+PRUNE_BATCH: Final = 200
+"""Tombstones: each is looked for in every day of history."""
 CHANGES_KEPT_S: Final = 3_600.0
 
 
@@ -40,12 +44,15 @@ class Upkeep:
         *,
         retention_days: int = 30,
         pending_retention_days: int = 30,
+        tombstone_retention_days: int = 30,
         slice_s: float = SLICE_S,
         meters: Meters = UNOBSERVED.meters,
     ) -> None:
         self._store = store
         self._retention_days = retention_days
         self._pending_retention_days = pending_retention_days
+        # While history may name a tombstone, there is no use in looking whether it does.
+        self._tombstone_days = max(tombstone_retention_days, retention_days + 1)
         self._slice_s = slice_s
         self._meters = meters
         self._task: asyncio.Task[None] | None = None
@@ -55,6 +62,8 @@ class Upkeep:
             "sweep_idempotency_keys": self._sweep_keys,
             "sweep_change_log": self._sweep_changes,
             "drop_days": self._drop_days,
+            "prune_subscriptions": partial(self._prune, store.prune_subscriptions),
+            "prune_tenants": partial(self._prune, store.prune_tenants),
         }
         """By name; each does a batch, and returns whether there may be more to do."""
         self.is_behind = False
@@ -130,6 +139,13 @@ class Upkeep:
 
     async def _sweep_changes(self) -> bool:
         return await self._store.sweep_changes(CHANGES_KEPT_S, BATCH) == BATCH
+
+    async def _prune(self, prune: Callable[[datetime, int], Awaitable[tuple[int, bool]]]) -> bool:
+        before = await self._store.now() - timedelta(days=self._tombstone_days)
+        pruned, has_more = await prune(before, PRUNE_BATCH)
+        if pruned:
+            _log.info("tombstones_pruned", kind=prune.__name__.removeprefix("prune_"), count=pruned)
+        return has_more
 
     async def _drop_days(self) -> bool:
         before = (await self._store.now()).date() - timedelta(days=self._retention_days)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from service.domain.attempt import Attempt, AttemptOutcome, Outcome
 from service.domain.delivery import DeliveryState, DeliveryStateReason
@@ -102,7 +102,10 @@ class DeliveryStore:
 
     async def get(self, tenant_id: str, delivery_id: UUID) -> Delivery:
         """One delivery; raises `NotFoundError` (DELIVERY_NOT_FOUND)."""
-        return (await self._detailed([await self._row(tenant_id, delivery_id)]))[0]
+        found = await self._detailed([await self._row(tenant_id, delivery_id)])
+        if not found:
+            _raise_not_found(tenant_id, delivery_id)
+        return found[0]
 
     async def page(self, selection: Selection, *, before: UUID, limit: int) -> DeliveryPage:
         """At most `limit` deliveries with ids below `before`.
@@ -132,7 +135,8 @@ class DeliveryStore:
         """
         row = await self._row(tenant_id, delivery_id)
         if _keeps_its_attempt(row):
-            last = (await self._detailed([row]))[0].last_attempt
+            found = await self._detailed([row])
+            last = found[0].last_attempt if found else None
             return AttemptPage([] if after or last is None else [last], has_more=False)
         rows = await self._database.fetch(SQL.attempts, delivery_id, after, limit + 1)
         return AttemptPage([_attempt_of(row) for row in rows[:limit]], len(rows) > limit)
@@ -142,8 +146,7 @@ class DeliveryStore:
             SQL.get, tenant_id, delivery_id, bucket_of_delivery(delivery_id)
         )
         if row is None:
-            name = delivery_name(tenant_id, format_type_id("dlv", delivery_id))
-            raise NotFoundError(f"there is no {name}", Reason.DELIVERY_NOT_FOUND)
+            _raise_not_found(tenant_id, delivery_id)
         return row
 
     async def _rows_of_event(
@@ -177,6 +180,7 @@ class DeliveryStore:
         return [row["subscription_uid"] for row in rows]
 
     async def _detailed(self, rows: Sequence[asyncpg.Record]) -> list[Delivery]:
+        """The deliveries of rows, but those whose history was dropped since the rows were read."""
         if not rows:
             return []
         details = await self._database.fetch(
@@ -186,7 +190,12 @@ class DeliveryStore:
             [row["event_id"] for row in rows],
             [0 if _keeps_its_attempt(row) else row["attempt_count"] for row in rows],
         )
-        return [_delivery_of(row, detail) for row, detail in zip(rows, details, strict=True)]
+        return [_delivery_of(rows[detail["place"] - 1], detail) for detail in details]
+
+
+def _raise_not_found(tenant_id: str, delivery_id: UUID) -> NoReturn:
+    name = delivery_name(tenant_id, format_type_id("dlv", delivery_id))
+    raise NotFoundError(f"there is no {name}", Reason.DELIVERY_NOT_FOUND)
 
 
 def _delivery_of(row: asyncpg.Record, detail: asyncpg.Record) -> Delivery:

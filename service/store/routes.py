@@ -137,8 +137,8 @@ async def load_index(
     """The index of a live tenant, as far as it changed after `have_epoch`; None: no such tenant.
 
     `have_uid` is the tenant uid that `have_epoch` belongs to: a recreated name, like no epoch at
-    all, is loaded whole. Epoch and subscriptions are of one snapshot: all changes up to `epoch` are
-    in, no later one is.
+    all, is loaded whole, and so is a tenant of which a later tombstone was pruned. Epoch and
+    subscriptions are of one snapshot: all changes up to `epoch` are in, no later one is.
     """
     rows = await reader.fetch(SQL.load_index, tenant_id, have_epoch, have_uid or _NO_UID)
     if not rows:
@@ -147,7 +147,7 @@ async def load_index(
     return IndexLoad(
         tenant_uid=first["tenant_uid"],
         epoch=first["epoch"],
-        is_whole=have_epoch == 0 or first["tenant_uid"] != have_uid,
+        is_whole=first["is_whole"],
         changed=tuple(_index_row_of(row) for row in rows if row["subscription_uid"] is not None),
     )
 

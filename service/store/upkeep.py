@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from service.domain.ids import first_uuid_of
 from service.store.partitions import (
@@ -29,6 +30,7 @@ SQL = Statements("upkeep")
 
 _LOCK_KEY = 0x75706B70  # "upkp"
 _DDL_TIMEOUT_S = 120.0
+_NO_TOMBSTONE = (datetime.min.replace(tzinfo=UTC), UUID(int=0))
 
 
 class RetentionError(Exception):
@@ -55,6 +57,8 @@ class UpkeepStore:
         """Begin the sweeps anew, as on another copy of the database."""
         self._keys_swept_to = datetime.min.replace(tzinfo=UTC)
         """No idempotency key that expired before is left."""
+        self._pruned_to: dict[str, tuple[datetime, UUID]] = {}
+        """The last tombstone that was looked at, by chore, where there are more behind it."""
         self._changes_swept_to = 0
         """No old change with a `change_id` up to this is left, but of a commit that came late."""
 
@@ -93,6 +97,27 @@ class UpkeepStore:
         if len(rows) == limit:
             self._changes_swept_to = max(row["change_id"] for row in rows)
         return len(rows)
+
+    async def prune_subscriptions(self, before: datetime, limit: int) -> tuple[int, bool]:
+        """Delete tombstones of subscriptions deleted before a moment that nothing names any more.
+
+        At most `limit` are looked at; returns how many went, and whether there are more to look at.
+        """
+        return await self._prune("prune_subscriptions", SQL.prune_subscriptions, before, limit)
+
+    async def prune_tenants(self, before: datetime, limit: int) -> tuple[int, bool]:
+        """Delete tombstones of tenants, as `prune_subscriptions` does."""
+        return await self._prune("prune_tenants", SQL.prune_tenants, before, limit)
+
+    async def _prune(
+        self, chore: str, statement: str, before: datetime, limit: int
+    ) -> tuple[int, bool]:
+        after = self._pruned_to.pop(chore, _NO_TOMBSTONE)
+        rows = await self._session.fetch(statement, before, limit, *after)
+        has_more = len(rows) == limit
+        if has_more:
+            self._pruned_to[chore] = (rows[-1]["deleted_at"], rows[-1]["uid"])
+        return sum(row["is_pruned"] for row in rows), has_more
 
     async def create_partitions(self) -> list[str]:
         """Make the days ahead; the names of those that were missing."""

@@ -110,6 +110,19 @@ async def test_a_day_on_which_something_is_pending_stays_and_so_do_those_after_i
     assert len(await rig.database.fetch("SELECT FROM events")) == 1
 
 
+async def test_a_tombstone_goes_after_the_history_that_names_it(
+    rig: Rig, receiver: Receiver
+) -> None:
+    await _delivered(rig, receiver)
+    await rig.database.fetch("UPDATE subscriptions SET deleted_at = hookline_now()")
+    await rig.turn(30 * DAY_S)
+    assert await rig.upkeep.do_chores()
+    assert len(await rig.database.fetch("SELECT FROM subscriptions")) == 1
+    await rig.turn(2 * DAY_S)
+    assert await rig.upkeep.do_chores()
+    assert await rig.database.fetch("SELECT FROM subscriptions") == []
+
+
 # ------------------------------------------------------------------- what waited, and who does it
 
 

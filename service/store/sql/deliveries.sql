@@ -189,8 +189,8 @@ SELECT * FROM (
 ORDER BY delivery_id DESC LIMIT $2
 
 -- name: details
--- What deliveries are shown with, in the order in which they are asked for. `$4` numbers the attempt to show; 0: none.
-SELECT t.tenant_id, s.subscription_id, s.state AS subscription_state, s.deleted_at IS NOT NULL AS is_orphan,
+-- What deliveries are shown with, in the order in which they are asked for (`place`, from 1 on). `$4` numbers the attempt to show; 0: none.
+SELECT w.place, t.tenant_id, s.subscription_id, s.state AS subscription_state, s.deleted_at IS NOT NULL AS is_orphan,
        hookline_now() AS read_time,
        s.ordered AND (
            SELECT p.ordinal > (

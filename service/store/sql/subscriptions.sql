@@ -222,11 +222,13 @@ SELECT due_at FROM doomed ORDER BY due_at
 
 -- name: load_index
 -- A tenant's epoch and what changed since the one that is known ($2 of tenant uid $3), in one snapshot. One row without a
--- subscription where nothing did. A load from nothing leaves out tombstones.
-SELECT t.tenant_uid, t.epoch, s.subscription_uid, s.bucket, s.event_types, s.deleted_at IS NOT NULL AS deleted,
+-- subscription where nothing did. A load from nothing leaves out tombstones, and replaces what is known; so does one of what is
+-- known from before the last deletion whose tombstone was pruned.
+SELECT t.tenant_uid, t.epoch, have.epoch = 0 AS is_whole, s.subscription_uid, s.bucket, s.event_types, s.deleted_at IS NOT NULL AS deleted,
        s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, s.payload_format, s.ordered
 FROM tenants t
-CROSS JOIN LATERAL (SELECT CASE WHEN t.tenant_uid = $3::uuid THEN $2::bigint ELSE 0 END AS epoch) have
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN t.tenant_uid = $3::uuid AND $2::bigint >= t.pruned_epoch THEN $2::bigint ELSE 0 END AS epoch) have
 LEFT JOIN subscriptions s
     ON s.tenant_uid = t.tenant_uid AND s.changed_epoch > have.epoch AND (s.deleted_at IS NULL OR have.epoch > 0)
 WHERE t.tenant_id = $1 AND t.deleted_at IS NULL

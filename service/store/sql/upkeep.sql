@@ -49,6 +49,58 @@ DELETE FROM change_log c USING first f
 WHERE c.change_id = f.change_id AND f.create_time < now() - make_interval(secs => $1)
 RETURNING c.change_id
 
+-- name: prune_subscriptions
+-- The tombstones from before $1 among the next $2 behind ($3, $4), but those that history or a pending row still names. The
+-- tenant's `pruned_epoch` tells indexes that did not learn of the deletion. Each is looked up by an index: an anti-join might
+-- read history whole.
+WITH old AS MATERIALIZED (
+    SELECT deleted_at, subscription_uid, tenant_uid, bucket, changed_epoch FROM subscriptions
+    WHERE deleted_at IS NOT NULL AND deleted_at < $1 AND (deleted_at, subscription_uid) > ($3, $4)
+    ORDER BY deleted_at, subscription_uid LIMIT $2
+), unnamed AS MATERIALIZED (
+    SELECT * FROM old o
+    WHERE (SELECT true FROM pending_deliveries p
+           WHERE p.bucket = o.bucket AND p.subscription_uid = o.subscription_uid LIMIT 1) IS NULL
+      AND (SELECT true FROM deliveries d WHERE d.subscription_uid = o.subscription_uid LIMIT 1) IS NULL
+), marked AS (
+    UPDATE tenants t SET pruned_epoch = greatest(t.pruned_epoch, u.epoch)
+    FROM (SELECT tenant_uid, max(changed_epoch) AS epoch FROM unnamed GROUP BY tenant_uid) u
+    WHERE t.tenant_uid = u.tenant_uid
+), signing AS (
+    DELETE FROM signing_keys k USING unnamed u WHERE k.subscription_uid = u.subscription_uid
+), target AS (
+    DELETE FROM target_secrets x USING unnamed u WHERE x.subscription_uid = u.subscription_uid
+), pruned AS (
+    DELETE FROM subscriptions s USING unnamed u WHERE s.subscription_uid = u.subscription_uid
+    RETURNING s.subscription_uid
+)
+SELECT o.deleted_at, o.subscription_uid AS uid, p.subscription_uid IS NOT NULL AS is_pruned
+FROM old o LEFT JOIN pruned p USING (subscription_uid)
+ORDER BY o.deleted_at, o.subscription_uid
+
+-- name: prune_tenants
+-- The same of tenants that nothing names any more; their API keys, which open nothing, end with them.
+WITH old AS MATERIALIZED (
+    SELECT deleted_at, tenant_uid FROM tenants
+    WHERE deleted_at IS NOT NULL AND deleted_at < $1 AND (deleted_at, tenant_uid) > ($3, $4)
+    ORDER BY deleted_at, tenant_uid LIMIT $2
+), unnamed AS MATERIALIZED (
+    SELECT * FROM old o
+    WHERE (SELECT true FROM subscriptions s WHERE s.tenant_uid = o.tenant_uid LIMIT 1) IS NULL
+      AND (SELECT true FROM events e WHERE e.tenant_uid = o.tenant_uid LIMIT 1) IS NULL
+      AND (SELECT true FROM deliveries d WHERE d.tenant_uid = o.tenant_uid LIMIT 1) IS NULL
+      AND (SELECT true FROM idempotency_keys k WHERE k.tenant_uid = o.tenant_uid LIMIT 1) IS NULL
+), access AS (
+    DELETE FROM api_keys a USING unnamed u WHERE a.tenant_uid = u.tenant_uid
+), sealing AS (
+    DELETE FROM data_keys d USING unnamed u WHERE d.tenant_uid = u.tenant_uid
+), pruned AS (
+    DELETE FROM tenants t USING unnamed u WHERE t.tenant_uid = u.tenant_uid RETURNING t.tenant_uid
+)
+SELECT o.deleted_at, o.tenant_uid AS uid, p.tenant_uid IS NOT NULL AS is_pruned
+FROM old o LEFT JOIN pruned p USING (tenant_uid)
+ORDER BY o.deleted_at, o.tenant_uid
+
 -- name: is_pending_before
 -- Whether a row is still pending whose event or delivery is older than an id: the first of each bucket by its delivery, and
 -- by its event where that is of another millisecond (an index holds only those).
