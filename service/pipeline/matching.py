@@ -162,8 +162,10 @@ class Matcher:
         self.reads = 0
 
     def cached(self, tenant_id: str) -> TenantIndex | None:
-        """The index that memory holds, if it does."""
-        return self._indexes.get(tenant_id)
+        """The index that memory holds, if it does; none that came late, of another history."""
+        index = self._indexes.get(tenant_id)
+        is_of_now = index is not None and index.history_id == self._reader.history_id
+        return index if is_of_now else None
 
     def clear(self) -> None:
         """Forget every index: they were read on another history."""

@@ -18,7 +18,7 @@ from service.pipeline.matching import Matcher, TenantIndex
 from service.store.database import Database
 from service.store.lanes import ChangeCursor
 from service.store.publishing import PublishRows, PublishStore
-from service.store.routes import IndexReader
+from service.store.routes import IndexLoad, IndexReader, load_index
 from tests.pipeline.frozen import freeze
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
@@ -159,6 +159,41 @@ async def test_calls_that_were_matched_on_two_copies_are_not_written_together(
     )
     assert len(rows) == 1, "the second event went to the subscription that is no more"
     assert all(isinstance(answer, UnavailableError) for answer in answers), answers
+
+
+async def test_an_index_that_was_read_on_the_copy_before_is_not_kept(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows came just before the copy was found out, and would count as read on it."""
+    await rig.tenant()
+    before = rig.database.history_id
+
+    async def load_late(reader: IndexReader, tenant_id: str, *_: object) -> IndexLoad | None:
+        load = await load_index(reader, tenant_id)
+        await replace(rig)
+        await until(lambda: rig.database.history_id != before, "the copy is found out")
+        return load
+
+    monkeypatch.setattr("service.pipeline.matching.load_index", load_late)
+    with pytest.raises(UnavailableError):
+        await rig.matcher.reload("acme")
+
+    assert rig.matcher.cached("acme") is None
+
+
+async def test_an_index_that_is_kept_late_stops_no_publish(rig: Rig, receiver: Receiver) -> None:
+    """Its read ended on the copy before, just after all had been forgotten."""
+    await rig.subscription(await rig.tenant(), receiver.url)
+    await rig.publisher.publish("acme", [order_created()])
+    late, before = rig.matcher.cached("acme"), rig.database.history_id
+    assert late is not None
+    await replace(rig)
+    await until(lambda: rig.database.history_id != before, "the copy is found out")
+    rig.matcher._indexes.put("acme", late)  # noqa: SLF001
+
+    await publish(rig, order_created(2))
+
+    await receiver.wait_for(2)
 
 
 async def test_changes_are_read_by_a_new_cursor(rig: Rig, receiver: Receiver) -> None:

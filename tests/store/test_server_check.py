@@ -64,6 +64,23 @@ async def test_an_old_server_is_refused(database_url: str) -> None:
     assert await checked(database_url) == "it is Postgres 14; 15 or newer is needed"
 
 
+async def test_a_session_that_does_not_keep_its_settings_is_refused(database_url: str) -> None:
+    """Pretended too: a session in which a setting has no effect, as behind some poolers."""
+    connection = await asyncpg.connect(database_url)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(
+        f"""CREATE FUNCTION public.current_setting(asked text, missing_ok boolean) RETURNS text
+            LANGUAGE sql AS
+            $$SELECT CASE asked WHEN 'idle_in_transaction_session_timeout' THEN '0'
+                     ELSE pg_catalog.current_setting(asked, missing_ok) END$$;
+            ALTER DATABASE "{name}" SET search_path = public, pg_catalog"""
+    )
+    await connection.close()
+
+    kept_not = "its session does not keep idle_in_transaction_session_timeout as it was set"
+    assert await checked(database_url) == kept_not
+
+
 async def test_a_server_without_fsync_or_full_page_writes_is_refused(ground: Path) -> None:
     server = EmbeddedPostgres(
         ground / "data",
