@@ -111,9 +111,11 @@ class Settings:
     statement_timeout_s: float
     """HOOKLINE_STATEMENT_TIMEOUT_S: what a statement may take before its connection is given up"""
     pool_size: int
+    """HOOKLINE_POOL_SIZE: connections for API calls"""
     path_pool_size: int
+    """HOOKLINE_PATH_POOL_SIZE: connections for what the data path reads now and then"""
     publish_lock_wait_s: float
-    """HOOKLINE_POOL_SIZE: connections for API calls; the data path has a few of its own"""
+    """HOOKLINE_PUBLISH_LOCK_WAIT_S: how long a publish waits for another transaction's lock"""
     memory_mb: int
     """HOOKLINE_MEMORY_MB: the ceiling of one process, from which bounds derive"""
     max_in_flight: int

@@ -3,7 +3,9 @@
     a tenant's epoch moved on     its calls are left, to be matched again
     a tenant is being changed     the same; or, where the group waits for that, it is matched while
                                   the epoch is locked
-    a key is taken                the call is told so, or told the first event's name
+    a key is taken                nothing was stored; which keys are taken is looked up, and those
+                                  calls are told so, or told the first event's name; then the
+                                  same statement stores the rest
     another's lock on a row       the group is split until the call that waits for it is left alone
     one call's data poisons it    the group is split until that call stands alone
     the answer was lost           the tenants' epochs are raised, so that what was lost can store
@@ -54,6 +56,8 @@ _log = structlog.get_logger(__name__)
 
 MAX_MISSES = 3
 """How often a call is matched in vain until its tenant is set apart."""
+MAX_KEY_ROUNDS = 4
+"""How often a group may find keys taken that were free before, until it is split."""
 MAX_LOSSES = 2
 """How often a call may be sent and lost, having stored nothing, until its group is split."""
 RECONNECT_S = 0.2
@@ -157,9 +161,12 @@ class GroupCommitter:
                 found = await self._find_stored(group, lost)
                 self.builder.withdraw(group, may_have_written=bool(found))
                 if found:
-                    return group.answer(group.passed_by(found))
+                    return group.answer(found)
                 return await self._lose(group, lost)
             else:
+                if passed is None:
+                    self.builder.withdraw(group)
+                    return await self._split(group, _keys_contended())
                 self.builder.hand_over(group, passed)
                 if passed:
                     self._count(group, perf_counter() - began_s)
@@ -172,16 +179,19 @@ class GroupCommitter:
             events=group.event_count, deliveries=len(group.rows.deliveries), took_s=took_s
         )
 
-    async def _write(self, group: Group) -> set[UUID]:
-        group.unsettle()
-        if group.lock_timeout_s is not None:
-            return await self._write_held(group, group.lock_timeout_s)
-        passed = await self._store.write(group.rows)
-        if passed is None:
-            passed = await self._store.write_stepwise(group.rows, group.settle)
-        return passed
+    async def _write(self, group: Group) -> set[UUID] | None:
+        """Store what no taken key forbids; None: keys were taken anew in each round."""
+        for _ in range(MAX_KEY_ROUNDS):
+            if group.lock_timeout_s is None:
+                passed = await self._store.write(group.rows_to_store)
+            else:
+                passed = await self._write_held(group, group.lock_timeout_s)
+            if passed is not None:
+                return passed
+            group.settle(await self._store.find_taken(group.rows))
+        return None
 
-    async def _write_held(self, group: Group, lock_timeout_s: float) -> set[UUID]:
+    async def _write_held(self, group: Group, lock_timeout_s: float) -> set[UUID] | None:
         """Match while the tenants' epochs are locked: for calls that changes beat every time."""
 
         async def place(reader: IndexReader) -> PublishRows:
@@ -193,9 +203,9 @@ class GroupCommitter:
             self.builder.withdraw(group)
             group.place_again(self.matcher.cached)
             self.builder.announce(group)
-            return group.rows
+            return group.rows_to_store
 
-        return await self._store.write_held(group.rows.epochs, place, group.settle, lock_timeout_s)
+        return await self._store.write_held(group.rows.epochs, place, lock_timeout_s)
 
     async def _leave_blocked(self, group: Group, error: LockTimeoutError) -> list[PublishCall]:
         """Another transaction holds a lock that one of the calls needs: that one is left."""
@@ -249,6 +259,15 @@ class GroupCommitter:
                 group.fail_followers(unavailable(error))
                 self.on_unreachable(unavailable(error))
                 await asyncio.sleep(RECONNECT_S)
+
+
+def _keys_contended() -> UnavailableError:
+    return UnavailableError(
+        f"other calls took idempotency keys of this call {MAX_KEY_ROUNDS} times while it was being"
+        " stored; nothing was stored, repeat the call",
+        Reason.CONCURRENT_CHANGE,
+        retry_after_s=RECONNECT_S,
+    )
 
 
 def _rejection(rejected: RejectedError) -> HooklineError:

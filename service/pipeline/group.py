@@ -128,6 +128,9 @@ class Group:
         self.not_found: NotFoundError | None = None
         """Its tenant was found to be deleted while it was matched again."""
         self.rows = PublishRows()
+        """Of all its calls."""
+        self.rows_to_store = self.rows
+        """All, until `settle` leaves some out."""
         self.event_count = 0
         self.data_bytes = 0
         self.announced: list[tuple[Lane, UUID]] = []
@@ -135,8 +138,11 @@ class Group:
         """Per call and event: its rows, or the position of the equal event of the same call."""
         self._leaders: dict[Key, tuple[int, int]] = {}
         """Which call's which event holds a key."""
+        self._taken: Mapping[Key, TakenKey] = {}
+        self._settled: list[list[Published] | AlreadyExistsError] = []
+        """What each call is answered if its tenant passes; empty: no key was found to be taken."""
         self._answers: dict[int, list[Published] | AlreadyExistsError] = {}
-        self._settled_tenants: set[UUID] | None = None
+        """What calls were answered once the group had been stored."""
 
     def add(self, call: PublishCall) -> None:
         """Take a call in; one that uses a key of the group becomes its follower.
@@ -230,42 +236,30 @@ class Group:
         for call in self.calls:
             call.match(index_of(call.index.tenant_id) or call.index)
         self._placed = [self._place(call) for call in self.calls]
+        self.settle(self._taken)
 
-    def unsettle(self) -> None:
-        """Nothing is decided any more: it is written anew."""
-        self._answers.clear()
-        self._settled_tenants = None
+    def settle(self, taken: Mapping[Key, TakenKey]) -> None:
+        """Decide, by the keys that are taken, which events are refused or deduplicated.
 
-    def settle(
-        self, passed: set[UUID], taken: Mapping[Key, TakenKey]
-    ) -> tuple[PublishRows, list[KeyRow]]:
-        """Decide, in the transaction, who is refused or deduplicated (rule 7 of the data path).
-
-        The rows of refused and deduplicated events are left out; keys that were claimed for calls
-        that are now refused are returned to be deleted.
+        Nothing of those is written, not even a key (rule 7 of the data path).
         """
-        kept = PublishRows(epochs=self.rows.epochs)
-        dropped: list[KeyRow] = []
-        self._settled_tenants = passed
-        self._answers = {
-            number: _settle_call(call, self._placed[number], taken)
-            for number, call in enumerate(self.calls)
-            if call.index.uid in passed
-        }
-        for number, answer in self._answers.items():
-            if isinstance(answer, AlreadyExistsError):
-                items = (item for item in self._placed[number] if not isinstance(item, int))
-                dropped += [item.key for item in items if item.key is not None]
-        for _, _, item in self.stored(passed):
-            kept.events.append(item.row)
-            place = len(kept.events)
-            kept.deliveries += [(*row[:3], place, *row[4:]) for row in item.deliveries]
-        return kept, dropped
+        self._taken = taken
+        self._settled = [
+            _settle_call(call, placed, taken)
+            for call, placed in zip(self.calls, self._placed, strict=True)
+        ]
+        rows = self.rows_to_store = PublishRows(self.rows.history_id, self.rows.epochs)
+        for _, _, item in self.stored(set(rows.epochs)):
+            rows.events.append(item.row)
+            place = len(rows.events)
+            rows.deliveries += [(*row[:3], place, *row[4:]) for row in item.deliveries]
+            if item.key is not None:
+                rows.keys.append(item.key)
 
     def stored(self, passed: set[UUID]) -> Iterator[tuple[PublishCall, int, Placed]]:
         """The events that this group writes: their call, their position in it, their rows."""
         for number, call in enumerate(self.calls):
-            answer = self._answers.get(number)
+            answer = self._settled[number] if self._settled else None
             if call.index.uid not in passed or isinstance(answer, AlreadyExistsError):
                 continue
             for position, item in enumerate(self._placed[number]):
@@ -275,16 +269,10 @@ class Group:
 
     def witnesses(self) -> dict[UUID, UUID]:
         """Per tenant one event that is stored exactly if the tenant's events are."""
-        passed = self._settled_tenants
-        everyone = set(self.rows.epochs) if passed is None else passed
         found: dict[UUID, UUID] = {}
-        for call, _, item in self.stored(everyone):
+        for call, _, item in self.stored(set(self.rows.epochs)):
             found.setdefault(call.index.uid, item.event_id)
         return found
-
-    def passed_by(self, found: set[UUID]) -> set[UUID]:
-        """The tenants that passed, from those whose witnesses were found."""
-        return found if self._settled_tenants is None else self._settled_tenants
 
     def answer(self, passed: set[UUID]) -> list[PublishCall]:
         """Tell the calls whose tenants passed; the others, to be matched again."""
@@ -293,9 +281,11 @@ class Group:
             if call.index.uid not in passed:
                 again.append(call)
                 continue
-            answer = self._answers.get(number)
-            if answer is None:
-                answer = self._answers[number] = _settle_call(call, self._placed[number], {})
+            if self._settled:
+                answer = self._settled[number]
+            else:
+                answer = _settle_call(call, self._placed[number], {})
+            self._answers[number] = answer
             if isinstance(answer, AlreadyExistsError):
                 call.fail(answer)
             else:

@@ -1,4 +1,4 @@
-"""What publishing writes: one statement a group, and the slow road of groups whose keys collide.
+"""What publishing writes: one statement a group, that stores nothing where a key is taken.
 
 Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publish.py`'s.
 """
@@ -6,7 +6,7 @@ Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
 from service.store.database import (
@@ -71,16 +71,6 @@ class TakenKey:
     delivery_count: int
 
 
-class Settle(Protocol):
-    """Decides, in the transaction, what becomes of a group's calls."""
-
-    def __call__(
-        self, passed: set[UUID], taken: Mapping[Key, TakenKey]
-    ) -> tuple[PublishRows, list[KeyRow]]:
-        """The rows to write, and the key rows of refused calls."""
-        ...
-
-
 def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[Sequence[object]]:
     return list(zip(*rows, strict=True)) if rows else [()] * width
 
@@ -110,39 +100,22 @@ class PublishStore:
         self._lock_timeout_ms = max(1, round(lock_timeout_s * 1_000))
 
     async def write(self, rows: PublishRows) -> set[UUID] | None:
-        """Store a group in one statement; the tenants that passed.
-
-        None: a key was taken; nothing was stored, and `write_stepwise` finds out which.
-        """
+        """Store a group; the tenants that passed. None: a key is taken, and nothing was stored."""
         try:
             found = await self._session.fetch(
                 SQL.publish, *self._arguments(rows), history_id=rows.history_id
             )
         except RejectedError as error:
-            if error.sqlstate == _REFUSED_ITSELF:
-                return None
-            raise _seen(error) from error
+            _check_is_taken(error)
+            return None
         return _passed(rows, found)
-
-    async def write_stepwise(self, rows: PublishRows, settle: Settle) -> set[UUID]:
-        """Store a group whose keys may be taken, in one transaction; the tenants that passed.
-
-        `settle(passed, taken)` decides who is refused or deduplicated; it returns the rows to write
-        and the key rows of refused calls, which are deleted before any event is written.
-        """
-        try:
-            async with self._session.transaction(rows.history_id) as connection:
-                return await self._write_in(connection, rows, settle)
-        except RejectedError as error:
-            raise _seen(error) from error
 
     async def write_held(
         self,
         tenant_uids: Iterable[UUID],
         place: Callable[[IndexReader], Awaitable[PublishRows]],
-        settle: Settle,
         lock_timeout_s: float,
-    ) -> set[UUID]:
+    ) -> set[UUID] | None:
         """The same for rows that `place` makes while no epoch of the tenants can change.
 
         Waits `lock_timeout_s` at most for changes under way; then raises `LockTimeoutError`.
@@ -155,32 +128,18 @@ class PublishStore:
                 rows = await place(_HeldReader(connection, self._session.history_id))
                 if rows.history_id != self._session.history_id:
                     raise history_changed()
-                return await self._write_in(connection, rows, settle)
+                found = await connection.fetch(SQL.publish, *self._arguments(rows))
         except RejectedError as error:
-            raise _seen(error) from error
+            _check_is_taken(error)
+            return None
+        return _passed(rows, found)
 
-    async def _write_in(
-        self, connection: Connection, rows: PublishRows, settle: Settle
-    ) -> set[UUID]:
-        epochs = list(rows.epochs), list(rows.epochs.values())
-        found = await connection.fetch(SQL.check_epochs, *epochs, self._lock_timeout_ms)
-        passed = _passed(rows, found)
-        wanted = [key for key in rows.keys if key[0] in passed]
-        columns = _columns(wanted, _KEY_COLUMNS)
-        claimed = {
-            (row[0], row[1])
-            for row in await connection.fetch(SQL.claim_keys, self._key_window_s, *columns)
-        }
-        lost = [key for key in wanted if (key[0], key[1]) not in claimed]
-        found = await connection.fetch(SQL.read_keys, *_columns(lost, _KEY_COLUMNS)[:2])
-        taken = {(row[0], row[1]): TakenKey(row[2], row[3], row[4]) for row in found}
-        kept, dropped = settle(passed, taken)
-        if dropped:
-            await connection.execute(SQL.drop_keys, *_columns(dropped, _KEY_COLUMNS)[:3])
-        if kept.events:
-            kept.keys = []  # claimed above
-            await connection.fetch(SQL.publish, *self._arguments(kept))
-        return passed
+    async def find_taken(self, rows: PublishRows) -> dict[Key, TakenKey]:
+        """Which of a group's keys are taken now, and what they stand for."""
+        found = await self._session.fetch(
+            SQL.find_taken_keys, *_columns(rows.keys, _KEY_COLUMNS)[:2], history_id=rows.history_id
+        )
+        return {(row[0], row[1]): TakenKey(row[2], row[3], row[4]) for row in found}
 
     def _arguments(self, rows: PublishRows) -> list[object]:
         place_of = {uid: place for place, uid in enumerate(rows.epochs, start=1)}
@@ -222,11 +181,13 @@ class _HeldReader(NamedTuple):
         return await self.connection.fetch(statement, *args)
 
 
-def _seen(error: RejectedError) -> Exception:
-    """What a refusal stands for: ids that are there already were stored by this very statement.
+def _check_is_taken(error: RejectedError) -> None:
+    """Raise what happened, unless a taken key made the statement refuse itself.
 
-    Nothing here sends one twice; what lies between may. It is looked up like a lost answer.
+    Ids that are there already were stored by this very statement. Nothing here sends one twice;
+    what lies between may. It is looked up like a lost answer.
     """
     if error.sqlstate == _IDS_ARE_THERE:
-        return OutcomeUnknownError(str(error))
-    return error
+        raise OutcomeUnknownError(str(error)) from error
+    if error.sqlstate != _REFUSED_ITSELF:
+        raise error

@@ -1,10 +1,21 @@
 """Events with idempotency keys, and what is left of them in the tables."""
 
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
 from service.domain.event import NewEvent
 from service.domain.ids import format_type_id
 from service.domain.names import event_name
 from service.pipeline.group import Published
+from service.store.publishing import Key, PublishRows, PublishStore, TakenKey
 from tests.pipeline.rig import Rig, order_created
+
+if TYPE_CHECKING:
+    import pytest
+
+Act = Callable[[], Awaitable[None]]
 
 
 def keyed(key: str = "k", number: int = 1, **fields: object) -> NewEvent:
@@ -32,3 +43,22 @@ async def check_counts(rig: Rig, *, events: int, keys: int, deliveries: int | No
 def name_of(published: Published) -> str:
     """As the contract names it."""
     return event_name("acme", format_type_id("evt", published.event_id))
+
+
+async def _nothing() -> None:
+    pass
+
+
+def at_lookups(
+    monkeypatch: pytest.MonkeyPatch, *, before: Act = _nothing, after: Act = _nothing
+) -> None:
+    """Act between a statement that a taken key refused, the lookup of keys, and its repetition."""
+    find_taken = PublishStore.find_taken
+
+    async def find_and_act(store: PublishStore, rows: PublishRows) -> dict[Key, TakenKey]:
+        await before()
+        taken = await find_taken(store, rows)
+        await after()
+        return taken
+
+    monkeypatch.setattr(PublishStore, "find_taken", find_and_act)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.domain.errors import AlreadyExistsError, Reason
+from service.domain.errors import AlreadyExistsError, HooklineError, Reason
 from service.pipeline.group import fingerprint_of
 from tests.pipeline.keys import check_counts, keyed, name_of, publish
 from tests.pipeline.rig import Receiver, Rig, order_created
@@ -260,4 +260,46 @@ async def test_an_epoch_and_a_taken_key_in_one_group(acme: Rig) -> None:
     assert repeated == [old._replace(deduplicated=True)]
     assert isinstance(reused, AlreadyExistsError)
     assert isinstance(new, list)
+    await check_counts(acme, events=2, keys=2)
+
+
+async def test_taken_keys_of_a_tenant_that_is_being_changed(acme: Rig) -> None:
+    (tenant,) = await acme.database.fetch("SELECT tenant_uid FROM tenants")
+    (old,) = await publish(acme, keyed("old"))
+
+    async with rival(acme.url) as other:
+        await other.fetchval(BUMP, tenant["tenant_uid"])
+        calls = [keyed("old")], [keyed("old", number=2), keyed("lost")], [keyed("new", number=3)]
+        publishing = [asyncio.create_task(publish(acme, *events)) for events in calls]
+        await until_blocked(acme.database, "contended")
+        await other.execute("COMMIT")
+        repeated, reused, new = await asyncio.gather(*publishing, return_exceptions=True)
+
+    assert repeated == [old._replace(deduplicated=True)]
+    assert isinstance(reused, AlreadyExistsError)
+    assert isinstance(new, list)
+    assert not new[0].deduplicated
+    await check_counts(acme, events=2, keys=2)
+
+
+# ----------------------------------------------------------------- with what cannot be stored
+
+
+async def test_a_follower_of_a_group_that_was_split_is_told_what_was_stored(acme: Rig) -> None:
+    """Not the id that its leader would have had, had the group not failed."""
+    (old,) = await publish(acme, keyed("old"))
+    await acme.database.fetch("ALTER TABLE events ADD CHECK (subject <> 'poison')")
+
+    repeated, poison, leader, follower = await asyncio.gather(
+        publish(acme, keyed("old")),
+        publish(acme, order_created(subject="poison")),
+        publish(acme, keyed("new")),
+        publish(acme, keyed("new")),
+        return_exceptions=True,
+    )
+
+    assert repeated == [old._replace(deduplicated=True)]
+    assert isinstance(poison, HooklineError)
+    assert isinstance(leader, list)
+    assert follower == [leader[0]._replace(deduplicated=True)]
     await check_counts(acme, events=2, keys=2)

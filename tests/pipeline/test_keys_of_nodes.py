@@ -4,11 +4,10 @@ import asyncio
 
 import pytest
 
-from service.domain.errors import AlreadyExistsError
+from service.domain.errors import AlreadyExistsError, Reason, UnavailableError
 from service.pipeline.group import Published, fingerprint_of
-from service.store.publishing import SQL
-from tests.pipeline.keys import check_counts, keyed, publish
-from tests.pipeline.rig import KEY_WINDOW_S, Rig, running
+from tests.pipeline.keys import at_lookups, check_counts, keyed, publish
+from tests.pipeline.rig import KEY_WINDOW_S, Rig, order_created, running
 from tests.pipeline.rival import rival, until_blocked
 
 # ------------------------------------------------------------------------------------ two nodes
@@ -133,19 +132,69 @@ async def test_the_sweeper_spares_a_key_that_is_taken_anew_under_its_hand(acme: 
     await check_counts(acme, events=1, keys=1)
 
 
-async def test_what_the_claim_ran_into_stays_until_it_is_read(acme: Rig) -> None:
-    """The claim has locked the row, expired or not: no sweep comes between the two statements."""
+# ------------------------------------------------------------- between a refusal and its repetition
+
+
+async def test_a_key_that_is_swept_before_it_is_looked_up_is_free(
+    acme: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await publish(acme, keyed())
-    (tenant,) = await acme.database.fetch("SELECT tenant_uid FROM tenants")
-    async with rival(acme.url) as claimer, running(acme.url, seed=2) as sweeper:
-        claimed = await claimer.fetch(
-            SQL.claim_keys, 60.0, [tenant["tenant_uid"]], ["k"], [acme.new_uid()], [b""], [0]
-        )
-        assert claimed == []
+
+    async def sweep() -> None:
         await acme.turn(KEY_WINDOW_S + 1)
-        sweeping = asyncio.create_task(sweeper.upkeep_store.sweep_keys(10))
-        await until_blocked(acme.database, "upkeep")
-        found = await claimer.fetch(SQL.read_keys, [tenant["tenant_uid"]], ["k"])
-        assert len(found) == 1
-        await claimer.execute("COMMIT")
-        assert await sweeping == 1
+        assert await acme.upkeep_store.sweep_keys(10) == 1
+
+    at_lookups(monkeypatch, before=sweep)
+    (anew,) = await publish(acme, keyed(number=2))
+
+    assert not anew.deduplicated
+    await check_counts(acme, events=2, keys=1)
+
+
+async def test_keys_that_are_taken_after_the_lookup_are_looked_up_again(
+    acme: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(acme.url, seed=2) as other:
+        first = await publish(other, keyed("k0"))
+        free = iter([keyed("k1"), keyed("k2")])
+
+        async def take() -> None:
+            for event in free:
+                first.extend(await publish(other, event))
+                break
+
+        at_lookups(monkeypatch, after=take)
+        results = await publish(acme, *[keyed(f"k{number}") for number in range(4)])
+
+    assert results[:3] == [result._replace(deduplicated=True) for result in first]
+    assert not results[3].deduplicated
+    await check_counts(acme, events=4, keys=4)
+
+
+async def test_a_call_whose_keys_are_taken_again_and_again_is_refused_alone(
+    acme: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"k{number}" for number in range(30)]
+    async with running(acme.url, seed=2) as other:
+        await publish(other, keyed(keys[0]))
+        free = iter(keys[1:])
+
+        async def take() -> None:
+            await publish(other, keyed(next(free)))
+
+        with monkeypatch.context() as patch:
+            at_lookups(patch, after=take)
+            refused, stored = await asyncio.gather(
+                publish(acme, *[keyed(key) for key in keys]),
+                publish(acme, order_created(2)),
+                return_exceptions=True,
+            )
+
+    assert isinstance(refused, UnavailableError)
+    assert refused.reason is Reason.CONCURRENT_CHANGE
+    assert refused.retry_after_s is not None
+    assert isinstance(stored, list)
+    taken = 30 - len(list(free))
+    await check_counts(acme, events=taken + 1, keys=taken)
+    results = await publish(acme, *[keyed(key) for key in keys])
+    assert [result.deduplicated for result in results] == [True] * taken + [False] * (30 - taken)

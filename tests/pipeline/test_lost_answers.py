@@ -11,6 +11,7 @@ from service.domain.event import NewEvent
 from service.pipeline.group import Published
 from service.store.database import OutcomeUnknownError
 from service.store.publishing import PublishRows, PublishStore
+from tests.pipeline.keys import at_lookups
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import STALL, rival, until_blocked
 from tests.pipeline.wire import Wire
@@ -198,11 +199,16 @@ async def test_a_lost_answer_tells_each_tenant_apart(rig: Rig, wire: Wire) -> No
     assert set(await _stored(rig)) == {result[0].event_id for result in results}
 
 
-async def test_a_lost_commit_of_keys_answers_as_it_was_decided(rig: Rig, wire: Wire) -> None:
-    """The slow road: one call stored, one deduplicated, one refused, and COMMIT's answer lost."""
+async def test_a_lost_commit_of_keys_answers_as_it_was_decided(
+    rig: Rig, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call stored, one deduplicated, one refused, and the answer of the last statement lost."""
     (first,) = await _publish(rig, _marked(idempotency_key="old"))
 
-    wire.cut_answer = b"COMMIT;"
+    async def lose_answer() -> None:
+        wire.cut_answer = MARK
+
+    at_lookups(monkeypatch, after=lose_answer)
     new, old, reused = await asyncio.gather(
         _publish(rig, order_created(data=b'"mark"', idempotency_key="new")),
         _publish(rig, _marked(idempotency_key="old")),
@@ -219,10 +225,15 @@ async def test_a_lost_commit_of_keys_answers_as_it_was_decided(rig: Rig, wire: W
     assert not new[0].deduplicated
 
 
-async def test_a_lost_transaction_of_keys_is_run_again(rig: Rig, wire: Wire) -> None:
+async def test_a_lost_statement_of_keys_is_run_again(
+    rig: Rig, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (first,) = await _publish(rig, _marked(idempotency_key="old"))
 
-    wire.cut_request = b"COMMIT;"
+    async def lose_request() -> None:
+        wire.cut_request = b"" if wire.is_cut.is_set() else MARK
+
+    at_lookups(monkeypatch, after=lose_request)
     new, old = await asyncio.gather(
         _publish(rig, _marked(idempotency_key="new")),
         _publish(rig, _marked(idempotency_key="old")),
@@ -233,11 +244,17 @@ async def test_a_lost_transaction_of_keys_is_run_again(rig: Rig, wire: Wire) -> 
     assert await _stored(rig) == [first.event_id, new[0].event_id]
 
 
-async def test_what_was_decided_before_a_loss_is_decided_anew(rig: Rig, wire: Wire) -> None:
+async def test_what_was_decided_before_a_loss_is_decided_anew(
+    rig: Rig, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the time the group runs again, the key that it ran into is over."""
     await _publish(rig, order_created(1, idempotency_key="k"))
+    (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants")
 
-    wire.cut_request, wire.is_open = b"COMMIT;", False
+    async def lose_request() -> None:
+        wire.cut_request, wire.is_open = tenant["tenant_uid"].bytes, False
+
+    at_lookups(monkeypatch, after=lose_request)
     publishing = asyncio.create_task(_publish(rig, _marked(idempotency_key="k")))
     await wire.is_cut.wait()
     await rig.database.fetch("DELETE FROM idempotency_keys")

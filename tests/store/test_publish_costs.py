@@ -76,7 +76,8 @@ async def test_an_epoch_is_checked_under_read_committed_alone(database_url: str)
     """A snapshot of the transaction's begin would miss a change that the lock was waited for."""
     async with rows_in(database_url) as maker:
         uid = await maker.tenant("acme")
-        check = (SQL.check_epochs, [uid, maker.new_id()], [1, 1], 100)
+        statement = "SELECT hookline_check_epochs($1, $2, $3)"
+        check = (statement, [uid, maker.new_id()], [1, 1], 100)
         ((passed,),) = await maker.connection.fetch(*check)
         assert passed == [True, False]
         async with maker.connection.transaction(isolation="repeatable_read"):

@@ -3,8 +3,8 @@
 -- name: publish
 -- Events and their deliveries, for the tenants whose epoch is still the one that was matched under; returns which of $1 these
 -- are. Until the commit a change of their subscriptions waits for us; a tenant that is being changed has not passed.
--- With new idempotency keys it is all or nothing for those that passed: where a key is taken it refuses itself, leaves
--- nothing behind, and the group is run again step by step. Keys go in sorted, so that two groups never lock crosswise.
+-- With new idempotency keys it is all or nothing for those that passed: where a key is taken it refuses itself and leaves
+-- nothing behind; it is run again without the events of that key. Keys go in sorted, so that two groups never lock crosswise.
 -- Rows name their tenant by its place in $1. What passed is looked up by that place, which costs the same in every plan: a
 -- join of two arrays is a nested loop where the planner takes them for short.
 WITH checked AS MATERIALIZED (
@@ -53,9 +53,6 @@ WITH checked AS MATERIALIZED (
 )
 SELECT (SELECT passed FROM checked) AS passed FROM clear WHERE is_clear
 
--- name: check_epochs
-SELECT hookline_check_epochs($1, $2, $3) AS passed
-
 -- name: limit_lock_waits
 SELECT set_config('lock_timeout', $1, true)
 
@@ -64,29 +61,12 @@ SELECT set_config('lock_timeout', $1, true)
 SELECT pg_advisory_xact_lock_shared(hookline_epoch_lock(t.tenant_uid))
 FROM (SELECT tenant_uid FROM unnest($1::uuid[]) AS w (tenant_uid) ORDER BY 1) t
 
--- name: claim_keys
-INSERT INTO idempotency_keys (tenant_uid, key, event_id, fingerprint, delivery_count, expires_at)
-SELECT k.tenant_uid, k.key, k.event_id, k.fingerprint, k.delivery_count, hookline_now() + make_interval(secs => $1)
-FROM unnest($2::uuid[], $3::text[], $4::uuid[], $5::bytea[], $6::integer[])
-     AS k (tenant_uid, key, event_id, fingerprint, delivery_count)
-ORDER BY k.tenant_uid, k.key
-ON CONFLICT (tenant_uid, key) DO UPDATE
-SET event_id = excluded.event_id, fingerprint = excluded.fingerprint, delivery_count = excluded.delivery_count,
-    expires_at = excluded.expires_at
-WHERE idempotency_keys.expires_at <= hookline_now()
-RETURNING tenant_uid, key
-
--- name: read_keys
--- A statement after claim_keys, so that its snapshot sees what the claim ran into.
+-- name: find_taken_keys
+-- What `publish` has refused itself for; a statement of its own, so that its snapshot is younger. `publish` takes expired keys.
 SELECT k.tenant_uid, k.key, k.event_id, k.fingerprint, k.delivery_count
 FROM unnest($1::uuid[], $2::text[]) AS w (tenant_uid, key)
 JOIN idempotency_keys k ON k.tenant_uid = w.tenant_uid AND k.key = w.key
-
--- name: drop_keys
--- The new keys of calls that were refused after all: a key must never outlive its batch.
-DELETE FROM idempotency_keys k
-USING (SELECT * FROM unnest($1::uuid[], $2::text[], $3::uuid[]) AS w (tenant_uid, key, event_id) ORDER BY 1, 2) w
-WHERE k.tenant_uid = w.tenant_uid AND k.key = w.key AND k.event_id = w.event_id
+WHERE k.expires_at > hookline_now()
 
 -- name: fence
 -- After a lost answer: moving the epochs waits for a publish that has passed them, and one that comes later passes no more.
