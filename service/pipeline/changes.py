@@ -89,7 +89,10 @@ class Changes:
         await self._store.open()
         cursor = await self._store.change_cursor()
         await self._catalog.reload()
-        await self._configs.reconfigure([lane.subscription_uid for lane in self._lanes.all()])
+        lanes = list(self._lanes.all())
+        for lane in lanes:
+            self._lanes.forget_all(lane)
+        await self._configs.reconfigure([lane.subscription_uid for lane in lanes])
         if self._copies != copies:
             raise history_changed()
         self._cursor, self._read_s = cursor, began_s

@@ -10,7 +10,7 @@ from service.domain.ids import bucket_of, format_type_id
 from service.pipeline.changes import INTERVAL_S
 from service.pipeline.upkeep import CHANGES_KEPT_S
 from tests.pipeline.rig import Receiver, Rig, order_created, running
-from tests.pipeline.rival import rival
+from tests.pipeline.rival import rival, until_blocked
 from tests.pipeline.wire import Wire
 from tests.waiting import until
 
@@ -324,6 +324,54 @@ async def test_what_was_deleted_before_it_was_read_is_read_from_its_source(rig: 
         return await rig.catalog.check("acme", [order_created()]) == [7]
 
     await until(is_known, "the new revision is known")
+
+
+async def test_deliveries_are_read_anew_after_changes_of_them_were_missed(
+    rig: Rig, receiver: Receiver
+) -> None:
+    """A cancel was deleted from the log unread: what memory has of each lane counts for nothing."""
+    uid = await rig.subscription(await rig.tenant(), receiver.url, max_in_flight=1)
+    receiver.gate = asyncio.Event()
+    await rig.publisher.publish("acme", [order_created(n) for n in range(3)])
+    await receiver.wait_for(1)
+    await until(lambda: rig.lanes.shares.jobs == 2, "the others are queued in memory")
+    await rig.changes.stop()
+    lane, cancelled = rig.lanes.get(uid), (await rig.pending())[-1]["delivery_id"]
+    await rig.operator.cancel("acme", cancelled)
+    await rig.database.fetch("DELETE FROM change_log")
+
+    rig.clock.ahead_s += CHANGES_KEPT_S
+    await rig.ownership.heartbeat()
+    await rig.changes.read()
+    receiver.gate.set()
+    await until(lambda: rig.recorder.recorded == 2, "what was not cancelled goes out")
+    await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "the wire is empty")
+
+    assert rig.lanes.get(uid) is lane, "it was not dropped for another reason"
+    assert len(receiver.ids) == 2
+    assert set(receiver.counts.values()) == {1}
+
+
+async def test_a_change_is_of_the_time_when_it_was_written(rig: Rig, database_url: str) -> None:
+    """Else one that waited for a lock as long as changes are kept could be deleted unread."""
+    tenant_uid = await rig.tenant()
+    async with rival(database_url) as slow:
+        await slow.execute("SELECT FROM tenants WHERE tenant_uid = $1 FOR UPDATE", tenant_uid)
+        changing = asyncio.create_task(
+            rig.database.fetch(
+                """WITH locked AS MATERIALIZED (
+                       SELECT FROM tenants WHERE tenant_uid = $1 FOR UPDATE)
+                   INSERT INTO change_log (kind) SELECT 'EVENT_TYPE' FROM locked
+                   RETURNING create_time""",
+                tenant_uid,
+            )
+        )
+        await until_blocked(rig.database, "calls")
+        released = await slow.fetchval("SELECT clock_timestamp()")
+        await slow.execute("COMMIT")
+    (row,) = await changing
+
+    assert row["create_time"] > released
 
 
 async def test_a_node_that_cannot_read_the_log_says_so(database_url: str) -> None:
