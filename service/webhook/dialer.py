@@ -87,7 +87,12 @@ class Dialer:
                 if failure.kind is AttemptOutcome.ADDRESS_BLOCKED:
                     raise
                 failures.append(failure)
-        raise _verdict(failures)
+        try:
+            raise _verdict(failures)
+        finally:
+            # The failure's traceback holds this frame: with the list in it, a cycle would keep each
+            # failed handshake with all its certificates until a garbage collection.
+            failures.clear()
 
     async def _places_of(self, host: str, deadline: float, tenant_id: str) -> tuple[str, ...]:
         """The addresses to try, all of them allowed; or the name, where the route judges it."""

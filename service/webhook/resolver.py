@@ -177,7 +177,8 @@ class Resolver:
         try:
             addresses = await self._addresses_of(host)
         except AttemptFailure as failure:
-            resolved = _Resolved((), clock() + self._failure_ttl_s, failure)
+            kept = AttemptFailure(failure.kind, failure.message)  # without what led to it
+            resolved = _Resolved((), clock() + self._failure_ttl_s, kept)
         else:
             resolved = _Resolved(addresses, clock() + self._ttl_s)
         self._known[host] = resolved

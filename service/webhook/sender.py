@@ -95,7 +95,9 @@ class WebhookSender:
                 response = await self._transport.handle_async_request(request)
                 return await self._judge(response, endpoint, began)
             except httpx.TransportError as error:
-                failure = _failure_of(error)
+                # Its traceback holds this frame, which holds it: a cycle that would keep what the
+                # attempt had, a failed handshake's certificates as well, until a collection.
+                failure = _failure_of(error).with_traceback(None)
             left -= 1
             spent_s = self._monotonic_s() - began
             if (

@@ -9,6 +9,7 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -36,6 +37,8 @@ CHUNK = bytes(65_536)
 CHAIN_LENGTH = 3
 NAMES_PER_CERTIFICATE = 1_000
 """Three certificates of about 28 KB: OpenSSL reads up to 100 KB of a chain."""
+HUGE_ATTRIBUTES, LARGE_ATTRIBUTES = 1_600, 250
+"""Of a subject and an issuer: 90 KB, and 14 KB, just below what a handshake may have."""
 
 
 @asynccontextmanager
@@ -186,36 +189,98 @@ async def huge_certificates(target: Target) -> None:
     await _attack(target, _answering(OK), tls=tls)
 
 
-def chain_of(length: int, names: int) -> bytes:
-    """A key and a chain of certificates of no known authority, in PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
+async def huge_trusted_certificates(target: Target) -> None:
+    """A good certificate, 90 KB of crafted ones behind it, and never an answer."""
+    await _trusted(target, HUGE_ATTRIBUTES)
+
+
+async def large_trusted_certificates(target: Target) -> None:
+    """The same with as much as a handshake may have, so that each connection is kept."""
+    await _trusted(target, LARGE_ATTRIBUTES)
+
+
+async def _trusted(target: Target, attributes: int) -> None:
+    key, authority = _authority()
+    own = ec.generate_private_key(ec.SECP256R1())
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    leaf = _certificate(own, key, x509.Name([]), authority.subject, (address, True))
+    # Each of the least bytes that OpenSSL makes an object of its own of.
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a")] * attributes)
+    chain = (leaf, _certificate(own, own, name, name))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(_pem(own, *chain))
+        file.flush()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(file.name)
+    await _attack(target, _answering(then=b"", every_s=0.0), tls=tls, subscriptions=100)
+
+
+def _authority() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """The authority that the node trusts: the same in each process, so that none passes its key."""
+    key = ec.derive_private_key(7, ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hostile")])
+    constraints = x509.BasicConstraints(ca=True, path_length=None)
+    return key, _certificate(key, key, name, name, (constraints, True))
+
+
+def trusted() -> dict[str, bytes]:
+    """The settings of a node that trusts it."""
+    _, certificate = _authority()
+    return {"HOOKLINE_EGRESS_CA_FILE": certificate.public_bytes(serialization.Encoding.PEM)}
+
+
+def _certificate(
+    own: ec.EllipticCurvePrivateKey,
+    issuer_s: ec.EllipticCurvePrivateKey,
+    subject: x509.Name,
+    issuer: x509.Name,
+    *extensions: tuple[x509.ExtensionType, bool],
+) -> x509.Certificate:
     now = dt.datetime.now(dt.UTC)
-    alternatives = x509.SubjectAlternativeName(
-        [x509.DNSName(f"{number}.{'n' * 16}.example") for number in range(names)]
+    builder = x509.CertificateBuilder(
+        subject_name=subject,
+        issuer_name=issuer,
+        public_key=own.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=now - dt.timedelta(days=1),
+        not_valid_after=now + dt.timedelta(days=1),
     )
-    pem = key.private_bytes(
+    for extension, is_critical in extensions:
+        builder = builder.add_extension(extension, is_critical)
+    return builder.sign(issuer_s, hashes.SHA256())
+
+
+def _pem(key: ec.EllipticCurvePrivateKey, *certificates: x509.Certificate) -> bytes:
+    private = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    for number in range(length):
-        subject, issuer = (
-            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"n{n}")])
-            for n in (number, number + 1)
+    return private + b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates)
+
+
+def chain_of(length: int, names: int) -> bytes:
+    """A key and a chain of certificates of no known authority, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    alternatives = x509.SubjectAlternativeName(
+        [x509.DNSName(f"{number}.{'n' * 16}.example") for number in range(names)]
+    )
+    subjects = [
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"n{number}")])
+        for number in range(length + 1)
+    ]
+    chain = [
+        _certificate(
+            key,
+            key,
+            subjects[number],
+            subjects[number + 1],
+            (x509.BasicConstraints(ca=number > 0, path_length=None), True),
+            (alternatives, False),
         )
-        builder = x509.CertificateBuilder(
-            subject_name=subject,
-            issuer_name=issuer,
-            public_key=key.public_key(),
-            serial_number=x509.random_serial_number(),
-            not_valid_before=now - dt.timedelta(days=1),
-            not_valid_after=now + dt.timedelta(days=1),
-        )
-        is_authority = x509.BasicConstraints(ca=number > 0, path_length=None)
-        builder = builder.add_extension(is_authority, critical=True)
-        builder = builder.add_extension(alternatives, critical=False)
-        pem += builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-    return pem
+        for number in range(length)
+    ]
+    return _pem(key, *chain)
 
 
 # ------------------------------------------------------------------------------------- framing
@@ -304,6 +369,10 @@ SCENARIOS = (
     Scenario("receiver: endless body", endless_body),
     Scenario("receiver: absurd headers", absurd_headers),
     Scenario("receiver: huge certificates", huge_certificates),
+    Scenario("receiver: huge trusted certificates", huge_trusted_certificates, settings=trusted()),
+    Scenario(
+        "receiver: large trusted certificates", large_trusted_certificates, settings=trusted()
+    ),
     Scenario("receiver: two answers", two_answers),
     Scenario("receiver: late answers", late_answers),
     Scenario("receiver: early answers", early_answers),

@@ -64,8 +64,8 @@ class Scenario:
     """Runs once before anything is measured, in the suite's own process."""
     processes: int = 1
     """Attackers at once."""
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """What the node's environment has besides."""
+    settings: Mapping[str, str | bytes] = field(default_factory=dict)
+    """What the node's environment has besides; bytes are put in a file, which it names."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import os
-import pathlib
+import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
@@ -50,7 +51,7 @@ class Stage:
     def memory_mb(self) -> float:
         """The node's resident memory; 0 once it is gone."""
         try:
-            statm = pathlib.Path(f"/proc/{self.node.process.pid}/statm").read_text()
+            statm = Path(f"/proc/{self.node.process.pid}/statm").read_text()
         except FileNotFoundError:
             return 0.0
         return int(statm.split()[1]) * _PAGE_B / 1e6 if statm else 0.0
@@ -58,7 +59,7 @@ class Stage:
     def cpu_s(self) -> float:
         """What the node has used of processors."""
         try:
-            stat = pathlib.Path(f"/proc/{self.node.process.pid}/stat").read_text()
+            stat = Path(f"/proc/{self.node.process.pid}/stat").read_text()
         except FileNotFoundError:
             return 0.0
         fields = stat.rpartition(") ")[2].split()
@@ -84,15 +85,31 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(database_url: str, **settings: str) -> AsyncIterator[Stage]:
+async def staged(database_url: str, **settings: str | bytes) -> AsyncIterator[Stage]:
     """A node on a database with today's schema, while inside; one process, callers by API keys."""
+    with tempfile.TemporaryDirectory() as folder:
+        named = {name: _named(value, Path(folder, name)) for name, value in settings.items()}
+        async with _staged(database_url, named) as stage:
+            yield stage
+
+
+def _named(value: str | bytes, path: Path) -> str:
+    if isinstance(value, str):
+        return value
+    path.write_bytes(value)
+    return str(path)
+
+
+@asynccontextmanager
+async def _staged(database_url: str, settings: Mapping[str, str]) -> AsyncIterator[Stage]:
     variables = {
         "HOOKLINE_DATABASE_URL": database_url,
         "HOOKLINE_MASTER_KEY": KEY,
         "HOOKLINE_AUTH": "on",
         "HOOKLINE_EGRESS_ALLOW": "127.0.0.0/8",
         "HOOKLINE_LOG_LEVEL": "error",
-    } | settings
+        **settings,
+    }
 
     def key(*arguments: str) -> str:
         made = run_hookline("keys", "create", *arguments, variables=variables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import trustme
 
 from service.domain.attempt import AttemptOutcome, Outcome
-from service.webhook.tls_handshake import make_tls_context
+from service.webhook.tls_handshake import TargetTls, make_tls_context
 from tests.hostile.receivers import chain_of
 from tests.waiting import until
 from tests.webhook.conftest import SHORT_S, MakePost, Post, server_tls
@@ -216,6 +217,24 @@ async def test_a_handshake_that_is_too_large_ends_before_it_is_parsed(
         patient = make_tls_context(authority_file, handshake_bytes_max=65_536)
         outcome = await make_post(tls_context=patient)(receiver.url())
         assert outcome.kind is AttemptOutcome.ACCEPTED
+
+
+@pytest.mark.parametrize("bytes_max", [16_384, 65_536], ids=["too large", "not verified"])
+async def test_a_failed_handshake_is_not_kept_until_a_garbage_collection(
+    make_post: MakePost, chained: ssl.SSLContext, bytes_max: int
+) -> None:
+    """The failure's traceback leads to all of the handshake: in a cycle it would stay."""
+    post = make_post(tls_context=make_tls_context(handshake_bytes_max=bytes_max))
+    async with Receiver(answering(OK), tls=chained) as receiver:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(8):
+                assert (await post(receiver.url())).kind is AttemptOutcome.TLS_FAILED
+            kept = sum(isinstance(each, TargetTls) for each in gc.get_objects())
+        finally:
+            gc.enable()
+    assert kept <= 1, "the last one may be on its way"
 
 
 async def test_a_tenant_with_large_certificates_leaves_room_for_others(
