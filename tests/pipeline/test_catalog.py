@@ -202,6 +202,32 @@ async def test_an_older_reading_never_replaces_a_newer() -> None:
     assert await catalog.check("acme", [order_created()]) == [2]
 
 
+async def test_a_revision_of_another_history_is_another_schema() -> None:
+    """After a failover the same number may stand for another schema."""
+    source = Source(order_type())
+    catalog = EventTypeCatalog(source, INLINE)
+    await catalog.reload()
+    source.event_types = [order_type(json_schema=LOOSER)]
+    catalog.forget()
+    await catalog.reload()
+
+    assert await catalog.check("acme", [order_created(data=b"{}")]) == [1]
+
+
+async def test_a_reading_that_began_on_another_history_is_not_taken() -> None:
+    source = Source(order_type(revision=2))
+    catalog = EventTypeCatalog(source, INLINE)
+    source.gate = asyncio.Event()
+    reading = asyncio.create_task(catalog.reload())
+    await until(lambda: source.reads == 1, "it has begun")
+    catalog.forget()
+    source.gate.set()
+    with pytest.raises(UnavailableError):
+        await reading
+
+    assert await catalog.check("acme", [order_created(data=b"{}")]) == [0]
+
+
 async def test_whoever_asks_while_one_reads_shares_the_next_reading() -> None:
     """Unknown types come by the hundred: a reading each would be a way to drown the database."""
     source = Source()

@@ -139,6 +139,7 @@ async def test_what_is_held_is_not_returned_and_what_is_deleted_is(
         await insert_pending(rig, tenant_uid, uid, 1)
     await rig.set_state(paused, "PAUSED")
     await rig.set_state(disabled, "DISABLED")
+    await rig.set_state(deleted, "PAUSED")  # before it was deleted: else its work is stranded
     await rig.database.fetch(
         "UPDATE subscriptions SET deleted_at = now() WHERE subscription_uid = $1", deleted
     )

@@ -73,6 +73,27 @@ async def test_pages_return_each_change_once_and_then_end(store: LaneStore, rows
     assert pages == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
+async def test_pages_return_what_was_open_at_the_cursor_once(
+    store: LaneStore, rows: Rows, database_url: str
+) -> None:
+    async with rival(database_url) as first, rival(database_url) as second:
+        await log(first, 0)
+        await log(second, 1, 2)
+        await log(rows.connection, 99)  # a snapshot lists what began before the last that ended
+        cursor = await store.change_cursor()
+        await first.execute("COMMIT")
+        await second.execute("COMMIT")
+    await log(rows.connection, 3)
+
+    pages: list[list[int | None]] = []
+    for _ in range(3):
+        changes, cursor = await store.changes(cursor, 2)
+        pages.append([change.bucket for change in changes])
+
+    assert pages == [[0, 1], [2, 3], []]
+    assert cursor.until is None
+
+
 async def test_a_change_that_commits_between_two_pages_is_read_after_them(
     store: LaneStore, rows: Rows, database_url: str
 ) -> None:
