@@ -58,6 +58,8 @@ RECEIVE_HEADROOM_BYTES = 256 * 1024
 METADATA_HEADROOM_BYTES = 16 * 1024
 STREAM_WINDOW_BYTES = 16 * 1024
 """What gRPC's core holds of a message that nobody reads yet."""
+READ_BUFFER_BYTES = 64 * 1024
+"""What gRPC's core reads of one connection at once."""
 _IDENTITY_ONLY = 1
 """A bit for each algorithm (grpc_compression_algorithm); the first is none."""
 KEEPALIVE_MS = 60_000
@@ -164,6 +166,9 @@ def _options(limits: Limits, *, share_port: bool) -> list[tuple[str, int]]:
         # What a stream may send before it is read: with its own probing the core grants 4 MiB.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
+        # What is read of a connection at once, and kept by it. Without this bound the core doubles
+        # it while more comes than it takes, and others wait until a flood is read.
+        ("grpc.experimental.tcp_max_read_buffer_size", READ_BUFFER_BYTES),
         ("grpc.max_metadata_size", metadata_bytes),
         ("grpc.absolute_max_metadata_size", metadata_bytes + METADATA_HEADROOM_BYTES),
         ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
