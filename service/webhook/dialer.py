@@ -122,7 +122,7 @@ class Dialer:
     ) -> Connection:
         """A connection through the route to an address, or to a name where the route takes it."""
         context = await self._context_of(origin, limit)
-        sock = await self._route.open(place, origin.port, limit)
+        sock = await self._route.open(place, origin.port, limit, tenant_id)
         address = place if is_address(place) else None
         is_begun = context is None
         try:

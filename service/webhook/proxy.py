@@ -8,9 +8,11 @@ inside the tunnel and is verified against the target's name; the proxy sees who,
 
 Whose fault is a tunnel that is refused? What the proxy itself lacks (no connection, no answer that
 is HTTP, bad credentials) is ours: no target can answer for it. "Forbidden", a 5xx and silence may
-be the target's doing or a proxy that is cut off, and proxies use them for both. So another host
-that a tunnel led to before, the witness, is asked for: if it opens, the proxy works, and the fault
-is the target's. The resolver tells its own faults from a name's in the same way.
+be the target's doing or a proxy that is cut off, and proxies use them for both. So witnesses are
+asked for: other targets that tunnels led to before. A tenant may have a target that the proxy
+reaches whatever becomes of its uplink, on its own machine or network, and must not make an outage
+cost others' attempts. So one tenant's witnesses count for that tenant alone; for all, the proxy
+works where the witnesses of two tenants open, and of most that were asked.
 
 Sources: RFC 9110 sections 9.3.6 (CONNECT) and 11.7.2; RFC 7617 (Basic).
 """
@@ -22,6 +24,7 @@ import re
 import socket
 from base64 import b64encode
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, NoReturn
@@ -38,12 +41,21 @@ from service.webhook.route import RouteFailure, connect_socket
 
 HEAD_BYTES_MAX: Final = 16_384
 """What is read of the proxy's answer to CONNECT."""
-WITNESSES_MAX: Final = 8
+WITNESSES_MAX: Final = 4
+"""Of each tenant."""
+WITNESS_TENANTS_MAX: Final = 256
 WITNESSES_ASKED: Final = 3
+WITNESS_SHARE: Final = 0.8
+"""The part of the time for asking that a witness has: a silent one is then one of several."""
+WITNESS_TENANTS_NEEDED: Final = 2
+"""So many tenants' targets must be reached before another tenant's target is blamed."""
 VERDICT_TTL_S: Final = 2.0
 PROBE_S_MAX: Final = 2.0
 PROBE_SHARE: Final = 0.25
 """The part of an attempt's time, up to `PROBE_S_MAX`, that is kept for asking the witness."""
+
+Place = tuple[str, int]
+"""A host and a port that a tunnel leads to."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r\n")
 _HEAD_END = b"\r\n\r\n"
@@ -108,17 +120,56 @@ def _basic(credentials: str) -> str:
     return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
+class _Verdict:
+    """An answer that is sought by one asker at a time, and serves all for `VERDICT_TTL_S`."""
+
+    def __init__(self) -> None:
+        self._asking = asyncio.Lock()
+        self._is_good = False
+        self._found_at = float("-inf")
+
+    async def of(self, ask: Callable[[], Awaitable[bool]]) -> bool:
+        """The latest answer, or a new one where it is old."""
+        loop = asyncio.get_running_loop()
+        async with self._asking:
+            if loop.time() - self._found_at > VERDICT_TTL_S:
+                self._is_good = await ask()
+                self._found_at = loop.time()
+        return self._is_good
+
+
+class _Witnesses:
+    """Where tunnels of one tenant led to, the latest last, and whether one still opens."""
+
+    def __init__(self) -> None:
+        self.verdict = _Verdict()
+        self._places: OrderedDict[Place, None] = OrderedDict()
+
+    def add(self, place: Place) -> None:
+        """A tunnel led there."""
+        self._places[place] = None
+        self._places.move_to_end(place)
+        if len(self._places) > WITNESSES_MAX:
+            self._places.popitem(last=False)
+
+    def discard(self, place: Place) -> None:
+        """No tunnel leads there any more."""
+        self._places.pop(place, None)
+
+    def but(self, accused: Place) -> list[Place]:
+        """The places beside one, the latest first."""
+        return [place for place in reversed(self._places) if place != accused]
+
+
 class ProxyRoute:
     """Tunnels through one proxy."""
 
     def __init__(self, proxy: EgressProxy, resolver: Resolver) -> None:
         self._proxy = proxy
         self._resolver = resolver
-        self._opened: OrderedDict[tuple[str, int], None] = OrderedDict()
-        """Whom tunnels led to, the latest last: the witnesses."""
-        self._probing = asyncio.Lock()
-        self._works = False
-        self._judged_at = float("-inf")
+        self._witnesses: OrderedDict[str, _Witnesses] = OrderedDict()
+        """By tenant; the one for which a tunnel opened last comes last."""
+        self._verdict = _Verdict()
         self._is_failing = False
 
     @property
@@ -126,19 +177,27 @@ class ProxyRoute:
         """Whether the proxy resolves, and guards."""
         return self._proxy.resolves
 
-    async def open(self, host: str, port: int, limit: float) -> socket.socket:
+    async def open(self, host: str, port: int, limit: float, tenant_id: str = "") -> socket.socket:
         """A tunnel to the host within the limit, the time to find out whose fault included."""
         left_s = limit - asyncio.get_running_loop().time()
         answer_by = limit - min(PROBE_S_MAX, max(0.0, left_s) * PROBE_SHARE)
         try:
             found = await self._tunnel(host, port, answer_by)
             if isinstance(found, Refusal):
-                await self._blame(found, host, port, limit)
+                await self._blame(found, (host, port), tenant_id, limit)
         except RouteFailure as failure:
             self._tell(failure)
             raise
         self._tell(None)
+        self._opened((host, port), tenant_id)
         return found
+
+    def _opened(self, place: Place, tenant_id: str) -> None:
+        """A tunnel of the tenant's led there: it can be a witness."""
+        self._witnesses.setdefault(tenant_id, _Witnesses()).add(place)
+        self._witnesses.move_to_end(tenant_id)
+        if len(self._witnesses) > WITNESS_TENANTS_MAX:
+            self._witnesses.popitem(last=False)
 
     async def _tunnel(self, host: str, port: int, limit: float) -> socket.socket | Refusal:
         """A tunnel, or how it was refused where that may be the host's doing."""
@@ -156,10 +215,6 @@ class ProxyRoute:
             sock.close()
             raise
         if 200 <= status < 300:  # noqa: PLR2004 - any 2xx opens it (RFC 9110 section 9.3.6)
-            self._opened[host, port] = None
-            self._opened.move_to_end((host, port))
-            if len(self._opened) > WITNESSES_MAX:
-                self._opened.popitem(last=False)
             return sock
         sock.close()
         if status not in _AMBIGUOUS:
@@ -210,38 +265,59 @@ class ProxyRoute:
             )
         return status
 
-    async def _blame(self, refusal: Refusal, host: str, port: int, limit: float) -> NoReturn:
+    async def _blame(
+        self, refusal: Refusal, accused: Place, tenant_id: str, limit: float
+    ) -> NoReturn:
         """Raise the target's failure where the proxy works for others, else `RouteFailure`."""
-        if not await self._works_for_another(host, port, limit):
+        if not await self._works(accused, tenant_id, limit):
             raise RouteFailure(refusal.message)
         self._tell(None)
         raise AttemptFailure(refusal.kind, refusal.message)
 
-    async def _works_for_another(self, host: str, port: int, limit: float) -> bool:
-        """Whether a tunnel to a witness opens; askers within `VERDICT_TTL_S` share the answer."""
-        loop = asyncio.get_running_loop()
+    async def _works(self, accused: Place, tenant_id: str, limit: float) -> bool:
+        """Whether witnesses are reached: one of the tenant's own, or those of several tenants."""
+        now = asyncio.get_running_loop().time()
+        by = now + WITNESS_SHARE * (limit - now)
+        asked = [self._verdict.of(lambda: self._works_for_most(accused, by))]
+        if (own := self._witnesses.get(tenant_id)) is not None:
+            asked.append(own.verdict.of(lambda: self._works_for_one(own, accused, by)))
         try:
-            async with asyncio.timeout_at(limit), self._probing:
-                if loop.time() - self._judged_at > VERDICT_TTL_S:
-                    self._works = await self._probe((host, port), limit)
-                    self._judged_at = loop.time()
+            async with asyncio.timeout_at(limit):
+                return any(await asyncio.gather(*asked))
         except TimeoutError:
             return False
-        return self._works
 
-    async def _probe(self, accused: tuple[str, int], limit: float) -> bool:
-        witnesses = [place for place in reversed(self._opened) if place != accused]
-        for witness in witnesses[:WITNESSES_ASKED]:
-            try:
-                found = await self._tunnel(*witness, limit)
-            except RouteFailure:
-                return False
-            except AttemptFailure:
-                continue
-            if isinstance(found, socket.socket):
-                found.close()
+    async def _works_for_one(self, own: _Witnesses, accused: Place, limit: float) -> bool:
+        for place in own.but(accused)[:WITNESSES_ASKED]:
+            if await self._leads_to(place, own, limit):
                 return True
-            self._opened.pop(witness, None)
+        return False
+
+    async def _works_for_most(self, accused: Place, limit: float) -> bool:
+        """Whether the latest witnesses of most tenants asked are reached, and of enough."""
+        asked = [(one, one.but(accused)) for one in reversed(self._witnesses.values())]
+        asked = [(one, places) for one, places in asked if places][:WITNESSES_ASKED]
+        if len(asked) < WITNESS_TENANTS_NEEDED:
+            return False
+        found = await asyncio.gather(
+            *(self._leads_to(places[0], one, limit) for one, places in asked)
+        )
+        opened = sum(found)
+        return opened >= WITNESS_TENANTS_NEEDED and 2 * opened > len(asked)
+
+    async def _leads_to(self, place: Place, of: _Witnesses, limit: float) -> bool:
+        """Whether a tunnel to a witness opens; one to which none does is no witness any more."""
+        found: socket.socket | Refusal | None
+        try:
+            found = await self._tunnel(*place, limit)
+        except RouteFailure:
+            return False
+        except AttemptFailure:  # the target spoke before it was asked
+            found = None
+        if isinstance(found, socket.socket):
+            found.close()
+            return True
+        of.discard(place)
         return False
 
     def _tell(self, failure: RouteFailure | None) -> None:

@@ -25,8 +25,10 @@ class Route(Protocol):
     def takes_names(self) -> bool:
         """Whether names are not resolved here: whoever resolves them judges where they lead."""
 
-    async def open(self, host: str, port: int, limit: float) -> socket.socket:
+    async def open(self, host: str, port: int, limit: float, tenant_id: str = "") -> socket.socket:
         """A socket whose bytes reach the host; `limit` is on the loop's clock.
+
+        `tenant_id`: the tenant that named the host.
 
         Raises `AttemptFailure`, or `RouteFailure` where another address would fail alike.
         """
@@ -47,7 +49,13 @@ class DirectRoute:
     def __init__(self, egress: EgressPolicy) -> None:
         self._egress = egress
 
-    async def open(self, host: str, port: int, limit: float) -> socket.socket:
+    async def open(
+        self,
+        host: str,
+        port: int,
+        limit: float,
+        tenant_id: str = "",  # noqa: ARG002 - as of `Route`
+    ) -> socket.socket:
         """A connected socket, whose peer is allowed."""
         try:
             async with asyncio.timeout_at(limit):

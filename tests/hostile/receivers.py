@@ -37,7 +37,7 @@ CHUNK = bytes(65_536)
 CHAIN_LENGTH = 3
 NAMES_PER_CERTIFICATE = 1_000
 """Three certificates of about 28 KB: OpenSSL reads up to 100 KB of a chain."""
-HUGE_ATTRIBUTES, LARGE_ATTRIBUTES = 1_600, 250
+HUGE_ATTRIBUTES, LARGE_ATTRIBUTES = 3_700, 560
 """Of a subject and an issuer: 90 KB, and 14 KB, just below what a handshake may have."""
 
 

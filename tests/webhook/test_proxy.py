@@ -221,6 +221,41 @@ class TestFaults:
             cut_off = through(make_post, proxy)
             assert (await cut_off(receiver.url(host="dead.test"), timeout_s=2.0)).kind is OWN_FAULT
 
+    async def test_a_tenant_s_witness_counts_for_that_tenant_alone(
+        self, make_post: MakePost
+    ) -> None:
+        """Its target may be where the proxy reaches it whatever becomes of its uplink."""
+        async with (
+            Proxy() as proxy,
+            Receiver(answering(OK)) as receiver,
+            Receiver(answering(OK), host="127.0.0.2", port=receiver.port),
+        ):
+            post = through(make_post, proxy)
+            near, far = receiver.url(host="good.test"), receiver.url(host="other.test")
+            assert (await post(far, tenant_id="acme")).kind is ACCEPTED
+            assert (await post(near, tenant_id="hostile")).kind is ACCEPTED
+            for place in ("127.0.0.2", "127.0.0.9"):  # the uplink is gone
+                proxy.answers[f"{place}:{receiver.port}"] = BROKEN["502 and no witness"]
+            dead = receiver.url(host="dead.test")
+            for tenant_id in ("acme", "new"):
+                assert (await post(dead, tenant_id=tenant_id)).kind is OWN_FAULT
+            own = await post(dead, tenant_id="hostile")
+            assert own.kind is AttemptOutcome.CONNECTION_FAILED
+
+    async def test_the_witnesses_of_two_tenants_count_for_all(self, make_post: MakePost) -> None:
+        async with (
+            Proxy() as proxy,
+            Receiver(answering(OK)) as receiver,
+            Receiver(answering(OK), host="127.0.0.2", port=receiver.port),
+        ):
+            post = through(make_post, proxy)
+            for host, tenant_id in (("good.test", "acme"), ("other.test", "other")):
+                outcome = await post(receiver.url(host=host), tenant_id=tenant_id)
+                assert outcome.kind is ACCEPTED
+            proxy.answers[f"127.0.0.9:{receiver.port}"] = BROKEN["502 and no witness"]
+            outcome = await post(receiver.url(host="dead.test"), tenant_id="new")
+            assert outcome.kind is AttemptOutcome.CONNECTION_FAILED
+
     async def test_dead_targets_share_the_question(self, make_post: MakePost) -> None:
         names = NAMES | {f"dead{number}.test": [f"127.0.1.{number}"] for number in range(1, 9)}
         async with Proxy() as proxy, Receiver(answering(OK)) as receiver:
