@@ -15,9 +15,11 @@ from typing import Any, Final, TypeVar
 
 from service.api.authentication import ANONYMOUS, Metadata
 from service.api.byte_budget import ByteBudget
+from service.api.client_streams import ClientStreams
 from service.api.list_turns import ListTurns
 from service.api.rates import Buckets
 from service.api.read_slots import ReadSlots
+from service.api.streams import Stream
 from service.domain.caller import Caller
 from service.domain.errors import Reason, ResourceExhaustedError
 from service.domain.limits import Limits
@@ -50,7 +52,7 @@ class Admission:
         self._running = Counter[str]()
         """Calls that run; of what is open to strangers each method by itself. They crowd out nobody
         who is known, nor do their watches, which never end, crowd out a probe."""
-        self._client_streams = Counter[str]()
+        self._client_streams = ClientStreams(limits.max_client_streams, limits.stream_idle_s)
         self._slots = ReadSlots(
             "HOOKLINE_MAX_REQUESTS_READ",
             limits.max_requests_read,
@@ -117,27 +119,13 @@ class Admission:
         """A call has ended."""
         self._running[crowd] -= 1
 
-    def enter_client_stream(self, holder: str) -> None:
-        """Count a stream that sends messages. Raises where there are too many, or of this caller.
+    def enter_client_stream(self, holder: str, stream: Stream) -> None:
+        """Count a stream that sends messages. Raises where there is no place for another."""
+        self._client_streams.enter(holder, stream)
 
-        Each may send a message at any time, which the core then holds whole.
-        """
-        most = self._limits.max_client_streams
-        if self._client_streams[holder] >= most - self._client_streams.total():
-            raise _overloaded(
-                f"{self._client_streams.total()} streams that send messages are open,"
-                f" {self._client_streams[holder]} of them this caller's; a caller may have as many"
-                f" as are free of {most} (HOOKLINE_MAX_CLIENT_STREAMS)",
-                "HOOKLINE_MAX_CLIENT_STREAMS",
-                most,
-            )
-        self._client_streams[holder] += 1
-
-    def leave_client_stream(self, holder: str) -> None:
+    def leave_client_stream(self, stream: Stream) -> None:
         """Such a stream has ended."""
-        self._client_streams[holder] -= 1
-        if not self._client_streams[holder]:
-            del self._client_streams[holder]
+        self._client_streams.leave(stream)
 
     async def request(self, holder: str, request: Awaitable[T], *, is_open: bool) -> T:
         """Await a request as long as there is room for it on its way, and its caller sends it.

@@ -32,9 +32,13 @@ class ByteBudget:
 
     def check(self, caller: str) -> None:
         """Raise where a caller holds more than his share already; who holds nothing passes."""
+        if not self.has_room(caller):
+            raise self._refusal(self._by_caller.get(caller, 0))
+
+    def has_room(self, caller: str) -> bool:
+        """Return whether a caller holds nothing, or less than his share."""
         held = self._by_caller.get(caller, 0)
-        if held and held >= SHARE * (self._maximum_bytes - self._held_bytes):
-            raise self._refusal(held)
+        return not held or held < SHARE * (self._maximum_bytes - self._held_bytes)
 
     def take(self, caller: str, size: int, *, may_refuse: bool = True) -> None:
         """Hold so many bytes more. Raises `ResourceExhaustedError` where that is too much."""

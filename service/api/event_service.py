@@ -9,6 +9,7 @@ from uuid import UUID
 from grpc.aio import ServicerContext
 
 from hookline.v1 import event_pb2, event_service_pb2
+from service.api.client_streams import StreamBudget
 from service.api.convert import check_enum
 from service.api.convert_event import message_of
 from service.api.convert_names import tenant_and_uuid_in, tenant_id_in
@@ -16,6 +17,7 @@ from service.api.paging import NEWEST, Pages
 from service.api.publish_batch import BatchReader, response_of
 from service.api.publish_stream import PublishStream
 from service.api.unbuilt import UnbuiltEventRpcs
+from service.domain.caller import current_caller
 from service.domain.errors import Violation, invalid
 from service.domain.limits import Limits
 from service.pipeline.publish import Publisher
@@ -35,6 +37,7 @@ class EventServicer(UnbuiltEventRpcs):
         self._pages = pages
         self._limits = limits
         self._batches = BatchReader(limits)
+        self._stream_budget = StreamBudget(limits.max_client_stream_bytes)
 
     async def PublishEvents(
         self, request: event_service_pb2.PublishEventsRequest, context: _Context
@@ -54,7 +57,10 @@ class EventServicer(UnbuiltEventRpcs):
     ) -> AsyncIterator[event_service_pb2.StreamPublishEventsResponse]:
         """The same for each message, until the client has sent all."""
         del context
-        stream = PublishStream(self._publisher, self._batches, self._limits)
+        principal = current_caller().principal
+        stream = PublishStream(
+            self._publisher, self._batches, self._limits, self._stream_budget, principal
+        )
         return stream.responses(request_iterator)
 
     async def GetEvent(

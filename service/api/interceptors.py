@@ -85,7 +85,7 @@ class _Call:
     """Who holds its bytes: its caller, or its connection where callers are not told apart."""
     request_bytes: int = 0
     answer_bytes: int = 0
-    has_client_stream: bool = False
+    client_stream: Stream | None = None
 
 
 class CallObserver(Protocol):
@@ -233,8 +233,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 self._streams.enter(stream)
                 following = asyncio.create_task(self._streams.follow(stream, recheck))
                 if takes_messages:
-                    self._admission.enter_client_stream(call.holder)
-                    call.has_client_stream = True
+                    self._admission.enter_client_stream(call.holder, stream)
+                    call.client_stream = stream
                     admit = partial(self._admission.read, read, call.caller)
                     argument = stream.messages(requests, admit, recheck)
                 else:
@@ -325,8 +325,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
         self._answers.end(call.holder, call, call.answer_bytes)
         if call.request_bytes:
             self._admission.release(call.holder, call.request_bytes)
-        if call.has_client_stream:
-            self._admission.leave_client_stream(call.holder)
+        if call.client_stream is not None:
+            self._admission.leave_client_stream(call.client_stream)
 
     async def _end(
         self,

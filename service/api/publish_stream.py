@@ -2,9 +2,10 @@
 
 Theory of operation. One task reads, checks and queues the messages, in order; it waits for no
 commit, so that many messages share one. The call's own task writes answers in the order in which
-they become known. A message is under way from when it is read until its answer is written; while
-the stream's messages, events or bytes under way are at a limit, nothing is read, and gRPC's flow
-control holds the client. So a client that reads no answers is held as well, and costs no more.
+they become known. A message is under way from when it is read until its answer is written. While
+the stream's messages, events or bytes under way are at a limit, or those of all streams at theirs
+(`client_streams.py`), nothing is read, and gRPC's flow control holds the client. So a client that
+reads no answers is held as well, and costs no more.
 
 What ends the reading is the client (it has sent all), bytes that are no message (no sequence, so
 no answer), or the node's stop. Whatever it is, what is under way is answered first; then the stream
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
@@ -29,11 +30,17 @@ from hookline.v1.event_service_pb2 import (
     StreamPublishEventsRequest,
     StreamPublishEventsResponse,
 )
+from service.api.client_streams import StreamBudget
 from service.api.errors import DETAILS_KEY, interrupted, refusal_of
 from service.api.publish_batch import BatchReader, response_of
 from service.domain.errors import Violation
 from service.domain.limits import Limits
 from service.pipeline.publish import Published, Publisher
+
+MESSAGE_BYTES: Final = 512
+"""What a message holds beside its bytes: objects, its part of a queue."""
+ANSWER_EVENT_BYTES: Final = 128
+"""What an answer holds of each event: its name, at most."""
 
 Requests = AsyncIterator[StreamPublishEventsRequest]
 
@@ -45,17 +52,30 @@ class _Load:
     messages: int = 0
     events: int = 0
     size_bytes: int = 0
+    held_bytes: int = 0
+    """What counts against the budget of all streams: these, and their answers."""
 
     def add(self, other: _Load, times: int = 1) -> None:
         self.messages += times * other.messages
         self.events += times * other.events
         self.size_bytes += times * other.size_bytes
+        self.held_bytes += times * other.held_bytes
 
 
 class PublishStream:
     """One stream, from its first message to its end."""
 
-    def __init__(self, publisher: Publisher, batches: BatchReader, limits: Limits) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        batches: BatchReader,
+        limits: Limits,
+        budget: StreamBudget,
+        caller: str,
+    ) -> None:
+        """`caller`: whose share of the budget its messages take."""
+        self._budget = budget
+        self._caller = caller
         self._publisher = publisher
         self._batches = batches
         self._limits = limits
@@ -65,6 +85,7 @@ class PublishStream:
         self._has_news = asyncio.Event()
         self._has_room = asyncio.Event()
         self._has_room.set()
+        self._has_ended = False
 
     async def responses(self, requests: Requests) -> AsyncIterator[StreamPublishEventsResponse]:
         """The answer to each message; raises what ended the reading, if the client did not."""
@@ -77,6 +98,7 @@ class PublishStream:
                     load, answer = self._answers.popleft()
                     yield answer
                     self._under_way.add(load, -1)
+                    self._budget.give(self._caller, load.held_bytes)
                     self._look_for_room()
                 if reading.done() and not self._under_way.messages:
                     break
@@ -85,11 +107,17 @@ class PublishStream:
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+            self._has_ended = True
+            self._budget.forget(self._look_for_room)
+            if held := self._under_way.held_bytes:
+                self._budget.give(self._caller, held)
 
     async def _read(self, requests: Requests) -> None:
         async for request in requests:
-            load = _Load(1, len(request.events), request.ByteSize())
+            events, size = len(request.events), request.ByteSize()
+            load = _Load(1, events, size, size + MESSAGE_BYTES + events * ANSWER_EVENT_BYTES)
             self._under_way.add(load)
+            self._budget.take(self._caller, load.held_bytes)
             self._look_for_room()
             await self._submit(request, load)
             await self._has_room.wait()
@@ -124,6 +152,13 @@ class PublishStream:
         self._answer(load, answer)
 
     def _answer(self, load: _Load, answer: StreamPublishEventsResponse) -> None:
+        if self._has_ended:
+            return
+        if answer.HasField("error"):  # violations may be larger than what they are about
+            grown = _Load(held_bytes=max(0, answer.ByteSize() - load.held_bytes))
+            load.add(grown)
+            self._under_way.add(grown)
+            self._budget.take(self._caller, grown.held_bytes)
         self._answers.append((load, answer))
         self._has_news.set()
 
@@ -133,6 +168,7 @@ class PublishStream:
             load.messages < limits.max_stream_messages
             and load.events < limits.max_stream_events
             and load.size_bytes < limits.max_stream_bytes
+            and (not load.messages or self._budget.has_room(self._caller, self._look_for_room))
         ):
             self._has_room.set()
         else:

@@ -41,6 +41,8 @@ class Stream:
         self._takes_messages = takes_messages
         self._reader: asyncio.Task[Any] | None = None
         """Who waits for the next message, or until it may be taken."""
+        self.idle_since_s: float | None = None
+        """Since when its next message is awaited, by the loop's clock; None: none is."""
         self.reason: HooklineError | None = None
         """Why we have ended it; None: we have not."""
 
@@ -60,11 +62,15 @@ class Stream:
 
         Where it comes too fast nothing is refused: no more is taken from the connection meanwhile.
         """
+        loop = asyncio.get_running_loop()
         while self.reason is None:
+            self.idle_since_s = loop.time()
             try:
                 request = await self._or_end(anext(requests))
             except StopAsyncIteration:
                 return
+            finally:
+                self.idle_since_s = None
             await recheck()
             yield await self._admitted(request, admit)
         raise self.reason

@@ -2,7 +2,7 @@
 
 HOOKLINE_MEMORY_MB is the ceiling of one process. Defaults are those of `DEFAULT_MB`; with another
 ceiling those that hold memory grow or shrink with what is left of it beside the process itself.
-What all bounds come to at once must not exceed it. Unit costs are measured, and rounded up.
+What all bounds come to at once must not exceed it. Unit costs are estimates with a margin.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _DATABASE_CONNECTION_BYTES: Final = 512 * _KIB
 _MESSAGE_HEADROOM_BYTES: Final = 256 * _KIB
 _REQUEST_COPIES: Final = 3
 """The bytes, the message that was parsed, the events that were made of it."""
+_STREAM_COPIES: Final = 2
+"""The message that was parsed, the events that were made of it."""
 _ANSWER_COPIES: Final = 2
 _PAGE_COPIES: Final = 4
 """Rows, values, messages, bytes."""
@@ -76,8 +78,13 @@ def parts(  # noqa: PLR0913 - each is a bound of its own
     yield Part("requests", "HOOKLINE_MAX_REQUEST_BYTES", _REQUEST_COPIES * limits.max_request_bytes)
     yield Part(
         "client streams",
-        "HOOKLINE_MAX_CLIENT_STREAMS, HOOKLINE_MAX_STREAM_BYTES",
-        limits.max_client_streams * (message + limits.max_stream_bytes),
+        "HOOKLINE_MAX_CLIENT_STREAMS, HOOKLINE_MAX_MESSAGE_BYTES",
+        limits.max_client_streams * message,
+    )
+    yield Part(
+        "messages of client streams",
+        "HOOKLINE_MAX_CLIENT_STREAM_BYTES",
+        _STREAM_COPIES * limits.max_client_stream_bytes,
     )
     yield Part("answers", "HOOKLINE_MAX_ANSWER_BYTES", _ANSWER_COPIES * limits.max_answer_bytes)
     yield Part(

@@ -62,6 +62,10 @@ class Limits:
     """Requests that were read and whose calls run (HOOKLINE_MAX_REQUEST_BYTES)."""
     max_client_streams: int = 20
     """Calls that send a stream of messages (HOOKLINE_MAX_CLIENT_STREAMS)."""
+    stream_idle_s: int = 10
+    """Then such a call gives way to another, where all are taken (HOOKLINE_STREAM_IDLE_S)."""
+    max_client_stream_bytes: int = 16 * 1024 * 1024
+    """Messages of all streams, read and not yet answered (HOOKLINE_MAX_CLIENT_STREAM_BYTES)."""
     max_answer_bytes: int = 48 * 1024 * 1024
     """Answers that are not taken yet (HOOKLINE_MAX_ANSWER_BYTES)."""
     answer_timeout_s: int = 30
