@@ -28,11 +28,11 @@ PROMETHEUS_READY := .tools/bin/.prometheus
 PGBOUNCER_READY := .tools/pgbouncer/.ready
 SPIN_READY := .tools/bin/.spin
 
-.PHONY: help setup demo test lint generate check model image-check faults fuzz hostile bench sbom audit lock clean
+.PHONY: help setup demo test lint generate check model image-check faults fuzz hostile hostile-black-box bench sbom audit lock clean
 .PHONY: codegen deploy audit-tools grpcurl prometheus pgbouncer spin check-deploy
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SETUP_READY) ## install everything into .venv (the other targets do it themselves)
 
@@ -89,6 +89,9 @@ fuzz: setup ## broken input for every parser, half an hour of it (some is in tes
 
 hostile: setup ## attack a node as a hostile peer does, and measure; ATTACK="ping reset" chooses, SECONDS= shortens
 	@$(BIN)/python -m tests.hostile $(if $(SECONDS),--seconds $(SECONDS)) $(ATTACK)
+
+hostile-black-box: setup ## the same by a second script, from outside; ATTACK= chooses, WORKERS=
+	@$(BIN)/python -m tests.hostile.black_box $(if $(WORKERS),--workers $(WORKERS)) $(ATTACK)
 
 bench: setup ## measure; SCENARIO="1 3" chooses, ROUNDS=, SECONDS=, WORKERS=, SCALE=, FULL=1, TELEMETRY=
 	@$(BIN)/python -m tests.bench $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
