@@ -17,6 +17,7 @@ from service.api.authentication import ANONYMOUS, Metadata
 from service.api.byte_budget import ByteBudget
 from service.api.client_streams import ClientStreams
 from service.api.list_turns import ListTurns
+from service.api.message_fields import MessageReader
 from service.api.rates import Buckets
 from service.api.read_slots import ReadSlots
 from service.api.streams import Stream
@@ -143,10 +144,11 @@ class Admission:
         """Count it as held no more."""
         self._requests.give(holder, size)
 
-    def read(self, read: Callable[[bytes], Any], caller: Caller, data: bytes) -> Any:  # noqa: ANN401 (any message)
+    def read(self, read: MessageReader, caller: Caller, data: bytes) -> Any:  # noqa: ANN401 (any message)
         """The message in `data`, counted against the rates of its caller and its tenant.
 
-        Raises where it is too large, or comes too soon: then nothing is counted.
+        Raises where it is too large, or comes too soon: then nothing is counted. One with too many
+        fields counts for its caller.
         """
         size = len(data)
         if caller.principal == ANONYMOUS.principal and not caller.scopes:
@@ -160,6 +162,10 @@ class Admission:
         if principal is not None:
             for rate in self._callers:
                 rate.check(principal)
+        if read.has_more_fields(data, self._limits.max_message_fields):
+            if principal is not None:
+                _take(self._callers, principal, size)
+            raise _too_many_fields(self._limits.max_message_fields)
         message = read(data)
         tenant_id = caller.tenant_id or _tenant_named_by(message)
         if tenant_id is not None:
@@ -228,6 +234,15 @@ def _too_large(what: str, size: int, setting: str, most: int) -> ResourceExhaust
         f"{what} has {size:,} bytes; {setting or 'this method'} allows {most:,}",
         Reason.LIMIT_EXCEEDED,
         metadata={"limit": setting, "maximum": str(most)},
+    )
+
+
+def _too_many_fields(most: int) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        f"the message has more than {most:,} fields, those of its parts included;"
+        f" HOOKLINE_MAX_MESSAGE_FIELDS allows {most:,}: send smaller batches",
+        Reason.LIMIT_EXCEEDED,
+        metadata={"limit": "HOOKLINE_MAX_MESSAGE_FIELDS", "maximum": str(most)},
     )
 
 

@@ -43,6 +43,7 @@ from service.api.errors import (
     not_implemented,
     refusal_of,
 )
+from service.api.message_fields import MessageReader
 from service.api.scopes import KNOWN, RULES, Rule
 from service.api.streams import Stream, Streams
 from service.api.unread_answers import UnreadAnswers
@@ -60,7 +61,6 @@ _CLOCKS_DIFFER_S = 0.05
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs alone
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Behaviour = Callable[[Any, _Context], Any]
-_Read = Callable[[bytes], Any]
 _Write = Callable[[Any], bytes]
 
 _CODES: dict[object, grpc.StatusCode] = {
@@ -164,7 +164,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
                 method,
                 behaviour,
                 rule,
-                _reader_of(handler.request_deserializer),
+                MessageReader.of(method, handler.request_deserializer),
                 handler.response_serializer or bytes,
             ),
             request_deserializer=None,  # it is read once its sender is known
@@ -172,7 +172,12 @@ class CallGuard(grpc.aio.ServerInterceptor):
         )
 
     def _guard_unary(
-        self, method: str, behaviour: _Behaviour, rule: Rule | None, read: _Read, write: _Write
+        self,
+        method: str,
+        behaviour: _Behaviour,
+        rule: Rule | None,
+        read: MessageReader,
+        write: _Write,
     ) -> _Behaviour:
         reads = _reads_of(method)
         is_list = method.startswith("hookline.") and "/List" in method
@@ -212,7 +217,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         method: str,
         behaviour: _Behaviour,
         rule: Rule | None,
-        read: _Read,
+        read: MessageReader,
         write: _Write,
         *,
         takes_messages: bool,
@@ -305,7 +310,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         task.add_done_callback(lambda _: self._leave(call))
         return call
 
-    async def _message(self, call: _Call, read: _Read, context: _Context) -> Any:  # noqa: ANN401 (any message)
+    async def _message(self, call: _Call, read: MessageReader, context: _Context) -> Any:  # noqa: ANN401 (any message)
         """The one message of a call that was let in, if its caller still waits for the answer."""
         is_open = call.caller is _STRANGER
         request = await self._admission.request(call.holder, context.read(), is_open=is_open)
@@ -424,18 +429,6 @@ def _parts_of(handler: _Handler) -> tuple[_Behaviour, Callable[..., _Handler]]:
     if handler.response_streaming:
         return behaviour, grpc.stream_stream_rpc_method_handler
     return behaviour, grpc.stream_unary_rpc_method_handler
-
-
-def _reader_of(deserialise: _Read | None) -> _Read:
-    def read(data: bytes) -> Any:  # noqa: ANN401 (any message)
-        if deserialise is None:
-            return data
-        try:
-            return deserialise(data)
-        except Exception:  # noqa: BLE001 (DecodeError, and what else a broken message may cause)
-            raise malformed() from None
-
-    return read
 
 
 def _refuse_unknown(requests: object, context: object) -> AsyncIterator[bytes]:

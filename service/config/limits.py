@@ -31,6 +31,7 @@ _BOUNDS: Final[Mapping[str, tuple[int, int] | tuple[int, int, str]]] = {
     "max_queued_publish_bytes": (_MIB, 4096 * _MIB, "bytes"),
     "max_queued_publish_events": (1, 10_000_000),
     "max_message_bytes": (64 * _KIB, 64 * _MIB, "bytes"),
+    "max_message_fields": (1_000, 10_000_000),
     "max_metadata_bytes": (_KIB, _MIB, "bytes"),
     "max_requests_read": (2, 10_000),
     "max_open_requests_read": (2, 10_000),

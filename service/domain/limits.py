@@ -50,6 +50,8 @@ class Limits:
     """Events that may wait for a group commit (HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS)."""
     max_message_bytes: int = 8 * 1024 * 1024
     """One message as it comes over the wire (HOOKLINE_MAX_MESSAGE_BYTES)."""
+    max_message_fields: int = 131_072
+    """Fields of one message, those of its parts included (HOOKLINE_MAX_MESSAGE_FIELDS)."""
     max_metadata_bytes: int = 16 * 1024
     """A call's metadata, counted as HTTP/2 does (HOOKLINE_MAX_METADATA_BYTES)."""
     max_requests_read: int = 12
