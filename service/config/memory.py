@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 from service.domain.limits import Limits
 
-DEFAULT_MB: Final = 1_344
-LEAST_MB: Final = 976
+DEFAULT_MB: Final = 1_536
+LEAST_MB: Final = 1_152
 PROCESS_MB: Final = 140
 """The interpreter, the code, connections to the database: 90 MB at rest."""
 
@@ -65,33 +65,13 @@ def parts(  # noqa: PLR0913 - each is a bound of its own
     max_certificate_bytes: int,
     max_queued_deliveries: int,
     max_queued_delivery_bytes: int,
+    max_index_bytes: int,
+    max_lane_bytes: int,
     max_cached_keys: int,
 ) -> Iterator[Part]:
     """Everything that callers, receivers and backlogs can have a node hold, in bytes."""
-    message = limits.max_message_bytes + _MESSAGE_HEADROOM_BYTES
     yield Part("the process", "", PROCESS_MB * _MIB)
-    yield Part(
-        "requests on their way",
-        "HOOKLINE_MAX_REQUESTS_READ, HOOKLINE_MAX_OPEN_REQUESTS_READ, HOOKLINE_MAX_MESSAGE_BYTES",
-        (limits.max_requests_read + limits.max_open_requests_read) * message,
-    )
-    yield Part("requests", "HOOKLINE_MAX_REQUEST_BYTES", _REQUEST_COPIES * limits.max_request_bytes)
-    yield Part(
-        "client streams",
-        "HOOKLINE_MAX_CLIENT_STREAMS, HOOKLINE_MAX_MESSAGE_BYTES",
-        limits.max_client_streams * message,
-    )
-    yield Part(
-        "messages of client streams",
-        "HOOKLINE_MAX_CLIENT_STREAM_BYTES",
-        _STREAM_COPIES * limits.max_client_stream_bytes,
-    )
-    yield Part("answers", "HOOKLINE_MAX_ANSWER_BYTES", _ANSWER_COPIES * limits.max_answer_bytes)
-    yield Part(
-        "pages of lists",
-        "HOOKLINE_MAX_LISTS, HOOKLINE_MAX_PAGE_BYTES",
-        limits.max_lists * _PAGE_COPIES * limits.max_page_bytes,
-    )
+    yield from _messages(limits)
     yield Part(
         "connections to the database",
         "HOOKLINE_POOL_SIZE, HOOKLINE_PATH_POOL_SIZE",
@@ -122,7 +102,36 @@ def parts(  # noqa: PLR0913 - each is a bound of its own
         " HOOKLINE_EGRESS_HANDSHAKE_BYTES",
         _CERTIFICATE_COPIES * (max_certificate_bytes + max_handshakes * max_handshake_bytes),
     )
+    yield Part("subscriptions that events match", "HOOKLINE_MAX_INDEX_BYTES", max_index_bytes)
+    yield Part("subscriptions with deliveries", "HOOKLINE_MAX_LANE_BYTES", max_lane_bytes)
     yield Part("API keys", "HOOKLINE_MAX_CACHED_KEYS", 3 * max_cached_keys * _KEY_BYTES)
+
+
+def _messages(limits: Limits) -> Iterator[Part]:
+    """What requests, streams and answers come to."""
+    message = limits.max_message_bytes + _MESSAGE_HEADROOM_BYTES
+    yield Part(
+        "requests on their way",
+        "HOOKLINE_MAX_REQUESTS_READ, HOOKLINE_MAX_OPEN_REQUESTS_READ, HOOKLINE_MAX_MESSAGE_BYTES",
+        (limits.max_requests_read + limits.max_open_requests_read) * message,
+    )
+    yield Part("requests", "HOOKLINE_MAX_REQUEST_BYTES", _REQUEST_COPIES * limits.max_request_bytes)
+    yield Part(
+        "client streams",
+        "HOOKLINE_MAX_CLIENT_STREAMS, HOOKLINE_MAX_MESSAGE_BYTES",
+        limits.max_client_streams * message,
+    )
+    yield Part(
+        "messages of client streams",
+        "HOOKLINE_MAX_CLIENT_STREAM_BYTES",
+        _STREAM_COPIES * limits.max_client_stream_bytes,
+    )
+    yield Part("answers", "HOOKLINE_MAX_ANSWER_BYTES", _ANSWER_COPIES * limits.max_answer_bytes)
+    yield Part(
+        "pages of lists",
+        "HOOKLINE_MAX_LISTS, HOOKLINE_MAX_PAGE_BYTES",
+        limits.max_lists * _PAGE_COPIES * limits.max_page_bytes,
+    )
 
 
 def contradiction(memory_mb: int, held: list[Part]) -> str | None:

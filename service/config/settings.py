@@ -41,6 +41,7 @@ from service.telemetry import LogFormat, LogLevel
 from service.telemetry.settings import TelemetrySettings
 
 _MIB = 1024 * 1024
+_TO_4_GIB = integer(_MIB, 4096 * _MIB, "bytes")
 
 
 class Role(StrEnum):
@@ -215,14 +216,14 @@ class Settings:
                 "MAX_QUEUED_DELIVERIES", integer(100, 10_000_000), fitting(50_000, 10_000_000)
             ),
             max_queued_delivery_bytes=read(
-                "MAX_QUEUED_DELIVERY_BYTES",
-                integer(_MIB, 4096 * _MIB, "bytes"),
-                fitting(64 * _MIB, 4096 * _MIB),
+                "MAX_QUEUED_DELIVERY_BYTES", _TO_4_GIB, fitting(64 * _MIB, 4096 * _MIB)
             ),
             max_index_bytes=read(
-                "MAX_INDEX_BYTES", integer(_MIB, 65_536 * _MIB, "bytes"), 128 * _MIB
+                "MAX_INDEX_BYTES",
+                integer(_MIB, 65_536 * _MIB, "bytes"),
+                fitting(128 * _MIB, 65_536 * _MIB),
             ),
-            max_lane_bytes=read("MAX_LANE_BYTES", integer(_MIB, 4096 * _MIB, "bytes"), 64 * _MIB),
+            max_lane_bytes=read("MAX_LANE_BYTES", _TO_4_GIB, fitting(64 * _MIB, 4096 * _MIB)),
             stop_grace_s=read("STOP_GRACE_S", number(0, 600, "seconds"), MAX_TIMEOUT_S + 5),
             log_format=read(
                 "LOG_FORMAT", one_of(LogFormat), LogFormat.CONSOLE if is_dev else LogFormat.JSON
@@ -292,6 +293,8 @@ class Settings:
             max_certificate_bytes=self.egress.certificate_bytes_max,
             max_queued_deliveries=self.max_queued_deliveries,
             max_queued_delivery_bytes=self.max_queued_delivery_bytes,
+            max_index_bytes=self.max_index_bytes,
+            max_lane_bytes=self.max_lane_bytes,
             max_cached_keys=self.max_cached_keys,
         )
         if problem := memory.contradiction(self.memory_mb, list(held)):

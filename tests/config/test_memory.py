@@ -20,7 +20,7 @@ def settings(**changes: object) -> Settings:
     return Settings.from_environ(SERVE | variables, Role.SERVE)
 
 
-@pytest.mark.parametrize("memory_mb", [LEAST_MB, 1_000, DEFAULT_MB, 2_000, 8_000, 1_048_576])
+@pytest.mark.parametrize("memory_mb", [LEAST_MB, 1_250, DEFAULT_MB, 2_000, 8_000, 1_048_576])
 def test_the_defaults_fit_every_ceiling(memory_mb: int) -> None:
     default, chosen = settings(), settings(MEMORY_MB=memory_mb)
     assert (chosen.max_calls >= default.max_calls) == (memory_mb >= DEFAULT_MB)
@@ -29,7 +29,7 @@ def test_the_defaults_fit_every_ceiling(memory_mb: int) -> None:
 
 
 def test_bounds_that_do_not_fit_are_named_with_what_to_set() -> None:
-    with pytest.raises(SettingsError, match=r"MEMORY_MB is 1344.*comes to \d+ MB") as refused:
+    with pytest.raises(SettingsError, match=r"MEMORY_MB is 1536.*comes to \d+ MB") as refused:
         settings(MAX_REQUEST_BYTES=1 << 30)
     assert "HOOKLINE_MAX_REQUEST_BYTES" in str(refused.value)
     needed_mb = str(refused.value).partition("set it to ")[2].partition(" ")[0]
