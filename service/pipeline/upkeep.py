@@ -144,7 +144,7 @@ class Upkeep:
         before = await self._store.now() - timedelta(days=self._tombstone_days)
         pruned, has_more = await prune(before, PRUNE_BATCH)
         if pruned:
-            _log.info("tombstones_pruned", kind=prune.__name__.removeprefix("prune_"), count=pruned)
+            _log.info("tombstones_pruned", chore=prune.__name__, count=pruned)
         return has_more
 
     async def _drop_days(self) -> bool:

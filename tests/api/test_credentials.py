@@ -368,8 +368,8 @@ async def test_while_the_database_is_away_it_is_told_so_and_nobody_is_called_unk
     door: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = await door.token()
-    session = door.source._lookup._session  # noqa: SLF001
-    monkeypatch.setattr(session, "_url", "postgresql://127.0.0.1:1/none")
+    database = door.source._lookup._session._database  # noqa: SLF001
+    monkeypatch.setattr(database, "_url", "postgresql://127.0.0.1:1/none")
     answer = await refused(door, bearer(token))
     assert (answer.code, answer.reason) == (
         grpc.StatusCode.UNAVAILABLE,
