@@ -37,6 +37,7 @@ from service.config.tls import TlsSettings, read_tls
 from service.config.tokens import TokenSettings, read_tokens
 from service.domain.limits import Limits
 from service.domain.subscription import MAX_TIMEOUT_S
+from service.pipeline.contended import TURNS_PER_WAIT
 from service.telemetry import LogFormat, LogLevel
 from service.telemetry.settings import TelemetrySettings
 
@@ -282,6 +283,12 @@ class Settings:
         problems += self.tls.contradictions(self.listen)
         problems += self.tokens.contradictions()
         problems += limit_contradictions(self.limits)
+        if self.publish_lock_wait_s > self.statement_timeout_s * TURNS_PER_WAIT:
+            problems.append(
+                f"HOOKLINE_PUBLISH_LOCK_WAIT_S is {self.publish_lock_wait_s:g}, and"
+                f" HOOKLINE_STATEMENT_TIMEOUT_S {self.statement_timeout_s:g}: a statement waits for"
+                f" an {TURNS_PER_WAIT}th of the former, which must not exceed the latter"
+            )
         held = memory.parts(
             self.limits,
             max_calls=self.max_calls,

@@ -160,8 +160,12 @@ def test_a_wrong_value_is_named(name: str, text: str) -> None:
             {"HOOKLINE_MAX_BATCH_EVENTS": "9", "HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS": "8"},
             ["HOOKLINE_MAX_BATCH_EVENTS is 9, above"],
         ),
+        (
+            {"HOOKLINE_PUBLISH_LOCK_WAIT_S": "60", "HOOKLINE_STATEMENT_TIMEOUT_S": "1"},
+            ["HOOKLINE_PUBLISH_LOCK_WAIT_S is 60, and HOOKLINE_STATEMENT_TIMEOUT_S 1"],
+        ),
     ],
-    ids=["anywhere", "allowed", "bytes", "events"],
+    ids=["anywhere", "allowed", "bytes", "events", "waits"],
 )
 def test_settings_check_one_another(changes: dict[str, str], told_of: list[str]) -> None:
     told = problems(SERVE | changes, Role.SERVE)
