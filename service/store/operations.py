@@ -87,23 +87,16 @@ class OperationStore:
 
     async def retry_pending(self, found: FoundDelivery) -> bool:
         """Make a waiting delivery due now; False where it waits no longer."""
-        rows = await self._database.fetch(
-            SQL.retry_pending,
-            found.bucket,
-            found.delivery_id,
-            found.tenant_uid,
-            _draft(found, DeliveryState.PENDING),
-        )
-        return bool(rows)
+        return await self._retry(SQL.retry_pending, found)
 
     async def retry_due(self, found: FoundDelivery) -> bool:
         """Begin the retention of a due delivery anew; False where it is pending no longer."""
+        return await self._retry(SQL.retry_due, found)
+
+    async def _retry(self, statement: str, found: FoundDelivery) -> bool:
+        draft = _draft(found, DeliveryState.PENDING)
         rows = await self._database.fetch(
-            SQL.retry_due,
-            found.bucket,
-            found.delivery_id,
-            found.tenant_uid,
-            _draft(found, DeliveryState.PENDING),
+            statement, found.bucket, found.delivery_id, found.tenant_uid, draft
         )
         return bool(rows)
 
