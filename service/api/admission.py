@@ -128,7 +128,9 @@ class Admission:
         """Such a stream has ended."""
         self._client_streams.leave(stream)
 
-    async def request(self, holder: str, request: Awaitable[T], *, is_open: bool) -> T:
+    async def request(
+        self, holder: str, request: Callable[[], Awaitable[T]], *, is_open: bool
+    ) -> T:
         """Await a request as long as there is room for it on its way, and its caller sends it.
 
         `is_open`: of a method that needs no key.

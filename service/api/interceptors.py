@@ -313,7 +313,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
     async def _message(self, call: _Call, read: MessageReader, context: _Context) -> Any:  # noqa: ANN401 (any message)
         """The one message of a call that was let in, if its caller still waits for the answer."""
         is_open = call.caller is _STRANGER
-        request = await self._admission.request(call.holder, context.read(), is_open=is_open)
+        request = await self._admission.request(call.holder, context.read, is_open=is_open)
         if context.time_remaining() == 0:  # never less; None without a deadline
             raise _DeadlineExceededError
         if request is grpc.aio.EOF:

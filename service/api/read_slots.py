@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -54,8 +54,8 @@ class ReadSlots:
         """By caller; whose turn is next comes first."""
         self._timer: asyncio.TimerHandle | None = None
 
-    async def read(self, caller: str, request: Awaitable[T]) -> T:
-        """Await a request once there is a slot for it.
+    async def read(self, caller: str, request: Callable[[], Awaitable[T]]) -> T:
+        """Begin a request once there is a slot for it, and await it.
 
         Raises `ResourceExhaustedError` where there was none in time, and `UnavailableError` where
         the request did not come in time.
@@ -72,7 +72,7 @@ class ReadSlots:
         read = _Read(task, loop.time())
         self._reads[read] = None
         try:
-            return await request
+            return await request()
         except asyncio.CancelledError:
             if read.ended_because and not task.uncancel():
                 raise UnavailableError(

@@ -28,14 +28,7 @@ class Peer:
             self.begun.append(caller)
             return str(await request)
 
-        async def called() -> str:
-            awaitable = read()
-            try:
-                return await self._slots.read(caller, awaitable)
-            finally:
-                awaitable.close()
-
-        return asyncio.create_task(called())
+        return asyncio.create_task(self._slots.read(caller, read))
 
 
 def slots(count: int, timeout_s: float = 60.0, patience_s: float = 60.0) -> ReadSlots:
