@@ -18,7 +18,7 @@ from service.store.audit import AuditLog
 from service.store.audit_checkpoints import AuditCheckpoints, CheckpointVerifier
 from service.store.secrets import SecretBox
 from tests.postgres import execute
-from tests.store.audit_log import CUT_OFF, ENTRY_1000, REWRITE, tamper
+from tests.store.audit_log import CUT_OFF, ENTRY_1000, FORGE, REWRITE, tamper
 from tests.store.control_plane import KEY, ControlPlane, control_plane
 
 ENTRY_M5 = ENTRY_1000.replace("1000", "-5")
@@ -205,7 +205,7 @@ async def test_what_nodes_have_signed_is_checked_by_the_master_key_or_by_a_kept_
         (REWRITE, "broken at 4: entry 4 has another hash than the one that was signed"),
         (CUT_OFF, "broken at 4: entry 4 is missing, and all that came after it: there were 4"),
         (
-            "UPDATE audit_checkpoints SET note = replace(note, '2', '3') WHERE sequence = 4",
+            FORGE,
             "broken at 4: checkpoint 4 is forged: its signature is not that of its text",
         ),
         ("DELETE FROM audit_checkpoints", "broken at 0: all checkpoints were removed"),
