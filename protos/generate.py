@@ -20,7 +20,7 @@ CONTRACT = "protos/hookline"
 """Without the examples beside it: those are for reading and for tests, no code is generated."""
 
 CODE = Path("clients/python/hookline/v1")
-DESCRIPTORS = Path("service/api/descriptors.binpb")
+DESCRIPTORS = Path("service/hookline_service/api/descriptors.binpb")
 """With source information, so that grpcurl's `describe` shows the comments."""
 RELEASED = Path("protos/released.binpb")
 """The contract that is out there, and must not break: replaced by a release and by nothing else."""

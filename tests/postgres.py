@@ -19,8 +19,8 @@ import asyncpg
 import pytest
 import uvloop
 
-from service.store.embedded import EmbeddedPostgres
-from service.store.migrations import migrate
+from hookline_service.store.embedded import EmbeddedPostgres
+from hookline_service.store.migrations import migrate
 
 # Every worker has one, beside the processes of the tests. What makes a commit durable stays on.
 SETTINGS = {"shared_buffers": "64MB", "max_wal_size": "256MB", "wal_compression": "off"}

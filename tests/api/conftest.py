@@ -16,23 +16,23 @@ from hookline.v1 import tenant_service_pb2_grpc as tenants_grpc
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.operations_service_pb2_grpc import OperationsServiceStub
-from service.api.access_service import AccessServicer
-from service.api.authentication import Anonymous, Authenticator
-from service.api.delivery_service import DeliveryServicer
-from service.api.errors import not_implemented
-from service.api.event_service import EventServicer
-from service.api.interceptors import MAX_CALLS_DEFAULT, CallObserver
-from service.api.operations_service import OperationsServicer
-from service.api.paging import Pages
-from service.api.server import ApiServer, Servicers
-from service.api.unbuilt import UnbuiltEventTypeRpcs
-from service.domain.limits import Limits
-from service.identity.files import SourceState
-from service.store.api_keys import ApiKeys
-from service.store.audit import AuditLog
-from service.store.deliveries import DeliveryStore
-from service.store.events import EventStore
-from service.store.status import StatusStore
+from hookline_service.api.access.service import AccessServicer
+from hookline_service.api.conversion.paging import Pages
+from hookline_service.api.deliveries.service import DeliveryServicer
+from hookline_service.api.events.service import EventServicer
+from hookline_service.api.middleware.authentication import Anonymous, Authenticator
+from hookline_service.api.middleware.errors import not_implemented
+from hookline_service.api.middleware.interceptors import MAX_CALLS_DEFAULT, CallObserver
+from hookline_service.api.operations.service import OperationsServicer
+from hookline_service.api.server import ApiServer, Servicers
+from hookline_service.api.unimplemented import UnbuiltEventTypeRpcs
+from hookline_service.domain.limits import Limits
+from hookline_service.identity.files import SourceState
+from hookline_service.store.api_keys import ApiKeys
+from hookline_service.store.audit import AuditLog
+from hookline_service.store.deliveries import DeliveryStore
+from hookline_service.store.events import EventStore
+from hookline_service.store.status import StatusStore
 from tests.pipeline.rig import Receiver, Rig, running
 from tests.store.rows import Rows, rows_in
 

@@ -30,23 +30,23 @@ from hookline.v1.subscription_service_pb2 import (
 from hookline.v1.subscription_service_pb2_grpc import SubscriptionServiceStub
 from hookline.v1.target_pb2 import HttpTarget
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
-from service.api.authentication import Anonymous, Authenticator
-from service.api.convert_subscription import SubscriptionReader
-from service.api.event_type_service import EventTypeServicer
-from service.api.paging import Pages
-from service.api.server import ApiServer
-from service.api.subscription_service import SubscriptionServicer
-from service.api.tenant_service import TenantServicer
-from service.domain.errors import AlreadyExistsError
-from service.domain.limits import Limits
-from service.pipeline.consent import Consents
-from service.store.deliveries import DeliveryStore
-from service.store.event_types import EventTypes
-from service.store.subscriptions import Subscriptions
-from service.store.tenants import Tenants
-from service.webhook.egress import EgressPolicy, parse_networks
-from service.webhook.handshake import Handshake
-from service.webhook.hosts import parse_hosts
+from hookline_service.api.conversion.paging import Pages
+from hookline_service.api.event_types.service import EventTypeServicer
+from hookline_service.api.middleware.authentication import Anonymous, Authenticator
+from hookline_service.api.server import ApiServer
+from hookline_service.api.subscriptions.conversion import SubscriptionReader
+from hookline_service.api.subscriptions.service import SubscriptionServicer
+from hookline_service.api.tenants.service import TenantServicer
+from hookline_service.domain.errors import AlreadyExistsError
+from hookline_service.domain.limits import Limits
+from hookline_service.pipeline.actions.target_handshakes import Consents
+from hookline_service.store.deliveries import DeliveryStore
+from hookline_service.store.event_types import EventTypes
+from hookline_service.store.subscriptions import Subscriptions
+from hookline_service.store.tenants import Tenants
+from hookline_service.targets.http.egress import EgressPolicy, parse_networks
+from hookline_service.targets.http.handshake import Handshake
+from hookline_service.targets.http.hosts import parse_hosts
 from tests.api.conftest import CLIENT_OPTIONS, PAGE_KEY, servicers_of
 from tests.api.refusals import Refused, refusal
 from tests.pipeline.rig import Rig, running

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hookline.v1.tenant_service_pb2 import GetTenantRequest, GetTenantResponse
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceServicer
-from service.api.authentication import AuthContext, Metadata
-from service.domain.caller import Caller, Scope, current_caller
-from service.domain.errors import Reason, UnavailableError, unauthenticated
+from hookline_service.api.middleware.authentication import AuthContext, Metadata
+from hookline_service.domain.caller import Caller, Scope, current_caller
+from hookline_service.domain.errors import Reason, UnavailableError, unauthenticated
 from tests.api.conftest import refusing
 
 ALL = frozenset(Scope)

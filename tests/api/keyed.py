@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from service.api.access_service import AccessServicer
-from service.api.api_key_source import ApiKeySource
-from service.api.paging import Pages
-from service.domain.caller import Scope
-from service.domain.limits import Limits
-from service.store.api_keys import ApiKeyLookup, ApiKeys, NewApiKey
-from service.store.audit import AuditLog
-from service.store.database import Database
+from hookline_service.api.access.service import AccessServicer
+from hookline_service.api.conversion.paging import Pages
+from hookline_service.api.middleware.api_key_source import ApiKeySource
+from hookline_service.domain.caller import Scope
+from hookline_service.domain.limits import Limits
+from hookline_service.store.api_keys import ApiKeyLookup, ApiKeys, NewApiKey
+from hookline_service.store.audit import AuditLog
+from hookline_service.store.database import Database
 from tests.api.conftest import DEPLOYMENT_KEY, PAGE_KEY
 from tests.api.control import Control, controlling
 from tests.pipeline.rig import TurnableClock

@@ -13,8 +13,8 @@ from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import StreamPublishEventsRequest, StreamPublishEventsResponse
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.operations_service_pb2 import GetStatusRequest
-from service.domain.event import NewEvent
-from service.pipeline.group import Published
+from hookline_service.domain.event import NewEvent
+from hookline_service.pipeline.publishing.group import Published
 from tests.api.conftest import Api
 from tests.pipeline.rival import STALL, rival
 from tests.waiting import until

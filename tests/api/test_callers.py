@@ -24,18 +24,18 @@ from hookline.v1.tenant_service_pb2 import (
     GetTenantRequest,
 )
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
-from service.api.authentication import Authenticator
-from service.api.certificate_callers import CertificateCallers
-from service.api.server import ApiServer
-from service.api.tls import server_credentials
-from service.api.token_callers import TokenCallers
-from service.domain.caller import Caller, Scope
-from service.domain.limits import Limits
-from service.identity.client_names import ClientNames
-from service.identity.grants import Grant
-from service.identity.key_set import parse_key_set
-from service.identity.server_certificate import CertificateFiles, read_server_certificate
-from service.identity.tokens import Tokens
+from hookline_service.api.middleware.authentication import Authenticator
+from hookline_service.api.middleware.certificate_callers import CertificateCallers
+from hookline_service.api.middleware.token_callers import TokenCallers
+from hookline_service.api.server import ApiServer
+from hookline_service.api.tls import server_credentials
+from hookline_service.domain.caller import Caller, Scope
+from hookline_service.domain.limits import Limits
+from hookline_service.identity.client_names import ClientNames
+from hookline_service.identity.grants import Grant
+from hookline_service.identity.key_set import parse_key_set
+from hookline_service.identity.server_certificate import CertificateFiles, read_server_certificate
+from hookline_service.identity.tokens import Tokens
 from tests.api.conftest import CLIENT_OPTIONS, Api, servicers_of
 from tests.api.control import controlling, orders
 from tests.api.identities import Asking, Words

@@ -18,13 +18,13 @@ from hookline.v1.delivery_service_pb2 import ListDeliveriesRequest
 from hookline.v1.delivery_service_pb2_grpc import DeliveryServiceStub
 from hookline.v1.tenant_service_pb2 import GetTenantRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
-from service.api.api_key_source import BELIEVED_S, REFRESH_S
-from service.api.authentication import Metadata
-from service.domain.api_key import key_id_in, make_token
-from service.domain.caller import Scope
-from service.domain.errors import ResourceExhaustedError, UnauthenticatedError
-from service.pipeline.clock import SystemClock
-from service.store.api_keys import FoundKey
+from hookline_service.api.middleware.api_key_source import BELIEVED_S, REFRESH_S
+from hookline_service.api.middleware.authentication import Metadata
+from hookline_service.domain.api_key import key_id_in, make_token
+from hookline_service.domain.caller import Scope
+from hookline_service.domain.errors import ResourceExhaustedError, UnauthenticatedError
+from hookline_service.pipeline.clock import SystemClock
+from hookline_service.store.api_keys import FoundKey
 from tests.api.keyed import Keyed, bearer, keyed
 from tests.api.refusals import Refused, refusal
 from tests.waiting import until

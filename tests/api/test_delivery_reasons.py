@@ -11,7 +11,7 @@ from hookline.v1.delivery_pb2 import DeliveryState, DeliveryStateReason
 from hookline.v1.delivery_service_pb2 import ListDeliveriesRequest
 from hookline.v1.event_pb2 import Event
 from hookline.v1.operations_service_pb2 import GetStatusRequest
-from service.pipeline.lane import CIRCUIT_FAILURES
+from hookline_service.pipeline.dispatch.lane import CIRCUIT_FAILURES
 from tests.api.conftest import Api
 from tests.api.publishing import order, publish
 from tests.pipeline.receiver import Receiver

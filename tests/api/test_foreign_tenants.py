@@ -29,12 +29,12 @@ from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
 from hookline.v1.tenant_service_pb2 import CreateTenantRequest, ListTenantsRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
-from service.api.scopes import RULES
-from service.domain.api_key import key_id_in
-from service.domain.caller import SERVICE, current_caller
-from service.domain.ids import format_type_id
-from service.domain.names import tenant_name
-from service.store.database import Database
+from hookline_service.api.middleware.scopes import RULES
+from hookline_service.domain.api_key import key_id_in
+from hookline_service.domain.caller import SERVICE, current_caller
+from hookline_service.domain.ids import format_type_id
+from hookline_service.domain.names import tenant_name
+from hookline_service.store.database import Database
 from tests.api.control import orders
 from tests.api.keyed import Keyed, bearer, keyed
 from tests.api.publishing import order

@@ -12,18 +12,18 @@ from hookline.v1.event_pb2 import Event
 from hookline.v1.policy_pb2 import DeliveryLimits
 from hookline.v1.subscription_service_pb2 import SendTestEventRequest
 from hookline.v1.target_pb2 import HttpTarget
-from service.domain import subscription as domain
-from service.pipeline.consent import Consents
-from service.store.subscription_secrets import UNCHANGED
-from service.store.subscriptions import Subscriptions
-from service.webhook.egress import EgressPolicy
-from service.webhook.handshake import ConsentRefusedError, Handshake, NobodyAskedError
-from service.webhook.prepared import prepare_endpoints
-from service.webhook.transport import WebhookTransport
+from hookline_service.domain import subscription as domain
+from hookline_service.pipeline.actions.target_handshakes import Consents
+from hookline_service.store.subscription_secrets import UNCHANGED
+from hookline_service.store.subscriptions import Subscriptions
+from hookline_service.targets.http.egress import EgressPolicy
+from hookline_service.targets.http.handshake import ConsentRefusedError, Handshake, NobodyAskedError
+from hookline_service.targets.http.prepared import prepare_endpoints
+from hookline_service.targets.http.transport import WebhookTransport
 from tests.api.control import ORDERS, ORIGIN, Control, controlling, orders
 from tests.api.refusals import refusal
+from tests.targets.http.receiver import Connected, Receiver, Script, answer
 from tests.waiting import until
-from tests.webhook.receiver import Connected, Receiver, Script, answer
 
 ANYBODY = answer("200 OK", b"", "WebHook-Allowed-Origin: *")
 

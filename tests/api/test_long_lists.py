@@ -22,19 +22,19 @@ from hookline.v1.event_pb2 import Event
 from hookline.v1.policy_pb2 import RetryPolicy
 from hookline.v1.subscription_pb2 import Subscription
 from hookline.v1.target_pb2 import HttpTarget
-from service.api.convert_event import EventReader
-from service.api.convert_policy import policy_in
-from service.api.convert_subscription import LEAVES, SubscriptionReader
-from service.api.convert_target_secrets import NOTHING
-from service.api.delivery_service import DeliveryServicer
-from service.api.paging import Pages
-from service.api.update_mask import leaves_in
-from service.domain.errors import InvalidArgumentError, Reason, Violation
-from service.domain.limits import Limits
-from service.domain.subscription import HttpTarget as Target
-from service.domain.subscription import RetryPolicy as Policy
-from service.domain.subscription import Subscription as Seen
-from service.webhook.egress import EgressPolicy
+from hookline_service.api.conversion.paging import Pages
+from hookline_service.api.conversion.update_mask import leaves_in
+from hookline_service.api.deliveries.service import DeliveryServicer
+from hookline_service.api.events.conversion import EventReader
+from hookline_service.api.subscriptions.conversion import LEAVES, SubscriptionReader
+from hookline_service.api.subscriptions.policies import policy_in
+from hookline_service.api.subscriptions.target_secrets import NOTHING
+from hookline_service.domain.errors import InvalidArgumentError, Reason, Violation
+from hookline_service.domain.limits import Limits
+from hookline_service.domain.subscription import HttpTarget as Target
+from hookline_service.domain.subscription import RetryPolicy as Policy
+from hookline_service.domain.subscription import Subscription as Seen
+from hookline_service.targets.http.egress import EgressPolicy
 
 MANY = 2_500_000
 CPU_S_MAX = 0.5

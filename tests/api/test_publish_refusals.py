@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import ListEventsRequest
-from service.domain.limits import Limits
+from hookline_service.domain.limits import Limits
 from tests.api.conftest import Api, serving
 from tests.api.publishing import order, publish, refused
 from tests.api.refusals import Refused

@@ -10,7 +10,7 @@ import pytest
 
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import StreamPublishEventsResponse
-from service.domain.limits import Limits
+from hookline_service.domain.limits import Limits
 from tests.api.conftest import Api, serving
 from tests.api.publishing import order, publish
 from tests.api.refusals import refusal

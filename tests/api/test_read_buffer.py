@@ -10,7 +10,7 @@ import os
 import socket
 from pathlib import Path
 
-from service.api.server import READ_BUFFER_BYTES
+from hookline_service.api.server import READ_BUFFER_BYTES
 from tests.api.conftest import Api
 from tests.hostile import wire
 

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
-from service.api.server import CONTRACT_SERVICES
+from hookline_service.api.server import CONTRACT_SERVICES
 from tests.api.conftest import Api
 
 VERSIONS = ("v1", "v1alpha")

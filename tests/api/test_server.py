@@ -19,10 +19,10 @@ from hookline.v1 import (
     subscription_service_pb2,
     tenant_service_pb2,
 )
-from service.api import unbuilt
-from service.api.authentication import Anonymous
-from service.api.server import CONTRACT_SERVICES, ApiServer, CannotListenError
-from service.domain.limits import Limits
+from hookline_service.api import unimplemented
+from hookline_service.api.middleware.authentication import Anonymous
+from hookline_service.api.server import CONTRACT_SERVICES, ApiServer, CannotListenError
+from hookline_service.domain.limits import Limits
 from tests.api.conftest import Api, servicers_of
 from tests.api.refusals import refusal
 from tests.waiting import until
@@ -47,8 +47,8 @@ METHODS = {
 }
 UNBUILT = {
     name
-    for base in vars(unbuilt).values()
-    if isinstance(base, type) and base.__module__ == unbuilt.__name__
+    for base in vars(unimplemented).values()
+    if isinstance(base, type) and base.__module__ == unimplemented.__name__
     for name in vars(base)
     if not name.startswith("_")
 }

@@ -1,7 +1,7 @@
 """How requests are signed, as the contract has it: schemes, rotations, what receivers verify with.
 
 Verified by eyes that share nothing with the signer: the library of the standard's authors for `v1`,
-whole numbers for `v1a` (tests/webhook/rfc8032.py), and the client's own receiver kit.
+whole numbers for `v1a` (tests/targets/http/rfc8032.py), and the client's own receiver kit.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from hookline.v1.target_pb2 import (
 from tests.api.control import ORDERS, Control, controlling, orders
 from tests.api.refusals import refusal
 from tests.pipeline.rig import Receiver
-from tests.webhook.rfc8032 import signed_v1a
-from tests.webhook.test_signature import ED25519_PUBLIC, ED25519_SECRET, HMAC_SECRET
+from tests.targets.http.rfc8032 import signed_v1a
+from tests.targets.http.test_signature import ED25519_PUBLIC, ED25519_SECRET, HMAC_SECRET
 
 ED25519, HMAC = SIGNATURE_SCHEME_ED25519, SIGNATURE_SCHEME_HMAC_SHA256
 

@@ -21,7 +21,7 @@ from hookline.v1.subscription_service_pb2 import (
     SendTestEventRequest,
 )
 from hookline.v1.target_pb2 import HttpTarget, PullTarget
-from service.domain.limits import Limits
+from hookline_service.domain.limits import Limits
 from tests.api.control import INVALID, ORDERS, Control, controlling, http, orders, refused_both_ways
 from tests.api.refusals import refusal
 

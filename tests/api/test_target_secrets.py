@@ -11,11 +11,11 @@ from google.protobuf.json_format import MessageToJson
 from hookline.v1.event_pb2 import Event
 from hookline.v1.subscription_service_pb2 import SendTestEventRequest
 from hookline.v1.target_pb2 import ClientCertificate, HttpTarget
-from service.webhook.client_certificate import ClientIdentity
+from hookline_service.targets.http.client_certificate import ClientIdentity
 from tests.api.control import ORDERS, URL, Control, controlling, http, orders
 from tests.api.refusals import refusal
 from tests.pipeline.rig import Receiver
-from tests.webhook.test_client_certificate import CHAIN, KEY, KEYS, certificate_of, pem_of
+from tests.targets.http.test_client_certificate import CHAIN, KEY, KEYS, certificate_of, pem_of
 
 SECRETS = {"authorization": "Bearer s3cr3t-of-acme", "X-Token": "t0k3n-of-acme"}
 PATH = "subscription.http."

@@ -14,11 +14,11 @@ import pytest
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.api.authentication import Anonymous
-from service.api.server import ApiServer
-from service.api.tls import server_credentials
-from service.domain.limits import Limits
-from service.identity.server_certificate import (
+from hookline_service.api.middleware.authentication import Anonymous
+from hookline_service.api.server import ApiServer
+from hookline_service.api.tls import server_credentials
+from hookline_service.domain.limits import Limits
+from hookline_service.identity.server_certificate import (
     CertificateFiles,
     ServerCertificate,
     read_server_certificate,

@@ -13,9 +13,9 @@ from hookline.v1.delivery_service_pb2 import ListDeliveriesRequest
 from hookline.v1.event_pb2 import Event
 from tests.app.test_node import started, subscribe
 from tests.certificates import Authority
+from tests.targets.http.proxy import Proxy
+from tests.targets.http.receiver import OK, Receiver, answering
 from tests.waiting import until
-from tests.webhook.proxy import Proxy
-from tests.webhook.receiver import OK, Receiver, answering
 
 if TYPE_CHECKING:
     from hookline import HooklineClient

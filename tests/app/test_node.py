@@ -23,10 +23,10 @@ from hookline.v1.subscription_service_pb2 import (
     RotateSigningSecretRequest,
 )
 from hookline.v1.tenant_service_pb2 import CreateTenantRequest, GetTenantRequest
-from service.app import App, StartError
-from service.app.master_key import rotate_master
-from service.config import Role, Settings
-from service.store.database import RejectedError
+from hookline_service.app import App, StartError
+from hookline_service.app.master_key import rotate_master
+from hookline_service.config import Role, Settings
+from hookline_service.store.database import RejectedError
 from tests.pipeline.rig import Receiver, TurnableClock
 from tests.postgres import PostgresServer
 from tests.waiting import PATIENCE_S, until

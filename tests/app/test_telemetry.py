@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from hookline import HooklineClient
 from hookline.v1.event_pb2 import Event
-from service.app import StartError
+from hookline_service.app import StartError
 from tests.app.test_node import fetch_one, started, subscribe
 from tests.collector import Collector, values_of
 from tests.pipeline.rig import Receiver

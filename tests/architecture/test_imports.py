@@ -1,7 +1,7 @@
-"""The staircase of rooms: the contracts of pyproject.toml hold, and each of them can be broken.
+"""The layers of packages: the contracts of pyproject.toml hold, and each of them can be broken.
 
-The second half builds a house of bare rooms, adds one forbidden import, and expects import-linter
-to see it: a contract that nothing can break proves nothing.
+The second half makes every module empty, adds one forbidden import, and expects import-linter to
+report it: a contract that nothing can break proves nothing.
 """
 
 import os
@@ -11,38 +11,20 @@ import sys
 
 import pytest
 
-from tests.architecture.repository import ROOT
-
-ROOMS = (
-    "__main__",
-    "cli",
-    "supervisor",
-    "app",
-    "config",
-    "api",
-    "pipeline",
-    "store",
-    "store/embedded",
-    "webhook",
-    "identity",
-    "schema",
-    "telemetry",
-    "domain",
-)
-
+from tests.architecture.repository import PACKAGE, ROOT, python_files
 
 ALLOWED = {
-    "api": "import grpc, hookline",
+    "api/middleware": "import grpc, hookline",
     "store": "import asyncpg",
-    "webhook": "import httpx, httptools, idna",
+    "targets/http": "import httpx, httptools, idna",
     "identity": "import jwt",
     "schema": "import jsonschema_rs",
     "telemetry": "import h11, opentelemetry, prometheus_client",
 }
 
 
-def lint_imports(house: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    """Run the contracts of pyproject.toml against the packages under `house`."""
+def lint_imports(tree: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    """Run the contracts of pyproject.toml against the packages under `tree`."""
     return subprocess.run(
         [
             pathlib.Path(sys.executable).with_name("lint-imports"),
@@ -50,10 +32,12 @@ def lint_imports(house: pathlib.Path) -> subprocess.CompletedProcess[str]:
             "--config",
             ROOT / "pyproject.toml",
         ],
-        cwd=house,
+        cwd=tree,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join((str(house), str(house / "clients" / "python"))),
+            "PYTHONPATH": os.pathsep.join(
+                (str(tree / "service"), str(tree / "clients" / "python"))
+            ),
         },
         check=False,
         capture_output=True,
@@ -62,67 +46,74 @@ def lint_imports(house: pathlib.Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def bare_house(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Rooms with nothing in them but the foreign libraries that each may import."""
-    for name in ("service", "clients/python/hookline", *(f"service/{room}" for room in ROOMS)):
-        package = tmp_path / name
-        package.mkdir(parents=True)
-        (package / "__init__.py").touch()
+def empty_packages(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Every module, empty, and the foreign libraries that some may import."""
+    for path in python_files():
+        if path.is_relative_to(PACKAGE) or path.is_relative_to("clients/python/hookline"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).touch()
     for room, line in ALLOWED.items():
-        (tmp_path / "service" / room / "allowed.py").write_text(line + "\n")
+        (tmp_path / PACKAGE / room / "allowed.py").write_text(line + "\n")
     return tmp_path
 
 
-def test_the_house_keeps_its_contracts() -> None:
+def test_the_packages_keep_their_contracts() -> None:
     result = lint_imports(ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_a_bare_house_keeps_them_too(bare_house: pathlib.Path) -> None:
-    result = lint_imports(bare_house)
+def test_empty_packages_keep_them_too(empty_packages: pathlib.Path) -> None:
+    result = lint_imports(empty_packages)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
     "room, line",
     [
-        ("service/domain", "import service.telemetry"),
-        ("service/telemetry", "import service.store"),
-        ("service/store", "import service.webhook"),
-        ("service/webhook", "import service.store"),
-        ("service/store", "import service.pipeline"),
-        ("service/pipeline", "import service.api"),
-        ("service/api", "import service.config"),
-        ("service/config", "import service.api"),
-        ("service/api", "import service.app"),
-        ("service/app", "import service.supervisor"),
-        ("service/supervisor", "import service.cli"),
-        ("service/identity", "import service.store"),
-        ("service/store", "import service.identity"),
-        ("service/pipeline", "import grpc"),
-        ("service/identity", "import grpc"),
-        ("service/webhook", "import hookline"),
-        ("service/pipeline", "import asyncpg"),
-        ("service/store", "import httpx"),
-        ("service/pipeline", "import service.store.embedded"),
-        ("service/pipeline", "import opentelemetry.trace"),
-        ("service/api", "import prometheus_client"),
-        ("service/api", "import httptools"),
-        ("service/api", "import idna"),
-        ("service/webhook", "import h11"),
-        ("service/api", "import jwt"),
-        ("service/pipeline", "import jsonschema_rs"),
-        ("service/schema", "import service.store"),
-        ("service/domain", "import time"),
-        ("service/domain", "import asyncio"),
-        ("service/unlisted", "import service.domain"),
-        ("clients/python/hookline", "import service.domain"),
+        ("domain", "import hookline_service.telemetry"),
+        ("telemetry", "import hookline_service.store"),
+        ("store", "import hookline_service.targets.http"),
+        ("targets/http", "import hookline_service.store"),
+        ("store", "import hookline_service.pipeline"),
+        ("pipeline", "import hookline_service.api"),
+        ("api", "import hookline_service.config"),
+        ("config", "import hookline_service.api"),
+        ("api", "import hookline_service.app"),
+        ("app", "import hookline_service.supervisor"),
+        ("supervisor", "import hookline_service.cli"),
+        ("identity", "import hookline_service.store"),
+        ("store", "import hookline_service.identity"),
+        ("pipeline", "import grpc"),
+        ("identity", "import grpc"),
+        ("targets/http", "import hookline"),
+        ("pipeline", "import asyncpg"),
+        ("store", "import httpx"),
+        ("pipeline", "import hookline_service.store.embedded"),
+        ("pipeline", "import opentelemetry.trace"),
+        ("api", "import prometheus_client"),
+        ("api", "import httptools"),
+        ("api", "import idna"),
+        ("targets/http", "import h11"),
+        ("api", "import jwt"),
+        ("pipeline", "import jsonschema_rs"),
+        ("schema", "import hookline_service.store"),
+        ("domain", "import time"),
+        ("domain", "import asyncio"),
+        ("unlisted", "import hookline_service.domain"),
+        (
+            "pipeline/publishing",
+            "import hookline_service.pipeline.actions",
+        ),
+        ("pipeline/unlisted", "import hookline_service.domain"),
+        ("api/conversion", "import hookline_service.api.events"),
+        ("api/unlisted", "import hookline_service.domain"),
+        ("../../clients/python/hookline", "import hookline_service.domain"),
     ],
-    ids=lambda value: value.rpartition("/")[2].replace(" ", "-"),
+    ids=lambda value: value.replace(" ", "-"),
 )
-def test_a_forbidden_import_is_seen(bare_house: pathlib.Path, room: str, line: str) -> None:
-    (bare_house / room).mkdir(exist_ok=True)
-    (bare_house / room / "__init__.py").write_text(line + "\n")
-    result = lint_imports(bare_house)
+def test_a_forbidden_import_is_seen(empty_packages: pathlib.Path, room: str, line: str) -> None:
+    (empty_packages / PACKAGE / room).mkdir(exist_ok=True)
+    (empty_packages / PACKAGE / room / "__init__.py").write_text(line + "\n")
+    result = lint_imports(empty_packages)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "BROKEN" in result.stdout or "unlisted" in result.stdout

@@ -7,22 +7,22 @@ A new one is a decision, made here.
 import ast
 from collections.abc import Iterator
 
-from tests.architecture.repository import python_files, tree
+from tests.architecture.repository import PACKAGE, python_files, tree
 
 BOUNDED = {
-    "service/api/server.py: add_insecure_port": "HOOKLINE_MAX_CONNECTIONS and its like",
-    "service/api/server.py: add_secure_port": "HOOKLINE_MAX_CONNECTIONS and its like",
-    "service/app/node.py: create_server": "never serves: whether an address is free",
-    "service/cli/receiver.py: start_server": "`hookline listen`: a developer's own, on loopback",
-    "service/store/embedded/server.py: to_thread": "one at a time: starts and stops Postgres",
-    "service/telemetry/scrape_server.py: create_server": "HOOKLINE_PROMETHEUS_MAX_CONNECTIONS",
-    "service/telemetry/scrape_server.py: ThreadPoolExecutor": "one thread",
-    "service/telemetry/outbox.py: Thread": "one, for spans",
-    "service/telemetry/providers.py: Thread": "one, at the end",
-    "service/webhook/resolver.py: ThreadPoolExecutor": "a fixed number",
-    "service/webhook/client_certificate.py: to_thread": "asyncio's pool, one for an identity",
-    "service/identity/issuer_keys.py: to_thread": "one at a time",
-    "service/app/following.py: to_thread": "one at a time",
+    "api/server.py: add_insecure_port": "HOOKLINE_MAX_CONNECTIONS and its like",
+    "api/server.py: add_secure_port": "HOOKLINE_MAX_CONNECTIONS and its like",
+    "app/node.py: create_server": "never serves: whether an address is free",
+    "cli/receiver.py: start_server": "`hookline listen`: a developer's own, on loopback",
+    "store/embedded/server.py: to_thread": "one at a time: starts and stops Postgres",
+    "telemetry/scrape_server.py: create_server": "HOOKLINE_PROMETHEUS_MAX_CONNECTIONS",
+    "telemetry/scrape_server.py: ThreadPoolExecutor": "one thread",
+    "telemetry/outbox.py: Thread": "one, for spans",
+    "telemetry/providers.py: Thread": "one, at the end",
+    "targets/http/resolver.py: ThreadPoolExecutor": "a fixed number",
+    "targets/http/client_certificate.py: to_thread": "asyncio's pool, one for an identity",
+    "identity/issuer_keys.py: to_thread": "one at a time",
+    "app/source_watchers.py: to_thread": "one at a time",
 }
 CALLS = {
     "HTTPServer", "Process", "ProcessPoolExecutor", "TCPServer", "Thread", "ThreadPoolExecutor",
@@ -42,8 +42,10 @@ def listeners(path: str, module: ast.Module) -> Iterator[str]:
 
 
 def test_what_listens_and_every_thread_has_a_bound() -> None:
-    service = [path for path in python_files() if path.parts[0] == "service"]
-    found = {one for path in service for one in listeners(str(path), tree(path))}
+    service = [path for path in python_files() if path.is_relative_to(PACKAGE)]
+    found = {
+        one for path in service for one in listeners(str(path.relative_to(PACKAGE)), tree(path))
+    }
     assert found == set(BOUNDED)
 
 

@@ -1,6 +1,6 @@
 """Every door by which the service reaches others: a list of where, and of who names whom.
 
-What a tenant names is reached through `service/webhook` alone, whose dialer asks the egress policy.
+What a tenant names is reached through `targets/http` alone, whose dialer asks the egress policy.
 All other doors lead to what an operator named. A new one is a decision, made here.
 """
 
@@ -8,23 +8,23 @@ import ast
 import pathlib
 from collections.abc import Iterator
 
-from tests.architecture.repository import python_files, tree
+from tests.architecture.repository import PACKAGE, python_files, tree
 
 TENANT = "a tenant names whom"
 OPERATOR = "an operator names whom, in a setting or on the command line"
 DOORS = {
-    "service/webhook/route.py: sock_connect": TENANT,
-    "service/webhook/dialer.py: create_connection": TENANT,
-    "service/webhook/resolver.py: getaddrinfo": TENANT,
-    "service/supervisor/port.py: getaddrinfo": OPERATOR,
-    "service/identity/issuer_keys.py: HTTPConnection": OPERATOR,
-    "service/identity/issuer_keys.py: HTTPSConnection": OPERATOR,
-    "service/identity/issuer_keys.py: connect": OPERATOR,
-    "service/store/connecting.py: connect": OPERATOR,
-    "service/store/database.py: connect": OPERATOR,
-    "service/store/database.py: create_pool": OPERATOR,
-    "service/store/embedded/server.py: connect": OPERATOR,
-    "service/store/migrations.py: connect": OPERATOR,
+    "targets/http/route.py: sock_connect": TENANT,
+    "targets/http/dialer.py: create_connection": TENANT,
+    "targets/http/resolver.py: getaddrinfo": TENANT,
+    "supervisor/port.py: getaddrinfo": OPERATOR,
+    "identity/issuer_keys.py: HTTPConnection": OPERATOR,
+    "identity/issuer_keys.py: HTTPSConnection": OPERATOR,
+    "identity/issuer_keys.py: connect": OPERATOR,
+    "store/connecting.py: connect": OPERATOR,
+    "store/database.py: connect": OPERATOR,
+    "store/database.py: create_pool": OPERATOR,
+    "store/embedded/server.py: connect": OPERATOR,
+    "store/migrations.py: connect": OPERATOR,
 }
 CALLS = {
     "HTTPConnection", "HTTPSConnection", "connect", "connect_ex", "create_connection",
@@ -52,15 +52,16 @@ def doors(path: str, module: ast.Module) -> Iterator[str]:
 
 
 def test_there_are_no_other_doors() -> None:
-    service = [path for path in python_files() if path.parts[0] == "service"]
-    assert {door for path in service for door in doors(str(path), tree(path))} == set(DOORS)
+    service = [path for path in python_files() if path.is_relative_to(PACKAGE)]
+    found = {door for path in service for door in doors(str(path.relative_to(PACKAGE)), tree(path))}
+    assert found == set(DOORS)
 
 
 def test_what_a_tenant_names_is_reached_from_one_room() -> None:
     rooms = {
         str(pathlib.PurePosixPath(door).parent) for door, who in DOORS.items() if who == TENANT
     }
-    assert rooms == {"service/webhook"}
+    assert rooms == {"targets/http"}
 
 
 def test_a_new_door_would_be_seen() -> None:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from service.domain.ids import bucket_of, delivery_id_of, format_type_id
-from service.store.secrets import SecretPlace
+from hookline_service.domain.ids import bucket_of, delivery_id_of, format_type_id
+from hookline_service.store.secrets import SecretPlace
 from tests.bench.machine import cpu_s
 from tests.pipeline.receiver import Receiver
 from tests.pipeline.rig import SECRET, Rig, order_created, running

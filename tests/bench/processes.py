@@ -145,7 +145,7 @@ class Deployment:
             "HOOKLINE_WORKERS": str(self.workers),
         }
         log = self.logs / f"node-{number}.log"
-        process = await Child.start(log, "service", "serve", environ=environ)
+        process = await Child.start(log, "hookline_service", "serve", environ=environ)
         address = ""
         try:
             while (line := await process.line()) != "ready":

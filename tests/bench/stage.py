@@ -19,8 +19,8 @@ from hookline.client import HooklineClient
 from hookline.v1 import policy_pb2, subscription_pb2, target_pb2
 from hookline.v1 import subscription_service_pb2 as subscriptions
 from hookline.v1 import tenant_service_pb2 as tenants
-from service.store.embedded import EmbeddedPostgres
-from service.store.migrations import migrate
+from hookline_service.store.embedded import EmbeddedPostgres
+from hookline_service.store.migrations import migrate
 from tests.bench.counters import Counters
 from tests.bench.database import BenchDatabase
 from tests.bench.machine import busy_s, cpu_s, own_cpu_s, peak_memory_mb

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from random import Random
 from uuid import UUID
 
-from service.domain.ids import make_uuid7
-from service.store.database import Database
-from service.store.publishing import PublishRows, PublishStore
+from hookline_service.domain.ids import make_uuid7
+from hookline_service.store.database import Database
+from hookline_service.store.publishing import PublishRows, PublishStore
 from tests.bench.measure import Figures
 from tests.bench.scenario import Extent, Scenario, least
 from tests.bench.stage import Stage

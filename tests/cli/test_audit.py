@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.cli import main
-from service.domain.audit import ChainWalk
-from service.pipeline.audit_sealer import AuditSealer
-from service.store.audit import AuditLog
-from service.store.audit_checkpoints import AuditCheckpoints, CheckpointVerifier
-from service.store.secrets import SecretBox
+from hookline_service.cli import main
+from hookline_service.domain.audit import ChainWalk
+from hookline_service.pipeline.upkeep.audit_sealer import AuditSealer
+from hookline_service.store.audit import AuditLog
+from hookline_service.store.audit_checkpoints import AuditCheckpoints, CheckpointVerifier
+from hookline_service.store.secrets import SecretBox
 from tests.postgres import execute
 from tests.store.audit_log import CUT_OFF, ENTRY_1000, FORGE, REWRITE, tamper
 from tests.store.control_plane import KEY, ControlPlane, control_plane

@@ -9,11 +9,11 @@ from grpc.aio import AioRpcError, Metadata
 
 from hookline import HooklineClient
 from hookline.errors import error_of
-from service import VERSION
-from service.cli import main
-from service.cli.failure import CommandError
-from service.cli.parser import make_parser
-from service.cli.server import ask
+from hookline_service import VERSION
+from hookline_service.cli import main
+from hookline_service.cli.failure import CommandError
+from hookline_service.cli.parser import make_parser
+from hookline_service.cli.server import ask
 from tests.e2e.processes import HOOKLINE, environment, run_hookline
 
 COMMANDS = [
@@ -87,7 +87,7 @@ def test_what_is_typed_wrongly_exits_with_2(
 
 def test_help_loads_neither_grpc_nor_a_database_driver() -> None:
     code = (
-        "import sys\nfrom service.cli import main\n"
+        "import sys\nfrom hookline_service.cli import main\n"
         "try:\n    main(['dev', '--help'])\nexcept SystemExit:\n    pass\n"
         "loaded = {'grpc', 'asyncpg', 'httpx', 'cryptography'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.cli import main
-from service.store.data_keys import TenantSecrets
-from service.store.secrets import SecretBox, key_id_of
-from service.store.subscriptions import Subscriptions
+from hookline_service.cli import main
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.secrets import SecretBox, key_id_of
+from hookline_service.store.subscriptions import Subscriptions
 from tests.postgres import execute
 from tests.store.audit_log import entries_of, newest, shown, verified
 from tests.store.control_plane import KEY, ControlPlane, control_plane

@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.cli import listen
-from service.cli.receiver import Arrival
+from hookline_service.cli import listen
+from hookline_service.cli.receiver import Arrival
 
 
 def arrival(webhook_id: str, body: bytes) -> Arrival:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.cli.progress import Progress
+from hookline_service.cli.progress import Progress
 
 
 def test_it_tells_once_a_second_and_a_quick_command_has_nothing_to_tell(

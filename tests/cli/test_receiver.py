@@ -8,7 +8,7 @@ import pytest
 import standardwebhooks
 
 from hookline.webhook import Verifier
-from service.cli.receiver import Arrival, Receiver
+from hookline_service.cli.receiver import Arrival, Receiver
 from tests.waiting import PATIENCE_S
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

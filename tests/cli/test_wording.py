@@ -12,7 +12,7 @@ from hookline.v1.attempt_pb2 import (
     Attempt,
 )
 from hookline.v1.delivery_pb2 import DELIVERY_STATE_PENDING, DELIVERY_STATE_SUCCEEDED, Delivery
-from service.cli.wording import (
+from hookline_service.cli.wording import (
     duration,
     last_part,
     plain,

@@ -17,12 +17,12 @@ from hookline.batching import BatchingPublisher
 from hookline.errors import HooklineError
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import PublishResult
-from service.api.authentication import Anonymous
-from service.api.server import ApiServer
-from service.app import App
-from service.config import Role, Settings
-from service.domain.event import EventType, EventTypeState
-from service.domain.limits import Limits
+from hookline_service.api.middleware.authentication import Anonymous
+from hookline_service.api.server import ApiServer
+from hookline_service.app import App
+from hookline_service.config import Role, Settings
+from hookline_service.domain.event import EventType, EventTypeState
+from hookline_service.domain.limits import Limits
 from tests.api.conftest import Api, servicers_of, serving
 from tests.api.streaming import stored, uncommitted
 from tests.pipeline.rival import until_blocked

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from service.config import Role, Settings, SettingsError
+from hookline_service.config import Role, Settings, SettingsError
 
 
 def egress(**variables: str) -> Settings:

@@ -6,8 +6,8 @@ import base64
 
 import pytest
 
-from service.config import Role, Settings, SettingsError
-from service.config.memory import DEFAULT_MB, LEAST_MB
+from hookline_service.config import Role, Settings, SettingsError
+from hookline_service.config.memory import DEFAULT_MB, LEAST_MB
 
 SERVE = {
     "HOOKLINE_DATABASE_URL": "postgresql://db/hookline",

@@ -2,9 +2,9 @@
 
 import pytest
 
-from service.config.otel import VARIABLES, read_telemetry
-from service.telemetry.sampling import Sampling
-from service.telemetry.settings import Exporter, TelemetrySettings
+from hookline_service.config.otel import VARIABLES, read_telemetry
+from hookline_service.telemetry.sampling import Sampling
+from hookline_service.telemetry.settings import Exporter, TelemetrySettings
 from tests.docs.pages import page
 
 ENDPOINT = "http://collector:4317"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.config import Role, Settings, SettingsError
-from service.config.secret_sources import MAX_SECRET_BYTES
+from hookline_service.config import Role, Settings, SettingsError
+from hookline_service.config.secret_sources import MAX_SECRET_BYTES
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 URL = "postgresql://hookline:hunter2@db.internal/hookline"

@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from service.config import ListenAddress, Role, Settings, SettingsError
-from service.config.reading import NOT_OURS
-from service.domain.limits import Limits
-from service.telemetry import LogFormat
+from hookline_service.config import ListenAddress, Role, Settings, SettingsError
+from hookline_service.config.reading import NOT_OURS
+from hookline_service.domain.limits import Limits
+from hookline_service.telemetry import LogFormat
 from tests.architecture.repository import files, text
 
 KEY = base64.b64encode(bytes(range(32))).decode()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.config import Role, Settings
+from hookline_service.config import Role, Settings
 from tests.certificates import Authority
 from tests.config.test_settings import problems
 

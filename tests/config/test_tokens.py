@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.config import Role, Settings
+from hookline_service.config import Role, Settings
 from tests.certificates import Authority
 from tests.config.test_settings import problems
 from tests.identity.issuer import Issuer

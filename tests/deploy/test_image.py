@@ -22,7 +22,7 @@ from hookline import HooklineClient
 from hookline.tls import Tls
 from hookline.v1.event_pb2 import Event
 from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
-from service.cli.receiver import Arrival, Receiver
+from hookline_service.cli.receiver import Arrival, Receiver
 from tests.certificates import Authority
 from tests.deploy.engine import (
     ENGINE,

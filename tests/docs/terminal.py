@@ -90,7 +90,7 @@ class Terminal:
         programs.mkdir()
         (programs / "grpcurl").symlink_to(grpcurl)
         python = shlex.quote(sys.executable)
-        for name, command in (("hookline", f"{python} -P -m service"), ("python", python)):
+        for name, command in (("hookline", f"{python} -P -m hookline_service"), ("python", python)):
             program = programs / name
             program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
             program.chmod(0o755)

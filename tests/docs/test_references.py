@@ -7,8 +7,8 @@ from fnmatch import fnmatch
 
 import pytest
 
-from service.api import unbuilt
-from tests.architecture.repository import ROOT, files, text, tree
+from hookline_service.api import unimplemented
+from tests.architecture.repository import PACKAGE, ROOT, files, text, tree
 from tests.docs.pages import Page, page, pages
 
 GUARANTEES = page("docs/guarantees.md")
@@ -128,8 +128,8 @@ def test_what_is_not_built_is_told_in_the_readme() -> None:
     told = below.partition("\n## ")[0]
     refused = [
         name
-        for kind in vars(unbuilt).values()
-        if isinstance(kind, type) and kind.__module__ == unbuilt.__name__
+        for kind in vars(unimplemented).values()
+        if isinstance(kind, type) and kind.__module__ == unimplemented.__name__
         for name in vars(kind)
         if name[0].isupper()
     ]
@@ -144,26 +144,45 @@ def docstring_of(path: pathlib.PurePosixPath) -> str:
     return ast.get_docstring(tree(path)) or ""
 
 
-def test_the_pipeline_tells_in_which_order_to_read_each_of_its_files() -> None:
-    folder = pathlib.PurePosixPath("service/pipeline")
+def modules_of(folder: pathlib.PurePosixPath) -> set[str]:
+    """The modules and packages directly in a package."""
+    below = [path for path in files() if path.is_relative_to(folder) and path.suffix == ".py"]
+    return {path.relative_to(folder).parts[0].removesuffix(".py") for path in below}
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "pipeline",
+        *(
+            f"pipeline/{name}"
+            for name in (
+                "actions", "coordination", "dispatch", "membership", "publishing", "upkeep",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_the_pipeline_lists_its_modules_in_reading_order(package: str) -> None:
+    folder = PACKAGE / package
     told = docstring_of(folder / "__init__.py")
-    listed = re.findall(r"^    +([a-z_]+(?:, [a-z_]+)*)  ", told, re.MULTILINE)
+    listed = re.findall(r"^ *([a-z_]+(?:, [a-z_]+)*)  ", told, re.MULTILINE)
     named = [name for line in listed for name in line.split(", ")]
-    stems = {path.stem for path in files() if path.parent == folder}
-    assert sorted(named) == sorted(stems - {"__init__"})
+    assert sorted(named) == sorted(modules_of(folder) - {"__init__"})
 
 
-@pytest.mark.parametrize("room", ["api", "store", "store/embedded", "webhook"])
-def test_a_large_room_names_each_of_its_files(room: str) -> None:
-    folder = pathlib.PurePosixPath("service") / room
+@pytest.mark.parametrize(
+    "package", ["api", "api/middleware", "store", "store/embedded", "targets/http"]
+)
+def test_a_large_package_names_each_of_its_modules(package: str) -> None:
+    folder = PACKAGE / package
     named = re.findall(r"`([\w*]+)`", docstring_of(folder / "__init__.py"))
-    stems = {path.stem for path in files() if path.parent == folder and path.suffix == ".py"}
+    stems = modules_of(folder) - {"sql", "embedded"}
     unnamed = {stem for stem in stems if not any(fnmatch(stem, name) for name in named)}
     assert unnamed == {"__init__"}
 
 
 def test_every_table_of_the_database_is_told_of() -> None:
-    folder = pathlib.PurePosixPath("service/store/sql/migrations")
+    folder = pathlib.PurePosixPath("service/hookline_service/store/sql/migrations")
     scripts = "".join(text(path) for path in files() if path.parent == folder)
     made = set(re.findall(r"^CREATE TABLE (\w+)", scripts, re.MULTILINE))
     rows = page("docs/ARCHITECTURE.md").table("Storage")

@@ -8,12 +8,12 @@ import subprocess
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
 
-from service.api.server import CONTRACT_SERVICES
-from service.cli.parser import make_parser
-from service.config import Settings
-from service.config.otel import VARIABLES as OTEL_VARIABLES
-from service.config.reading import NOT_OURS
-from service.identity.client_names import read_client_names
+from hookline_service.api.server import CONTRACT_SERVICES
+from hookline_service.cli.parser import make_parser
+from hookline_service.config import Settings
+from hookline_service.config.otel import VARIABLES as OTEL_VARIABLES
+from hookline_service.config.reading import NOT_OURS
+from hookline_service.identity.client_names import read_client_names
 from tests.architecture.repository import files, text
 from tests.docs.pages import Block, page, pages
 

@@ -4,18 +4,18 @@ import re
 
 import pytest
 
-from service.domain import delivery
-from service.domain.attempt import AttemptOutcome
-from service.domain.delivery import FINISHED_STATES, TRANSITIONS, Trigger
-from service.domain.event import EventTypeState
-from service.domain.subscription import (
+from hookline_service.domain import delivery
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.delivery import FINISHED_STATES, TRANSITIONS, Trigger
+from hookline_service.domain.event import EventTypeState
+from hookline_service.domain.subscription import (
     PayloadFormat,
     SignatureScheme,
     SubscriptionState,
     SubscriptionStateReason,
 )
-from service.domain.tenant import TenantState
-from service.store.migrations import all_migrations
+from hookline_service.domain.tenant import TenantState
+from hookline_service.store.migrations import all_migrations
 from tests.docs.pages import page
 
 ARCHITECTURE = page("docs/ARCHITECTURE.md")

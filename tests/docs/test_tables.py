@@ -6,16 +6,16 @@ import re
 
 import pytest
 
-from service.app.engine import SESSIONS
-from service.config import Role, Settings, SettingsError
-from service.config.reading import NOT_OURS
-from service.config.settings import available_cores
-from service.domain.attempt import AttemptOutcome
-from service.domain.delivery import TRANSITIONS, DeliveryState, Trigger
-from service.domain.limits import Limits
-from service.domain.names import MAX_ATTRIBUTES
-from service.domain.retry import DEFAULT_DELAYS_S
-from service.domain.subscription import (
+from hookline_service.app.engine import SESSIONS
+from hookline_service.config import Role, Settings, SettingsError
+from hookline_service.config.reading import NOT_OURS
+from hookline_service.config.settings import available_cores
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.delivery import TRANSITIONS, DeliveryState, Trigger
+from hookline_service.domain.limits import Limits
+from hookline_service.domain.names import MAX_ATTRIBUTES
+from hookline_service.domain.retry import DEFAULT_DELAYS_S
+from hookline_service.domain.subscription import (
     DEFAULT_MAX_IN_FLIGHT,
     DEFAULT_TIMEOUT_S,
     MAX_IN_FLIGHT,
@@ -137,7 +137,9 @@ def test_a_bound_that_the_contract_tells_is_the_default(
 
 
 def test_a_node_has_as_many_connections_as_is_said() -> None:
-    sessions = re.findall(r'\bsession\("', text(pathlib.PurePosixPath("service/app/engine.py")))
+    sessions = re.findall(
+        r'\bsession\("', text(pathlib.PurePosixPath("service/hookline_service/app/engine.py"))
+    )
     assert len(sessions) == SESSIONS
     said = f"`HOOKLINE_POOL_SIZE` + `HOOKLINE_PATH_POOL_SIZE` + {SESSIONS} connections"
     assert said in page("docs/production.md").text

@@ -7,7 +7,7 @@ import secrets
 
 import pytest
 
-from service.domain.api_key import (
+from hookline_service.domain.api_key import (
     ALPHABET,
     DIGEST_BYTES,
     SECRET_LENGTH,

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.audit import (
+from hookline_service.domain.audit import (
     GENESIS,
     AuditEntry,
     BrokenChainError,

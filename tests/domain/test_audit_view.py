@@ -11,8 +11,8 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.api_key import ApiKey
-from service.domain.audit_view import (
+from hookline_service.domain.api_key import ApiKey
+from hookline_service.domain.audit_view import (
     JSON_BYTES_MAX,
     api_key_view,
     event_type_view,
@@ -21,8 +21,8 @@ from service.domain.audit_view import (
     subscription_view,
     tenant_view,
 )
-from service.domain.event import EventType
-from service.domain.subscription import (
+from hookline_service.domain.event import EventType
+from hookline_service.domain.subscription import (
     ClientCertificate,
     DeliveryLimits,
     HttpTarget,
@@ -31,7 +31,7 @@ from service.domain.subscription import (
     SigningKey,
     Subscription,
 )
-from service.domain.tenant import Tenant
+from hookline_service.domain.tenant import Tenant
 
 TARGET = HttpTarget(
     url="https://example.com/hooks/7?token=geheim&mode=live&flag",

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.attempt import AttemptOutcome, Outcome
-from service.domain.delivery import (
+from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.delivery import (
     FINISHED_STATES,
     OWN_FAULT_DELAY_S,
     TRANSITIONS,
@@ -21,7 +21,7 @@ from service.domain.delivery import (
     advance,
     decide,
 )
-from service.domain.retry import JITTER_FLOOR, RetrySchedule
+from hookline_service.domain.retry import JITTER_FLOOR, RetrySchedule
 
 # The design's table, word for word. A change of the law is made in both places, and argued.
 LAW = """

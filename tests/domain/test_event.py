@@ -4,7 +4,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from uuid import UUID
 
-from service.domain.event import Event, NewEvent, accepted
+from hookline_service.domain.event import Event, NewEvent, accepted
 
 EVENT_ID, TENANT_UID = UUID(int=1), UUID(int=2)
 NOW, THEN = datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.ids import (
+from hookline_service.domain.ids import (
     BUCKET_COUNT,
     MAX_FAN_OUT,
     bucket_of,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.names import (
+from hookline_service.domain.names import (
     CLOUDEVENTS_CORE,
     check_attribute_name,
     check_content_type,

@@ -5,7 +5,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.ordering import FIRST_KEY_HASH, key_hash_of
+from hookline_service.domain.ordering import FIRST_KEY_HASH, key_hash_of
 
 EVENT = UUID("01933b6a-7000-7000-8000-000000000001")
 

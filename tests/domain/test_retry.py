@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.retry import MAX_RETRY_AFTER_S, RetrySchedule, doubling, parse_retry_after
+from hookline_service.domain.retry import (
+    MAX_RETRY_AFTER_S,
+    RetrySchedule,
+    doubling,
+    parse_retry_after,
+)
 
 NOW_S = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
 

@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from service.domain.retry import DEFAULT_DELAYS_S
-from service.domain.subscription import RetryPolicy, schedule_of
+from hookline_service.domain.retry import DEFAULT_DELAYS_S
+from hookline_service.domain.subscription import RetryPolicy, schedule_of
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.domain.errors import Reason
-from service.domain.target import (
+from hookline_service.domain.errors import Reason
+from hookline_service.domain.target import (
     MAX_HEADERS,
     MAX_HEADERS_BYTES,
     MAX_URL_LENGTH,

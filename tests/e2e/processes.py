@@ -17,7 +17,7 @@ from typing import Self
 
 START_TIMEOUT_S = 50.0
 STOP_TIMEOUT_S = 45.0
-HOOKLINE = (sys.executable, "-P", "-m", "service")
+HOOKLINE = (sys.executable, "-P", "-m", "hookline_service")
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -63,7 +63,7 @@ def typed(command: str, grpcurl: pathlib.Path) -> str:
         [
             "/bin/sh",
             "-c",
-            re.sub(r"\bhookline (?=[a-z])", f"{sys.executable} -P -m service ", command),
+            re.sub(r"\bhookline (?=[a-z])", f"{sys.executable} -P -m hookline_service ", command),
         ],
         check=True,
         env=environment(PATH=path),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import standardwebhooks
 
-from service.cli.receiver import Arrival, Receiver
+from hookline_service.cli.receiver import Arrival, Receiver
 from tests.e2e.processes import Dev
 from tests.waiting import until
 

@@ -39,15 +39,15 @@ from hookline.v1.subscription_service_pb2 import (
     UpdateSubscriptionRequest,
 )
 from hookline.v1.target_pb2 import SIGNATURE_SCHEME_ED25519, ClientCertificate, HttpTarget
-from service.app.keys import create_api_key
-from service.cli.receiver import Arrival, Receiver
-from service.config import Role, Settings
-from service.domain.caller import Scope
-from service.store.api_keys import NewApiKey
+from hookline_service.app.keys import create_api_key
+from hookline_service.cli.receiver import Arrival, Receiver
+from hookline_service.config import Role, Settings
+from hookline_service.domain.caller import Scope
+from hookline_service.store.api_keys import NewApiKey
 from tests.collector import Collector
 from tests.e2e.processes import Node, run_hookline
+from tests.targets.http.test_client_certificate import certificate_of, pem_of
 from tests.waiting import until
-from tests.webhook.test_client_certificate import certificate_of, pem_of
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -19,9 +19,9 @@ from hookline.v1.subscription_service_pb2 import (
     PauseSubscriptionRequest,
 )
 from hookline.v1.tenant_service_pb2 import CreateTenantRequest
-from service import VERSION
-from service.cli.receiver import Receiver
-from service.cli.wording import last_part
+from hookline_service import VERSION
+from hookline_service.cli.receiver import Receiver
+from hookline_service.cli.wording import last_part
 from tests.e2e.processes import HOOKLINE, Dev, environment, run_hookline
 from tests.waiting import until
 

@@ -19,8 +19,8 @@ from hookline.v1.subscription_service_pb2 import (
     PauseSubscriptionRequest,
     ResumeSubscriptionRequest,
 )
-from service.cli.receiver import Arrival, Receiver
-from service.cli.wording import last_part
+from hookline_service.cli.receiver import Arrival, Receiver
+from hookline_service.cli.wording import last_part
 from tests.e2e.processes import Node, postgres_processes, run_hookline, running_dev
 from tests.postgres import PostgresServer
 from tests.waiting import PATIENCE_S, until

@@ -18,7 +18,7 @@ from hookline import HooklineClient
 from hookline.v1.event_pb2 import Event
 from hookline.v1.operations_service_pb2 import GetStatusRequest
 from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
-from service.cli.receiver import Receiver
+from hookline_service.cli.receiver import Receiver
 from tests.e2e.processes import Node, run_hookline, workers
 from tests.e2e.test_serve import execute, settings, subscribe
 from tests.waiting import PATIENCE_S, until

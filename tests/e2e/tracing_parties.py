@@ -24,7 +24,7 @@ from hookline.tracing import current_traceparent
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import StreamPublishEventsRequest
 from hookline.webhook import receiving
-from service.cli.receiver import Arrival, Receiver
+from hookline_service.cli.receiver import Arrival, Receiver
 
 
 def set_up(service: str) -> TracerProvider:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from service.store.embedded import EmbeddedPostgres
-from service.store.migrations import migrate
+from hookline_service.store.embedded import EmbeddedPostgres
+from hookline_service.store.migrations import migrate
 from tests.postgres import MEMORY, SETTINGS
 
 if TYPE_CHECKING:

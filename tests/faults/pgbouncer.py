@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
-from service.store.embedded.account import clean_environment
+from hookline_service.store.embedded.account import clean_environment
 from tests.faults.servers import account_of_postgres, free_port
 from tests.waiting import until
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from service.store.embedded.account import SYSTEM_ACCOUNTS, Account, clean_environment
-from service.store.embedded.programs import REFUGES, find_programs
-from service.store.migrations import migrate
+from hookline_service.store.embedded.account import SYSTEM_ACCOUNTS, Account, clean_environment
+from hookline_service.store.embedded.programs import REFUGES, find_programs
+from hookline_service.store.migrations import migrate
 from tests.postgres import MEMORY, SETTINGS
 from tests.waiting import until
 

@@ -17,8 +17,8 @@ import pytest
 from hookline import HooklineClient
 from hookline.errors import HooklineError
 from hookline.v1.tenant_service_pb2 import CreateTenantRequest
-from service.domain.audit import AuditEntry
-from service.store.database import Database
+from hookline_service.domain.audit import AuditEntry
+from hookline_service.store.database import Database
 from tests.faults.cluster import cluster
 from tests.faults.scene import Scene, scene
 from tests.store.audit_log import entries_of, verified

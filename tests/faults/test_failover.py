@@ -17,8 +17,7 @@ from hookline.v1.subscription_service_pb2 import (
     DeleteSubscriptionRequest,
     PauseSubscriptionRequest,
 )
-from service.domain.ids import format_type_id
-from service.pipeline.group import EVENT_ID
+from hookline_service.domain.ids import EVENT_ID, format_type_id
 from tests.faults.conftest import IS_LONG
 from tests.faults.publishing import TENANT
 from tests.faults.scene import PATIENT_S, Scene, scene, shared

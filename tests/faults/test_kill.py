@@ -11,7 +11,7 @@ import pytest
 from hookline.errors import UnavailableError
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import PublishEventsRequest
-from service.domain.ids import format_type_id
+from hookline_service.domain.ids import format_type_id
 from tests.faults.publishing import TENANT
 from tests.faults.scene import PATIENT_S, Scene, scene, shared
 from tests.pipeline.rival import rival

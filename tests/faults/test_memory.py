@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.config.memory import LEAST_MB
+from hookline_service.config.memory import LEAST_MB
 from tests.faults.conftest import IS_LONG
 from tests.hostile import callers, report
 from tests.hostile.scenario import Scenario, play

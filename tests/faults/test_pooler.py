@@ -8,8 +8,8 @@ import pytest
 
 from hookline.errors import UnavailableError
 from hookline.v1.event_pb2 import Event
-from service.store.connecting import UnsafeServerError
-from service.store.database import Database
+from hookline_service.store.connecting import UnsafeServerError
+from hookline_service.store.database import Database
 from tests.faults.conftest import IS_LONG
 from tests.faults.pgbouncer import pooler
 from tests.faults.publishing import TENANT

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import h11
 from hypothesis import strategies as st
 
-from service.domain.retry import MAX_RETRY_AFTER_S, parse_retry_after
-from service.webhook.answer import MAX_HEADER_FIELDS, AnswerReader, BadAnswerError
+from hookline_service.domain.retry import MAX_RETRY_AFTER_S, parse_retry_after
+from hookline_service.targets.http.answer import MAX_HEADER_FIELDS, AnswerReader, BadAnswerError
 from tests.fuzz.mutation import bytes_corpus, edited, fuzz
 
 LIMIT, KEPT = 512, 32

@@ -11,12 +11,12 @@ import pytest
 from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.domain.api_key import ID_LENGTH, SECRET_LENGTH, key_id_in, make_token
-from service.domain.errors import UnauthenticatedError
-from service.identity.files import SourceError
-from service.identity.key_set import KeySet, parse_key_set
-from service.identity.tokens import Tokens
-from service.telemetry.context import PACKED_BYTES, pack, parse_traceparent, unpack
+from hookline_service.domain.api_key import ID_LENGTH, SECRET_LENGTH, key_id_in, make_token
+from hookline_service.domain.errors import UnauthenticatedError
+from hookline_service.identity.files import SourceError
+from hookline_service.identity.key_set import KeySet, parse_key_set
+from hookline_service.identity.tokens import Tokens
+from hookline_service.telemetry.context import PACKED_BYTES, pack, parse_traceparent, unpack
 from tests.fuzz.mutation import bytes_corpus, corpus, edited, fuzz
 from tests.identity.issuer import In, Issuer
 from tests.identity.test_tokens import RULES, Keys

@@ -10,12 +10,18 @@ from uuid import UUID
 import pytest
 from hypothesis import strategies as st
 
-from service.api.convert_names import tenant_and_id_in, tenant_and_uuid_in, tenant_id_in
-from service.api.paging import Pages
-from service.domain.errors import Violation
-from service.domain.ids import format_type_id, parse_type_id
-from service.domain.limits import Limits
-from service.domain.names import check_event_type, check_id, check_key, check_pattern, parse_name
+from hookline_service.api.conversion.names import tenant_and_id_in, tenant_and_uuid_in, tenant_id_in
+from hookline_service.api.conversion.paging import Pages
+from hookline_service.domain.errors import Violation
+from hookline_service.domain.ids import format_type_id, parse_type_id
+from hookline_service.domain.limits import Limits
+from hookline_service.domain.names import (
+    check_event_type,
+    check_id,
+    check_key,
+    check_pattern,
+    parse_name,
+)
 from tests.fuzz.mutation import corpus, edited, fuzz
 
 SEEDS = corpus("names")

@@ -14,8 +14,8 @@ import standardwebhooks
 from hypothesis import strategies as st
 
 from hookline.webhook import SecretError, Verifier, WebhookVerificationError
-from service.domain.subscription import SignatureScheme
-from service.webhook.signature import (
+from hookline_service.domain.subscription import SignatureScheme
+from hookline_service.targets.http.signature import (
     InvalidSecretError,
     Signer,
     SigningSecret,

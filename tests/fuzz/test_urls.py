@@ -13,8 +13,8 @@ import httptools
 import httpx
 import pytest
 
-from service.domain.attempt import AttemptOutcome
-from service.domain.target import (
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.target import (
     MAX_HOST_LENGTH,
     MAX_URL_LENGTH,
     TargetUrl,
@@ -23,16 +23,16 @@ from service.domain.target import (
     parse_host,
     parse_target_url,
 )
-from service.webhook.egress import EgressPolicy, parse_networks
-from service.webhook.hosts import parse_hosts
-from service.webhook.proxy import EgressProxy, parse_proxy
-from service.webhook.resolver import Resolver
-from service.webhook.sender import WebhookSender
-from service.webhook.transport import WebhookTransport
+from hookline_service.targets.http.egress import EgressPolicy, parse_networks
+from hookline_service.targets.http.hosts import parse_hosts
+from hookline_service.targets.http.proxy import EgressProxy, parse_proxy
+from hookline_service.targets.http.resolver import Resolver
+from hookline_service.targets.http.sender import WebhookSender
+from hookline_service.targets.http.transport import WebhookTransport
 from tests.fuzz.mutation import corpus, edited, fuzz
-from tests.webhook.conftest import Post
-from tests.webhook.proxy import OPEN
-from tests.webhook.receiver import OK, Connected, Receiver
+from tests.targets.http.conftest import Post
+from tests.targets.http.proxy import OPEN
+from tests.targets.http.receiver import OK, Connected, Receiver
 
 SEEDS = corpus("urls")
 TOKENS = [

@@ -1,7 +1,7 @@
 """Names of a hostile tenant: slow, lying, changing, huge, or none, hundreds of each.
 
 What a node's resolver says of them is in `resolver/sitecustomize.py`. What a real resolver makes of
-servers that misbehave is tested in a network of its own (`tests/webhook/test_namespace.py`).
+servers that misbehave is tested in a network of its own (`tests/targets/http/test_namespace.py`).
 """
 
 from __future__ import annotations

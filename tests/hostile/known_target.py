@@ -14,7 +14,7 @@ from hookline.v1.subscription_service_pb2 import (
     CreateSubscriptionRequest,
     DeleteSubscriptionRequest,
 )
-from tests.webhook.receiver import OK, Connected, Receiver
+from tests.targets.http.receiver import OK, Connected, Receiver
 
 EVENT_TYPE = "known.event"
 _NUMBER = re.compile(rb'"number": ?([0-9]+)')

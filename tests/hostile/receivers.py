@@ -24,7 +24,7 @@ from hookline.v1.subscription_service_pb2 import (
     DeleteSubscriptionRequest,
 )
 from tests.hostile.scenario import Scenario, Target
-from tests.webhook.receiver import OK, Connected, Receiver, Script, answer
+from tests.targets.http.receiver import OK, Connected, Receiver, Script, answer
 
 TENANT = "tenants/hostile"
 EVENT_TYPE = "hostile.delivery"

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from service.domain.caller import Scope
-from service.identity.client_names import (
+from hookline_service.domain.caller import Scope
+from hookline_service.identity.client_names import (
     ClientNames,
     read_client_certificate,
     read_client_names,
 )
-from service.identity.files import SourceError
-from service.identity.grants import Grant
+from hookline_service.identity.files import SourceError
+from hookline_service.identity.grants import Grant
 from tests.certificates import Authority
 
 GOOD = """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from service.identity.files import MAX_FILE_BYTES, FollowedFiles, SourceError, read_file
+from hookline_service.identity.files import MAX_FILE_BYTES, FollowedFiles, SourceError, read_file
 
 SETTING = "HOOKLINE_TLS_CERT"
 

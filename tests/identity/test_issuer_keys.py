@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from service.identity.files import SourceError
-from service.identity.issuer_keys import FetchedKeys, fetch, is_fit_url
+from hookline_service.identity.files import SourceError
+from hookline_service.identity.issuer_keys import FetchedKeys, fetch, is_fit_url
 from tests.certificates import Authority
 from tests.identity.issuer import Issuer
 

@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from service.identity.files import SourceError
-from service.identity.key_set import ALGORITHMS, MAX_KEYS, parse_key_set
+from hookline_service.identity.files import SourceError
+from hookline_service.identity.key_set import ALGORITHMS, MAX_KEYS, parse_key_set
 from tests.identity.issuer import Issuer
 
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from service.identity.files import SourceError
-from service.identity.server_certificate import CertificateFiles, read_server_certificate
+from hookline_service.identity.files import SourceError
+from hookline_service.identity.server_certificate import CertificateFiles, read_server_certificate
 from tests.certificates import Authority
 
 

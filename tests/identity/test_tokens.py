@@ -14,10 +14,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from service.domain.caller import Caller, Scope
-from service.domain.errors import UnauthenticatedError, UnavailableError, unauthenticated
-from service.identity.key_set import KeySet, parse_key_set
-from service.identity.tokens import TokenRules, Tokens
+from hookline_service.domain.caller import Caller, Scope
+from hookline_service.domain.errors import UnauthenticatedError, UnavailableError, unauthenticated
+from hookline_service.identity.key_set import KeySet, parse_key_set
+from hookline_service.identity.tokens import TokenRules, Tokens
 from tests.identity.issuer import AUDIENCE, ISSUER, In, Issuer
 from tests.waiting import until
 

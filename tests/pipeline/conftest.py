@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.store.subscriptions import Subscriptions
+from hookline_service.store.subscriptions import Subscriptions
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 
 

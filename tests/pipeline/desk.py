@@ -8,18 +8,18 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING
 
-from service.domain.attempt import AttemptOutcome, Outcome
-from service.domain.event import NewEvent, accepted
-from service.domain.ids import bucket_of, make_uuid7
-from service.domain.instants import from_unix_ms
-from service.domain.retry import RetrySchedule
-from service.domain.subscription import HttpTarget, PayloadFormat, SubscriptionState
-from service.pipeline.lane import Job, Lane, LaneConfig, Message
-from service.pipeline.lanes import Lanes
-from service.pipeline.timers import Timers
-from service.store.lanes import PendingRow
-from service.webhook.prepared import PreparedTarget, prepare_target
-from service.webhook.signature import Signer, parse_secret
+from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.event import NewEvent, accepted
+from hookline_service.domain.ids import bucket_of, make_uuid7
+from hookline_service.domain.instants import from_unix_ms
+from hookline_service.domain.retry import RetrySchedule
+from hookline_service.domain.subscription import HttpTarget, PayloadFormat, SubscriptionState
+from hookline_service.pipeline.dispatch.lane import Job, Lane, LaneConfig, Message
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.timers import Timers
+from hookline_service.store.lanes import PendingRow
+from hookline_service.targets.http.prepared import PreparedTarget, prepare_target
+from hookline_service.targets.http.signature import Signer, parse_secret
 from tests.pipeline.rig import SECRET
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from service.pipeline.ownership import Ownership
+from hookline_service.pipeline.membership.ownership import Ownership
 
 if TYPE_CHECKING:
     from tests.pipeline.rig import Rig

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from service.domain.event import NewEvent
-from service.domain.ids import format_type_id
-from service.domain.names import event_name
-from service.pipeline.group import Published
-from service.store.publishing import Key, PublishRows, PublishStore, TakenKey
+from hookline_service.domain.event import NewEvent
+from hookline_service.domain.ids import format_type_id
+from hookline_service.domain.names import event_name
+from hookline_service.pipeline.publishing.group import Published
+from hookline_service.store.publishing import Key, PublishRows, PublishStore, TakenKey
 from tests.pipeline.rig import Rig, order_created
 
 if TYPE_CHECKING:

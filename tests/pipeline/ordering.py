@@ -10,7 +10,7 @@ import orjson
 from tests.pipeline.rig import order_created
 
 if TYPE_CHECKING:
-    from service.domain.event import NewEvent
+    from hookline_service.domain.event import NewEvent
     from tests.pipeline.receiver import Receiver
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from service.domain.ids import BUCKET_COUNT, bucket_of
+from hookline_service.domain.ids import BUCKET_COUNT, bucket_of
 from tests.pipeline.rig import Rig, running
 from tests.waiting import until
 

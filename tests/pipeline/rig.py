@@ -12,44 +12,44 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
-from service.domain.event import NewEvent
-from service.domain.ids import bucket_of, make_uuid7
-from service.domain.limits import Limits
-from service.pipeline.catalog import EventTypeCatalog
-from service.pipeline.changes import Changes
-from service.pipeline.clock import DatabaseTime, SystemClock
-from service.pipeline.commit import GroupCommitter, GroupLimits
-from service.pipeline.deliver import Deliverer
-from service.pipeline.hand_off import GroupBuilder
-from service.pipeline.lanes import Lanes
-from service.pipeline.matching import Matcher
-from service.pipeline.notify import Notifier
-from service.pipeline.ownership import Ownership
-from service.pipeline.publish import Publisher
-from service.pipeline.quota import PendingQuota
-from service.pipeline.record import Recorder
-from service.pipeline.refill import Refiller
-from service.pipeline.replay import Operator
-from service.pipeline.sweep import Sweeper
-from service.pipeline.targets import LaneConfigs
-from service.pipeline.timers import Timers
-from service.pipeline.trial import Trial
-from service.pipeline.upkeep import Upkeep
-from service.schema.checker import SchemaChecker
-from service.store.backlog import BacklogStore
-from service.store.data_keys import TenantSecrets
-from service.store.database import Database
-from service.store.lanes import LaneStore
-from service.store.notifying import NotifyStore
-from service.store.operations import OperationStore
-from service.store.ownership import OwnershipStore
-from service.store.publishing import PublishStore
-from service.store.recording import RecordStore
-from service.store.secrets import SecretBox, SecretPlace
-from service.store.upkeep import UpkeepStore
-from service.webhook.egress import EgressPolicy
-from service.webhook.sender import WebhookSender
-from service.webhook.transport import WebhookTransport
+from hookline_service.domain.event import NewEvent
+from hookline_service.domain.ids import bucket_of, make_uuid7
+from hookline_service.domain.limits import Limits
+from hookline_service.pipeline.actions.delivery_actions import Operator
+from hookline_service.pipeline.actions.test_events import Trial
+from hookline_service.pipeline.clock import DatabaseTime, SystemClock
+from hookline_service.pipeline.coordination.changes import Changes
+from hookline_service.pipeline.coordination.notifications import Notifier
+from hookline_service.pipeline.dispatch.deliver import Deliverer
+from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.dispatch.record import Recorder
+from hookline_service.pipeline.dispatch.refill import Refiller
+from hookline_service.pipeline.dispatch.sweep import Sweeper
+from hookline_service.pipeline.membership.ownership import Ownership
+from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
+from hookline_service.pipeline.publishing.commit import GroupCommitter, GroupLimits
+from hookline_service.pipeline.publishing.hand_off import GroupBuilder
+from hookline_service.pipeline.publishing.matching import Matcher
+from hookline_service.pipeline.publishing.publish import Publisher
+from hookline_service.pipeline.publishing.quota import PendingQuota
+from hookline_service.pipeline.timers import Timers
+from hookline_service.pipeline.upkeep.chores import Upkeep
+from hookline_service.schema.checker import SchemaChecker
+from hookline_service.store.backlog import BacklogStore
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.database import Database
+from hookline_service.store.lanes import LaneStore
+from hookline_service.store.notifying import NotifyStore
+from hookline_service.store.operations import OperationStore
+from hookline_service.store.ownership import OwnershipStore
+from hookline_service.store.publishing import PublishStore
+from hookline_service.store.recording import RecordStore
+from hookline_service.store.secrets import SecretBox, SecretPlace
+from hookline_service.store.upkeep import UpkeepStore
+from hookline_service.targets.http.egress import EgressPolicy
+from hookline_service.targets.http.sender import WebhookSender
+from hookline_service.targets.http.transport import WebhookTransport
 from tests.pipeline.receiver import Receiver
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from service.domain.event import EventType
-    from service.store.database import Session
+    from hookline_service.domain.event import EventType
+    from hookline_service.store.database import Session
 
 __all__ = ["KEY_WINDOW_S", "SECRET", "Receiver", "Rig", "TurnableClock", "order_created", "running"]
 
@@ -102,7 +102,7 @@ class _NoEventTypes:
 
 @dataclass
 class Rig:
-    """All parts of one node, by their names in `service/pipeline`."""
+    """All parts of one node, by their names in `service/hookline_service/pipeline`."""
 
     url: str
     clock: TurnableClock = field(default_factory=TurnableClock)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from uuid import UUID
 
-    from service.store.database import Database
+    from hookline_service.store.database import Database
 
 BUMP = "UPDATE tenants SET epoch = epoch + 1 WHERE tenant_uid = $1 RETURNING epoch"
 STALL = "LOCK TABLE events IN SHARE MODE"

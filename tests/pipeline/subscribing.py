@@ -2,8 +2,13 @@
 
 from uuid import UUID
 
-from service.domain.subscription import HttpTarget, RetryPolicy, SignatureScheme, Subscription
-from service.store.subscriptions import NewSecret, Subscriptions
+from hookline_service.domain.subscription import (
+    HttpTarget,
+    RetryPolicy,
+    SignatureScheme,
+    Subscription,
+)
+from hookline_service.store.subscriptions import NewSecret, Subscriptions
 from tests.pipeline.rig import SECRET
 
 

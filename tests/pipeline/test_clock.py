@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.pipeline.clock import MAX_SKEW_S, DatabaseTime, SystemClock
+from hookline_service.pipeline.clock import MAX_SKEW_S, DatabaseTime, SystemClock
 from tests.pipeline.desk import HandClock
 from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.waiting import until

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.store.tenants import Tenants
+from hookline_service.store.tenants import Tenants
 from tests.pipeline.desk import Desk
+from tests.pipeline.dispatch.test_refill import insert_pending
 from tests.pipeline.ordering import keyed
-from tests.pipeline.test_refill import insert_pending
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def test_an_ordered_backlog_goes_whole_and_its_tenant_after_it(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys on the wire, waiting for a retry, waiting behind others: none is left, none blocked."""
-    monkeypatch.setattr("service.pipeline.refill.CANCEL_BATCH", BATCH)
+    monkeypatch.setattr("hookline_service.pipeline.dispatch.refill.CANCEL_BATCH", BATCH)
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(
         tenant_uid, receiver.url, ordered=True, max_in_flight=8, schedule_s=[0.0, 40.0]
@@ -85,7 +85,7 @@ async def test_a_tombstone_is_not_read_for_the_keys_that_it_was_told_of(desk: De
 async def test_other_lanes_have_their_turn_between_its_batches(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.pipeline.refill.CANCEL_BATCH", BATCH)
+    monkeypatch.setattr("hookline_service.pipeline.dispatch.refill.CANCEL_BATCH", BATCH)
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     await rig.stop_reading()

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.pipeline.sending import SILENT_S
+from hookline_service.pipeline.dispatch.dispatcher import SILENT_S
 from tests.pipeline.desk import Desk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-    from service.pipeline.lane import Job, Lane
+    from hookline_service.pipeline.dispatch.lane import Job, Lane
 
 SLOTS = 200
 STEP_S = 0.05

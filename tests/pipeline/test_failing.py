@@ -67,7 +67,9 @@ async def test_within_one_batch_the_order_of_outcomes_decides(
     rig: Rig, receiver: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Failing before; then a success and a failure in one record: it began to fail just now."""
-    monkeypatch.setattr("service.pipeline.gathering.GATHER_S", 0.0)  # the first is written alone
+    monkeypatch.setattr(
+        "hookline_service.pipeline.batch_queue.GATHER_S", 0.0
+    )  # the first is written alone
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url, schedule_s=RARELY, max_in_flight=1)
     receiver.answers = 500

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.domain.errors import AlreadyExistsError, HooklineError, Reason
-from service.pipeline.group import fingerprint_of
+from hookline_service.domain.errors import AlreadyExistsError, HooklineError, Reason
+from hookline_service.pipeline.publishing.group import fingerprint_of
 from tests.pipeline.keys import check_counts, keyed, name_of, publish
 from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.pipeline.rival import BUMP, rival, until_blocked

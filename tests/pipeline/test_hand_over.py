@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.domain.ids import BUCKET_COUNT, bucket_of
-from service.pipeline import ownership
+from hookline_service.domain.ids import BUCKET_COUNT, bucket_of
+from hookline_service.pipeline.membership import ownership
 from tests.pipeline.frozen import freeze, run_out
 from tests.pipeline.pair import pair, shared, uid_of
 from tests.pipeline.rig import Receiver, Rig, order_created, running
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from uuid import UUID
 
-    from service.store.ownership import BucketLease
+    from hookline_service.store.ownership import BucketLease
 
 LONG_S = 300.0
 
@@ -142,7 +142,7 @@ async def test_what_waited_with_the_last_owner_is_looked_for_at_once(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not when the heir would have swept anyway."""
-    monkeypatch.setattr("service.pipeline.sweep.INTERVAL_S", 3_600.0)
+    monkeypatch.setattr("hookline_service.pipeline.dispatch.sweep.INTERVAL_S", 3_600.0)
     async with pair(database_url) as (one, two):
         tenant_uid = await one.tenant()
         await one.subscription_as(uid_of(one), tenant_uid, receiver.url)

@@ -10,15 +10,15 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.errors import Reason, UnavailableError
-from service.domain.event import NewEvent
-from service.domain.ids import BUCKET_COUNT
-from service.pipeline.commit import GroupLimits
-from service.pipeline.matching import Matcher, TenantIndex
-from service.store.database import Database
-from service.store.lanes import ChangeCursor
-from service.store.publishing import PublishRows, PublishStore
-from service.store.routes import IndexLoad, IndexReader, load_index
+from hookline_service.domain.errors import Reason, UnavailableError
+from hookline_service.domain.event import NewEvent
+from hookline_service.domain.ids import BUCKET_COUNT
+from hookline_service.pipeline.publishing.commit import GroupLimits
+from hookline_service.pipeline.publishing.matching import Matcher, TenantIndex
+from hookline_service.store.database import Database
+from hookline_service.store.lanes import ChangeCursor
+from hookline_service.store.publishing import PublishRows, PublishStore
+from hookline_service.store.routes import IndexLoad, IndexReader, load_index
 from tests.pipeline.frozen import freeze
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
@@ -174,7 +174,7 @@ async def test_an_index_that_was_read_on_the_copy_before_is_not_kept(
         await until(lambda: rig.database.history_id != before, "the copy is found out")
         return load
 
-    monkeypatch.setattr("service.pipeline.matching.load_index", load_late)
+    monkeypatch.setattr("hookline_service.pipeline.publishing.matching.load_index", load_late)
     with pytest.raises(UnavailableError):
         await rig.matcher.reload("acme")
 

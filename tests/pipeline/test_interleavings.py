@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.domain.ids import format_type_id
+from hookline_service.domain.ids import format_type_id
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
 

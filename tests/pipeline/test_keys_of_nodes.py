@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from service.domain.errors import AlreadyExistsError, Reason, UnavailableError
-from service.pipeline.group import Published, fingerprint_of
+from hookline_service.domain.errors import AlreadyExistsError, Reason, UnavailableError
+from hookline_service.pipeline.publishing.group import Published, fingerprint_of
 from tests.pipeline.keys import at_lookups, check_counts, keyed, publish
 from tests.pipeline.rig import KEY_WINDOW_S, Rig, order_created, running
 from tests.pipeline.rival import rival, until_blocked

@@ -2,9 +2,14 @@
 
 import pytest
 
-from service.domain.ids import bucket_of
-from service.domain.subscription import SubscriptionState
-from service.pipeline.lane import CIRCUIT_BACKOFF_S, CIRCUIT_FAILURES, LANE_BYTES, LaneState
+from hookline_service.domain.ids import bucket_of
+from hookline_service.domain.subscription import SubscriptionState
+from hookline_service.pipeline.dispatch.lane import (
+    CIRCUIT_BACKOFF_S,
+    CIRCUIT_FAILURES,
+    LANE_BYTES,
+    LaneState,
+)
 from tests.pipeline.desk import Desk, target_with
 
 

@@ -6,11 +6,11 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.errors import AlreadyExistsError, Reason, UnavailableError
-from service.domain.event import NewEvent
-from service.pipeline.group import Published
-from service.store.database import OutcomeUnknownError
-from service.store.publishing import PublishRows, PublishStore
+from hookline_service.domain.errors import AlreadyExistsError, Reason, UnavailableError
+from hookline_service.domain.event import NewEvent
+from hookline_service.pipeline.publishing.group import Published
+from hookline_service.store.database import OutcomeUnknownError
+from hookline_service.store.publishing import PublishRows, PublishStore
 from tests.pipeline.keys import at_lookups
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import STALL, rival, until_blocked
@@ -53,7 +53,7 @@ async def test_a_commit_whose_answer_was_lost_is_found(
     async def nothing(_self: object) -> None:
         pass
 
-    monkeypatch.setattr("service.pipeline.sweep.Sweeper.sweep", nothing)
+    monkeypatch.setattr("hookline_service.pipeline.dispatch.sweep.Sweeper.sweep", nothing)
     wire.cut_answer = MARK
     (published,) = await _publish(rig, _marked())
 

@@ -6,13 +6,13 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from service.domain.errors import NotFoundError, Reason, UnavailableError
-from service.pipeline.commit import MAX_MISSES
-from service.pipeline.group import Published
-from service.pipeline.matching import Matcher
-from service.store.database import Database
-from service.store.routes import load_index
-from service.store.subscriptions import Subscriptions
+from hookline_service.domain.errors import NotFoundError, Reason, UnavailableError
+from hookline_service.pipeline.publishing.commit import MAX_MISSES
+from hookline_service.pipeline.publishing.group import Published
+from hookline_service.pipeline.publishing.matching import Matcher
+from hookline_service.store.database import Database
+from hookline_service.store.routes import load_index
+from hookline_service.store.subscriptions import Subscriptions
 from tests.pipeline.rig import Rig, order_created, running
 from tests.pipeline.rival import BUMP, STALL, copy_subscription, rival, until_blocked
 from tests.pipeline.subscribing import create

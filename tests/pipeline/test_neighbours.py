@@ -6,14 +6,14 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from service.domain.errors import (
+from hookline_service.domain.errors import (
     HooklineError,
     InvalidArgumentError,
     Reason,
     UnavailableError,
 )
-from service.domain.event import NewEvent
-from service.pipeline.group import Published
+from hookline_service.domain.event import NewEvent
+from hookline_service.pipeline.publishing.group import Published
 from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.pipeline.rival import BUMP, rival, take_key, until_blocked
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.pipeline.dispatch.test_ordered import ordered, publish, recorded
 from tests.pipeline.ordering import arrivals, keyed
-from tests.pipeline.test_ordered import ordered, publish, recorded
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def pages_of(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A statement looks at so many keys of a lane."""
-    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE", keys)
-    monkeypatch.setattr("service.store.lanes.KEYS_PER_PAGE_MIN", keys)
+    monkeypatch.setattr("hookline_service.store.lanes.KEYS_PER_PAGE", keys)
+    monkeypatch.setattr("hookline_service.store.lanes.KEYS_PER_PAGE_MIN", keys)
 
 
 async def test_a_lane_of_more_keys_than_a_page_is_walked_through_page_by_page(
@@ -58,7 +58,7 @@ async def test_a_walk_goes_on_by_itself_where_whole_pages_wait(
     await recorded(rig, 9)
     receiver.answers = 200
     await rig.stop_reading()
-    monkeypatch.setattr("service.pipeline.sweep.INTERVAL_S", 3_600.0)
+    monkeypatch.setattr("hookline_service.pipeline.dispatch.sweep.INTERVAL_S", 3_600.0)
     monkeypatch.setattr(rig.builder, "hand_over", lambda group, _: rig.builder.withdraw(group))
     await publish(rig, *[keyed(f"new{n}", 0) for n in range(9)])
 

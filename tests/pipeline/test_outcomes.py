@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.domain.delivery import DeliveryState
+from hookline_service.domain.delivery import DeliveryState
 from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.waiting import until
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from service.domain.errors import AlreadyExistsError, InvalidArgumentError
-from service.pipeline.commit import GroupLimits
+from hookline_service.domain.errors import AlreadyExistsError, InvalidArgumentError
+from hookline_service.pipeline.publishing.commit import GroupLimits
 from tests.pipeline.rig import Rig, order_created, running
 from tests.pipeline.rival import BUMP, STALL, rival, until_blocked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from service.pipeline.group import Published
+    from hookline_service.pipeline.publishing.group import Published
 
 
 async def test_a_call_that_waits_for_its_index_is_not_passed(rig: Rig) -> None:

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from service.pipeline import publish
-from service.pipeline.gathering import ENOUGH
+from hookline_service.pipeline.batch_queue import ENOUGH
+from hookline_service.pipeline.publishing import publish
 from tests.pipeline.rig import Rig, order_created
 from tests.pipeline.rival import STALL, rival, until_blocked
 

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from service.pipeline.clock import SystemClock
-from service.pipeline.timers import Timers
+from hookline_service.pipeline.clock import SystemClock
+from hookline_service.pipeline.timers import Timers
 from tests.pipeline.desk import HandClock
 from tests.waiting import PATIENCE_S
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.domain.errors import Reason, UnavailableError
-from service.domain.ids import BUCKET_COUNT
-from service.store.database import RejectedError
-from service.store.recording import RecordStore
+from hookline_service.domain.errors import Reason, UnavailableError
+from hookline_service.domain.ids import BUCKET_COUNT
+from hookline_service.store.database import RejectedError
+from hookline_service.store.recording import RecordStore
 from tests.pipeline.frozen import freeze, run_out, wake
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.wire import Wire
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from service.store.ownership import OwnershipStore
+    from hookline_service.store.ownership import OwnershipStore
 
 ALL = frozenset(range(BUCKET_COUNT))
 
@@ -124,7 +124,7 @@ async def test_what_fails_with_the_heartbeat_is_the_database(
         await rig.ownership.heartbeat()
         rig.clock.ahead_s += rig.lease_s / 2
         with monkeypatch.context() as away:
-            away.setattr("service.store.ownership.OwnershipStore.renew", fail)
+            away.setattr("hookline_service.store.ownership.OwnershipStore.renew", fail)
             with pytest.raises(UnavailableError):
                 await rig.ownership.heartbeat()
         rig.clock.ahead_s += rig.lease_s / 2

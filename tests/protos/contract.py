@@ -33,7 +33,9 @@ class Element:
 @cache
 def files() -> tuple[FileDescriptorProto, ...]:
     """The contract's own files, without those that they import from google/protobuf."""
-    image = FileDescriptorSet.FromString(Path(ROOT, "service/api/descriptors.binpb").read_bytes())
+    image = FileDescriptorSet.FromString(
+        Path(ROOT, "service/hookline_service/api/descriptors.binpb").read_bytes()
+    )
     return tuple(file for file in image.file if file.package == "hookline.v1")
 
 

@@ -4,11 +4,11 @@ from enum import StrEnum
 
 import pytest
 
-from service.domain.attempt import AttemptOutcome
-from service.domain.delivery import DeliveryState, DeliveryStateReason
-from service.domain.errors import Reason
-from service.domain.event import EventTypeState
-from service.domain.subscription import (
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.delivery import DeliveryState, DeliveryStateReason
+from hookline_service.domain.errors import Reason
+from hookline_service.domain.event import EventTypeState
+from hookline_service.domain.subscription import (
     PayloadFormat,
     SignatureScheme,
     SubscriptionState,

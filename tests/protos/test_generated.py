@@ -34,11 +34,13 @@ def built(target: Path, *arguments: str) -> bytes:
 
 def test_reflection_serves_the_protos_as_they_are(tmp_path: Path) -> None:
     fresh = built(tmp_path / "fresh.binpb", "--path", "protos/hookline")
-    assert (ROOT / "service/api/descriptors.binpb").read_bytes() == fresh
+    assert (ROOT / "service/hookline_service/api/descriptors.binpb").read_bytes() == fresh
 
 
 def test_reflection_can_serve_every_import() -> None:
-    image = FileDescriptorSet.FromString((ROOT / "service/api/descriptors.binpb").read_bytes())
+    image = FileDescriptorSet.FromString(
+        (ROOT / "service/hookline_service/api/descriptors.binpb").read_bytes()
+    )
     known: set[str] = set()
     for file in image.file:
         assert set(file.dependency) <= known, "an import stands before the file that needs it"

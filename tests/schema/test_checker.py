@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from service.domain.errors import Reason, ResourceExhaustedError, UnavailableError
-from service.domain.limits import Limits
-from service.schema.checker import Finding, OverBudgetError, SchemaChecker, SchemaUnusableError
+from hookline_service.domain.errors import Reason, ResourceExhaustedError, UnavailableError
+from hookline_service.domain.limits import Limits
+from hookline_service.schema.checker import (
+    Finding,
+    OverBudgetError,
+    SchemaChecker,
+    SchemaUnusableError,
+)
 from tests.schema.hostile import HOSTILE, LOOKAHEAD, RECURSIVE, doubling, nested_lists
 
 ORDER = '{"type": "object", "required": ["id"]}'

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.schema.cost import STEPS_PER_MS, Cost, cost_of
-from service.schema.evaluation import LINEAR_PATTERNS, compile_schema, pattern_size
+from hookline_service.schema.cost import STEPS_PER_MS, Cost, cost_of
+from hookline_service.schema.evaluation import LINEAR_PATTERNS, compile_schema, pattern_size
 from tests.schema.hostile import HOSTILE, RECURSIVE, doubling
 
 DEPTH = 128

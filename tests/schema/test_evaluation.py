@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from service.schema.evaluation import (
+from hookline_service.schema.evaluation import (
     LINEAR_PATTERNS,
     MAX_LISTED,
     compile_schema,

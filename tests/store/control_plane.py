@@ -10,14 +10,14 @@ from uuid import UUID
 
 import asyncpg
 
-from service.domain.subscription import HttpTarget, SignatureScheme, Subscription
-from service.store.data_keys import TenantSecrets
-from service.store.database import Database
-from service.store.event_types import EventTypes
-from service.store.routes import IndexLoad, RouteRow, load_index, load_routes
-from service.store.secrets import SecretBox
-from service.store.subscriptions import NewSecret, Subscriptions
-from service.store.tenants import Tenants
+from hookline_service.domain.subscription import HttpTarget, SignatureScheme, Subscription
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.database import Database
+from hookline_service.store.event_types import EventTypes
+from hookline_service.store.routes import IndexLoad, RouteRow, load_index, load_routes
+from hookline_service.store.secrets import SecretBox
+from hookline_service.store.subscriptions import NewSecret, Subscriptions
+from hookline_service.store.tenants import Tenants
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 KEY = b"k" * 32

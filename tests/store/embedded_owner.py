@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from hookline_service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
 
 
 def say(**words: object) -> None:

@@ -22,9 +22,9 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
-from service.store.embedded import EmbeddedPostgres
-from service.store.embedded.account import Account
-from service.store.embedded.postmaster import Postmaster
+from hookline_service.store.embedded import EmbeddedPostgres
+from hookline_service.store.embedded.account import Account
+from hookline_service.store.embedded.postmaster import Postmaster
 
 ROOT = Path(__file__).parents[2]
 AS_ROOT = os.geteuid() == 0

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING
 
-from service.domain.ids import bucket_of, delivery_id_of, make_uuid7
+from hookline_service.domain.ids import bucket_of, delivery_id_of, make_uuid7
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     import asyncpg
 
-    from service.store.database import Session
+    from hookline_service.store.database import Session
 
 URL = "https://example.com/hook"
 

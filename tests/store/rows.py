@@ -18,7 +18,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from service.domain.ids import bucket_of, delivery_id_of, make_uuid7
+from hookline_service.domain.ids import bucket_of, delivery_id_of, make_uuid7
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]

@@ -9,20 +9,20 @@ from datetime import timedelta
 
 import pytest
 
-from service.domain.api_key import digest_of
-from service.domain.caller import Scope
-from service.domain.errors import NotFoundError
-from service.store.api_keys import ApiKeyLookup, ApiKeys, NewApiKey
-from service.store.data_keys import TenantSecrets
-from service.store.database import Database
-from service.store.deployment_keys import (
+from hookline_service.domain.api_key import digest_of
+from hookline_service.domain.caller import Scope
+from hookline_service.domain.errors import NotFoundError
+from hookline_service.store.api_keys import ApiKeyLookup, ApiKeys, NewApiKey
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.database import Database
+from hookline_service.store.deployment_keys import (
     API_KEYS,
     DeploymentKeyPlace,
     load_or_create_deployment_key,
 )
-from service.store.master_keys import KeyRotation, check_master_keys, forget_master_key
-from service.store.secrets import SealedSecretError, SecretBox, key_id_of
-from service.store.tenants import Tenants
+from hookline_service.store.master_keys import KeyRotation, check_master_keys, forget_master_key
+from hookline_service.store.secrets import SealedSecretError, SecretBox, key_id_of
+from hookline_service.store.tenants import Tenants
 from tests.store.audit_log import entries_of, shown
 
 KEY = b"d" * 32

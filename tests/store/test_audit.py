@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack, suppress
 
 import pytest
 
-from service.domain.audit import BrokenChainError, hash_of
-from service.domain.caller import Caller, Scope, calling
-from service.domain.errors import AlreadyExistsError, NotFoundError
-from service.store.audit import AuditLog, draft
-from service.store.database import ContentionError, Database, RejectedError
-from service.store.tenants import Tenants
+from hookline_service.domain.audit import BrokenChainError, hash_of
+from hookline_service.domain.caller import Caller, Scope, calling
+from hookline_service.domain.errors import AlreadyExistsError, NotFoundError
+from hookline_service.store.audit import AuditLog, draft
+from hookline_service.store.database import ContentionError, Database, RejectedError
+from hookline_service.store.tenants import Tenants
 from tests.pipeline.rival import rival, until_blocked
 from tests.store.audit_log import entries_of, newest, tamper, verified
 from tests.store.control_plane import ControlPlane, control_plane
@@ -280,7 +280,7 @@ async def test_a_tenant_sees_nothing_of_one_that_had_its_name(plane: ControlPlan
 async def test_a_walk_goes_in_batches_and_leaves_what_comes_meanwhile(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.store.audit._WALK_BATCH", 2)
+    monkeypatch.setattr("hookline_service.store.audit._WALK_BATCH", 2)
     for n in range(4):
         await plane.tenants.create(f"t{n}", "", {})
     log = AuditLog(plane.database)

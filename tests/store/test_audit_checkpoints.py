@@ -10,15 +10,15 @@ from hashlib import sha256
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from service.domain.audit import BrokenChainError, ChainHead
-from service.store.audit_checkpoints import (
+from hookline_service.domain.audit import BrokenChainError, ChainHead
+from hookline_service.store.audit_checkpoints import (
     AuditCheckpoints,
     CheckpointKey,
     CheckpointVerifier,
 )
-from service.store.data_keys import TenantSecrets
-from service.store.master_keys import KeyRotation
-from service.store.secrets import SealedSecretError, SecretBox
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.master_keys import KeyRotation
+from hookline_service.store.secrets import SealedSecretError, SecretBox
 from tests.store.audit_log import tamper
 from tests.store.control_plane import KEY, ControlPlane, control_plane
 

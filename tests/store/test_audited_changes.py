@@ -9,12 +9,12 @@ from datetime import timedelta
 
 import pytest
 
-from service.domain.delivery import DeliveryState
-from service.domain.errors import AbortedError, ResourceExhaustedError
-from service.domain.event import EventType
-from service.domain.subscription import HttpTarget, Subscription
-from service.store.database import Database, OutcomeUnknownError
-from service.store.operations import OperationStore
+from hookline_service.domain.delivery import DeliveryState
+from hookline_service.domain.errors import AbortedError, ResourceExhaustedError
+from hookline_service.domain.event import EventType
+from hookline_service.domain.subscription import HttpTarget, Subscription
+from hookline_service.store.database import Database, OutcomeUnknownError
+from hookline_service.store.operations import OperationStore
 from tests.pipeline.rival import rival, until_blocked
 from tests.store.audit_log import entries_of, newest, shown, verified
 from tests.store.control_plane import SECRET, ControlPlane, control_plane, draft, secret
@@ -187,7 +187,7 @@ async def test_a_creation_whose_answer_is_lost_is_entered_once(
 async def test_discarding_tells_how_much_in_the_transaction_of_each_batch(
     plane: ControlPlane, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.store.subscriptions._DISCARD_BATCH", 2)
+    monkeypatch.setattr("hookline_service.store.subscriptions._DISCARD_BATCH", 2)
     await plane.create()
     await plane.create("bystander")
     place = await place_of(plane)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from service.store.backlog import ROWS_PER_PAGE_MAX, BacklogStore
+from hookline_service.store.backlog import ROWS_PER_PAGE_MAX, BacklogStore
 from tests.pipeline.rig import Rig
 
 INSERT = """

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.store.database import Database
-from service.store.lanes import SQL, LaneStore
+from hookline_service.store.database import Database
+from hookline_service.store.lanes import SQL, LaneStore
 from tests.pipeline.rival import rival
 from tests.store.rows import Rows, rows_in
 from tests.store.test_delivery_costs import blocks_read

@@ -10,10 +10,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from service.domain.errors import Reason, UnavailableError
-from service.store.connecting import History
-from service.store.database import Database
-from service.store.ownership import OwnershipStore
+from hookline_service.domain.errors import Reason, UnavailableError
+from hookline_service.store.connecting import History
+from hookline_service.store.database import Database
+from hookline_service.store.ownership import OwnershipStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from service.store.data_keys import DataKey, DataKeyPlace, TenantSecrets
-from service.store.secrets import SealedSecretError, SecretBox, SecretPlace, key_id_of
+from hookline_service.store.data_keys import DataKey, DataKeyPlace, TenantSecrets
+from hookline_service.store.secrets import SealedSecretError, SecretBox, SecretPlace, key_id_of
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 ACME, OTHER = UUID(int=1), UUID(int=9)

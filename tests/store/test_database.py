@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from service.domain.errors import UnavailableError
-from service.store.database import (
+from hookline_service.domain.errors import UnavailableError
+from hookline_service.store.database import (
     ContentionError,
     Database,
     OutcomeUnknownError,
@@ -53,7 +53,7 @@ async def database(wire: Wire) -> AsyncIterator[Database]:
 @pytest.fixture
 def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever takes leave of a frozen server politely waits for longer than any test."""
-    monkeypatch.setattr("service.store.database.CLOSE_TIMEOUT_S", 2 * PATIENCE_S)
+    monkeypatch.setattr("hookline_service.store.database.CLOSE_TIMEOUT_S", 2 * PATIENCE_S)
 
 
 async def values(database: Session | Database, statement: str) -> list[object]:

@@ -9,11 +9,11 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.attempt import AttemptOutcome
-from service.domain.delivery import DeliveryState, DeliveryStateReason
-from service.domain.errors import NotFoundError, Reason
-from service.store.database import Database
-from service.store.deliveries import DeliveryStore, Selection
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.delivery import DeliveryState, DeliveryStateReason
+from hookline_service.domain.errors import NotFoundError, Reason
+from hookline_service.store.database import Database
+from hookline_service.store.deliveries import DeliveryStore, Selection
 from tests.store.rows import Place, Rows, rows_in
 
 NEWEST = UUID(int=(1 << 128) - 1)

@@ -10,12 +10,12 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.delivery import DeliveryState
-from service.domain.ids import bucket_of_delivery, delivery_range_of
-from service.store.deliveries import SQL
-from service.store.events import SQL as EVENTS
-from service.store.partitions import first_id_of_day
-from service.store.status import SQL as STATUS
+from hookline_service.domain.delivery import DeliveryState
+from hookline_service.domain.ids import bucket_of_delivery, delivery_range_of
+from hookline_service.store.deliveries import SQL
+from hookline_service.store.events import SQL as EVENTS
+from hookline_service.store.partitions import first_id_of_day
+from hookline_service.store.status import SQL as STATUS
 from tests.store.rows import Place, Rows, rows_in
 
 NEWEST = UUID(int=(1 << 128) - 1)

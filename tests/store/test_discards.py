@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.domain.ids import bucket_of, delivery_id_of, first_uuid_of, unix_ms_of
-from service.domain.subscription import SubscriptionState
+from hookline_service.domain.ids import bucket_of, delivery_id_of, first_uuid_of, unix_ms_of
+from hookline_service.domain.subscription import SubscriptionState
 from tests.store.control_plane import ControlPlane, control_plane
 from tests.store.rows import Place, Rows, rows_in
 

@@ -8,10 +8,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from service.store.embedded.account import Account
-from service.store.embedded.postmaster import Postmaster, log_tail, program_by_arguments, program_of
-from service.store.embedded.programs import copy_package, find_package
+from hookline_service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from hookline_service.store.embedded.account import Account
+from hookline_service.store.embedded.postmaster import (
+    Postmaster,
+    log_tail,
+    program_by_arguments,
+    program_of,
+)
+from hookline_service.store.embedded.programs import copy_package, find_package
 from tests.store.embedded_rig import (
     account_of,
     as_root_only,

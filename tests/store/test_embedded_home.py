@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from service.store.embedded.account import SYSTEM_ACCOUNTS, Account
-from service.store.embedded.postmaster import Postmaster
-from service.store.embedded.programs import copy_package, find_package
+from hookline_service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from hookline_service.store.embedded.account import SYSTEM_ACCOUNTS, Account
+from hookline_service.store.embedded.postmaster import Postmaster
+from hookline_service.store.embedded.programs import copy_package, find_package
 from tests.store.embedded_rig import (
     AS_ROOT,
     as_root_only,

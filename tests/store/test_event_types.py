@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from service.domain.errors import AbortedError, AlreadyExistsError, NotFoundError, Reason
-from service.domain.event import EventType, EventTypeState
-from service.store.event_types import NEWEST
+from hookline_service.domain.errors import AbortedError, AlreadyExistsError, NotFoundError, Reason
+from hookline_service.domain.event import EventType, EventTypeState
+from hookline_service.store.event_types import NEWEST
 from tests.store.control_plane import ControlPlane, control_plane
 
 

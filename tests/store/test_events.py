@@ -7,9 +7,9 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.errors import NotFoundError, Reason
-from service.store.database import Database
-from service.store.events import EventStore
+from hookline_service.domain.errors import NotFoundError, Reason
+from hookline_service.store.database import Database
+from hookline_service.store.events import EventStore
 from tests.store.rows import Rows, rows_in
 
 NEWEST = UUID(int=(1 << 128) - 1)

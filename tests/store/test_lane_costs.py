@@ -8,10 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.ids import bucket_of, first_uuid_of
-from service.store.lanes import SQL
-from service.store.subscriptions import NEWEST
-from service.store.subscriptions import SQL as SUBSCRIPTIONS
+from hookline_service.domain.ids import bucket_of, first_uuid_of
+from hookline_service.store.lanes import SQL
+from hookline_service.store.subscriptions import NEWEST
+from hookline_service.store.subscriptions import SQL as SUBSCRIPTIONS
 from tests.store.rows import Rows, rows_in
 from tests.store.test_delivery_costs import blocks_read
 

@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.domain.subscription import Subscription
-from service.store.data_keys import TenantSecrets
-from service.store.master_keys import (
+from hookline_service.domain.subscription import Subscription
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.master_keys import (
     KeyRotation,
     RotationReport,
     check_master_keys,
     forget_master_key,
 )
-from service.store.routes import load_routes
-from service.store.secrets import MasterKeyError, SecretBox, SecretPlace, key_id_of
-from service.store.subscriptions import Subscriptions
+from hookline_service.store.routes import load_routes
+from hookline_service.store.secrets import MasterKeyError, SecretBox, SecretPlace, key_id_of
+from hookline_service.store.subscriptions import Subscriptions
 from tests.store.control_plane import (
     KEY,
     PLENTY,

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from service.store.migrations import (
+from hookline_service.store.migrations import (
     Migration,
     MigrationError,
     all_migrations,
     migrate,
     pending_migrations,
 )
-from service.store.partitions import PARENTS
+from hookline_service.store.partitions import PARENTS
 from tests.postgres import execute
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ async def test_a_migration_that_fails_leaves_nothing_of_itself(
         (903, "pre", "CREATE TABLE half_way (); SELECT 1 / 0"),
         (904, "pre", "CREATE TABLE never ()"),
     )
-    monkeypatch.setattr("service.store.migrations.all_migrations", lambda: found)
+    monkeypatch.setattr("hookline_service.store.migrations.all_migrations", lambda: found)
 
     with pytest.raises(MigrationError, match="division by zero"):
         await migrate(database_url)
@@ -104,7 +104,7 @@ async def test_post_halves_run_only_when_they_are_asked_for(
         (902, "post", "DROP TABLE old_one"),
         (903, "pre", "CREATE TABLE newer_one ()"),
     )
-    monkeypatch.setattr("service.store.migrations.all_migrations", lambda: found)
+    monkeypatch.setattr("hookline_service.store.migrations.all_migrations", lambda: found)
     await execute(database_url, "CREATE TABLE old_one ()")
 
     assert [(m.number, m.half) for m in await migrate(database_url)] == [(902, "pre"), (903, "pre")]

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.domain.ids import bucket_of
-from service.domain.ordering import FIRST_KEY_HASH, LAST_KEY_HASH
-from service.store import lanes
-from service.store.database import Database
-from service.store.deliveries import SQL as DELIVERIES
-from service.store.lanes import ORDER_SQL, LaneStore, PageWish
-from service.store.lanes import SQL as LANES
+from hookline_service.domain.ids import bucket_of
+from hookline_service.domain.ordering import FIRST_KEY_HASH, LAST_KEY_HASH
+from hookline_service.store import lanes
+from hookline_service.store.database import Database
+from hookline_service.store.deliveries import SQL as DELIVERIES
+from hookline_service.store.lanes import ORDER_SQL, LaneStore, PageWish
+from hookline_service.store.lanes import SQL as LANES
 from tests.store.rows import Place, Rows, rows_in
 from tests.store.test_delivery_costs import blocks_read
 

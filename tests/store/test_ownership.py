@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.domain.ids import BUCKET_COUNT
-from service.store.database import Database
-from service.store.ownership import BucketLease, OwnershipStore
+from hookline_service.domain.ids import BUCKET_COUNT
+from hookline_service.store.database import Database
+from hookline_service.store.ownership import BucketLease, OwnershipStore
 from tests.pipeline.rival import rival
 from tests.store.hot_rows import HotRows
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from service.domain.ids import unix_ms_of
-from service.store.partitions import (
+from hookline_service.domain.ids import unix_ms_of
+from hookline_service.store.partitions import (
     DAYS_AHEAD,
     PARENTS,
     create_partitions,

@@ -10,13 +10,13 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.ids import bucket_of
-from service.pipeline.matching import Matcher
-from service.store.upkeep import UpkeepStore
+from hookline_service.domain.ids import bucket_of
+from hookline_service.pipeline.publishing.matching import Matcher
+from hookline_service.store.upkeep import UpkeepStore
 from tests.store.control_plane import ControlPlane, control_plane
 
 if TYPE_CHECKING:
-    from service.domain.subscription import Subscription
+    from hookline_service.domain.subscription import Subscription
 
 PENDING = """INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid,
                  event_id) VALUES ($1, now(), 1, $2, $3, $2)"""

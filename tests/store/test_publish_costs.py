@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from service.store.database import Database
-from service.store.publishing import SQL, PublishRows, PublishStore
+from hookline_service.store.database import Database
+from hookline_service.store.publishing import SQL, PublishRows, PublishStore
 from tests.store.rows import rows_in
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.domain.caller import Caller, calling
-from service.store.database import Database, RejectedError
-from service.store.recording import Consequences, Disabling, OutcomeRows, RecordStore
+from hookline_service.domain.caller import Caller, calling
+from hookline_service.store.database import Database, RejectedError
+from hookline_service.store.recording import Consequences, Disabling, OutcomeRows, RecordStore
 from tests.pipeline.rival import rival, until_blocked
 from tests.store.audit_log import entries_of, shown, verified
 from tests.store.hot_rows import URL, HotRows, finished_row, rescheduled_row
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from uuid import UUID
 
-    from service.store.recording import Row
+    from hookline_service.store.recording import Row
 
 
 class Recording:

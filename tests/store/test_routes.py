@@ -10,12 +10,12 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.errors import HooklineError, Reason
-from service.domain.subscription import RetryPolicy, Subscription
-from service.store.data_keys import TenantSecrets
-from service.store.routes import IndexRow, load_index, load_routes
-from service.store.secrets import SecretBox, key_id_of
-from service.store.subscriptions import Subscriptions
+from hookline_service.domain.errors import HooklineError, Reason
+from hookline_service.domain.subscription import RetryPolicy, Subscription
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.routes import IndexRow, load_index, load_routes
+from hookline_service.store.secrets import SecretBox, key_id_of
+from hookline_service.store.subscriptions import Subscriptions
 from tests.pipeline.rival import BUMP, rival, until_blocked
 from tests.store.control_plane import SECRET, ControlPlane, control_plane, draft, secret
 

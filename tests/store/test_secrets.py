@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.store.secrets import (
+from hookline_service.store.secrets import (
     MasterKeyError,
     SealedSecretError,
     SecretBox,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from service.store.connecting import UnsafeServerError
-from service.store.database import Database
-from service.store.embedded import EmbeddedPostgres
+from hookline_service.store.connecting import UnsafeServerError
+from hookline_service.store.database import Database
+from hookline_service.store.embedded import EmbeddedPostgres
 from tests.store.embedded_rig import make_ground
 
 if TYPE_CHECKING:

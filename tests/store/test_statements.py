@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.store.database import Database, Session
-from service.store.statements import Statements
+from hookline_service.store.database import Database, Session
+from hookline_service.store.statements import Statements
 from tests.store.hot_rows import HotRows
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FILES = sorted(
     file.name.removesuffix(".sql")
-    for file in resources.files("service.store").joinpath("sql").iterdir()
+    for file in resources.files("hookline_service.store").joinpath("sql").iterdir()
     if file.name.endswith(".sql")
 )
 
@@ -50,7 +50,7 @@ def test_a_statement_is_an_attribute_by_its_name() -> None:
 
 @pytest.mark.parametrize("noun", FILES)
 def test_every_file_holds_named_statements_each_of_them_once(noun: str) -> None:
-    text = resources.files("service.store").joinpath(f"sql/{noun}.sql").read_text("utf-8")
+    text = resources.files("hookline_service.store").joinpath(f"sql/{noun}.sql").read_text("utf-8")
     heads = re.findall(r"^-- name: (\w+)", text, re.MULTILINE)
 
     assert len(set(heads)) == len(heads) > 0

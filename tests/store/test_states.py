@@ -5,17 +5,17 @@ from enum import StrEnum
 
 import pytest
 
-from service.domain.attempt import AttemptOutcome
-from service.domain.delivery import FINISHED_STATES, DeliveryState, DeliveryStateReason
-from service.domain.event import EventTypeState
-from service.domain.subscription import (
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.delivery import FINISHED_STATES, DeliveryState, DeliveryStateReason
+from hookline_service.domain.event import EventTypeState
+from hookline_service.domain.subscription import (
     PayloadFormat,
     SignatureScheme,
     SubscriptionState,
     SubscriptionStateReason,
 )
-from service.domain.tenant import TenantState
-from service.store.database import Database
+from hookline_service.domain.tenant import TenantState
+from hookline_service.store.database import Database
 
 HOLDS = {
     DeliveryStateReason.SUBSCRIPTION_PAUSED,

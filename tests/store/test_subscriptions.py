@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from service.domain.errors import (
+from hookline_service.domain.errors import (
     AbortedError,
     AlreadyExistsError,
     FailedPreconditionError,
@@ -19,8 +19,8 @@ from service.domain.errors import (
     Reason,
     ResourceExhaustedError,
 )
-from service.domain.ids import bucket_of
-from service.domain.subscription import (
+from hookline_service.domain.ids import bucket_of
+from hookline_service.domain.subscription import (
     DeliveryLimits,
     HttpTarget,
     PayloadFormat,
@@ -29,8 +29,8 @@ from service.domain.subscription import (
     SubscriptionState,
     SubscriptionStateReason,
 )
-from service.store.database import Database, OutcomeUnknownError
-from service.store.subscriptions import NEWEST, SQL, Subscriptions
+from hookline_service.store.database import Database, OutcomeUnknownError
+from hookline_service.store.subscriptions import NEWEST, SQL, Subscriptions
 from tests.store.control_plane import ControlPlane, control_plane, draft, secret
 
 RICH = draft(

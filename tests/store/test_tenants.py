@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.domain.errors import (
+from hookline_service.domain.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     HooklineError,
     NotFoundError,
     Reason,
 )
-from service.domain.tenant import Tenant, TenantState
-from service.store.tenants import NEWEST
+from hookline_service.domain.tenant import Tenant, TenantState
+from hookline_service.store.tenants import NEWEST
 from tests.pipeline.rival import rival, until_blocked
 from tests.store.control_plane import ControlPlane, control_plane
 from tests.store.rows import Place, rows_in

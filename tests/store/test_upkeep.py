@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.store.database import Database, Session
-from service.store.partitions import first_id_of_day, locks_of_one_day, partition_name
-from service.store.upkeep import RetentionError, UpkeepStore
+from hookline_service.store.database import Database, Session
+from hookline_service.store.partitions import first_id_of_day, locks_of_one_day, partition_name
+from hookline_service.store.upkeep import RetentionError, UpkeepStore
 from tests.pipeline.rival import rival
 from tests.store.hot_rows import HotRows
 

@@ -9,11 +9,11 @@ from uuid import UUID
 
 import pytest
 
-from service.domain.delivery import DeliveryState
-from service.domain.ids import bucket_of, make_uuid7
-from service.store.database import Database
-from service.store.deliveries import DeliveryStore, Selection
-from service.store.events import EventStore
+from hookline_service.domain.delivery import DeliveryState
+from hookline_service.domain.ids import bucket_of, make_uuid7
+from hookline_service.store.database import Database
+from hookline_service.store.deliveries import DeliveryStore, Selection
+from hookline_service.store.events import EventStore
 from tests.store.rows import Place, Rows, rows_in
 
 NEWEST = UUID(int=(1 << 128) - 1)

@@ -22,7 +22,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_no_core_is_dumped_by_any_kernel_and_the_limit_cannot_be_raised_again() -> None:
     told = run(
-        "from service.supervisor.hardening import forbid_core_dumps\n"
+        "from hookline_service.supervisor.hardening import forbid_core_dumps\n"
         f"before = {PRCTL}\n"
         "forbid_core_dumps()\n"
         f"print(before, {PRCTL}, resource.getrlimit(resource.RLIMIT_CORE))"

@@ -10,14 +10,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from service.telemetry.tracing import Tracer
+from hookline_service.telemetry.tracing import Tracer
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext
 
-    from service.telemetry.attempts import AttemptTrace
-    from service.telemetry.sampling import Sampling
+    from hookline_service.telemetry.attempts import AttemptTrace
+    from hookline_service.telemetry.sampling import Sampling
 
 DELIVERY = UUID(int=7)
 CALLER_TRACE = 0x0AF7651916CD43DD8448EB211C80319C

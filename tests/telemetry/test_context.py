@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.telemetry.context import (
+from hookline_service.telemetry.context import (
     PACKED_BYTES,
     format_traceparent,
     pack,

@@ -8,16 +8,16 @@ import sys
 
 import pytest
 
-from service.telemetry.fields import ALLOWED
-from service.telemetry.repetition import KEYS_MAX, LINES_A_WINDOW, WINDOW_S, Repetition
+from hookline_service.telemetry.fields import ALLOWED
+from hookline_service.telemetry.repetition import KEYS_MAX, LINES_A_WINDOW, WINDOW_S, Repetition
 from tests.architecture.repository import python_files, tree
 from tests.telemetry.spans import CALLER_TRACE, SAMPLED
 
 SCRIPT = """
 import logging, structlog
-from service.telemetry import LogFormat, LogLevel, configure_logging
+from hookline_service.telemetry import LogFormat, LogLevel, configure_logging
 configure_logging(LogFormat.{log_format}, LogLevel.{level})
-log = structlog.get_logger("service.pipeline.ownership")
+log = structlog.get_logger("hookline_service.pipeline.membership.ownership")
 log.debug("detail")
 log.info("buckets_taken", count=3, address=print)
 logging.getLogger("asyncpg").warning("from a %s", "library")
@@ -48,7 +48,7 @@ def test_json_is_one_object_a_line() -> None:
     taken, library, broken = map(json.loads, logged("JSON"))
     assert taken["event"] == "buckets_taken"
     assert taken["level"] == "info"
-    assert taken["logger"] == "service.pipeline.ownership"
+    assert taken["logger"] == "hookline_service.pipeline.membership.ownership"
     assert taken["count"] == 3
     assert taken["time"].endswith("Z")
     assert library["event"] == "from a library"
@@ -80,9 +80,9 @@ def test_the_level_is_the_least_that_is_logged(level: str, count: int) -> None:
 
 TROUBLES = """
 import structlog
-from service.telemetry import LogFormat, LogLevel, configure_logging
+from hookline_service.telemetry import LogFormat, LogLevel, configure_logging
 configure_logging(LogFormat.{log_format}, LogLevel.INFO)
-log = structlog.get_logger("service.pipeline.targets")
+log = structlog.get_logger("hookline_service.pipeline.dispatch.lane_configs")
 for number in range(10):
     log.error("signing_secret_sealed", subscription="one", error=str(number))
 log.error("signing_secret_sealed", subscription="two")
@@ -134,10 +134,10 @@ def test_what_is_remembered_of_lines_is_bounded() -> None:
 
 MARKED = """
 import logging, threading, structlog
-from service.telemetry import LogFormat, LogLevel, configure_logging, mark_lines
+from hookline_service.telemetry import LogFormat, LogLevel, configure_logging, mark_lines
 configure_logging(LogFormat.{log_format}, LogLevel.INFO)
 mark_lines(worker=2)
-log = structlog.get_logger("service.telemetry.outbox")
+log = structlog.get_logger("hookline_service.telemetry.outbox")
 for said in (log.info, logging.getLogger("grpc").warning):
     said("here")
     thread = threading.Thread(target=said, args=("elsewhere",))
@@ -154,10 +154,10 @@ def test_every_line_says_which_process_it_is_from_whatever_the_thread() -> None:
 TRACED = """
 import logging, structlog
 from opentelemetry.sdk.trace import TracerProvider
-from service.telemetry import LogFormat, LogLevel, configure_logging
-from service.telemetry.tracing import Tracer
+from hookline_service.telemetry import LogFormat, LogLevel, configure_logging
+from hookline_service.telemetry.tracing import Tracer
 configure_logging(LogFormat.{log_format}, LogLevel.INFO)
-log = structlog.get_logger("service.api")
+log = structlog.get_logger("hookline_service.api")
 tracer = Tracer(TracerProvider(shutdown_on_exit=False))
 tracer.call_began("hookline.v1.EventService/GetEvent", "%s")
 log.info("ours")

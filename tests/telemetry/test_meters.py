@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-from service.domain.attempt import AttemptOutcome
-from service.domain.delivery import DeliveryState
-from service.telemetry.distribution import SECONDS, Distribution
-from service.telemetry.meters import Meters
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.delivery import DeliveryState
+from hookline_service.telemetry.distribution import SECONDS, Distribution
+from hookline_service.telemetry.meters import Meters
 from tests.docs.pages import page
 
 

@@ -6,10 +6,10 @@ import contextvars
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
-from service.domain.attempt import AttemptOutcome, Outcome
-from service.domain.event import NewEvent
-from service.telemetry.context import pack
-from service.telemetry.otlp import encode
+from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.event import NewEvent
+from hookline_service.telemetry.context import pack
+from hookline_service.telemetry.otlp import encode
 from tests.telemetry.spans import CALLER_SPAN, CALLER_TRACE, SAMPLED, Spans, attempt_of
 
 URL = "https://example.com/hooks"

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
-from service.telemetry.outbox import Outbox
+from hookline_service.telemetry.outbox import Outbox
 from tests.waiting import until
 
 

@@ -6,8 +6,8 @@ import urllib.request
 
 import pytest
 
-from service.telemetry.providers import Telemetry, TelemetryError
-from service.telemetry.settings import Exporter, PrometheusSettings, TelemetrySettings
+from hookline_service.telemetry.providers import Telemetry, TelemetryError
+from hookline_service.telemetry.settings import Exporter, PrometheusSettings, TelemetrySettings
 
 
 def free_ports() -> int:

@@ -11,8 +11,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from structlog.testing import capture_logs
 
-from service.telemetry.scrape_server import ScrapeServer
-from service.telemetry.settings import PrometheusSettings
+from hookline_service.telemetry.scrape_server import ScrapeServer
+from hookline_service.telemetry.settings import PrometheusSettings
 from tests.telemetry.test_providers import free_ports
 from tests.waiting import until
 

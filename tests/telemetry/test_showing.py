@@ -2,7 +2,7 @@
 
 import json
 
-from service.telemetry.showing import ShownSpan, span_of_line, tree_of
+from hookline_service.telemetry.showing import ShownSpan, span_of_line, tree_of
 
 TRACE, RETRY = "1" * 32, "2" * 32
 

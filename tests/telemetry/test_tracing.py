@@ -9,13 +9,13 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind
 
-from service.domain.attempt import AttemptOutcome, Outcome
-from service.domain.errors import NotFoundError, Reason
-from service.domain.event import NewEvent
-from service.telemetry.context import pack, parse_traceparent
-from service.telemetry.current import current_ids, current_trace_id
-from service.telemetry.sampling import Sampling
-from service.telemetry.tracing import Tracer
+from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.errors import NotFoundError, Reason
+from hookline_service.domain.event import NewEvent
+from hookline_service.telemetry.context import pack, parse_traceparent
+from hookline_service.telemetry.current import current_ids, current_trace_id
+from hookline_service.telemetry.sampling import Sampling
+from hookline_service.telemetry.tracing import Tracer
 from tests.telemetry.spans import (
     CALLER_SPAN,
     CALLER_TRACE,

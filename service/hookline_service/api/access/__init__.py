@@ -1,0 +1,1 @@
+"""AccessService: API keys and the audit log."""

@@ -1,0 +1,1 @@
+"""Conversions that all resources share: names, text, values, field masks, pages."""

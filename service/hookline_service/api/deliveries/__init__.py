@@ -1,0 +1,1 @@
+"""DeliveryService: deliveries and their attempts."""

@@ -1,0 +1,191 @@
+"""DeliveryService: what became of events, and what operators do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from grpc.aio import ServicerContext
+
+from hookline.v1 import delivery_pb2, delivery_service_pb2
+from hookline_service.api.conversion.names import tenant_and_id_in, tenant_and_uuid_in, tenant_id_in
+from hookline_service.api.conversion.paging import NEWEST, Pages
+from hookline_service.api.conversion.values import enum_in
+from hookline_service.api.deliveries.conversion import attempt_message, delivery_message
+from hookline_service.api.unimplemented import UnbuiltDeliveryRpcs
+from hookline_service.domain.delivery import DeliveryState
+from hookline_service.domain.errors import Reason, Violation, invalid
+from hookline_service.domain.ids import DELIVERY_ID, EVENT_ID
+from hookline_service.domain.names import WILDCARD
+from hookline_service.pipeline.actions.delivery_actions import Operator
+from hookline_service.pipeline.dispatch.lane_views import reason_of
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.store.deliveries import Delivery, DeliveryStore, Selection
+
+_Context = ServicerContext[Any, Any]
+_NUMBER_BYTES = 4
+_STATES_MAX = 100
+
+
+class DeliveryServicer(UnbuiltDeliveryRpcs):
+    """The calls of DeliveryService."""
+
+    def __init__(
+        self, *, deliveries: DeliveryStore, operator: Operator, lanes: Lanes, pages: Pages
+    ) -> None:
+        self._deliveries = deliveries
+        self._lanes = lanes
+        self._operator = operator
+        self._pages = pages
+
+    async def GetDelivery(
+        self, request: delivery_service_pb2.GetDeliveryRequest, context: _Context
+    ) -> delivery_service_pb2.GetDeliveryResponse:
+        """One delivery as it stands."""
+        del context
+        tenant_id, delivery_id = _named(request.name, across=True)
+        delivery = await self._deliveries.get(tenant_id, delivery_id)
+        return delivery_service_pb2.GetDeliveryResponse(delivery=self._shown(delivery))
+
+    async def ListDeliveries(
+        self, request: delivery_service_pb2.ListDeliveriesRequest, context: _Context
+    ) -> delivery_service_pb2.ListDeliveriesResponse:
+        """A page of a tenant's deliveries, newest first."""
+        del context
+        violations: list[Violation] = []
+        selection = _selection_in(request, violations)
+        binding = (
+            "ListDeliveries",
+            request.tenant,
+            request.subscription,
+            request.event,
+            *sorted(selection.states),
+        )
+        page = self._pages.asked(request, binding, violations)
+        found = await self._deliveries.page(
+            selection,
+            before=UUID(bytes=page.cursor) if page.cursor else NEWEST,
+            limit=page.size,
+        )
+        messages = [self._shown(delivery) for delivery in found.deliveries]
+        kept = self._pages.cut(messages)
+        response = delivery_service_pb2.ListDeliveriesResponse(deliveries=kept)
+        if found.has_more or len(kept) < len(messages):
+            last = found.deliveries[len(kept) - 1]
+            response.next_page_token = self._pages.token(last.delivery_id.bytes, binding)
+        return response
+
+    async def ListAttempts(
+        self, request: delivery_service_pb2.ListAttemptsRequest, context: _Context
+    ) -> delivery_service_pb2.ListAttemptsResponse:
+        """A page of a delivery's attempts, oldest first."""
+        del context
+        violations: list[Violation] = []
+        tenant_id, delivery_id = tenant_and_uuid_in(
+            request.delivery, "deliveries", DELIVERY_ID, violations, field="delivery", across=True
+        )
+        binding = ("ListAttempts", request.delivery)
+        page = self._pages.asked(request, binding, violations)
+        found = await self._deliveries.attempts(
+            tenant_id, delivery_id, after=int.from_bytes(page.cursor, "big"), limit=page.size
+        )
+        messages = [attempt_message(attempt) for attempt in found.attempts]
+        kept = self._pages.cut(messages)
+        response = delivery_service_pb2.ListAttemptsResponse(attempts=kept)
+        if found.has_more or len(kept) < len(messages):
+            cursor = kept[-1].number.to_bytes(_NUMBER_BYTES, "big")
+            response.next_page_token = self._pages.token(cursor, binding)
+        return response
+
+    async def RetryDelivery(
+        self, request: delivery_service_pb2.RetryDeliveryRequest, context: _Context
+    ) -> delivery_service_pb2.RetryDeliveryResponse:
+        """Due now, and read back."""
+        del context
+        tenant_id, delivery_id = _named(request.name)
+        await self._operator.retry(tenant_id, delivery_id)
+        delivery = await self._deliveries.get(tenant_id, delivery_id)
+        return delivery_service_pb2.RetryDeliveryResponse(delivery=self._shown(delivery))
+
+    async def CancelDelivery(
+        self, request: delivery_service_pb2.CancelDeliveryRequest, context: _Context
+    ) -> delivery_service_pb2.CancelDeliveryResponse:
+        """Ended, and read back."""
+        del context
+        tenant_id, delivery_id = _named(request.name)
+        await self._operator.cancel(tenant_id, delivery_id)
+        delivery = await self._deliveries.get(tenant_id, delivery_id)
+        return delivery_service_pb2.CancelDeliveryResponse(delivery=self._shown(delivery))
+
+    def _shown(self, delivery: Delivery) -> delivery_pb2.Delivery:
+        """A delivery with what this node alone knows of why it waits."""
+        if delivery.is_due:
+            lane = self._lanes.get(delivery.subscription_uid)
+            reason = reason_of(lane, delivery.delivery_id, self._lanes.sending.may_take)
+            delivery = replace(delivery, state_reason=reason)
+        return delivery_message(delivery)
+
+
+def _named(name: str, *, across: bool = False) -> tuple[str, UUID]:
+    violations: list[Violation] = []
+    ids = tenant_and_uuid_in(name, "deliveries", DELIVERY_ID, violations, across=across)
+    if violations:
+        raise invalid(violations)
+    return ids
+
+
+def _selection_in(
+    request: delivery_service_pb2.ListDeliveriesRequest, violations: list[Violation]
+) -> Selection:
+    tenant_id = tenant_id_in(request.tenant, violations, across=True)
+    subscription: tuple[str, str] | None = None
+    if request.subscription:
+        subscription = tenant_and_id_in(
+            request.subscription, "subscriptions", violations, field="subscription"
+        )
+        _check_owner(subscription[0], tenant_id, "subscription", violations)
+    event_id: UUID | None = None
+    if request.event:
+        owner, event_id = tenant_and_uuid_in(
+            request.event, "events", EVENT_ID, violations, field="event", across=True
+        )
+        _check_owner(owner, tenant_id, "event", violations)
+        tenant_id = owner if tenant_id == WILDCARD else tenant_id
+    return Selection(
+        tenant_id=tenant_id,
+        subscription=subscription,
+        event_id=event_id,
+        states=_states_in(request.states, violations),
+    )
+
+
+def _check_owner(owner: str, tenant_id: str, field: str, violations: list[Violation]) -> None:
+    if owner and tenant_id not in (owner, WILDCARD, ""):
+        violations.append(Violation(field, "must be of the request's tenant"))
+
+
+def _states_in(
+    numbers: Sequence[delivery_pb2.DeliveryState.ValueType], violations: list[Violation]
+) -> frozenset[DeliveryState]:
+    """The states asked for; all of them where none is."""
+    if len(numbers) > _STATES_MAX:
+        text = f"has {len(numbers):,} entries; at most {_STATES_MAX} are allowed"
+        violations.append(Violation("states", text, Reason.LIMIT_EXCEEDED))
+        return frozenset()
+    found = {
+        _state_in(number, f"states[{index}]", violations) for index, number in enumerate(numbers)
+    }
+    return frozenset(found or DeliveryState)
+
+
+def _state_in(
+    number: delivery_pb2.DeliveryState.ValueType, field: str, violations: list[Violation]
+) -> DeliveryState:
+    if number == 0:
+        violations.append(Violation(field, "must not be unspecified"))
+    state = enum_in(
+        number, delivery_pb2.DeliveryState, "DELIVERY_STATE_", DeliveryState, field, violations
+    )
+    return state or DeliveryState.PENDING

@@ -1,0 +1,1 @@
+"""EventTypeService: the contracts of events."""

@@ -1,0 +1,1 @@
+"""EventService: events are published, and found again."""

@@ -1,0 +1,1 @@
+"""OperationsService: the state of the deployment."""

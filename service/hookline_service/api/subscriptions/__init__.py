@@ -1,0 +1,1 @@
+"""SubscriptionService: subscriptions, their targets and their secrets."""

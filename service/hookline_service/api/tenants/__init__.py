@@ -1,0 +1,1 @@
+"""TenantService: the tenants of the deployment."""

@@ -1,0 +1,69 @@
+"""The door, put together: the sources that know callers, what they need, and TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hookline_service.api.middleware.api_key_source import ApiKeySource
+from hookline_service.api.middleware.authentication import Anonymous, Authenticator
+from hookline_service.app.engine import Engine
+from hookline_service.app.source_watchers import Following
+from hookline_service.config import Settings
+from hookline_service.pipeline.clock import Clock
+from hookline_service.store.api_keys import ApiKeys
+from hookline_service.store.database import Database
+from hookline_service.store.deployment_keys import API_KEYS, load_or_create_deployment_key
+from hookline_service.store.secrets import SecretBox
+
+
+class Door:
+    """Who is let in: by API keys, certificates, tokens; where authentication is off, everybody."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        engine: Engine,
+        clock: Clock,
+        deployment_key: bytes,
+    ) -> None:
+        self.api_keys = ApiKeys(database, deployment_key)
+        self.api_key_source = ApiKeySource(
+            engine.key_lookup, deployment_key, clock, max_cached=settings.max_cached_keys
+        )
+        self.following = Following(settings)
+        self._is_auth_on = settings.is_auth_on
+
+    @classmethod
+    async def make(
+        cls,
+        settings: Settings,
+        database: Database,
+        box: SecretBox,
+        engine: Engine,
+        clock: Clock,
+    ) -> Door:
+        """One, with the deployment's key.
+
+        Raises `SealedSecretError` where that does not open, and `SourceError` for a file that
+        cannot be used.
+        """
+        key = await load_or_create_deployment_key(database, box, API_KEYS)
+        return cls(settings, database, engine, clock, key)
+
+    @property
+    def identities(self) -> Sequence[Authenticator]:
+        """Who knows callers, in the order in which to ask."""
+        if not self._is_auth_on:
+            return [Anonymous()]
+        return [self.api_key_source, *self.following.authenticators()]
+
+    def start(self) -> None:
+        """Begin to know."""
+        self.api_key_source.start()
+        self.following.start()
+
+    async def stop(self) -> None:
+        """End."""
+        await self.following.stop()
+        await self.api_key_source.stop()

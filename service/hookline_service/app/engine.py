@@ -1,0 +1,239 @@
+"""The data path, put together: every part of `pipeline` with its store, its start and its stop."""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random, SystemRandom
+from typing import Final
+
+from hookline_service import VERSION
+from hookline_service.config import Settings
+from hookline_service.pipeline.actions.delivery_actions import Operator
+from hookline_service.pipeline.actions.target_handshakes import Consents
+from hookline_service.pipeline.actions.test_events import Trial
+from hookline_service.pipeline.clock import Clock, DatabaseTime
+from hookline_service.pipeline.coordination.changes import Changes
+from hookline_service.pipeline.coordination.notifications import Notifier
+from hookline_service.pipeline.dispatch.deliver import Deliverer
+from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.dispatch.record import Recorder
+from hookline_service.pipeline.dispatch.refill import Refiller
+from hookline_service.pipeline.dispatch.sweep import Sweeper
+from hookline_service.pipeline.membership.ownership import Ownership
+from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
+from hookline_service.pipeline.publishing.commit import GroupCommitter, GroupLimits
+from hookline_service.pipeline.publishing.contended import TURNS_PER_WAIT
+from hookline_service.pipeline.publishing.hand_off import GroupBuilder
+from hookline_service.pipeline.publishing.matching import Matcher
+from hookline_service.pipeline.publishing.publish import Publisher
+from hookline_service.pipeline.publishing.quota import PendingQuota
+from hookline_service.pipeline.timers import Timers
+from hookline_service.pipeline.upkeep.chores import Upkeep
+from hookline_service.schema.checker import SchemaChecker
+from hookline_service.store.api_keys import ApiKeyLookup
+from hookline_service.store.audit import AuditLog
+from hookline_service.store.backlog import BacklogStore
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.database import Database, Session
+from hookline_service.store.event_types import EventTypes
+from hookline_service.store.lanes import LaneStore
+from hookline_service.store.notifying import NotifyStore
+from hookline_service.store.operations import OperationStore
+from hookline_service.store.ownership import OwnershipStore
+from hookline_service.store.publishing import PublishStore
+from hookline_service.store.recording import RecordStore
+from hookline_service.store.upkeep import UpkeepStore
+from hookline_service.targets.http.handshake import Handshake
+from hookline_service.targets.http.sender import WebhookSender
+from hookline_service.targets.http.tls_handshake import make_tls_context
+from hookline_service.targets.http.transport import TransportLimits, WebhookTransport
+from hookline_service.telemetry.instruments import UNOBSERVED, Instruments
+
+USER_AGENT: Final = f"hookline/{VERSION}"
+KEY_WINDOW_S: Final = 72 * 3_600.0
+"""How long an idempotency key is remembered; the contract names it."""
+SESSIONS: Final = 10
+"""Connections that a node has beside the pool of the calls: the data path's, and the door's."""
+LOOKUP_TIMEOUT_S: Final = 3.0
+"""What looking up an API key may take."""
+
+
+class Engine:
+    """The parts of one node's data path; `start` in the order of construction, `stop` backwards."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        path: Database,
+        secrets: TenantSecrets,
+        clock: Clock,
+        place: str = "",
+        instruments: Instruments = UNOBSERVED,
+    ) -> None:
+        """`database` serves calls, `path` what the data path reads (HOOKLINE_PATH_POOL_SIZE).
+
+        `place` is the supervisor's name for this process; empty: there is none.
+        """
+        # A drawn number must not tell the next: ids are seen by tenants.
+        random = SystemRandom()
+        self.time = time = DatabaseTime(clock)
+        self.timers = Timers(clock)
+        session = path.session
+        self.lanes = self._make_lanes(settings, clock)
+        self.ownership = Ownership(
+            OwnershipStore(session("ownership", timeout_s=settings.lease_s / 3)),
+            self.lanes,
+            time,
+            clock,
+            random,
+            version=VERSION,
+            lease_s=settings.lease_s,
+            is_alone=settings.database_url is None,
+            place=place,
+        )
+        self.event_types = EventTypes(database)
+        self.audit_log = AuditLog(database)
+        self.schemas = SchemaChecker(settings.limits)
+        self.catalog = EventTypeCatalog(
+            EventTypes(path), self.schemas, is_strict=settings.is_strict_about_event_types
+        )
+        configs = LaneConfigs(
+            path, secrets, self.lanes, self.timers, clock, time, user_agent=USER_AGENT
+        )
+        record, refill, changes = session("record"), session("refill"), session("changes")
+        sweep = session("sweep")
+        self._sessions = (record, refill, changes, sweep)
+        self.changes = Changes(LaneStore(changes), self.lanes, configs, self.catalog, clock)
+        self.refiller = Refiller(LaneStore(refill), self.lanes, configs)
+        self.sweeper = Sweeper(LaneStore(sweep), self.lanes, self.ownership, time, clock)
+        self.notifier = Notifier(
+            NotifyStore(session("notify")), self.ownership, self.lanes, self.changes, self.sweeper
+        )
+        self.key_lookup = ApiKeyLookup(session("access", timeout_s=LOOKUP_TIMEOUT_S))
+        self.publisher = self._make_publisher(settings, path, random, instruments)
+        sender = self._make_sending(settings, record, random, instruments)
+        self.consents = Consents(
+            database,
+            secrets,
+            Handshake(self.transport, settings.egress.origin_name),
+            user_agent=USER_AGENT,
+        )
+        operations, retention_days = OperationStore(database), settings.retention_days
+        self.operator = Operator(operations, self.changes, time, retention_days=retention_days)
+        self.trial = Trial(
+            operations, configs, self.catalog, sender, time, random, instruments.tracer
+        )
+        self.upkeep = _make_upkeep(settings, path, instruments)
+        self._connect_parts(path)
+
+    def _connect_parts(self, path: Database) -> None:
+        """Let ownership see who does its work, and all forget what a lost database had told."""
+        self.ownership.workers = (self.recorder, self.refiller, self.sweeper, self.changes)
+        path.on_history_changed += [
+            self.ownership.history_changed,
+            self.matcher.clear,
+            self.publisher.history_changed,
+            self.changes.history_changed,
+            self.upkeep.history_changed,
+        ]
+
+    async def open_sessions(self) -> None:
+        """Connect what a bucket's work is done on: a node without it must own none."""
+        for session in self._sessions:
+            await session.open()
+
+    async def close_sessions(self) -> None:
+        """Close those that no part has closed, since it was never started."""
+        for session in self._sessions:
+            await session.close()
+
+    def _make_lanes(self, settings: Settings, clock: Clock) -> Lanes:
+        return Lanes(
+            clock,
+            self.timers,
+            self._owns,
+            max_queued_jobs=settings.max_queued_deliveries,
+            max_queued_bytes=settings.max_queued_delivery_bytes,
+            max_lane_bytes=settings.max_lane_bytes,
+        )
+
+    def _make_sending(
+        self, settings: Settings, record: Session, random: Random, instruments: Instruments
+    ) -> WebhookSender:
+        self.recorder = Recorder(
+            RecordStore(record),
+            self.lanes,
+            self.ownership,
+            self.time,
+            random,
+            disable_after_s=settings.disable_after_days * 86_400,
+            meters=instruments.meters,
+        )
+        self.transport = _make_transport(settings)
+        sender = WebhookSender(self.transport, unix_s=self.time.unix_s)
+        self.deliverer = Deliverer(
+            self.lanes,
+            sender,
+            self.recorder,
+            self.time,
+            self.ownership.may_send,
+            max_in_flight=settings.max_in_flight,
+            tracer=instruments.tracer,
+        )
+        return sender
+
+    def _make_publisher(
+        self, settings: Settings, path: Database, random: Random, instruments: Instruments
+    ) -> Publisher:
+        self.quota = PendingQuota(BacklogStore(path), settings.limits.max_pending_per_tenant)
+        self.matcher = matcher = Matcher(
+            path, max_index_bytes=settings.max_index_bytes, random=random
+        )
+        builder = GroupBuilder(self.time, random, self.lanes)
+        wait_s = settings.publish_lock_wait_s
+
+        def committer(session: Session) -> GroupCommitter:
+            store = PublishStore(session, KEY_WINDOW_S, wait_s / TURNS_PER_WAIT)
+            return GroupCommitter(store, matcher, builder, instruments)
+
+        return Publisher(
+            committer(path.session("publish")),
+            committer(path.session("contended")),
+            self.catalog,
+            self.quota,
+            settings.limits,
+            GroupLimits(lock_wait_s=wait_s),
+            instruments,
+        )
+
+    def _owns(self, bucket: int) -> bool:
+        """Lanes and ownership know one another; lanes come first."""
+        return self.ownership.owns(bucket)
+
+
+def _make_transport(settings: Settings) -> WebhookTransport:
+    return WebhookTransport(
+        egress=settings.egress.policy,
+        proxy=settings.egress.proxy,
+        make_tls=partial(
+            make_tls_context,
+            settings.egress.ca_file,
+            handshake_bytes_max=settings.egress.handshake_bytes_max,
+        ),
+        limits=TransportLimits(
+            handshakes_max=settings.egress.handshakes_max,
+            certificate_bytes_max=settings.egress.certificate_bytes_max,
+        ),
+    )
+
+
+def _make_upkeep(settings: Settings, database: Database, instruments: Instruments) -> Upkeep:
+    return Upkeep(
+        UpkeepStore(database.session("upkeep")),
+        retention_days=settings.retention_days,
+        pending_retention_days=settings.pending_retention_days,
+        tombstone_retention_days=settings.tombstone_retention_days,
+        meters=instruments.meters,
+    )

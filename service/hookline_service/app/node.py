@@ -1,0 +1,345 @@
+"""One node: the database, the data path and the API, started upwards and stopped downwards.
+
+The order of a stop is the promise that nothing waits for a lease to end: health says NOT_SERVING,
+no more deliveries are taken, calls end, what is on the wire ends and is recorded, the buckets are
+given back, and only then do the connections close. Each start below pushes its stop, so a start
+that fails halfway stops what it had started, in the same order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+import structlog
+
+from hookline_service import VERSION
+from hookline_service.api.middleware.observing import ObservedCalls
+from hookline_service.api.server import ApiServer, CannotListenError
+from hookline_service.app.authenticator import Door
+from hookline_service.app.engine import SESSIONS, Engine
+from hookline_service.app.metrics_sampler import make_pulse
+from hookline_service.app.servicers import make_servicers
+from hookline_service.config import ListenAddress, Role, Settings
+from hookline_service.domain.errors import UnavailableError
+from hookline_service.identity.files import SourceError
+from hookline_service.pipeline.clock import MAX_SKEW_S, Clock, DatabaseTime, SystemClock
+from hookline_service.pipeline.upkeep.audit_sealer import AuditSealer
+from hookline_service.pipeline.upkeep.metrics_sampler import Pulse
+from hookline_service.store.audit_checkpoints import AuditCheckpoints
+from hookline_service.store.connecting import UnsafeServerError
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.database import Database, OutcomeUnknownError
+from hookline_service.store.deployment_keys import PAGE_TOKENS, load_or_create_deployment_key
+from hookline_service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from hookline_service.store.master_keys import check_master_keys
+from hookline_service.store.migrations import Migration, MigrationError, migrate, pending_migrations
+from hookline_service.store.secrets import (
+    MasterKeyError,
+    SealedSecretError,
+    SecretBox,
+    load_or_create_master_key,
+)
+from hookline_service.store.tenants import Tenants
+from hookline_service.store.upkeep import RetentionError, UpkeepStore
+from hookline_service.telemetry.instruments import Instruments
+from hookline_service.telemetry.providers import FLUSH_S, Telemetry, TelemetryError
+
+KEY_FILE = "master.key"
+_LEAST_S = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """The node cannot start; the text tells whoever started it what to do."""
+
+
+class App:
+    """One node of the service."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, place: str = "") -> None:
+        """`place`: it shares its port, and the supervisor calls it so; empty: it is alone."""
+        self._settings = settings
+        self._place = place
+        self._clock = clock or SystemClock()
+        self._stack = AsyncExitStack()
+        self._hurry = asyncio.Event()
+        self._stop_by_s = 0.0
+
+    async def start(self) -> int:
+        """Start everything; the port that gRPC is served on.
+
+        Raises `StartError`; whatever happens, cancellation too, what had started is stopped.
+        """
+        try:
+            return await self._start()
+        except BaseException as error:
+            await asyncio.shield(self.stop())
+            if isinstance(error, FORESEEN):
+                raise StartError(sentence_of(error)) from error
+            raise
+
+    async def _start(self) -> int:
+        settings, push = self._settings, self._stack.push_async_callback
+        if not self._place:  # else somebody holds the port for it
+            await _check_address(settings.listen)
+        telemetry = await self._start_telemetry()
+        database = Database(
+            await self._find_database(),
+            pool_size=settings.pool_size,
+            timeout_s=settings.statement_timeout_s,
+        )
+        await database.check_server()
+        await _prepare_schema(settings, database)
+        path = Database(
+            database.url,
+            pool_size=settings.path_pool_size,
+            timeout_s=settings.statement_timeout_s,
+            name="path",
+        )
+        for pool in (database, path):
+            push(pool.close)
+            await pool.open()
+        if not self._place or self._place.endswith("/1"):  # of several, one tells
+            await _check_connections(settings, database)
+        await Tenants(database).ensure_default()
+        secrets = TenantSecrets(SecretBox(master_keys_of(settings)))
+        await check_master_keys(database, secrets.box)
+        instruments = Instruments(telemetry.tracer, telemetry.meters)
+        engine = Engine(settings, database, path, secrets, self._clock, self._place, instruments)
+        await self._start_data_path(engine)
+        door = await Door.make(settings, database, secrets.box, engine, self._clock)
+        push(door.stop)
+        door.start()
+        await self._start_sealer(engine, database, secrets.box)
+        page_key = await load_or_create_deployment_key(database, secrets.box, PAGE_TOKENS)
+        server = ApiServer(
+            make_servicers(settings, database, engine, secrets, door, page_key=page_key),
+            address=str(settings.listen),
+            limits=settings.limits,
+            identities=door.identities,
+            credentials=door.following.server_credentials(),
+            max_calls=settings.max_calls,
+            share_port=bool(self._place),
+            observer=ObservedCalls(instruments),
+        )
+        push(self._stop_serving, server)
+        port = await server.start()
+        engine.ownership.serve_at(str(ListenAddress(settings.listen.host, port)))
+        self._stack.callback(engine.ownership.begin_leaving)
+        self._stack.callback(engine.deliverer.pause)
+        self._start_pulse(make_pulse(settings, database, engine, telemetry))
+        push(server.set_serving, False)  # noqa: FBT003 - health answers NOT_SERVING
+        await server.set_serving(True)
+        push(_cancel, asyncio.create_task(self._follow_clock(engine.time, server), name="clock"))
+        _log.info("node_started", node_id=str(engine.ownership.node_id), port=port)
+        return port
+
+    async def stop(self) -> None:
+        """Stop everything, in order; waits for what is under way as long as the settings allow."""
+        self._stop_by_s = asyncio.get_running_loop().time() + self._settings.stop_grace_s
+        await self._stack.aclose()
+
+    def hurry(self) -> None:
+        """Make a stop wait for nothing any more; what was not recorded is delivered once more."""
+        self._hurry.set()
+
+    async def _follow_clock(self, time: DatabaseTime, server: ApiServer) -> None:
+        """Say NOT_SERVING while this machine's clock is no good, as each heartbeat finds it."""
+        was_trusted = True
+        while True:
+            await asyncio.sleep(self._settings.lease_s / 3)
+            if time.is_trusted is not was_trusted:
+                was_trusted = time.is_trusted
+                _log.warning("clock_judged", is_trusted=was_trusted, ahead_s=round(time.skew_s, 3))
+                await server.set_serving(was_trusted)
+
+    # ---------------------------------------------------------------------- parts of the start
+
+    async def _start_telemetry(self) -> Telemetry:
+        """Before all else, so that it is the last to end."""
+        worker = int(self._place.rpartition("/")[2] or 0)
+        telemetry = Telemetry(self._settings.telemetry, version=VERSION, worker=worker)
+        self._stack.push_async_callback(self._flush, telemetry)
+        await telemetry.start()
+        return telemetry
+
+    async def _start_data_path(self, engine: Engine) -> None:
+        push = self._stack.push_async_callback
+        push(engine.transport.aclose)
+        self._stack.callback(engine.timers.clear)
+        push(engine.notifier.stop)
+        push(engine.ownership.stop)
+        push(engine.close_sessions)
+        await engine.open_sessions()
+        await engine.ownership.start()
+        _check_clock(engine.time)
+        push(engine.upkeep.stop)
+        engine.upkeep.start()
+        push(engine.schemas.stop)
+        push(engine.changes.stop)
+        await engine.changes.start()
+        push(self._wait_for, engine.recorder.stop)
+        engine.recorder.start()
+        push(self._wait_for, engine.deliverer.stop)
+        push(engine.refiller.stop)
+        engine.refiller.start()
+        push(engine.sweeper.stop)
+        engine.sweeper.start()
+        push(engine.quota.stop)
+        engine.quota.start()
+        push(self._wait_for, engine.publisher.stop)
+        engine.publisher.start()
+        engine.notifier.start()
+
+    async def _start_sealer(self, engine: Engine, database: Database, box: SecretBox) -> None:
+        checkpoints = AuditCheckpoints(database)
+        key = await checkpoints.load_or_create_key(box, datetime.now(UTC))
+        sealer = AuditSealer(engine.audit_log, checkpoints, key)
+        self._stack.push_async_callback(sealer.stop)
+        sealer.start()
+
+    def _start_pulse(self, pulse: Pulse) -> None:
+        self._stack.push_async_callback(pulse.stop)
+        pulse.start()
+
+    async def _find_database(self) -> str:
+        """The URL of the database, which is started where it is ours to start."""
+        if self._settings.database_url is not None:
+            return self._settings.database_url
+        postgres = EmbeddedPostgres(self._settings.data_dir)
+        self._stack.push_async_callback(postgres.stop)
+        return await postgres.start()
+
+    # ----------------------------------------------------------------------- parts of the stop
+
+    async def _wait_for(self, stop: Callable[[], Awaitable[None]]) -> None:
+        """Stop a part that waits for others: until the grace is over, or somebody is in a hurry."""
+        stopping = asyncio.ensure_future(stop())
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait(
+            {stopping, hurry}, timeout=self._left_s(), return_when=asyncio.FIRST_COMPLETED
+        )
+        hurry.cancel()
+        if stopping.done():
+            await stopping
+            return
+        _log.warning("stopped_early", part=getattr(stop, "__qualname__", str(stop)))
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+
+    async def _flush(self, telemetry: Telemetry) -> None:
+        """Let what is left of telemetry go out, as long as nobody is in a hurry."""
+        await telemetry.stop(0.0 if self._hurry.is_set() else min(FLUSH_S, self._left_s()))
+
+    async def _stop_serving(self, server: ApiServer) -> None:
+        async def end_calls() -> None:
+            await server.stop(self._left_s())
+
+        await self._wait_for(end_calls)
+        await server.stop(0)
+
+    def _left_s(self) -> float:
+        """What is left of the grace. Whatever one part spent of it, the next may still be quick."""
+        return max(_LEAST_S, self._stop_by_s - asyncio.get_running_loop().time())
+
+
+def master_keys_of(settings: Settings) -> tuple[bytes, ...]:
+    """Those of the settings, or the one in the data directory, made where it is not there yet."""
+    if settings.master_keys:
+        return settings.master_keys
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return load_or_create_master_key(settings.data_dir / KEY_FILE)
+
+
+async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]:
+    """Bring the schema up to date; what was applied. Raises `StartError`."""
+    database = Database(settings.database_url or "", pool_size=1)
+    try:
+        await database.check_server()
+        return await migrate(database.url, post=post)
+    except FORESEEN as error:
+        raise StartError(sentence_of(error)) from error
+
+
+def _check_clock(time: DatabaseTime) -> None:
+    """Durations by a clock that runs wrong would be wrong too."""
+    if not time.is_trusted:
+        raise StartError(
+            f"this machine's clock differs by {abs(time.skew_s):.0f} s from the database's;"
+            f" {MAX_SKEW_S:.0f} s are tolerated: set both by NTP"
+        )
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _check_address(address: ListenAddress) -> None:
+    """Whether it can be listened on: told now, before a database is started for nothing."""
+    try:
+        server = await asyncio.get_running_loop().create_server(
+            asyncio.Protocol, address.host, address.port, start_serving=False
+        )
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {address}: {error.strerror or error}; name another address with"
+            " --listen or HOOKLINE_LISTEN"
+        ) from error
+    server.close()
+
+
+async def _check_connections(settings: Settings, database: Database) -> None:
+    """Whether the server takes what all processes of this machine may come to need."""
+    each = settings.pool_size + settings.path_pool_size + SESSIONS
+    needed = settings.workers * each
+    limit = await database.connection_limit()
+    if needed > limit:
+        _log.warning("connections_short", needed=needed, limit=limit, workers=settings.workers)
+
+
+async def _prepare_schema(settings: Settings, database: Database) -> None:
+    """In development the schema follows the version; in production somebody decides on it."""
+    if settings.role is Role.DEV:
+        await migrate(database.url)
+        return
+    if missing := await pending_migrations(database.url):
+        raise MigrationError(
+            f"the schema lacks {len(missing)} migrations of this version: run `hookline migrate`"
+        )
+    # Nobody may have been here for weeks: the days of what is accepted next must be there.
+    days = UpkeepStore(database.session("start"))
+    try:
+        await days.check_locks(
+            max(settings.retention_days, settings.pending_retention_days), settings.pool_size
+        )
+        await days.create_partitions()
+    finally:
+        await days.close()
+
+
+FORESEEN = (
+    CannotListenError,
+    EmbeddedPostgresError,
+    MasterKeyError,
+    MigrationError,
+    OutcomeUnknownError,
+    RetentionError,
+    SealedSecretError,
+    SourceError,
+    TelemetryError,
+    UnavailableError,
+    UnsafeServerError,
+)
+"""What keeps a node from starting, and has a sentence of its own."""
+
+
+def sentence_of(error: BaseException) -> str:
+    """What whoever starts a node is told; unlike a caller, he may know why the database is away."""
+    if isinstance(error, UnavailableError) and error.__cause__ is not None:
+        return f"the database cannot be reached ({error.__cause__})"
+    return str(error)

@@ -1,0 +1,115 @@
+"""The way to a running service: a client, and its errors as sentences.
+
+`HOOKLINE_API_KEY` and `HOOKLINE_TOKEN` (an issuer's), or the files or commands that hold them, are
+read here and nowhere else; they are no arguments, since arguments are seen by every user of a
+machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+from hookline import HooklineClient
+from hookline.errors import (
+    DeadlineExceededError,
+    HooklineError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from hookline.tls import Tls
+from hookline_service.cli.failure import CommandError
+from hookline_service.config.secret_sources import SecretSourceError, source_of, variables_given
+
+_UNREACHED = (
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "shows a certificate that nobody trusted here has signed: name its authority by --ca FILE",
+    ),
+    (
+        "Hostname Verification",
+        "shows a certificate for another name: say by --server-name NAME for which",
+    ),
+    ("WRONG_VERSION_NUMBER", "does not speak TLS: leave --ca, --cert and --server-name out"),
+    (
+        "Socket closed",
+        "hangs up: it may serve TLS (--ca FILE), or ask for a certificate (--cert, --key FILE)",
+    ),
+    ("Failed parsing HTTP/2", "answers, and not in gRPC: is it another service's port?"),
+)
+"""What gRPC says of a connection, and what that means."""
+_CREDENTIALS = ("HOOKLINE_API_KEY", "HOOKLINE_TOKEN")
+_SILENT = "its process hangs (so does `hookline health`), or it waits for Postgres, which does"
+
+
+def ask(asked: argparse.Namespace, questions: Callable[[HooklineClient], Awaitable[int]]) -> int:
+    """Connect as the command line says and run a command's calls; the exit code."""
+    return asyncio.run(_ask(asked, questions))
+
+
+async def _ask(
+    asked: argparse.Namespace, questions: Callable[[HooklineClient], Awaitable[int]]
+) -> int:
+    target = asked.server
+    try:
+        client = HooklineClient(
+            target,
+            token=_token(),
+            tls=_tls(asked),
+            plaintext=asked.plaintext or None,
+            token_in_plaintext=asked.plaintext,
+        )
+    except ValueError as error:
+        raise CommandError(f"{target}: {error}") from error
+    except OSError as error:
+        raise CommandError(f"{error.filename} cannot be read: {error.strerror}") from error
+    async with client:
+        try:
+            return await questions(client)
+        except UnavailableError as error:
+            if error.reason:
+                raise CommandError(f"{target} answered {error}", code=1) from error
+            raise CommandError(_unreached(target, str(error)), code=1) from error
+        except DeadlineExceededError as error:
+            raise CommandError(f"{target} did not answer in time: {_SILENT}", code=1) from error
+        except UnauthenticatedError as error:
+            hint = "set HOOKLINE_API_KEY to one (`hookline keys create --help`), or HOOKLINE_TOKEN"
+            raise CommandError(f"{target} answered {error}\n  {hint}", code=1) from error
+        except HooklineError as error:
+            raise CommandError(f"{target} answered {error}", code=1) from error
+
+
+def _unreached(target: str, said: str) -> str:
+    """What to do where gRPC could not connect, by what it said of that."""
+    for part, sentence in _UNREACHED:
+        if part in said:
+            return f"{target} {sentence}"
+    return (
+        f"nothing answers at {target}: start `hookline dev`, or name the service with"
+        " --server HOST:PORT"
+    )
+
+
+def _token() -> str | None:
+    """What to show the service; None: nothing."""
+    given = [name for name in _CREDENTIALS if variables_given(os.environ, name)]
+    if len(given) > 1:
+        raise CommandError("HOOKLINE_API_KEY and HOOKLINE_TOKEN are both set: unset one of them")
+    if not given:
+        return None
+    try:
+        source = source_of(os.environ, given[0])
+        return os.environ[given[0]] if source is None else source.read()
+    except SecretSourceError as error:
+        raise CommandError(str(error)) from error
+
+
+def _tls(asked: argparse.Namespace) -> Tls | None:
+    """What was said of TLS; None: nothing, and the client decides."""
+    if not (asked.ca or asked.cert or asked.key or asked.server_name):
+        return None
+    return Tls(
+        ca_file=asked.ca, cert_file=asked.cert, key_file=asked.key, server_name=asked.server_name
+    )

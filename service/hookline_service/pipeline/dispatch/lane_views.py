@@ -1,0 +1,109 @@
+"""How the lanes stand, for an operator."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from heapq import nlargest
+from typing import TYPE_CHECKING
+
+from hookline_service.domain.delivery import DeliveryStateReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from uuid import UUID
+
+    from hookline_service.pipeline.dispatch.lane import Lane
+
+
+class LaneCondition(StrEnum):
+    """What keeps a lane from sending freely."""
+
+    READY = "READY"
+    OPEN = "OPEN"
+    """Its circuit is open."""
+    LIMITED = "LIMITED"
+    """Its rate or its window is used up."""
+    HELD = "HELD"
+    """Its subscription is paused or disabled, or we cannot make it ready."""
+
+
+_REASONS = {
+    LaneCondition.OPEN: DeliveryStateReason.CIRCUIT_OPEN,
+    LaneCondition.LIMITED: DeliveryStateReason.RATE_LIMITED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LaneCounts:
+    """How many lanes this node has, and how many of them cannot send freely."""
+
+    total: int
+    open: int
+    limited: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneView:
+    """One lane for an operator."""
+
+    subscription: str
+    subscription_uid: UUID
+    bucket: int
+    state: str
+    """A `LaneCondition`."""
+    queued: int
+    in_flight: int
+    consecutive_failures: int
+
+
+def counts_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool]) -> LaneCounts:
+    """How the lanes stand, counted."""
+    found = Counter(condition_of(lane, may_take) for lane in lanes)
+    return LaneCounts(
+        len(lanes),
+        found[LaneCondition.OPEN],
+        found[LaneCondition.LIMITED],
+        found[LaneCondition.HELD],
+    )
+
+
+def top_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool], count: int) -> list[LaneView]:
+    """The lanes with the most in memory."""
+    return [
+        LaneView(
+            lane.name,
+            lane.subscription_uid,
+            lane.bucket,
+            condition_of(lane, may_take),
+            len(lane.queue),
+            lane.in_flight,
+            lane.failures,
+        )
+        for lane in nlargest(count, lanes, key=lambda lane: len(lane.known))
+    ]
+
+
+def reason_of(
+    lane: Lane | None, delivery_id: UUID, may_take: Callable[[Lane], bool]
+) -> DeliveryStateReason | None:
+    """Why a delivery that is due is not sent; None where it is, will be at once, or elsewhere."""
+    if lane is None:
+        return None
+    job = lane.known.get(delivery_id)
+    if job is not None and job.is_sent:
+        return None
+    return _REASONS.get(condition_of(lane, may_take))
+
+
+def condition_of(lane: Lane, may_take: Callable[[Lane], bool]) -> LaneCondition:
+    """What keeps a lane from sending, if anything does."""
+    if lane.fault or (lane.config is not None and not lane.sends()):
+        return LaneCondition.HELD
+    if lane.is_circuit_open:
+        return LaneCondition.OPEN
+    if lane.queue and not may_take(lane):
+        return LaneCondition.LIMITED
+    return LaneCondition.READY

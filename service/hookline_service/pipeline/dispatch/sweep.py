@@ -1,0 +1,194 @@
+"""The sweep: finds what is due and not in memory, whatever hand-off or notification was lost.
+
+Theory of operation. A round visits every lane with anything pending, one index descent each, and
+marks those lanes DIRTY whose earliest due row memory does not hold. A turn comes every second and
+visits up to `LANES_PER_TURN` lanes. So a node with few such lanes visits all of them every second.
+Of a node with a million a round takes minutes, and each turn that did not visit every lane looks
+besides at what came since the last look:
+
+    rows published since              by the primary key, for a delivery's id begins with its time
+    rows for later that came due      by `pending_later`, which holds nothing else
+
+Neither look visits a row that waits for tomorrow, or has been due for long. What both miss, such as
+a row whose commit took longer than `OVERLAP_S`, the round finds.
+
+Where buckets are to be visited at once, because they were gained, more came than a look may return,
+or memory had no room for a lane, turns follow one another while few lanes wait to be read, each
+after as long a rest as the one before took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import structlog
+
+from hookline_service.store.database import TRANSIENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hookline_service.pipeline.clock import Clock, DatabaseTime
+    from hookline_service.pipeline.dispatch.lanes import Lanes
+    from hookline_service.pipeline.membership.ownership import Ownership
+    from hookline_service.store.lanes import LaneHead, LaneStore
+
+_log = structlog.get_logger(__name__)
+
+INTERVAL_S = 1.0
+LANES_PER_TURN = 1_024
+"""5 to 10 ms of CPU for the database."""
+ARRIVALS_PER_BUCKET = 500
+OVERLAP_S = 5.0
+"""How long a commit may take whose rows the next look still sees."""
+_FIRST = UUID(int=0)
+
+
+class Sweeper:
+    """Walks through the lanes of the owned buckets, and looks at what came."""
+
+    def __init__(
+        self,
+        store: LaneStore,
+        lanes: Lanes,
+        ownership: Ownership,
+        time: DatabaseTime,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._lanes = lanes
+        self._ownership = ownership
+        self._time = time
+        self._clock = clock
+        self._round: dict[int, UUID] = {}
+        """The buckets that the round has yet to visit, and the last lane visited of each."""
+        self._urgent: dict[int, UUID] = {}
+        """The same, of buckets that are visited before all others."""
+        self._again: set[int] = set()
+        """Of the urgent ones, those that are visited once more, for something may be missed."""
+        self._since_ms: int | None = None
+        """What came before was looked at."""
+        self._look_at_s = 0.0
+        self.is_failing = False
+        """Whether the last turn neither visited nor looked."""
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        lanes.on_gained = self.visit_soon
+        lanes.on_left_out = lambda bucket: self.visit_soon((bucket,))
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._task = asyncio.create_task(self._run(), name="sweeper")
+
+    async def stop(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._store.close()
+
+    def sweep_soon(self) -> None:
+        """Take the next turn now, without waiting for the second to pass."""
+        self._look_at_s = 0.0
+        self._wake.set()
+
+    def visit_soon(self, buckets: Iterable[int]) -> None:
+        """Visit every lane of these buckets as soon as there is room for what is found."""
+        was_urgent = bool(self._urgent)
+        for bucket in buckets:
+            if bucket in self._urgent:
+                self._again.add(bucket)
+            else:
+                self._urgent[bucket] = _FIRST
+        if not was_urgent:
+            self._wake.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            began_s, is_failed = loop.time(), True
+            try:
+                await self.sweep()
+                is_failed = False
+            except TRANSIENT as error:
+                _log.warning("sweep_failed", error=str(error))
+            except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
+                _log.exception("sweep_broken")
+            took_s = loop.time() - began_s
+            hurries = self._urgent and self._lanes.refills.is_low and not is_failed
+            pause_s = took_s if hurries else max(INTERVAL_S - took_s, min(took_s, INTERVAL_S))
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def sweep(self) -> None:
+        """Take one turn: visit some lanes; unless that was all, look at what came since."""
+        if self.is_failing:
+            await self._store.ping()  # a node without buckets visits nothing
+        now_ms = self._time.unix_ms()
+        try:
+            is_whole = await self._visit()
+        except Exception:
+            self.is_failing = True
+            await self._look(now_ms)  # which does not depend on the walk
+            self.is_failing = False
+            raise
+        self.is_failing = False
+        if is_whole:
+            self._since_ms = now_ms
+        elif self._clock.boottime_s() >= self._look_at_s:
+            await self._look(now_ms)
+
+    async def _visit(self) -> bool:
+        """Visit the next lanes; whether these were all lanes of all buckets."""
+        owned = self._ownership.buckets
+        if not self._urgent and not self._round:
+            self._round = dict.fromkeys(owned, _FIRST)
+        walk = self._urgent or self._round
+        for bucket in walk.keys() - owned:
+            del walk[bucket]
+        after = dict(walk)
+        if not after:
+            return not owned
+        heads = await self._store.heads(after, max(1, LANES_PER_TURN // len(after)))
+        went_on = {head.bucket: head.subscription_uid for head in heads if head.is_last}
+        for bucket in after:
+            if bucket in went_on:
+                walk[bucket] = went_on[bucket]
+            elif bucket in self._again and walk is self._urgent:
+                self._again.discard(bucket)
+                walk[bucket] = _FIRST
+            else:
+                del walk[bucket]
+        self._take_in(heads)
+        return not went_on and len(after) == len(owned) and set(after.values()) == {_FIRST}
+
+    async def _look(self, now_ms: int) -> None:
+        since_ms = now_ms if self._since_ms is None else self._since_ms
+        heads = await self._store.arrivals(
+            self._ownership.buckets, since_ms - int(OVERLAP_S * 1_000), ARRIVALS_PER_BUCKET
+        )
+        self._since_ms = now_ms
+        self._look_at_s = self._clock.boottime_s() + INTERVAL_S
+        if full := {head.bucket for head in heads if head.is_last}:
+            self.visit_soon(full)
+        self._take_in(heads)
+
+    def _take_in(self, heads: Iterable[LaneHead]) -> None:
+        """Mark every lane DIRTY whose row is not in memory, or that is ordered.
+
+        In an ordered lane that row tells nothing of the others: it may wait behind another of its
+        key, or be of a key that is always busy.
+        """
+        lanes = self._lanes
+        for head in heads:
+            if head.tenant_uid is None:
+                continue
+            lane = lanes.get(head.subscription_uid)
+            if lane is None or lane.order is not None or not lane.holds(head.delivery_id):
+                lanes.touch(head.subscription_uid, head.bucket, tenant_uid=head.tenant_uid)

@@ -1,0 +1,371 @@
+"""A group of calls that share one commit: their rows, their keys, and who is answered what."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+
+from hookline_service.domain.errors import AlreadyExistsError, NotFoundError, Reason
+from hookline_service.domain.event import default_source
+from hookline_service.domain.ids import EVENT_ID, delivery_id_of, format_type_id, make_uuid7
+from hookline_service.domain.names import event_name
+from hookline_service.domain.ordering import key_hash_of
+from hookline_service.store.event_rows import row_of
+from hookline_service.store.publishing import NO_HISTORY, PublishRows
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from random import Random
+    from uuid import UUID
+
+    from hookline_service.domain.event import NewEvent
+    from hookline_service.pipeline.dispatch.lane import Lane
+    from hookline_service.pipeline.publishing.matching import TenantIndex
+    from hookline_service.store.event_rows import EventRow
+    from hookline_service.store.publishing import DeliveryRow, Key, KeyRow, TakenKey
+
+
+class Published(NamedTuple):
+    """What became of one event of a call."""
+
+    event_id: UUID
+    deduplicated: bool
+    delivery_count: int
+
+
+class PublishCall:
+    """One PublishEvents: its events, and whom to tell."""
+
+    __slots__ = (
+        "contexts",
+        "data_bytes",
+        "done",
+        "events",
+        "fan_out",
+        "index",
+        "losses",
+        "misses",
+        "queued_s",
+        "revisions",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        index: TenantIndex,
+        events: list[NewEvent],
+        revisions: list[int],
+        data_bytes: int,
+        done: asyncio.Future[list[Published]],
+        stream: object | None = None,
+    ) -> None:
+        self.events = events
+        self.revisions = revisions
+        self.data_bytes = data_bytes
+        self.done = done
+        self.queued_s = monotonic()
+        """When it came, monotonic."""
+        self.stream = stream
+        """Whose calls keep their order; None: it waits for nobody."""
+        self.contexts: Sequence[bytes | None] | None = None
+        """Where each event belongs in a trace, packed; None: none of them is traced."""
+        self.misses = 0
+        """How often its tenant had moved on when it came to be written."""
+        self.losses = 0
+        """How often the answer to what wrote it was lost, and it had not been stored."""
+        self.match(index)
+
+    def match(self, index: TenantIndex) -> None:
+        """Go by this index from now on; `fan_out` is how many deliveries its events then make."""
+        self.index = index
+        match = index.match
+        self.fan_out = sum([len(match(event.type)) for event in self.events])
+
+    def context_of(self, position: int) -> bytes | None:
+        """Where an event belongs in a trace; None: it is not traced."""
+        return None if self.contexts is None else self.contexts[position]
+
+    def succeed(self, results: list[Published]) -> None:
+        """Answer OK."""
+        if not self.done.done():
+            self.done.set_result(results)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error."""
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()  # whoever gave up waiting is not to be missed
+
+
+class Placed(NamedTuple):
+    """One event of a call with its rows."""
+
+    event_id: UUID
+    row: EventRow
+    deliveries: list[DeliveryRow]
+    key: KeyRow | None
+
+
+class Group:
+    """Calls that commit together."""
+
+    def __init__(self, now_ms: int, random: Random) -> None:
+        self.now_ms = now_ms
+        self._random = random
+        self.calls: list[PublishCall] = []
+        self.followers: list[PublishCall] = []
+        """Calls that use a key of this group: their turn comes when its fate is known."""
+        self._held_streams: set[object] = set()
+        self.lock_timeout_s: float | None = None
+        """None: nothing waits for a change under way. Else it is matched again and written while
+        its tenants' epochs are locked, for which it waits so long."""
+        self.not_found: NotFoundError | None = None
+        """Its tenant was found to be deleted while it was matched again."""
+        self.rows = PublishRows()
+        """Of all its calls."""
+        self.rows_to_store = self.rows
+        """All, until `settle` leaves some out."""
+        self.event_count = 0
+        self.data_bytes = 0
+        self.announced: list[tuple[Lane, UUID]] = []
+        self._placed: list[list[Placed | int]] = []
+        """Per call and event: its rows, or the position of the equal event of the same call."""
+        self._leaders: dict[Key, tuple[int, int]] = {}
+        """Which call's which event holds a key."""
+        self._taken: Mapping[Key, TakenKey] = {}
+        self._settled: list[list[Published] | AlreadyExistsError] = []
+        """What each call is answered if its tenant passes; empty: no key was found to be taken."""
+        self._answers: dict[int, list[Published] | AlreadyExistsError] = {}
+        """What calls were answered once the group had been stored."""
+
+    def add(self, call: PublishCall) -> None:
+        """Take a call in; one that uses a key of the group becomes its follower.
+
+        So do later calls of that one's stream: they must not be stored before it.
+        """
+        uid = call.index.uid
+        keys = [(uid, event.idempotency_key) for event in call.events if event.idempotency_key]
+        if call.stream in self._held_streams or any(key in self._leaders for key in keys):
+            self.followers.append(call)
+            if call.stream is not None:
+                self._held_streams.add(call.stream)
+            return
+        try:
+            self._placed.append(self._place(call))
+        except AlreadyExistsError as error:
+            call.fail(error)
+            return
+        for position, event in enumerate(call.events):
+            if event.idempotency_key:
+                key = (uid, event.idempotency_key)
+                self._leaders.setdefault(key, (len(self.calls), position))
+        self.calls.append(call)
+        self.event_count += len(call.events)
+        self.data_bytes += call.data_bytes
+
+    def _place(self, call: PublishCall) -> list[Placed | int]:
+        """Rows for a call's events. Raises `AlreadyExistsError` for one key of two events."""
+        rows = self.rows
+        firsts: dict[str, tuple[int, bytes]] = {}
+        placed: list[Placed | int] = []
+        count = len(rows.events)
+        for position, event in enumerate(call.events):
+            fingerprint = b""
+            if event.idempotency_key:
+                fingerprint = fingerprint_of(event, call.index.tenant_id)
+                first = firsts.setdefault(event.idempotency_key, (position, fingerprint))
+                if first[0] != position:
+                    if first[1] != fingerprint:
+                        raise _reused(position, None)
+                    placed.append(first[0])
+                    continue
+            count += 1
+            placed.append(self._rows_of(call, position, fingerprint, count))
+        for item in placed:
+            if not isinstance(item, int):
+                rows.events.append(item.row)
+                rows.deliveries += item.deliveries
+                if item.key is not None:
+                    rows.keys.append(item.key)
+        # Two indexes of a tenant, one of them old, may meet here: the older epoch, and so neither
+        # writes unless both may. Two histories likewise: none is on both.
+        history_id = call.index.history_id
+        rows.history_id = history_id if rows.history_id in {None, history_id} else NO_HISTORY
+        epoch, uid = call.index.epoch, call.index.uid
+        rows.epochs[uid] = min(rows.epochs.get(uid, epoch), epoch)
+        return placed
+
+    def _rows_of(self, call: PublishCall, position: int, fingerprint: bytes, place: int) -> Placed:
+        tenant_uid = call.index.uid
+        event = call.events[position]
+        event_id = make_uuid7(self.now_ms, self._random.getrandbits(74))
+        deliveries = [
+            (
+                tenant_uid,
+                route.bucket,
+                route.first_delay_s,
+                place,
+                delivery_id_of(event_id, number, route.bucket),
+                route.subscription_uid,
+                event_id,
+                key_hash_of(event.ordering_key, event_id) if route.is_ordered else None,
+            )
+            for number, route in enumerate(call.index.match(event.type))
+        ]
+        key = None
+        if fingerprint:
+            key = (tenant_uid, event.idempotency_key, event_id, fingerprint, len(deliveries))
+        row = row_of(
+            tenant_uid, event_id, event, call.revisions[position], call.context_of(position)
+        )
+        return Placed(event_id, row, deliveries, key)
+
+    def tenant_ids(self) -> set[str]:
+        """Whose calls these are."""
+        return {call.index.tenant_id for call in self.calls}
+
+    def place_again(self, index_of: Callable[[str], TenantIndex | None]) -> None:
+        """Match its calls under today's indexes: other rows, with other ids."""
+        self.rows = PublishRows()
+        for call in self.calls:
+            call.match(index_of(call.index.tenant_id) or call.index)
+        self._placed = [self._place(call) for call in self.calls]
+        self.settle(self._taken)
+
+    def settle(self, taken: Mapping[Key, TakenKey]) -> None:
+        """Decide, by the keys that are taken, which events are refused or deduplicated.
+
+        Nothing of those is written, not even a key (rule 7 of the data path).
+        """
+        self._taken = taken
+        self._settled = [
+            _settle_call(call, placed, taken)
+            for call, placed in zip(self.calls, self._placed, strict=True)
+        ]
+        rows = self.rows_to_store = PublishRows(self.rows.history_id, self.rows.epochs)
+        for _, _, item in self.stored(set(rows.epochs)):
+            rows.events.append(item.row)
+            place = len(rows.events)
+            rows.deliveries += [(*row[:3], place, *row[4:]) for row in item.deliveries]
+            if item.key is not None:
+                rows.keys.append(item.key)
+
+    def stored(self, passed: set[UUID]) -> Iterator[tuple[PublishCall, int, Placed]]:
+        """The events that this group writes: their call, their position in it, their rows."""
+        for number, call in enumerate(self.calls):
+            answer = self._settled[number] if self._settled else None
+            if call.index.uid not in passed or isinstance(answer, AlreadyExistsError):
+                continue
+            for position, item in enumerate(self._placed[number]):
+                if isinstance(item, int) or (answer and answer[position].deduplicated):
+                    continue
+                yield call, position, item
+
+    def witnesses(self) -> dict[UUID, UUID]:
+        """Per tenant one event that is stored exactly if the tenant's events are."""
+        found: dict[UUID, UUID] = {}
+        for call, _, item in self.stored(set(self.rows.epochs)):
+            found.setdefault(call.index.uid, item.event_id)
+        return found
+
+    def answer(self, passed: set[UUID]) -> list[PublishCall]:
+        """Tell the calls whose tenants passed; the others, to be matched again."""
+        again: list[PublishCall] = []
+        for number, call in enumerate(self.calls):
+            if call.index.uid not in passed:
+                again.append(call)
+                continue
+            if self._settled:
+                answer = self._settled[number]
+            else:
+                answer = _settle_call(call, self._placed[number], {})
+            self._answers[number] = answer
+            if isinstance(answer, AlreadyExistsError):
+                call.fail(answer)
+            else:
+                call.succeed(answer)
+        return again
+
+    def fail(self, error: Exception) -> None:
+        """Answer each of its calls with an error."""
+        for call in self.calls:
+            call.fail(error)
+
+    def fail_followers(self, error: Exception) -> None:
+        """Answer each of its followers with an error: nothing of theirs has been written."""
+        for call in self.followers:
+            call.fail(error)
+        self.followers.clear()
+
+    def answer_followers(self) -> list[PublishCall]:
+        """Tell the followers all of whose keys were stored here; the others, to queue again."""
+        return [call for call in self.followers if not self._answer_follower(call)]
+
+    def _answer_follower(self, call: PublishCall) -> bool:
+        results: list[Published] = []
+        for position, event in enumerate(call.events):
+            leader = self._leaders.get((call.index.uid, event.idempotency_key))
+            answer = self._answers.get(leader[0]) if leader else None
+            if leader is None or answer is None or isinstance(answer, AlreadyExistsError):
+                return False
+            first, tenant_id = answer[leader[1]], call.index.tenant_id
+            leading = self.calls[leader[0]].events[leader[1]]
+            if fingerprint_of(leading, tenant_id) != fingerprint_of(event, tenant_id):
+                call.fail(_reused(position, _name_of(call, first.event_id)))
+                return True
+            results.append(first._replace(deduplicated=True))
+        call.succeed(results)
+        return True
+
+
+def _settle_call(
+    call: PublishCall, placed: list[Placed | int], taken: Mapping[Key, TakenKey]
+) -> list[Published] | AlreadyExistsError:
+    results: list[Published] = []
+    for position, item in enumerate(placed):
+        if isinstance(item, int):
+            results.append(results[item]._replace(deduplicated=True))
+            continue
+        key = item.key
+        first = taken.get((key[0], key[1])) if key is not None and taken else None
+        if key is None or first is None:
+            results.append(Published(item.event_id, False, len(item.deliveries)))  # noqa: FBT003
+        elif first.fingerprint == key[3]:
+            results.append(Published(first.event_id, True, first.delivery_count))  # noqa: FBT003
+        else:
+            return _reused(position, _name_of(call, first.event_id))
+    return results
+
+
+def _name_of(call: PublishCall, event_id: UUID) -> str:
+    return event_name(call.index.tenant_id, format_type_id(EVENT_ID, event_id))
+
+
+def _reused(position: int, name: str | None) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"events[{position}].idempotency_key: the key already stands for another event",
+        Reason.IDEMPOTENCY_KEY_REUSED,
+        metadata={"index": str(position)} | ({"name": name} if name else {}),
+    )
+
+
+def fingerprint_of(event: NewEvent, tenant_id: str) -> bytes:
+    """16 bytes of everything that makes two events of a key equal: all but `occur_time`.
+
+    A source that says what would be the default is no other source.
+    """
+    source = event.source or default_source(tenant_id)
+    head = orjson.dumps(
+        [
+            event.type, source, event.subject, event.ordering_key, event.content_type,
+            event.external_id, event.data_schema, event.is_json, dict(event.attributes),
+        ],
+        option=orjson.OPT_SORT_KEYS,
+    )  # fmt: skip
+    digest = blake2b(head, digest_size=16)
+    digest.update(event.data)
+    return digest.digest()

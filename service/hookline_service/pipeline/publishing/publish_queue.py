@@ -1,0 +1,212 @@
+"""Calls that wait to be stored: how many may, and whose turn it is.
+
+Theory of operation. Calls of one tenant go in the order in which they came. Tenants share what is
+stored by what their calls cost (start-time fair queueing, Goyal, Vin and Cheng, 1996): each line
+has a tag, the line with the smallest goes next, and what it takes is added to its tag. A line that
+begins anew begins at the tag that was served last, so who asks for little is served at once,
+however much others have queued; a line that runs empty keeps its tag until its turn would come.
+
+A tenant whose rows another transaction has locked is set apart: its line has no turn, and is taken
+by name (`contended.py`), until the tenant comes back.
+
+A tenant may queue `SHARE` times as much as is left free (the dynamic threshold of Choudhury and
+Hahne, 1998): alone it has four fifths of the queue, and the more tenants fill it, the less each may
+have; something is always left for one more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import TYPE_CHECKING
+
+from hookline_service.domain.errors import Reason, ResourceExhaustedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hookline_service.domain.limits import Limits
+    from hookline_service.pipeline.publishing.group import PublishCall
+
+SHARE = 4
+_ADVICE_S = 0.5
+_BYTES_PER_ROW = 1_024
+
+
+class _Line:
+    """The calls of one tenant."""
+
+    __slots__ = ("apart_since_s", "calls", "data_bytes", "events", "tenant_id")
+
+    def __init__(self, tenant_id: str) -> None:
+        self.tenant_id = tenant_id
+        self.calls: deque[PublishCall] = deque()
+        self.events = 0
+        self.data_bytes = 0
+        self.apart_since_s: float | None = None
+        """Monotonic; None: it has its turns."""
+
+
+class PublishQueue:
+    """One line a tenant; calls that had their turn already go before all others."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lines: dict[str, _Line] = {}
+        self._returned: deque[_Line] = deque()
+        """The line of each call that was put back, in the order of their turns."""
+        self._round: list[tuple[int, int, _Line]] = []
+        """A heap of each line that has turns once, by its tag; of equal tags the older goes first.
+        """
+        self._served_tag = 0
+        self._joined = 0
+        self._apart_events = 0
+        self.calls = 0
+        """That have turns; those of tenants set apart are not among them."""
+        self.events = 0
+        self.data_bytes = 0
+        """Of all calls."""
+        self.on_apart: Callable[[str], None] = lambda _tenant_id: None
+        """Called with a tenant that is set apart, and has calls."""
+
+    def admit(self, tenant_id: str, events: int, data_bytes: int) -> None:
+        """Raise `ResourceExhaustedError` where a call of this size may not be queued."""
+        limits = self._limits
+        free_events = limits.max_queued_publish_events - self.events - self._apart_events
+        free_bytes = limits.max_queued_publish_bytes - self.data_bytes
+        if events > free_events:
+            raise _overloaded("HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS", "too many events wait")
+        if data_bytes > free_bytes:
+            raise _overloaded("HOOKLINE_MAX_QUEUED_PUBLISH_BYTES", "too many bytes wait")
+        line = self._lines.get(tenant_id)
+        if line is None or not line.calls:
+            return
+        if line.events + events > SHARE * free_events:
+            setting = "HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS"
+            raise _overloaded(setting, "too many events of this tenant's wait")
+        if line.data_bytes + data_bytes > SHARE * free_bytes:
+            setting = "HOOKLINE_MAX_QUEUED_PUBLISH_BYTES"
+            raise _overloaded(setting, "too many bytes of this tenant's wait")
+
+    def append(self, call: PublishCall) -> None:
+        """Queue a call behind all others of its tenant's."""
+        line = self._line_of(call.index.tenant_id)
+        line.calls.append(call)
+        self._count(line, call, 1)
+
+    def put_back(self, call: PublishCall) -> None:
+        """Queue a call that had its turn before everybody's, those put back before it too."""
+        line = self._line_of(call.index.tenant_id)
+        line.calls.appendleft(call)
+        self._count(line, call, 1)
+        if line.apart_since_s is None:
+            self._returned.appendleft(line)
+
+    def first(self) -> PublishCall | None:
+        """Whose turn it is; the call stays where it is."""
+        if self._returned:
+            return self._returned[0].calls[0]
+        while self._round:
+            line = self._round[0][2]
+            if line.calls and line.apart_since_s is None:
+                return line.calls[0]
+            heappop(self._round)
+            if line.apart_since_s is None:
+                del self._lines[line.tenant_id]
+        return None
+
+    def take(self) -> PublishCall:
+        """The call that `first` showed; it leaves the queue."""
+        if self._returned:
+            line = self._returned.popleft()
+            call = line.calls.popleft()
+        else:
+            tag, number, line = self._round[0]
+            call = line.calls.popleft()
+            self._served_tag = tag
+            heapreplace(self._round, (tag + _cost_of(call), number, line))
+        self._count(line, call, -1)
+        return call
+
+    # ------------------------------------------------------------------------- tenants set apart
+
+    def set_apart(self, tenant_id: str, now_s: float) -> None:
+        """Give a tenant's calls no turns, until `rejoin`."""
+        line = self._line_of(tenant_id)
+        if line.apart_since_s is not None:
+            return
+        self._returned = deque([other for other in self._returned if other is not line])
+        self.calls -= len(line.calls)
+        self.events -= line.events
+        self._apart_events += line.events
+        line.apart_since_s = now_s
+        if line.calls:
+            self.on_apart(tenant_id)
+
+    def rejoin(self, tenant_id: str) -> None:
+        """Give a tenant's calls turns again."""
+        line = self._lines[tenant_id]
+        line.apart_since_s = None
+        self.calls += len(line.calls)
+        self.events += line.events
+        self._apart_events -= line.events
+        self._round = [entry for entry in self._round if entry[2] is not line]
+        heapify(self._round)
+        self._join(line)
+
+    def first_apart(self, tenant_id: str) -> PublishCall | None:
+        """The first call of a tenant that is set apart; it stays where it is."""
+        calls = self._lines[tenant_id].calls
+        return calls[0] if calls else None
+
+    def take_apart(self, tenant_id: str) -> PublishCall:
+        """The call that `first_apart` showed; it leaves the queue."""
+        line = self._lines[tenant_id]
+        call = line.calls.popleft()
+        self._count(line, call, -1)
+        return call
+
+    def apart_since_s(self, tenant_id: str) -> float | None:
+        """When a tenant was set apart; None: it has its turns."""
+        line = self._lines.get(tenant_id)
+        return None if line is None else line.apart_since_s
+
+    # ------------------------------------------------------------------------------------- within
+
+    def _line_of(self, tenant_id: str) -> _Line:
+        line = self._lines.get(tenant_id)
+        if line is None:
+            line = self._lines[tenant_id] = _Line(tenant_id)
+            self._join(line)
+        return line
+
+    def _join(self, line: _Line) -> None:
+        self._joined += 1
+        heappush(self._round, (self._served_tag, self._joined, line))
+
+    def _count(self, line: _Line, call: PublishCall, sign: int) -> None:
+        events = sign * len(call.events)
+        line.events += events
+        line.data_bytes += sign * call.data_bytes
+        self.data_bytes += sign * call.data_bytes
+        if line.apart_since_s is None:
+            self.calls += sign
+            self.events += events
+            return
+        self._apart_events += events
+        if sign > 0:
+            self.on_apart(line.tenant_id)
+
+
+def _cost_of(call: PublishCall) -> int:
+    """About the rows that it writes; bytes count as the rows that they would fill."""
+    return len(call.events) + call.fan_out + call.data_bytes // _BYTES_PER_ROW
+
+
+def _overloaded(setting: str, what: str) -> ResourceExhaustedError:
+    return ResourceExhaustedError(
+        f"{what} to be stored ({setting}); nothing was stored, come back later",
+        Reason.OVERLOADED,
+        metadata={"limit": setting},
+        retry_after_s=_ADVICE_S,
+    )

@@ -1,0 +1,60 @@
+"""The one timer structure of a node: whatever waits for a moment within the next minute."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from itertools import count
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hookline_service.pipeline.clock import Clock
+
+
+class Timers:
+    """A heap of moments, and one timer of the event loop for the earliest.
+
+    Bounded by who adds to it: each lane has a quota. A clock that a test turns takes effect by
+    `poke`.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._handle: asyncio.TimerHandle | None = None
+        self._armed_for_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, at_s: float, action: Callable[[], None]) -> None:
+        """Call `action` once the clock's boottime reaches `at_s`."""
+        heapq.heappush(self._heap, (at_s, next(self._order), action))
+        if self._handle is None or at_s < self._armed_for_s:
+            self._arm()
+
+    def poke(self) -> None:
+        """Run what has come due, now."""
+        now_s = self._clock.boottime_s()
+        try:
+            while self._heap and self._heap[0][0] <= now_s:
+                heapq.heappop(self._heap)[2]()
+        finally:
+            self._arm()  # whatever one action does, the others have their moment
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._heap.clear()
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        if self._heap:
+            self._armed_for_s = self._heap[0][0]
+            delay_s = max(0.0, self._armed_for_s - self._clock.boottime_s())
+            self._handle = asyncio.get_running_loop().call_later(delay_s, self.poke)

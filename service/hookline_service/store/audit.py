@@ -1,0 +1,181 @@
+"""The audit log in Postgres: drafts for those who change something, and the entries, read.
+
+A change carries its draft in its own statement (`audited` in the room's SQL), so that both are
+there or neither; the schema numbers and chains the entries (migration 0005). Must not know which
+calls are told of: the API says so for reads, each store for its changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hookline_service.domain.audit import AuditEntry, BrokenChainError, ChainHead
+from hookline_service.domain.audit_view import View, json_of
+from hookline_service.domain.caller import Caller, current_caller
+from hookline_service.domain.errors import NotFoundError, Reason
+from hookline_service.domain.names import WILDCARD, tenant_name
+from hookline_service.store.statements import Statements
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    import asyncpg
+
+    from hookline_service.store.database import Database
+
+SQL = Statements("audit")
+
+NEWEST = (1 << 63) - 1
+"""Where a list begins: behind every sequence."""
+
+_TEXT_LENGTH_MAX = 1_024
+_WALK_BATCH = 500
+
+
+def draft(
+    resource: str,
+    *,
+    tenant_id: str = "",
+    before: View | None = None,
+    after: View | None = None,
+    caller: Caller | None = None,
+    action: str = "",
+) -> dict[str, str]:
+    """What the column `entry` of a draft takes: the caller's doing, by default the current one's.
+
+    `action` names what is done where the caller makes no RPC.
+    """
+    who = caller or current_caller()
+    return {
+        "principal": _storable(who.principal),
+        "method": _storable(who.method or action),
+        "resource": _storable(resource),
+        "tenant": tenant_name(tenant_id) if tenant_id else "",
+        "remote_address": _storable(who.remote_address),
+        "before_json": json_of(before),
+        "after_json": json_of(after),
+        "trace_id": who.trace_id,
+    }
+
+
+def _storable(text: str) -> str:
+    """What came from outside, as jsonb takes it; a name that long is cut, visibly."""
+    if len(text) > _TEXT_LENGTH_MAX:
+        text = text[:_TEXT_LENGTH_MAX] + "…"
+    return text.encode(errors="replace").decode().replace("\x00", "\ufffd")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Some entries, newest first, and whether there are older ones."""
+
+    entries: list[AuditEntry]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AuditExtent:
+    """What the tables hold, before anything of it is checked."""
+
+    head: ChainHead
+    first: int | None
+    """The least sequence that a list could show; None: there is no entry."""
+    last: int | None
+    drafts: int
+    """Committed ones: the trigger leaves none."""
+    missing_triggers: Sequence[str]
+    """Those that append and protect entries, and are not there or disabled."""
+
+    def check(self) -> None:
+        """Raise `BrokenChainError` for what no walk from the first entry to the head would meet."""
+        if self.first is not None and self.first < 1:
+            raise BrokenChainError(self.first, f"entry {self.first} lies before the first, 1")
+        if self.last is not None and self.last > self.head.sequence:
+            raise BrokenChainError(
+                self.last,
+                f"entry {self.last} lies behind the head, which says {self.head.sequence}",
+            )
+        if self.drafts:
+            text = f"{self.drafts} drafts were committed and are no entries: changes are missing"
+            raise BrokenChainError(self.head.sequence, text)
+        if self.missing_triggers:
+            raise BrokenChainError(
+                self.head.sequence,
+                f"triggers are missing or disabled: {', '.join(self.missing_triggers)}; changes"
+                " may be missing",
+            )
+
+
+class AuditLog:
+    """The log as operators read it, and the word of who read what."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add_read(self, resource: str, tenant_id: str) -> None:
+        """Enter that the current caller read something; committed when this returns."""
+        entry = draft(resource, tenant_id=tenant_id)
+        await self._database.fetch(SQL.add_read, tenant_id, entry)
+
+    async def page(
+        self, tenant_id: str, *, before: int = NEWEST, limit: int, max_bytes: int
+    ) -> AuditPage:
+        """Entries before a sequence, of a live tenant, or all where `tenant_id` is `-`.
+
+        Ends after `limit` entries, or before their JSON passes `max_bytes`. A tenant that had the
+        name before is another one. Raises `NotFoundError` (TENANT_NOT_FOUND).
+        """
+        if tenant_id == WILDCARD:
+            rows = await self._database.fetch(SQL.list_of_all, before, limit + 1, max_bytes)
+        else:
+            tenant = await self._database.fetchrow(SQL.find_tenant, tenant_id)
+            if tenant is None:
+                raise NotFoundError(
+                    f"there is no {tenant_name(tenant_id)}", Reason.TENANT_NOT_FOUND
+                )
+            rows = await self._database.fetch(
+                SQL.list_of_tenant, tenant["tenant_uid"], before, limit + 1, max_bytes
+            )
+        entries = [_entry_of(row) for row in rows[:limit]]
+        return AuditPage(entries, has_more=bool(rows) and rows[0]["found"] > len(entries))
+
+    async def head(self) -> ChainHead:
+        """What the chain has come to. Raises `BrokenChainError`: somebody removed it."""
+        row = await self._database.fetchrow(SQL.head)
+        if row is None:
+            raise BrokenChainError(0, "the log's head is missing")
+        return ChainHead(row["sequence"], row["hash"])
+
+    async def extent(self) -> AuditExtent:
+        """The head and all that there is, of one moment. Raises `BrokenChainError`: no head."""
+        rows = await self._database.fetch(SQL.extent)
+        if len(rows) != 1:
+            raise BrokenChainError(0, f"the log has {len(rows)} heads instead of one")
+        (row,) = rows
+        missing = await self._database.fetch(SQL.missing_triggers)
+        return AuditExtent(
+            head=ChainHead(row["sequence"], row["hash"]),
+            first=row["first"],
+            last=row["last"],
+            drafts=row["drafts"],
+            missing_triggers=[found["name"] for found in missing],
+        )
+
+    async def walk(self, last: int, *, behind: int = 0) -> AsyncIterator[AuditEntry]:
+        """Every entry behind `behind` up to the sequence `last`, oldest first, read in batches."""
+        while rows := await self._database.fetch(SQL.walk, behind, last, _WALK_BATCH):
+            for row in rows:
+                yield _entry_of(row)
+            behind = rows[-1]["sequence"]
+
+
+def _entry_of(row: asyncpg.Record) -> AuditEntry:
+    fields: dict[str, Any] = {name: row[name] for name in _COLUMNS}
+    return AuditEntry(**fields)
+
+
+_COLUMNS = (
+    "sequence", "create_time", "principal", "method", "resource", "tenant", "tenant_uid",
+    "remote_address", "before_json", "after_json", "trace_id", "encoding", "hash",
+)  # fmt: skip

@@ -1,0 +1,179 @@
+"""Checkpoints of the audit log: heads of its chain, signed by a key that the database holds sealed.
+
+A checkpoint is a signed note (C2SP, signed-note v1, ed25519), so that other tools verify it:
+
+    hookline audit log
+    768
+    4v2V…=                      the hash of entry 768, in base64
+    2026-11-24T20:15:00Z        when it was signed
+
+    — hookline-audit Xk3r…=     the first 4 bytes of the key's hash, and the signature
+
+The first three lines are those of a tlog-checkpoint; the hash is that of a chain, not of a tree.
+The key is a deployment key: sealed with the master key, and sealed anew when that is rotated, so
+that what it signed stays verifiable. Whoever has the tables and not the master key can remove
+checkpoints, and cannot make one.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+
+from hookline_service.domain.audit import GENESIS, BrokenChainError, ChainHead
+from hookline_service.store.deployment_keys import SQL as DEPLOYMENT_KEYS
+from hookline_service.store.deployment_keys import DeploymentKeyPlace
+from hookline_service.store.secrets import KEY_BYTES
+from hookline_service.store.statements import Statements
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from hookline_service.store.database import Database
+    from hookline_service.store.secrets import SecretBox
+
+SQL = Statements("audit_checkpoints")
+
+ORIGIN: Final = "hookline audit log"
+SIGNER: Final = "hookline-audit"
+PURPOSE: Final = "audit checkpoints"
+_ED25519: Final = b"\x01"
+_ID_BYTES: Final = 4
+_WALK_BATCH: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A head that was signed."""
+
+    head: ChainHead
+    create_time: datetime
+
+
+class CheckpointVerifier:
+    """Reads notes that one key has signed."""
+
+    def __init__(self, public_key: Ed25519PublicKey) -> None:
+        self._public_key = public_key
+        self._encoded = _ED25519 + public_key.public_bytes_raw()
+        self.key_id = sha256(SIGNER.encode() + b"\n" + self._encoded).digest()[:_ID_BYTES]
+
+    @classmethod
+    def parse(cls, text: str) -> CheckpointVerifier:
+        """Read a verifier key, `hookline-audit+ID+KEY`. Raises `ValueError`."""
+        name, key_id, encoded = text.strip().split("+", 2)
+        raw = base64.b64decode(encoded, validate=True)
+        verifier = cls(Ed25519PublicKey.from_public_bytes(raw[len(_ED25519) :]))
+        if (name, key_id, raw[:1]) != (SIGNER, verifier.key_id.hex(), _ED25519):
+            raise ValueError("it is another kind of key, or its id is not its own")
+        return verifier
+
+    def __str__(self) -> str:
+        return f"{SIGNER}+{self.key_id.hex()}+{base64.b64encode(self._encoded).decode()}"
+
+    def read(self, note: str) -> Checkpoint:
+        """Verify a note. Raises `ValueError`."""
+        text, separator, signature_line = note.rpartition("\n\n— ")
+        signer, _, encoded = signature_line.rstrip("\n").partition(" ")
+        raw = base64.b64decode(encoded, validate=True)
+        if not separator or signer != SIGNER or raw[:_ID_BYTES] != self.key_id:
+            raise ValueError("another key has signed it, or none")
+        try:
+            self._public_key.verify(raw[_ID_BYTES:], (text + "\n").encode())
+        except InvalidSignature:
+            raise ValueError("its signature is not that of its text") from None
+        origin, sequence, root, moment = text.split("\n")
+        if origin != ORIGIN:
+            raise ValueError("it is of another log")
+        head = ChainHead(int(sequence), base64.b64decode(root, validate=True))
+        return Checkpoint(head, datetime.fromisoformat(moment))
+
+
+class CheckpointKey:
+    """Signs heads."""
+
+    def __init__(self, seed: bytes) -> None:
+        self._private_key = Ed25519PrivateKey.from_private_bytes(seed)
+        self.verifier = CheckpointVerifier(self._private_key.public_key())
+
+    def sign(self, head: ChainHead, moment: datetime) -> str:
+        """Return the note of a head."""
+        root = base64.b64encode(head.hash).decode()
+        signed_at = moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        text = f"{ORIGIN}\n{head.sequence}\n{root}\n{signed_at}\n"
+        signature = self.verifier.key_id + self._private_key.sign(text.encode())
+        return f"{text}\n— {SIGNER} {base64.b64encode(signature).decode()}\n"
+
+
+class AuditCheckpoints:
+    """The checkpoints that are stored."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def load_or_create_key(self, box: SecretBox, moment: datetime) -> CheckpointKey:
+        """Return the key that signs, made with the checkpoint of the empty chain if there is none.
+
+        Raises `SealedSecretError` where the box lacks the master key that sealed it.
+        """
+        key = await self.load_key(box)
+        if key is None:
+            seed = secrets.token_bytes(KEY_BYTES)
+            note = CheckpointKey(seed).sign(ChainHead(0, GENESIS), moment)
+            sealed = box.seal(seed, DeploymentKeyPlace(PURPOSE))
+            await self._database.fetch(SQL.begin, PURPOSE, sealed, note)
+            key = await self.load_key(box)
+        if key is None:
+            raise BrokenChainError(0, "the key that signs checkpoints was removed")
+        return key
+
+    async def load_key(self, box: SecretBox) -> CheckpointKey | None:
+        """Return the key that signs; None: there is none. Raises `SealedSecretError`."""
+        row = await self._database.fetchrow(DEPLOYMENT_KEYS.read, PURPOSE)
+        if row is None:
+            return None
+        return CheckpointKey(box.open(row["sealed"], DeploymentKeyPlace(PURPOSE)))
+
+    async def latest(self, verifier: CheckpointVerifier) -> Checkpoint:
+        """Return the newest. Raises `BrokenChainError`: there is none, or it is forged."""
+        row = await self._database.fetchrow(SQL.latest)
+        if row is None:
+            raise BrokenChainError(0, "all checkpoints were removed")
+        return _read(row["sequence"], row["note"], verifier)
+
+    async def add(self, head: ChainHead, note: str) -> None:
+        """Store the note of a head."""
+        await self._database.fetch(SQL.add, head.sequence, note)
+
+    async def walk(self, verifier: CheckpointVerifier) -> AsyncIterator[Checkpoint]:
+        """Every checkpoint, oldest first. Raises `BrokenChainError`: one is forged."""
+        start = -(1 << 63)
+        while rows := await self._database.fetch(SQL.walk, start, _WALK_BATCH):
+            for row in rows:
+                yield _read(row["sequence"], row["note"], verifier)
+            start = rows[-1]["sequence"] + 1
+
+    async def newest_note(self) -> str | None:
+        """Return the newest note as it stands; None: there is none."""
+        row = await self._database.fetchrow(SQL.latest)
+        return None if row is None else row["note"]
+
+
+def _read(sequence: int, note: str, verifier: CheckpointVerifier) -> Checkpoint:
+    try:
+        checkpoint = verifier.read(note)
+    except ValueError as error:
+        raise BrokenChainError(sequence, f"checkpoint {sequence} is forged: {error}") from None
+    if checkpoint.head.sequence != sequence:
+        raise BrokenChainError(sequence, f"checkpoint {sequence} is one of another entry")
+    return checkpoint

@@ -1,0 +1,207 @@
+"""Which master keys have sealed what is stored: checked when a node starts, and rotated.
+
+Theory of operation. Whoever seals with a master key registers it first, by its id, which is a hash
+of the key: so a node can tell before it serves that a key is missing, without opening anything. A
+rotation seals anew, with the first of the keys, what any other has sealed: in batches, each only
+over what was read, skipping what is done. So it may be cut off, repeated and run twice at once, and
+nodes that read with all keys notice nothing. What signing secrets were sealed with a master key
+itself, before there were data keys, get a data key's seal.
+
+Must not know what the secrets are for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+from hookline_service.store.audit import SQL as AUDIT
+from hookline_service.store.audit import draft
+from hookline_service.store.data_keys import DataKeyPlace
+from hookline_service.store.database import ContentionError
+from hookline_service.store.deployment_keys import DeploymentKeyPlace
+from hookline_service.store.secrets import MasterKeyError, SealedSecretError, SecretPlace, names_of
+from hookline_service.store.statements import Statements
+from hookline_service.store.subscription_secrets import add_data_key, data_keys_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import asyncpg
+
+    from hookline_service.store.data_keys import DataKey, TenantSecrets
+    from hookline_service.store.database import Database
+    from hookline_service.store.secrets import SecretBox
+
+SQL = Statements("master_keys")
+
+_BATCH = 500
+_TRIES = 5
+_FIRST_UID = UUID(int=0)
+
+
+async def check_master_keys(database: Database, box: SecretBox) -> None:
+    """Register the writing key; raises `MasterKeyError` where a key that sealed something lacks."""
+    rows = await database.fetch(SQL.registered)
+    if box.key_ids[0] not in {row["key_id"] for row in rows}:
+        async with database.transaction() as connection:
+            await connection.execute(SQL.lock)
+            await connection.execute(SQL.register, box.key_ids[0], list(box.key_ids))
+        rows = await database.fetch(SQL.registered)
+    missing = [row["key_id"] for row in rows if row["key_id"] not in box.key_ids]
+    if missing:
+        raise MasterKeyError(
+            f"what is stored was sealed with the master key {names_of(missing)}, which"
+            f" HOOKLINE_MASTER_KEY lacks (it has {names_of(box.key_ids)}): add it behind the first"
+            " one, by a comma. Where it is lost for good, see `hookline keys forget-master --help`"
+        )
+
+
+async def forget_master_key(database: Database, key_id: bytes) -> bool:
+    """Let nodes start without a key; whether it was registered. What it sealed stays stored."""
+    entry = draft(f"masterKeys/{key_id.hex()}", action="ForgetMasterKey")
+    return bool(await database.fetch(SQL.forget, key_id, entry))
+
+
+class KeyUse(NamedTuple):
+    """What a master key seals."""
+
+    key_id: bytes
+    data_keys: int
+    secrets: int
+    """Signing secrets of the old format, without a data key."""
+    deployment_keys: int = 0
+
+
+class RotationReport(NamedTuple):
+    """What a rotation came to."""
+
+    data_keys: int
+    """Sealed anew."""
+    secrets: int
+    """Given a data key's seal."""
+    unreadable: Sequence[str]
+    """Why what is left could not be opened; each reason once."""
+    used: Sequence[KeyUse]
+    """The master keys that seal something now."""
+    deployment_keys: int = 0
+    """Sealed anew."""
+
+
+class KeyRotation:
+    """Seals anew, with the first master key, what others have sealed."""
+
+    def __init__(
+        self, database: Database, secrets: TenantSecrets, *, batch_max: int = _BATCH
+    ) -> None:
+        self._database = database
+        self._secrets = secrets
+        self._box = secrets.box
+        self._batch_max = batch_max
+        self._reasons: dict[str, None] = {}
+
+    async def left(self) -> int:
+        """How much there is to do."""
+        ((count,),) = await self._database.fetch(SQL.count, self._box.key_ids[0])
+        return int(count)
+
+    async def run(self, tell: Callable[[int], None]) -> RotationReport:
+        """Do it; `tell` hears after each batch how much has been done."""
+        await check_master_keys(self._database, self._box)
+        self._reasons.clear()
+        if left := await self.left():
+            # Told before it begins: what is done in batches may be cut off after any of them.
+            await self._database.fetch(AUDIT.add, [None], [_draft(self._box.key_ids[0], left)])
+        secrets = await self._seal_secrets(tell)
+        data_keys = await self._seal_data_keys(lambda done: tell(secrets + done))
+        deployment_keys = await self._seal_deployment_keys()
+        used = [KeyUse(*row.values()) for row in await self._database.fetch(SQL.used)]
+        idle = set(self._box.key_ids) - {use.key_id for use in used}
+        async with self._database.transaction() as connection:
+            await connection.execute(SQL.lock)
+            await connection.execute(SQL.retire, list(idle), self._box.key_ids[0])
+        return RotationReport(data_keys, secrets, list(self._reasons), used, deployment_keys)
+
+    async def _seal_deployment_keys(self) -> int:
+        changes = []
+        for row in await self._database.fetch(SQL.deployment_keys, self._box.key_ids[0]):
+            place = DeploymentKeyPlace(row["purpose"])
+            try:
+                key = self._box.open(row["sealed"], place)
+            except SealedSecretError as error:
+                self._reasons[str(error)] = None
+                continue
+            changes.append((place.purpose, row["sealed"], self._box.seal(key, place)))
+        return await self._put(SQL.put_deployment_keys, changes)
+
+    async def _seal_data_keys(self, tell: Callable[[int], None]) -> int:
+        done, after = 0, (_FIRST_UID, b"")
+        while True:
+            rows = await self._database.fetch(
+                SQL.data_keys, self._box.key_ids[0], *after, self._batch_max
+            )
+            changes = []
+            for row in rows:
+                place = DataKeyPlace(row["tenant_uid"], row["key_id"])
+                try:
+                    key = self._box.open(row["sealed_key"], place)
+                except SealedSecretError as error:
+                    self._reasons[str(error)] = None
+                    continue
+                changes.append((*place, row["sealed_key"], self._box.seal(key, place)))
+            done += await self._put(SQL.put_data_keys, changes)
+            tell(done)
+            if len(rows) < self._batch_max:
+                return done
+            after = (rows[-1]["tenant_uid"], rows[-1]["key_id"])
+
+    async def _seal_secrets(self, tell: Callable[[int], None]) -> int:
+        done, after = 0, (_FIRST_UID, 0)
+        while True:
+            rows = await self._database.fetch(SQL.signing_secrets, *after, self._batch_max)
+            made: dict[UUID, DataKey] = {}
+            changes = []
+            for row in rows:
+                place = SecretPlace(row["tenant_uid"], row["subscription_uid"], row["version"])
+                sealed: bytes = row["sealed_secret"]
+                try:
+                    secret = self._box.open(sealed, place)
+                except SealedSecretError as error:
+                    self._reasons[str(error)] = None
+                    continue
+                data_key = await self._data_key_of(row, made)
+                resealed = self._secrets.seal(secret, place, data_key)
+                changes.append((row["subscription_uid"], row["version"], sealed, resealed))
+            done += await self._put(SQL.put_signing_secrets, changes)
+            tell(done)
+            if len(rows) < self._batch_max:
+                return done
+            after = (rows[-1]["subscription_uid"], rows[-1]["version"])
+
+    async def _data_key_of(self, row: asyncpg.Record, made: dict[UUID, DataKey]) -> DataKey:
+        """The data key of a row's tenant; `made` are those of this batch, which no row shows."""
+        tenant_uid: UUID = row["tenant_uid"]
+        data_key = made.get(tenant_uid) or self._secrets.usable(tenant_uid, data_keys_of(row))
+        if data_key is None:
+            data_key = await add_data_key(self._database, self._secrets, tenant_uid)
+            made[tenant_uid] = data_key
+        return data_key
+
+    async def _put(self, statement: str, changes: Sequence[tuple[object, ...]]) -> int:
+        """Write a batch, which is safe to repeat; how many rows it changed."""
+        if not changes:
+            return 0
+        for _ in range(_TRIES - 1):
+            try:
+                return len(
+                    await self._database.fetch(statement, *map(list, zip(*changes, strict=True)))
+                )
+            except ContentionError:
+                continue
+        return len(await self._database.fetch(statement, *map(list, zip(*changes, strict=True))))
+
+
+def _draft(key_id: bytes, count: int) -> dict[str, str]:
+    return draft(
+        f"masterKeys/{key_id.hex()}", after={"seals_anew": count}, action="RotateMasterKey"
+    )

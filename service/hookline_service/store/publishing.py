@@ -1,0 +1,193 @@
+"""What publishing writes: one statement a group, that stores nothing where a key is taken.
+
+Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publishing/publish.py`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import UUID
+
+from hookline_service.store.database import (
+    OutcomeUnknownError,
+    RejectedError,
+    Session,
+    history_changed,
+)
+from hookline_service.store.statements import Statements
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    import asyncpg
+
+    from hookline_service.store.database import Connection
+    from hookline_service.store.event_rows import EventRow
+    from hookline_service.store.routes import IndexReader
+
+SQL = Statements("publishing")
+
+_REFUSED_ITSELF = "HK001"
+_IDS_ARE_THERE = "23505"
+LOCK_TIMEOUT_S = 0.25
+NO_HISTORY: Final = UUID(int=0)
+"""No database is on it: a session refuses what names it."""
+_EVENT_COLUMNS = 16
+_DELIVERY_COLUMNS = 8
+_KEY_COLUMNS = 5
+
+DeliveryRow = tuple["UUID", int, float, int, "UUID", "UUID", "UUID", int | None]
+KeyRow = tuple["UUID", str, "UUID", bytes, int]
+Key = tuple["UUID", str]
+
+
+@dataclass(slots=True)
+class PublishRows:
+    """The rows of one group, laid out for UNNEST.
+
+    `events`: (tenant_uid, event_id, occur_time, event_type_revision, is_json, type, source,
+    content_type, subject, external_id, data_schema, idempotency_key, ordering_key, attributes,
+    data, trace_context).
+    `deliveries`: (tenant_uid, bucket, delay_s, event's place from 1, delivery_id, subscription_uid,
+    event_id, hash of its ordering key where the subscription is ordered).
+    `keys`: (tenant_uid, key, event_id, fingerprint, delivery_count).
+    """
+
+    history_id: UUID | None = None
+    """On which the epochs were read; None: there are none. `NO_HISTORY`: on several."""
+    epochs: dict[UUID, int] = field(default_factory=dict)
+    events: list[EventRow] = field(default_factory=list)
+    deliveries: list[DeliveryRow] = field(default_factory=list)
+    keys: list[KeyRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class TakenKey:
+    """What an idempotency key already stands for."""
+
+    event_id: UUID
+    fingerprint: bytes
+    delivery_count: int
+
+
+def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[Sequence[object]]:
+    return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+def _by_place(
+    columns: list[Sequence[object]], place_of: Mapping[UUID, int]
+) -> list[Sequence[object]]:
+    """The columns of `publish`, which names a row's tenant by its place among all tenants."""
+    return [[place_of[uid] for uid in columns[0]], *columns[1:]]  # type: ignore[index]
+
+
+def _passed(rows: PublishRows, found: Sequence[asyncpg.Record]) -> set[UUID]:
+    return {
+        uid for uid, has_passed in zip(rows.epochs, found[0]["passed"], strict=True) if has_passed
+    }
+
+
+class PublishStore:
+    """Writes groups, on a connection of its own."""
+
+    def __init__(
+        self, session: Session, key_window_s: float, lock_timeout_s: float = LOCK_TIMEOUT_S
+    ) -> None:
+        """`lock_timeout_s`: how long a statement waits for another transaction's lock."""
+        self._session = session
+        self._key_window_s = key_window_s
+        self._lock_timeout_ms = max(1, round(lock_timeout_s * 1_000))
+
+    async def write(self, rows: PublishRows) -> set[UUID] | None:
+        """Store a group; the tenants that passed. None: a key is taken, and nothing was stored."""
+        try:
+            found = await self._session.fetch(
+                SQL.publish, *self._arguments(rows), history_id=rows.history_id
+            )
+        except RejectedError as error:
+            _check_is_taken(error)
+            return None
+        return _passed(rows, found)
+
+    async def write_held(
+        self,
+        tenant_uids: Iterable[UUID],
+        place: Callable[[IndexReader], Awaitable[PublishRows]],
+        lock_timeout_s: float,
+    ) -> set[UUID] | None:
+        """The same for rows that `place` makes while no epoch of the tenants can change.
+
+        Waits `lock_timeout_s` at most for changes under way; then raises `LockTimeoutError`.
+        """
+        lock_timeout_ms = max(1, round(lock_timeout_s * 1_000))
+        try:
+            async with self._session.transaction() as connection:
+                await connection.execute(SQL.limit_lock_waits, str(lock_timeout_ms))
+                await connection.execute(SQL.hold_tenants, list(tenant_uids))
+                rows = await place(_HeldReader(connection, self._session.history_id))
+                if rows.history_id != self._session.history_id:
+                    raise history_changed()
+                found = await connection.fetch(SQL.publish, *self._arguments(rows))
+        except RejectedError as error:
+            _check_is_taken(error)
+            return None
+        return _passed(rows, found)
+
+    async def find_taken(self, rows: PublishRows) -> dict[Key, TakenKey]:
+        """Which of a group's keys are taken now, and what they stand for."""
+        found = await self._session.fetch(
+            SQL.find_taken_keys, *_columns(rows.keys, _KEY_COLUMNS)[:2], history_id=rows.history_id
+        )
+        return {(row[0], row[1]): TakenKey(row[2], row[3], row[4]) for row in found}
+
+    def _arguments(self, rows: PublishRows) -> list[object]:
+        place_of = {uid: place for place, uid in enumerate(rows.epochs, start=1)}
+        return [
+            list(rows.epochs),
+            list(rows.epochs.values()),
+            *_by_place(_columns(rows.events, _EVENT_COLUMNS), place_of),
+            *_by_place(_columns(rows.deliveries, _DELIVERY_COLUMNS), place_of),
+            self._key_window_s,
+            *_by_place(_columns(rows.keys, _KEY_COLUMNS), place_of),
+            self._lock_timeout_ms,
+        ]
+
+    async def find_stored(
+        self, tenant_uids: Iterable[UUID], witnesses: Mapping[UUID, UUID]
+    ) -> set[UUID]:
+        """The tenants whose events a lost statement stored; from now on it stores nothing more.
+
+        `tenant_uids` are all that it was for; `witnesses` has one event per tenant. Raising the
+        tenants' epochs waits for the statement where it has begun, and refuses it where it has not.
+        """
+        await self._session.fetch(SQL.fence, list(tenant_uids))
+        rows = await self._session.fetch(SQL.find_events, list(witnesses), list(witnesses.values()))
+        return {row["tenant_uid"] for row in rows}
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._session.close()
+
+
+class _HeldReader(NamedTuple):
+    """Reads in the transaction that holds the tenants."""
+
+    connection: Connection
+    history_id: UUID | None
+
+    async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
+        """The rows of one statement."""
+        return await self.connection.fetch(statement, *args)
+
+
+def _check_is_taken(error: RejectedError) -> None:
+    """Raise what happened, unless a taken key made the statement refuse itself.
+
+    Ids that are there already were stored by this very statement. Nothing here sends one twice;
+    what lies between may. It is looked up like a lost answer.
+    """
+    if error.sqlstate == _IDS_ARE_THERE:
+        raise OutcomeUnknownError(str(error)) from error
+    if error.sqlstate != _REFUSED_ITSELF:
+        raise error

@@ -1,0 +1,172 @@
+"""What the data path reads of subscriptions: a tenant's index to match by, and the routes of lanes.
+
+Both are one statement each, so that what they return belongs together (DATAPATH rule 9).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from uuid import UUID
+
+from hookline_service.domain.subscription import (
+    PayloadFormat,
+    RetryPolicy,
+    Subscription,
+    schedule_of,
+)
+from hookline_service.store.secrets import SealedSecretError
+from hookline_service.store.statements import Statements
+from hookline_service.store.subscription_rows import policy_of, subscription_of
+from hookline_service.store.subscription_secrets import (
+    UNCHANGED,
+    TargetSecrets,
+    open_signing_secrets,
+    open_target_secrets,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    import asyncpg
+
+    from hookline_service.store.data_keys import TenantSecrets
+    from hookline_service.store.subscription_secrets import LiveSecret
+
+SQL = Statements("subscriptions")
+
+_NO_UID = UUID(int=0)
+
+
+class Reader(Protocol):
+    """What runs a statement: a `Database` or a `Session`."""
+
+    async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
+        """The rows of one statement."""
+
+
+class IndexReader(Reader, Protocol):
+    """A reader that says on which history it reads."""
+
+    @property
+    def history_id(self) -> UUID | None:
+        """That of its connections."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteRow:
+    """Everything that a lane needs to know of its subscription."""
+
+    subscription: Subscription
+    tenant_uid: UUID
+    bucket: int
+    version: int
+    """Of the subscription's row; a change decided on this row names it."""
+    is_deleted: bool
+    """A tombstone: what is still pending is to be cancelled."""
+    failing_since: datetime | None
+    secrets: tuple[LiveSecret, ...]
+    """Those live when read, newest first: one, or two in a rotation; a tombstone has none."""
+    target_secrets: TargetSecrets = UNCHANGED
+    """What its requests carry besides, in clear."""
+    secret_fault: str = ""
+    """Why a secret could not be opened; deliveries wait, for the fault is ours. Empty: none."""
+
+
+class IndexRow(NamedTuple):
+    """A subscription as publishing matches it."""
+
+    subscription_uid: UUID
+    bucket: int
+    event_types: tuple[str, ...]
+    is_deleted: bool
+    first_delay_s: float
+    """From an event's acceptance to its first attempt."""
+    max_attempts: int
+    payload_format: PayloadFormat
+    is_ordered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IndexLoad:
+    """A tenant's epoch, and what changed since the one that was known."""
+
+    tenant_uid: UUID
+    epoch: int
+    is_whole: bool
+    """True: `changed` is every live subscription, and replaces what was known."""
+    changed: tuple[IndexRow, ...]
+
+
+async def load_routes(
+    reader: Reader, secrets: TenantSecrets, uids: Sequence[UUID]
+) -> list[RouteRow]:
+    """The routes of these subscriptions, tombstones too, in no order; unknown uids are left out."""
+    if not uids:
+        return []
+    return [_route_of(row, secrets) for row in await reader.fetch(SQL.read, list(uids))]
+
+
+def _route_of(row: asyncpg.Record, secrets: TenantSecrets) -> RouteRow:
+    live: tuple[LiveSecret, ...] = ()
+    told, fault = UNCHANGED, ""
+    try:
+        if not row["deleted_at"]:
+            live = open_signing_secrets(row, secrets)
+            told = open_target_secrets(row, secrets)
+    except SealedSecretError as error:
+        live, fault = (), str(error)
+    return RouteRow(
+        subscription=subscription_of(row),
+        tenant_uid=row["tenant_uid"],
+        bucket=row["bucket"],
+        version=row["version"],
+        is_deleted=row["deleted_at"] is not None,
+        failing_since=row["failing_since"],
+        secrets=live,
+        target_secrets=told,
+        secret_fault=fault,
+    )
+
+
+async def load_index(
+    reader: Reader, tenant_id: str, have_epoch: int = 0, have_uid: UUID | None = None
+) -> IndexLoad | None:
+    """The index of a live tenant, as far as it changed after `have_epoch`; None: no such tenant.
+
+    `have_uid` is the tenant uid that `have_epoch` belongs to: a recreated name, like no epoch at
+    all, is loaded whole, and so is a tenant of which a later tombstone was pruned. Epoch and
+    subscriptions are of one snapshot: all changes up to `epoch` are in, no later one is.
+    """
+    rows = await reader.fetch(SQL.load_index, tenant_id, have_epoch, have_uid or _NO_UID)
+    if not rows:
+        return None
+    first = rows[0]
+    return IndexLoad(
+        tenant_uid=first["tenant_uid"],
+        epoch=first["epoch"],
+        is_whole=first["is_whole"],
+        changed=tuple(_index_row_of(row) for row in rows if row["subscription_uid"] is not None),
+    )
+
+
+def _index_row_of(row: asyncpg.Record) -> IndexRow:
+    first_delay_s, max_attempts = _budget_of(policy_of(row))
+    return IndexRow(
+        subscription_uid=row["subscription_uid"],
+        bucket=row["bucket"],
+        event_types=tuple(row["event_types"]),
+        is_deleted=row["deleted"],
+        first_delay_s=first_delay_s,
+        max_attempts=max_attempts,
+        payload_format=PayloadFormat(row["payload_format"]),
+        is_ordered=row["ordered"],
+    )
+
+
+@lru_cache(maxsize=1_024)
+def _budget_of(policy: RetryPolicy) -> tuple[float, int]:
+    schedule = schedule_of(policy)
+    return schedule.delays_s[0], schedule.max_attempts

@@ -1,0 +1,62 @@
+"""Lists of all tenants, read in windows of days, the newest first.
+
+Theory of operation. History is partitioned by day on the id, and its indexes begin with the tenant.
+A statement over all days would look into each partition for each tenant, so a list of all tenants
+asks for one window of whole days after another until its page is full: today's alone, as a rule.
+Where a window has nothing the next is twice as long, so that an empty history is soon walked.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from hookline_service.domain.ids import unix_ms_of
+from hookline_service.store.partitions import day_of, first_id_of_day
+from hookline_service.store.statements import Statements
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    import asyncpg
+
+    from hookline_service.store.database import Database
+
+SQL = Statements("windows")
+
+_FIRST = UUID(int=0)
+_LAST = UUID(int=(1 << 128) - 1)
+
+
+async def newest_rows(
+    database: Database, statement: str, before: UUID, limit: int, *args: object
+) -> list[asyncpg.Record]:
+    """At most `limit` rows with ids below `before`, newest first.
+
+    The statement takes `before`, the limit, `args`, and a window: its first id and its end. A row
+    that moves between tables keeps its id, hence its window, so it is seen once.
+    """
+    (days,) = await database.fetch(SQL.days)
+    today, oldest = days["today"], day_of(days["oldest"])
+    day = _day_before(before, today + timedelta(days=1))
+    end = _LAST if day > today else first_id_of_day(day + timedelta(days=1))
+    rows: list[asyncpg.Record] = []
+    length = 1
+    while True:
+        first = first_id_of_day(day) if day > oldest else _FIRST
+        found = await database.fetch(
+            statement, min(before, end), limit - len(rows), *args, first, end
+        )
+        rows += found
+        if len(rows) >= limit or day <= oldest:
+            return rows
+        length = 1 if found else length * 2
+        day, end = day - timedelta(days=length), first
+
+
+def _day_before(before: UUID, latest: date) -> date:
+    """The day of the newest id below `before`, or `latest` where that is earlier."""
+    if before >= first_id_of_day(latest):
+        return latest
+    return datetime.fromtimestamp(unix_ms_of(before) / 1_000, UTC).date()

@@ -1,0 +1,1 @@
+"""Targets: what a delivery is sent to, one package for each kind."""

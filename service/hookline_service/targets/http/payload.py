@@ -1,0 +1,93 @@
+"""How an event is laid into a request's body: once per event and format, then sent as it is.
+
+Bytes accepted are bytes sent: JSON data is spliced into the envelope, never parsed and written
+anew, so numbers, key order and white space stay the publisher's.
+
+Sources: Standard Webhooks 1.0.0 ("Payload structure"), CloudEvents 1.0.2 JSON event format.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import assert_never
+
+from hookline_service.domain.event import JSON_CONTENT_TYPE, Event
+from hookline_service.domain.ids import EVENT_ID, format_type_id
+from hookline_service.domain.subscription import PayloadFormat
+
+CORE_MEMBERS = frozenset(
+    {
+        "specversion", "id", "source", "type", "time", "datacontenttype", "subject", "dataschema",
+        "data", "data_base64",
+    }
+)  # fmt: skip
+"""CloudEvents' own names, which no attribute of an event may take (refused at publish)."""
+
+_PRINTABLE = re.compile(r"[\x20-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """The bytes that are signed and sent, and what they call themselves."""
+
+    body: bytes
+    content_type: bytes
+
+
+def build_payload(event: Event, payload_format: PayloadFormat) -> Payload:
+    """The body of every request that carries this event in this format.
+
+    Raises ValueError where a RAW event's content type could not stand in a header: the event should
+    never have been accepted.
+    """
+    match payload_format:
+        case PayloadFormat.STANDARD:
+            return Payload(_standard(event), JSON_CONTENT_TYPE.encode())
+        case PayloadFormat.CLOUDEVENTS:
+            return Payload(_cloudevents(event), b"application/cloudevents+json")
+        case PayloadFormat.RAW:
+            if not _PRINTABLE.fullmatch(event.content_type):
+                raise ValueError("an event's content type must be printable ASCII")
+            return Payload(event.data, event.content_type.encode())
+        case _:
+            assert_never(payload_format)
+
+
+def _standard(event: Event) -> bytes:
+    timestamp = format_time(event.occur_time or event.create_time)
+    head = f'{{"type":{json.dumps(event.type)},"timestamp":"{timestamp}","data":'
+    return head.encode() + _json_data(event) + b"}"
+
+
+def _cloudevents(event: Event) -> bytes:
+    members = {
+        "specversion": "1.0",
+        "id": event.external_id or format_type_id(EVENT_ID, event.event_id),
+        "source": event.source or f"/tenants/{event.tenant_id}",
+        "type": event.type,
+        "time": format_time(event.occur_time or event.create_time),
+        "datacontenttype": event.content_type,
+    }
+    if event.subject:
+        members["subject"] = event.subject
+    if event.data_schema:
+        members["dataschema"] = event.data_schema
+    extensions = {
+        name: value for name, value in event.attributes.items() if name not in CORE_MEMBERS
+    }
+    head = json.dumps({**members, **extensions}, separators=(",", ":"))[:-1]
+    member = "data" if event.is_json else "data_base64"
+    return f'{head},"{member}":'.encode() + _json_data(event) + b"}"
+
+
+def _json_data(event: Event) -> bytes:
+    return event.data if event.is_json else b'"' + base64.b64encode(event.data) + b'"'
+
+
+def format_time(moment: datetime) -> str:
+    """RFC 3339 in UTC, with microseconds only where there are any: `2026-11-24T03:00:00Z`."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"

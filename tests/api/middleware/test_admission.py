@@ -1,0 +1,284 @@
+"""Every limit at the door, over a real channel: refused with its name, and when to come back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+
+from hookline.v1.event_pb2 import Event
+from hookline.v1.event_service_pb2 import PublishEventsRequest, StreamPublishEventsRequest
+from hookline_service.domain.limits import Limits
+from tests.api.conftest import Api, serving
+from tests.api.identities import Words, caller
+from tests.api.publishing import order
+from tests.api.refusals import Refused, refusal
+from tests.waiting import until
+
+BOSS, CLERK = (("who", "boss"),), (("who", "clerk"),)
+Metadata = tuple[tuple[str, str], ...]
+
+
+def request_of(data_bytes: int = 0, tenant: str = "acme") -> PublishEventsRequest:
+    event = Event(type="order.created", binary_data=bytes(data_bytes)) if data_bytes else order()
+    return PublishEventsRequest(tenant=f"tenants/{tenant}", events=[event])
+
+
+class Doors:
+    """Servers with limits of a test's choosing, all of whose callers are known."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def serving(self, **changes: int) -> Any:  # noqa: ANN401 - a context of `serving`
+        words = Words(boss=caller(), clerk=replace(caller(tenant="acme"), principal="clerk"))
+        return serving(self._url, limits=Limits(**changes), identities=[words])
+
+
+@pytest.fixture
+def doors(database_url: str) -> Doors:
+    return Doors(database_url)
+
+
+async def publish(
+    api: Api, data_bytes: int = 0, metadata: Metadata = BOSS, tenant: str = "acme"
+) -> Any:  # noqa: ANN401 - an answer
+    return await api.events.PublishEvents(
+        request_of(data_bytes, tenant), metadata=metadata, timeout=20
+    )
+
+
+async def first_refusal(call: Callable[[], Any], tries: int = 20) -> Refused:
+    """Call until that is refused."""
+
+    async def calls() -> None:
+        for _ in range(tries):
+            await call()
+
+    return await refusal(calls())
+
+
+@pytest.mark.parametrize(
+    "setting, changes, data_bytes, reason, subject",
+    [
+        ("MAX_METADATA_BYTES", {"max_metadata_bytes": 1_024}, 0, "LIMIT_EXCEEDED", None),
+        ("MAX_MESSAGE_BYTES", {"max_message_bytes": 65_536}, 70_000, "LIMIT_EXCEEDED", None),
+        ("MAX_CALLER_CALLS_PER_S", {"max_caller_calls_per_s": 2}, 0, "QUOTA_EXCEEDED", "somebody"),
+        (
+            "MAX_CALLER_BYTES_PER_S",
+            {"max_caller_bytes_per_s": 1_024},
+            5_000,
+            "QUOTA_EXCEEDED",
+            "somebody",
+        ),
+        (
+            "MAX_TENANT_CALLS_PER_S",
+            {"max_tenant_calls_per_s": 2},
+            0,
+            "QUOTA_EXCEEDED",
+            "tenants/acme",
+        ),
+        (
+            "MAX_TENANT_BYTES_PER_S",
+            {"max_tenant_bytes_per_s": 1_024},
+            5_000,
+            "QUOTA_EXCEEDED",
+            "tenants/acme",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.startswith("MAX") else "",
+)
+async def test_a_limit_is_told_by_its_name_with_when_to_come_back(
+    doors: Doors,
+    setting: str,
+    changes: dict[str, int],
+    data_bytes: int,
+    reason: str,
+    subject: str | None,
+) -> None:
+    metadata = BOSS if setting != "MAX_METADATA_BYTES" else (*BOSS, ("x-large", "y" * 1_000))
+    async with doors.serving(**changes) as api:
+        await api.rows.tenant("acme")
+        answer = await first_refusal(lambda: publish(api, data_bytes, metadata))
+    assert (answer.code, answer.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+    assert answer.quota == [f"HOOKLINE_{setting}"]
+    assert answer.metadata["limit"] == f"HOOKLINE_{setting}"
+    assert answer.metadata["maximum"] == str(next(iter(changes.values())))
+    assert answer.metadata.get("subject") == subject
+    if reason == "LIMIT_EXCEEDED":
+        assert (answer.retry_s, answer.pushback_ms) == (None, "-1"), "it will never pass"
+    else:
+        assert answer.retry_s
+        assert answer.pushback_ms == str(round(answer.retry_s * 1_000))
+
+
+async def test_between_our_limit_and_the_core_s_every_refusal_has_its_details(doors: Doors) -> None:
+    """The core draws lots above its soft limit, and says nothing above its hard one."""
+    async with doors.serving(max_metadata_bytes=4_096, max_message_bytes=65_536) as api:
+        for size in (4_000, 8_000, 16_000, 19_000):
+            answer = await refusal(publish(api, metadata=(*BOSS, ("x-large", "y" * size))))
+            assert answer.metadata["limit"] == "HOOKLINE_MAX_METADATA_BYTES", size
+        for size in (66_000, 200_000, 300_000):
+            answer = await refusal(publish(api, size))
+            assert answer.metadata["limit"] == "HOOKLINE_MAX_MESSAGE_BYTES", size
+
+
+async def test_a_strangers_message_is_not_weighed_and_his_calls_count_for_nobody(
+    doors: Doors,
+) -> None:
+    async with doors.serving(max_caller_calls_per_s=1, max_message_bytes=65_536) as api:
+        for _ in range(5):
+            answer = await refusal(publish(api, 70_000, metadata=()))
+            assert answer.code is grpc.StatusCode.UNAUTHENTICATED
+        await api.rows.tenant("acme")
+        await publish(api)
+
+
+async def test_one_caller_s_rate_is_not_another_s_and_one_tenant_s_neither(doors: Doors) -> None:
+    async with doors.serving(max_caller_calls_per_s=3, max_tenant_calls_per_s=5) as api:
+        for tenant in ("acme", "other"):
+            await api.rows.tenant(tenant)
+        assert (await first_refusal(lambda: publish(api))).metadata["subject"] == "somebody"
+        answer = await first_refusal(lambda: publish(api, metadata=CLERK))
+        assert answer.metadata["subject"] in {"clerk", "tenants/acme"}
+
+
+async def test_where_callers_are_not_told_apart_only_tenants_are_bounded(
+    database_url: str,
+) -> None:
+    limits = Limits(max_caller_calls_per_s=1, max_tenant_calls_per_s=10)
+    async with serving(database_url, limits=limits) as api:
+        await api.rows.tenant("acme")
+        answer = await first_refusal(lambda: publish(api, metadata=()), tries=200)
+    assert answer.metadata["limit"] == "HOOKLINE_MAX_TENANT_CALLS_PER_S"
+
+
+async def test_a_stream_that_is_too_fast_is_held_and_none_of_it_refused(doors: Doors) -> None:
+    async with doors.serving(max_caller_calls_per_s=20) as api:
+        await api.rows.tenant("acme")
+        call = api.events.StreamPublishEvents(metadata=BOSS)
+        for number in range(1, 31):
+            await call.write(
+                StreamPublishEventsRequest(sequence=number, tenant="tenants/acme", events=[order()])
+            )
+        await call.done_writing()
+        answers = [answer async for answer in call]
+    assert [answer.sequence for answer in answers] == list(range(1, 31))
+    assert all(answer.HasField("published") for answer in answers)
+
+
+@pytest.mark.parametrize("limit", ["max_caller_bytes_per_s", "max_tenant_bytes_per_s"])
+async def test_what_a_stream_brings_is_charged_as_calls_are(doors: Doors, limit: str) -> None:
+    async with doors.serving(**{limit: 1_024}) as api:
+        await api.rows.tenant("acme")
+        call = api.events.StreamPublishEvents(metadata=BOSS)
+        request = StreamPublishEventsRequest(sequence=1, tenant="tenants/acme")
+        request.events.append(Event(type="a.b", binary_data=bytes(200_000)))
+        await call.write(request)
+        assert (await call.read()).HasField("published")
+        answer = await refusal(publish(api))
+        assert answer.metadata["limit"] == f"HOOKLINE_{limit.upper()}"
+        call.cancel()
+
+
+async def test_a_name_that_no_tenant_can_have_has_no_bucket(doors: Doors) -> None:
+    """Ten thousand of them would be as long as messages."""
+    async with doors.serving(max_tenant_bytes_per_s=1_024) as api:
+        for _ in range(3):
+            answer = await refusal(publish(api, tenant="x" * 5_000))
+            assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_stream_that_is_held_ends_with_the_node(doors: Doors) -> None:
+    async with doors.serving(max_caller_bytes_per_s=1_024) as api:
+        await api.rows.tenant("acme")
+        call = api.events.StreamPublishEvents(metadata=BOSS)
+        for number in range(1, 3):  # the first one's debt is paid after minutes
+            request = StreamPublishEventsRequest(sequence=number, tenant="tenants/acme")
+            request.events.append(Event(type="a.b", binary_data=bytes(200_000)))
+            await call.write(request)
+        assert (await call.read()).sequence == 1
+        stopping = asyncio.create_task(api.server.stop(300))  # it does not wait for the grace
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async with asyncio.timeout(20):
+                await call.read()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await stopping
+
+
+async def test_a_connection_that_says_nothing_is_ended(doors: Doors) -> None:
+    async with doors.serving(handshake_timeout_s=1) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        async with asyncio.timeout(20):
+            await reader.read()  # to its end; before that the server sends its settings
+        writer.close()
+
+
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""What a client of HTTP/2 begins with (RFC 9113 section 3.4): an empty SETTINGS frame."""
+
+
+async def test_a_connection_without_a_call_is_ended(doors: Doors) -> None:
+    async with doors.serving(max_connection_idle_s=1) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(HELLO)
+        async with asyncio.timeout(20):
+            assert b"connection idle" in await reader.read()
+        writer.close()
+
+
+async def test_strangers_connections_are_bounded(doors: Doors) -> None:
+    """They are opened before anybody asks who calls, and each takes a descriptor."""
+    async with doors.serving(max_connections=3, handshake_timeout_s=120) as api:
+        await api.rows.tenant("acme")
+        await publish(api)
+        opened = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(2)]
+        for reader, writer in opened:
+            writer.write(HELLO)
+            await reader.readexactly(9)  # its settings: it is one of the three
+        reader, refused = await asyncio.open_connection("127.0.0.1", api.port)
+        refused.write(HELLO)
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        await publish(api)
+        for writer in (refused, *(writer for _, writer in opened)):
+            writer.close()
+
+
+async def test_a_connection_that_is_old_ends_its_stream_and_the_next_call_finds_a_new_one(
+    doors: Doors,
+) -> None:
+    async with doors.serving(max_connection_age_s=1, connection_grace_s=1) as api:
+        await api.rows.tenant("acme")
+        call = api.events.StreamPublishEvents(metadata=BOSS)
+        await call.write(
+            StreamPublishEventsRequest(sequence=1, tenant="tenants/acme", events=[order()])
+        )
+        assert (await call.read()).HasField("published")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await publish(api)
+
+
+async def test_who_pings_without_end_is_told_to_calm_down(doors: Doors) -> None:
+    async with doors.serving(min_ping_interval_s=3_600) as api:
+        options = [
+            ("grpc.keepalive_time_ms", 20),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{api.port}", options) as channel:
+            stream: Any = channel.stream_stream("/hookline.v1.EventService/StreamPublishEvents")
+            call = stream(metadata=BOSS)
+
+            def is_ended() -> bool:
+                return bool(call.done())
+
+            await until(is_ended, "the connection is ended for its pings")
+            assert "many pings" in (await call.details())

@@ -1,0 +1,324 @@
+"""At the door: who calls is asked of each call before all else, and of a stream again and again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from hookline.v1.event_service_pb2 import ListEventsRequest, StreamPublishEventsRequest
+from hookline.v1.event_service_pb2_grpc import EventServiceStub
+from hookline.v1.tenant_service_pb2 import GetTenantRequest
+from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
+from hookline_service.api.middleware.authentication import Identities, bearer_token_in
+from hookline_service.api.middleware.scopes import RULES
+from hookline_service.domain.caller import Scope, current_caller
+from hookline_service.domain.errors import UnauthenticatedError
+from hookline_service.domain.limits import Limits
+from tests.api.conftest import Api, serving
+from tests.api.identities import Asking, Words, caller
+from tests.api.publishing import order
+from tests.api.refusals import Refused, refusal
+from tests.api.test_server import METHODS
+from tests.waiting import until
+
+REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+UNAUTHENTICATED = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+BOSS = (("who", "boss"),)
+CHECK = "/grpc.health.v1.Health/Check"
+STRANGER = (("who", "a stranger"),)
+Metadata = tuple[tuple[str, str], ...]
+
+
+@pytest.fixture
+def words() -> Words:
+    return Words(boss=caller(), reader=caller(Scope.OPERATE, tenant="acme"))
+
+
+@pytest.fixture
+def asking() -> Asking:
+    return Asking()
+
+
+@pytest.fixture
+async def api(database_url: str, words: Words, asking: Asking) -> AsyncIterator[Api]:
+    async with serving(database_url, identities=[words], tenants=asking) as api:
+        await api.rows.tenant("acme")
+        yield api
+
+
+async def send(api: Api, method: str, metadata: Metadata, data: bytes = b"") -> Refused:
+    """A call that must be refused; any method takes the bytes of one message, whatever it is."""
+    call: Any = api.channel.unary_unary(method)
+    return await refusal(call(data, metadata=metadata, timeout=20))
+
+
+@pytest.mark.parametrize("method", [*sorted(METHODS), REFLECT, "/hookline.v1.X/Y", "/", "/a/b/c"])
+async def test_without_a_name_nothing_is_told_not_even_what_there_is(api: Api, method: str) -> None:
+    for metadata in ((), STRANGER):
+        for data in (b"", b"\xff\xff\xff"):
+            answer = await send(api, method, metadata, data)
+            assert (answer.code, answer.reason) == UNAUTHENTICATED
+            assert answer == await send(api, "/hookline.v1.TenantService/GetTenant", ())
+
+
+async def test_health_is_told_to_everybody_and_nobody_is_asked(api: Api, words: Words) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(api.channel)
+    for metadata in ((), STRANGER, BOSS):
+        await stub.Check(health_pb2.HealthCheckRequest(), metadata=metadata)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), metadata=metadata)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+    assert words.asked == []
+
+
+async def test_strangers_crowd_out_nobody_who_is_known(database_url: str, words: Words) -> None:
+    async with serving(database_url, identities=[words], max_calls=2) as api:
+        health: Any = health_pb2_grpc.HealthStub(api.channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+        refused = health.Watch(health_pb2.HealthCheckRequest())
+        answer = await refusal(refused.read())
+        assert (answer.code, answer.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        await health.Check(health_pb2.HealthCheckRequest())  # a probe: who fails it is restarted
+        await api.events.ListEvents(ListEventsRequest(tenant="tenants/-"), metadata=BOSS)
+        for watch in watches:
+            watch.cancel()
+
+        async def is_room() -> bool:
+            watch = health.Watch(health_pb2.HealthCheckRequest())
+            try:
+                await watch.read()
+            except grpc.aio.AioRpcError:
+                return False
+            watch.cancel()
+            return True
+
+        await until(is_room, "who has left is not counted any more")
+        for _ in range(5):  # nor who was never let in
+            await send(api, "/hookline.v1.TenantService/GetTenant", ())
+        await api.events.ListEvents(ListEventsRequest(tenant="tenants/-"), metadata=BOSS)
+
+
+@pytest.mark.parametrize("method", [*sorted(METHODS), REFLECT, "/hookline.v1.X/Y"])
+async def test_nothing_is_taken_of_a_request_before_its_sender_is_known(
+    api: Api, method: str
+) -> None:
+    """Else whoever reaches the port fills the memory with messages that never end."""
+    for metadata in ((), STRANGER):
+        call: Any = api.channel.stream_unary(method)
+        answer = await refusal(call(metadata=metadata, timeout=20))  # nothing was written yet
+        assert (answer.code, answer.reason) == UNAUTHENTICATED
+
+
+async def test_of_requests_that_need_no_key_the_oldest_gives_way_and_probes_are_answered(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = api.server._guard._admission._open_slots  # noqa: SLF001
+    monkeypatch.setattr(slots, "_timeout_s", 3_600.0)
+    check: Any = api.channel.stream_unary(CHECK)
+    health: Any = health_pb2_grpc.HealthStub(api.channel)
+    begun = [check(timeout=20) for _ in range(Limits().max_open_requests_read + 1)]
+    refusals = [asyncio.create_task(refusal(call)) for call in begun]
+
+    await health.Check(health_pb2.HealthCheckRequest())
+    given_way, awaited = await asyncio.wait(refusals, return_when=asyncio.FIRST_COMPLETED)
+
+    answer = given_way.pop().result()
+    assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+    for call in begun:
+        call.cancel()
+    await asyncio.gather(*awaited, return_exceptions=True)
+
+
+async def test_a_request_that_needs_no_key_is_not_awaited_for_long(api: Api) -> None:
+    answer = await refusal(api.channel.stream_unary(CHECK)(timeout=20))
+
+    assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+
+
+async def test_a_call_without_a_request_is_malformed(api: Api) -> None:
+    call: Any = api.channel.stream_unary("/hookline.v1.TenantService/GetTenant")
+    answer = await refusal(call(iter(()), metadata=BOSS, timeout=20))
+    assert (answer.code, answer.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "REQUEST_MALFORMED",
+    )
+
+
+async def test_who_is_known_is_told_what_there_is_not(api: Api) -> None:
+    for method in ("/hookline.v1.X/Y", "/"):
+        answer = await send(api, method, BOSS)
+        assert (answer.code, answer.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+
+
+async def test_who_lacks_a_scope_is_told_which_whatever_he_sends(api: Api) -> None:
+    for data in (b"", b"\xff\xff\xff"):
+        answer = await send(
+            api, "/hookline.v1.EventService/PublishEvents", (("who", "reader"),), data
+        )
+        assert (answer.code, answer.reason) == (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "PERMISSION_DENIED",
+        )
+        assert answer.metadata == {"scope": "PUBLISH"}
+
+
+async def test_a_method_without_a_rule_is_for_nobody(
+    database_url: str, words: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = "hookline.v1.TenantService/GetTenant"
+    monkeypatch.setattr(
+        "hookline_service.api.middleware.interceptors.RULES",
+        {name: rule for name, rule in RULES.items() if name != method},
+    )
+    async with serving(database_url, identities=[words]) as api:
+        answer = await send(api, f"/{method}", BOSS)
+        assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_call_knows_for_whom_it_runs(api: Api, asking: Asking) -> None:
+    await TenantServiceStub(api.channel).GetTenant(GetTenantRequest(), metadata=BOSS)
+    [found] = asking.callers
+    assert found.principal == "somebody"
+    assert found.method == "/hookline.v1.TenantService/GetTenant"
+    assert found.remote_address.startswith("ipv4:127.0.0.1:")
+    assert current_caller().principal == "hookline"
+
+
+async def test_who_cannot_be_asked_for_at_present_is_to_come_again(api: Api, words: Words) -> None:
+    words.is_away = True
+    answer = await send(api, "/hookline.v1.TenantService/GetTenant", BOSS)
+    assert (answer.code, answer.reason) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "DATABASE_UNAVAILABLE",
+    )
+
+
+# ----------------------------------------------------------------------------------- streams
+
+
+class Publishing:
+    """A publishing stream of the boss's."""
+
+    def __init__(self, api: Api) -> None:
+        self.call: Any = EventServiceStub(api.channel).StreamPublishEvents(metadata=BOSS)
+
+    async def send(self, sequence: int) -> None:
+        await self.call.write(
+            StreamPublishEventsRequest(sequence=sequence, tenant="tenants/acme", events=[order()])
+        )
+
+    async def ends(self) -> Refused:
+        async def read_on() -> None:
+            while await self.call.read() is not grpc.aio.EOF:
+                pass
+            if await self.call.code() is not grpc.StatusCode.OK:
+                raise grpc.aio.AioRpcError(
+                    await self.call.code(),
+                    await self.call.initial_metadata(),
+                    await self.call.trailing_metadata(),
+                    await self.call.details(),
+                )
+
+        async with asyncio.timeout(20):
+            return await refusal(read_on())
+
+
+async def test_a_silent_stream_ends_once_its_caller_is_not_known_any_more(
+    api: Api, words: Words
+) -> None:
+    stream = Publishing(api)
+    await stream.send(1)
+    assert (await stream.call.read()).published.results
+    del words.callers["boss"]
+    answer = await stream.ends()
+    assert (answer.code, answer.reason) == UNAUTHENTICATED
+
+
+async def test_a_silent_stream_ends_once_its_caller_may_publish_no_more(
+    api: Api, words: Words
+) -> None:
+    """The grants of certificates, and the scopes of an issuer's next token, may be fewer."""
+    stream = Publishing(api)
+    await stream.send(1)
+    assert (await stream.call.read()).published.results
+    words.callers["boss"] = caller(Scope.OPERATE)
+    answer = await stream.ends()
+    assert (answer.code, answer.metadata["scope"]) == (
+        grpc.StatusCode.PERMISSION_DENIED,
+        "PUBLISH",
+    )
+
+
+async def test_a_message_is_not_taken_of_who_is_not_known_any_more(api: Api, words: Words) -> None:
+    stream = Publishing(api)
+    await stream.send(1)
+    assert (await stream.call.read()).published.results
+    del words.callers["boss"]
+    await stream.send(2)
+    assert (await stream.ends()).code is grpc.StatusCode.UNAUTHENTICATED
+    assert len(await api.rig.database.fetch("SELECT FROM events")) == 1
+
+
+async def test_a_reflection_ends_too(api: Api, words: Words) -> None:
+    call: Any = api.channel.stream_stream(REFLECT)(metadata=BOSS)
+    await call.write(b"")
+    await call.read()
+    del words.callers["boss"]
+    assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_stream_outlives_that_nobody_can_be_asked(api: Api, words: Words) -> None:
+    stream = Publishing(api)
+    await stream.send(1)
+    assert (await stream.call.read()).published.results
+    words.is_away, before = True, len(words.asked)
+    await until(lambda: len(words.asked) >= before + 2, "it is asked twice")
+    words.is_away = False
+    await stream.send(2)
+    assert (await stream.call.read()).published.results
+    stream.call.cancel()
+
+
+# ----------------------------------------------------------------------------------- sources
+
+
+async def test_the_first_source_that_knows_is_believed_and_one_that_refuses_is_too() -> None:
+    first, second = Words(a=caller(Scope.PUBLISH)), Words(a=caller(Scope.ADMIN), b=caller())
+    both = Identities([first, second])
+    assert (await both.authenticate((("who", "a"),), {}, "")).scopes == {Scope.PUBLISH}
+    with pytest.raises(UnauthenticatedError):
+        await both.authenticate((("who", "b"),), {}, "")
+    assert len(second.asked) == 0
+    for sources in ([], [first, second]):
+        with pytest.raises(UnauthenticatedError):
+            await Identities(sources).authenticate((), {}, "")
+
+
+@pytest.mark.parametrize(
+    "value,token",
+    [
+        ("Bearer hk_1_2", "hk_1_2"),
+        ("bearer hk_1_2", "hk_1_2"),
+        ("BEARER  hk_1_2 ", "hk_1_2"),
+        ("Bearer", None),
+        ("Bearer ", None),
+        ("Basic aGs6", None),
+        ("hk_1_2", None),
+        ("", None),
+    ],
+)
+def test_a_bearer_token_is_what_follows_the_word(value: str, token: str | None) -> None:
+    assert bearer_token_in((("user-agent", "x"), ("authorization", value))) == token
+
+
+def test_of_two_authorizations_none_counts() -> None:
+    assert bearer_token_in(()) is None
+    with pytest.raises(UnauthenticatedError):
+        bearer_token_in((("authorization", "Bearer a"), ("authorization", "Bearer a")))

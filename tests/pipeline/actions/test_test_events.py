@@ -1,0 +1,168 @@
+"""Trials: one event to one subscription, now, and nothing else is moved by it."""
+
+import pytest
+
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    Reason,
+    UnavailableError,
+)
+from hookline_service.domain.event import EventType, EventTypeState
+from hookline_service.domain.ids import format_type_id
+from hookline_service.domain.subscription import Subscription
+from hookline_service.pipeline.actions.test_events import Trial
+from hookline_service.store.deliveries import DeliveryStore
+from hookline_service.store.operations import OperationStore
+from hookline_service.store.subscriptions import Subscriptions
+from tests.pipeline.rig import Receiver, Rig, order_created
+from tests.telemetry.spans import CALLER_TRACE, SAMPLED, Spans
+
+
+@pytest.fixture
+async def subscription(rig: Rig, receiver: Receiver) -> Subscription:
+    """A subscription of acme's, as the API has read it."""
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url, subscription_id="orders")
+    return await _read(rig)
+
+
+async def _read(rig: Rig) -> Subscription:
+    return await Subscriptions(rig.database, rig.secrets).get("acme", "orders")
+
+
+async def test_a_trial_is_sent_and_can_be_looked_up(
+    rig: Rig, receiver: Receiver, subscription: Subscription
+) -> None:
+    delivery_id, attempt = await rig.trial.send(
+        subscription, order_created(7, subject="s", attributes={"a": "b"})
+    )
+
+    assert (attempt.number, attempt.outcome.kind) == (1, AttemptOutcome.ACCEPTED)
+    assert attempt.outcome.http_status == 200
+    headers, body = receiver.requests[0]
+    assert b'"data":{"id":7}' in body
+    assert headers["webhook-signature"].startswith("v1,")
+    delivery = await DeliveryStore(rig.database).get("acme", delivery_id)
+    assert headers["webhook-id"] == format_type_id("evt", delivery.event_id)
+    assert (delivery.state, delivery.attempt_count) == ("SUCCEEDED", 1)
+    assert delivery.last_attempt == attempt
+    page = await DeliveryStore(rig.database).attempts("acme", delivery_id, after=0, limit=10)
+    assert page.attempts == [attempt]
+    (event,) = await rig.database.fetch("SELECT * FROM events")
+    assert (event["subject"], event["attributes"]) == ("s", {"a": "b"})
+    assert await rig.pending() == []
+    assert list(rig.lanes.all()) == []
+
+
+async def test_a_refused_trial_tells_why_and_is_final(
+    rig: Rig, receiver: Receiver, subscription: Subscription
+) -> None:
+    receiver.answers, receiver.body = 500, b"oh \x00 no"
+    delivery_id, attempt = await rig.trial.send(subscription, order_created())
+
+    assert (attempt.outcome.kind, attempt.outcome.http_status) == (AttemptOutcome.REFUSED, 500)
+    assert attempt.outcome.excerpt == b"oh \x00 no"
+    delivery = await DeliveryStore(rig.database).get("acme", delivery_id)
+    assert delivery.state == "EXHAUSTED"
+    assert delivery.last_attempt == attempt
+    assert await rig.pending() == []
+
+
+@pytest.mark.parametrize("state", ["PAUSED", "DISABLED"])
+async def test_a_trial_goes_to_a_subscription_that_is_held(
+    rig: Rig, receiver: Receiver, subscription: Subscription, state: str
+) -> None:
+    await rig.set_state(subscription.uid, state)
+    _, attempt = await rig.trial.send(await _read(rig), order_created())
+    assert attempt.outcome.kind is AttemptOutcome.ACCEPTED
+    assert len(receiver.ids) == 1
+    assert (await _read(rig)).state == state
+
+
+async def test_a_410_in_a_trial_disables_nobody(
+    rig: Rig, receiver: Receiver, subscription: Subscription
+) -> None:
+    receiver.answers = 410
+    await rig.trial.send(subscription, order_created())
+    assert (await _read(rig)).state == "ACTIVE"
+
+
+async def test_a_trial_reaches_no_other_subscription(
+    rig: Rig, receiver: Receiver, subscription: Subscription
+) -> None:
+    (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants")
+    await rig.subscription(tenant["tenant_uid"], receiver.url)
+    await rig.trial.send(subscription, order_created())
+    assert len(receiver.ids) == 1
+    assert len(await rig.finished()) == 1
+
+
+async def test_a_trial_is_checked_as_publishing_is(
+    rig: Rig, receiver: Receiver, subscription: Subscription
+) -> None:
+    rig.event_types.event_types = [
+        EventType(name="order.created", json_schema='{"type": "array"}'),
+        EventType(name="old", state=EventTypeState.ARCHIVED),
+    ]
+    await rig.catalog.reload()
+    with pytest.raises(InvalidArgumentError) as refusal:
+        await rig.trial.send(subscription, order_created())
+    assert [violation.field for violation in refusal.value.violations] == ["event.json_data"]
+    with pytest.raises(FailedPreconditionError):
+        await rig.trial.send(subscription, order_created(type="old"))
+    assert receiver.ids == []
+
+
+async def test_a_trial_of_a_subscription_deleted_meanwhile(
+    rig: Rig, receiver: Receiver, subscription: Subscription
+) -> None:
+    await Subscriptions(rig.database, rig.secrets).delete("acme", "orders")
+    with pytest.raises(NotFoundError) as refusal:
+        await rig.trial.send(subscription, order_created())
+    assert refusal.value.reason is Reason.SUBSCRIPTION_NOT_FOUND
+    assert receiver.ids == []
+
+
+async def test_a_fault_of_ours_is_no_attempt(rig: Rig, subscription: Subscription) -> None:
+    await rig.transport.aclose()
+    with pytest.raises(UnavailableError):
+        await rig.trial.send(subscription, order_created())
+    assert await rig.finished() == []
+    assert await rig.database.fetch("SELECT FROM events") == []
+
+
+async def test_a_secret_that_cannot_be_opened_is_our_fault(
+    rig: Rig, receiver: Receiver, subscription: Subscription
+) -> None:
+    await rig.database.fetch("UPDATE signing_keys SET sealed_secret = 'garbage'")
+    with pytest.raises(UnavailableError):
+        await rig.trial.send(subscription, order_created())
+    assert receiver.ids == []
+
+
+@pytest.mark.parametrize("propagates", [True, False])
+async def test_a_trial_belongs_to_the_trace_of_its_call(
+    rig: Rig, receiver: Receiver, *, propagates: bool
+) -> None:
+    spans = Spans()
+    trial = Trial(
+        OperationStore(rig.database), rig.configs, rig.catalog, rig.sender, rig.time, rig.random,
+        spans.tracer,
+    )  # fmt: skip
+    await rig.subscription(
+        await rig.tenant(), receiver.url, subscription_id="orders", propagate_trace=propagates
+    )
+    subscription = await _read(rig)
+    spans.tracer.call_began("hookline.v1.SubscriptionService/SendTestEvent", SAMPLED)
+    _, attempt = await trial.send(subscription, order_created())
+    spans.tracer.call_ended("OK")
+
+    assert attempt.trace_id == CALLER_TRACE.to_bytes(16, "big")
+    (row,) = await rig.attempts()
+    assert row["trace_id"] == attempt.trace_id
+    assert {span.name for span in spans.ended()} >= {"deliver", "POST"}
+    headers, _ = receiver.requests[0]
+    assert ("traceparent" in headers) is propagates

@@ -1,0 +1,228 @@
+"""What an ordered lane keeps in memory: one delivery a key, and only what may be sent. Rule 17."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hookline_service.domain.ordering import FIRST_KEY_HASH
+from hookline_service.pipeline.dispatch.delay_queue import TIMER_HORIZON_S, TIMERS_PER_LANE
+from hookline_service.pipeline.dispatch.key_order import TOUCHED_MAX, KeyOrder
+from hookline_service.pipeline.dispatch.lane import LaneState
+from tests.pipeline.desk import Desk
+
+if TYPE_CHECKING:
+    from hookline_service.pipeline.dispatch.lane import Lane
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    """Inside the event loop, which the timers need."""
+    return Desk()
+
+
+def ordered(desk: Desk) -> tuple[Lane, KeyOrder]:
+    """A lane of an ordered subscription, COMPLETE."""
+    lane = desk.lane(is_ordered=True)
+    assert lane.order is not None
+    return lane, lane.order
+
+
+def wants(desk: Desk, lane: Lane) -> bool:
+    return lane in desk.lanes.take_wanted()
+
+
+async def test_a_key_that_is_published_to_is_looked_at_by_name(desk: Desk) -> None:
+    lane, order = ordered(desk)
+
+    desk.lanes.next_of_key(lane, 7)
+
+    assert lane.state is LaneState.COMPLETE
+    assert wants(desk, lane)
+    assert order.take_touched(10) == [7]
+
+
+async def test_more_keys_than_are_remembered_are_walked_through(desk: Desk) -> None:
+    lane, order = ordered(desk)
+
+    for key_hash in range(TOUCHED_MAX + 1):
+        desk.lanes.next_of_key(lane, key_hash)
+
+    assert len(order.touched) == TOUCHED_MAX
+    assert lane.state is LaneState.DIRTY
+    assert wants(desk, lane)
+
+
+async def test_memory_takes_one_delivery_a_key(desk: Desk) -> None:
+    lane, _ = ordered(desk)
+
+    desk.refill(lane, [desk.row(lane, key_hash=1), desk.row(lane, key_hash=1)])
+    desk.refill(lane, [desk.row(lane, key_hash=1), desk.row(lane, key_hash=2)])
+
+    assert [job.key_hash for job in desk.take_all()] == [1, 2]
+
+
+async def test_a_key_is_busy_until_it_is_recorded(desk: Desk) -> None:
+    lane, order = ordered(desk)
+    desk.refill(lane, [desk.row(lane, key_hash=1)])
+    (job,) = desk.take_all()
+    desk.lanes.next_of_key(lane, 1)
+    desk.answer(job, 200)
+    assert not order.touched
+
+    desk.lanes.finished(job)
+
+    assert wants(desk, lane)
+    assert order.take_touched(10) == [1]
+
+
+async def test_what_came_into_memory_since_it_was_touched_is_not_read_again(desk: Desk) -> None:
+    """A read that began before its record would find it once more, and it would be sent twice."""
+    lane, order = ordered(desk)
+    desk.lanes.next_of_key(lane, 1)
+    desk.lanes.next_of_key(lane, 2)
+    desk.refill(lane, [desk.row(lane, key_hash=1)])
+
+    assert order.take_touched(10) == [2]
+    assert order.take_touched(10) == []
+
+
+async def test_a_retry_is_not_kept_for_another_may_be_the_earliest_by_then(desk: Desk) -> None:
+    lane, order = ordered(desk)
+    desk.refill(lane, [desk.row(lane, key_hash=1)])
+    (job,) = desk.take_all()
+
+    desk.fail(job, delay_s=5.0)
+
+    assert not lane.known
+    assert not order.busy
+    assert order.take_touched(10) == [1]
+    desk.lanes.waiting.keep_key(lane, 1, 5.0, desk.lanes.next_of_key)
+    desk.lanes.next_of_key(lane, 1)
+    assert not order.touched, "behind what is waited for nothing is the earliest"
+    desk.turn(5.0)
+    assert order.take_touched(10) == [1]
+
+
+async def test_a_key_whose_wait_is_over_early_goes_on_by_name(desk: Desk) -> None:
+    """Somebody cancelled what it waited for: what is behind need not wait for that one's timer."""
+    lane, order = ordered(desk)
+    desk.lanes.waiting.keep_key(lane, 1, 50.0, desk.lanes.next_of_key)
+    desk.refill(lane, [desk.row(lane, key_hash=1)])
+    (job,) = desk.take_all()
+
+    desk.succeed(job)
+
+    assert order.take_touched(10) == [1]
+
+
+async def test_a_key_has_one_timer_and_a_lane_its_quota(desk: Desk) -> None:
+    lane, order = ordered(desk)
+
+    for key_hash in [1, 1, *range(TIMERS_PER_LANE + 5)]:
+        desk.lanes.waiting.keep_key(lane, key_hash, 5.0, desk.lanes.next_of_key)
+    desk.lanes.waiting.keep_key(lane, -1, TIMER_HORIZON_S + 1, desk.lanes.next_of_key)
+
+    assert len(desk.timers) == lane.timed == len(order.waiting) == TIMERS_PER_LANE
+    desk.turn(5.0)
+    assert (lane.timed, order.waiting) == (0, set())
+    assert len(order.touched) == TIMERS_PER_LANE
+
+
+async def test_what_leaves_memory_frees_its_key(desk: Desk) -> None:
+    lane, order = ordered(desk)
+    cancelled, held = desk.row(lane, key_hash=1), desk.row(lane, key_hash=2)
+    desk.refill(lane, [cancelled, held])
+
+    desk.lanes.forget(lane, cancelled.delivery_id)
+    assert order.busy == {2}
+    desk.lanes.disabled(lane)
+
+    assert not order.busy
+    assert lane.state is LaneState.DIRTY
+
+
+async def test_a_fault_of_our_own_keeps_its_key_busy(desk: Desk) -> None:
+    lane, order = ordered(desk)
+    desk.refill(lane, [desk.row(lane, key_hash=1)])
+    (job,) = desk.take_all()
+
+    desk.release(job, delay_s=1.0)
+
+    assert order.busy == {1}
+    desk.turn(1.0)
+    assert desk.take_all() == [job]
+
+
+async def test_a_walk_rests_where_it_led_nowhere_and_goes_on_by_itself(desk: Desk) -> None:
+    lane, order = ordered(desk)
+    lane.mark_dirty()
+    desk.lanes.begin_refill(lane)
+
+    desk.lanes.end_refill(lane, found_all=False, rests_s=0.5)
+
+    desk.lanes.touch(lane.subscription_uid, lane.bucket)
+    assert not wants(desk, lane), "whoever asks meanwhile does not hasten it"
+    desk.lanes.next_of_key(lane, 7)
+    assert wants(desk, lane), "but a key is read by name"
+    assert not desk.lanes.may_walk(lane)
+    order.take_touched(10)
+    desk.turn(0.5)
+    assert wants(desk, lane)
+    assert len(desk.timers) == 0
+
+
+async def test_of_a_key_that_was_changed_what_was_read_before_is_not_sent(desk: Desk) -> None:
+    """An operator has brought back an earlier one: whoever reads now finds that first."""
+    lane, order = ordered(desk)
+    desk.refill(lane, [desk.row(lane, key_hash=1), desk.row(lane, key_hash=2)])
+    order.waiting.add(3)
+    desk.lanes.begin_refill(lane)
+
+    for key_hash in (1, 3, 4):
+        desk.lanes.forget(lane, desk.new_id(), key_hash)
+    for key_hash in (1, 3, 4, 5):
+        row = desk.row(lane, key_hash=key_hash)
+        desk.lanes.accept(lane, row, desk.message(lane=lane))
+    desk.lanes.end_refill(lane, found_all=True)
+
+    assert [job.key_hash for job in desk.take_all()] == [2, 5]
+    assert order.take_touched(10) == [1, 3, 4]
+    assert wants(desk, lane)
+
+
+async def test_a_key_that_was_changed_lets_what_is_on_the_wire_end(desk: Desk) -> None:
+    lane, order = ordered(desk)
+    desk.refill(lane, [desk.row(lane, key_hash=1)])
+    (job,) = desk.take_all()
+
+    desk.lanes.forget(lane, desk.new_id(), 1)
+
+    assert (order.busy, job.is_stale) == ({1}, False)
+    desk.succeed(job)
+    assert order.take_touched(10) == [1]
+
+
+def test_what_is_changed_while_a_walk_rests_it_has_missed() -> None:
+    order = KeyOrder()
+    order.begin_page(is_disturbed=False)
+    assert not order.end_page(5)
+    order.pass_over(is_disturbed=True)
+    order.begin_page(is_disturbed=False)
+
+    assert not order.end_page(None)
+
+
+def test_only_a_walk_that_nothing_disturbed_has_seen_everything() -> None:
+    order = KeyOrder()
+    order.begin_page(is_disturbed=True)
+    assert order.end_page(None), "what came before it began, it has seen"
+
+    order.begin_page(is_disturbed=False)
+    assert not order.end_page(5)
+    order.begin_page(is_disturbed=True)
+    assert not order.end_page(None), "where it had been already something was changed"
+    assert order.from_hash == FIRST_KEY_HASH
+    order.begin_page(is_disturbed=False)
+    assert order.end_page(None)

@@ -1,0 +1,67 @@
+"""Whose lanes are read next, and how many may be created to wait for it. Rule 16."""
+
+from __future__ import annotations
+
+from random import Random
+from uuid import UUID
+
+from hookline_service.pipeline.dispatch.lane import Lane
+from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
+
+_RANDOM = Random(4)
+
+
+def new_uid() -> UUID:
+    return UUID(int=_RANDOM.getrandbits(128))
+
+
+def lanes_of(tenant_uid: UUID, count: int) -> list[Lane]:
+    return [Lane(new_uid(), 0, tenant_uid) for _ in range(count)]
+
+
+def test_a_tenant_with_many_lanes_has_one_turn_as_one_with_one() -> None:
+    queue = RefillQueue(10_000)
+    many, one = lanes_of(new_uid(), 1_000), lanes_of(new_uid(), 1)
+    for lane in [*many, *one]:
+        assert queue.join(lane)
+
+    assert queue.take(3) == [many[0], one[0], many[1]]
+    assert len(queue) == 998
+
+
+def test_a_lane_waits_once() -> None:
+    queue = RefillQueue(10_000)
+    (lane,) = lanes_of(new_uid(), 1)
+    assert queue.join(lane)
+    assert not queue.join(lane)
+    assert queue.take(5) == [lane]
+    assert queue.take(5) == []
+    assert queue.join(lane)
+
+
+def test_a_tenant_leaves_room_for_others() -> None:
+    queue = RefillQueue(100)
+    large, small = new_uid(), new_uid()
+    created = 0
+    for lane in lanes_of(large, 100):
+        if queue.allows(large):
+            queue.join(lane)
+            created += 1
+
+    assert created == 80, "four times what is free"
+    assert queue.allows(small)
+    assert not queue.is_low
+    queue.take(40)
+    assert queue.is_low
+
+
+def test_lanes_of_unknown_tenants_are_taken_apart() -> None:
+    queue = RefillQueue(100)
+    known, unknown = lanes_of(new_uid(), 2), [Lane(new_uid(), 0) for _ in range(3)]
+    for lane in [*unknown, *known]:
+        queue.join(lane)
+
+    assert queue.take_unknown() == unknown
+    assert queue.take_unknown() == []
+    assert len(queue) == 2
+    assert queue.take(5) == known

@@ -1,0 +1,264 @@
+"""Client certificates: which can be used, who is shown them, who shares connections with whom."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.x509.oid import NameOID
+
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.targets.http.client_certificate import (
+    ClientIdentity,
+    InvalidCertificateError,
+    TlsContexts,
+    load_identity,
+    read_client_certificate,
+)
+from hookline_service.targets.http.tls_handshake import TargetTlsContext, make_tls_context
+from tests.targets.http.conftest import MakePost, Post, server_tls
+from tests.targets.http.receiver import OK, Connected, Receiver, answering
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+YEAR = timedelta(days=365)
+
+
+def pem_of(key: CertificateIssuerPrivateKeyTypes, password: bytes | None = None) -> str:
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if password:
+        encryption = serialization.BestAvailableEncryption(password)
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    ).decode()
+
+
+def certificate_of(
+    key: CertificateIssuerPrivateKeyTypes, ends: datetime = NOW + YEAR, name: str = "hookline"
+) -> str:
+    """One that signs itself."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    digest = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(NOW - YEAR)
+        .not_valid_after(ends)
+        .sign(key, digest)
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def identity_of(authority: trustme.CA, name: str) -> ClientIdentity:
+    leaf = authority.issue_cert(name)
+    chain = "".join(part.bytes().decode() for part in leaf.cert_chain_pems)
+    return ClientIdentity(chain, leaf.private_key_pem.bytes().decode())
+
+
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+CHAIN, KEY = certificate_of(EC_KEY), pem_of(EC_KEY)
+
+KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
+    "RSA": lambda: rsa.generate_private_key(65_537, 2_048),
+    "P-256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "P-384": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "P-521": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "ed25519": ed25519.Ed25519PrivateKey.generate,
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_what_may_be_told_of_a_certificate(kind: str) -> None:
+    key = KEYS[kind]()
+    certificate = certificate_of(key)
+    told = read_client_certificate(ClientIdentity(certificate, pem_of(key)), NOW)
+    assert (told.subject, told.expire_time) == ("CN=hookline", NOW + YEAR)
+    der = ssl.PEM_cert_to_DER_cert(certificate)
+    assert told.fingerprint == hashlib.sha256(der).hexdigest()
+
+
+WEAK_KEY = rsa.generate_private_key(65_537, 1_024)  # noqa: S505 - to be refused
+
+BAD: dict[str, tuple[str, str, str]] = {
+    "nonsense": ("nonsense", KEY, "not a chain of certificates"),
+    "a private one": (KEY, KEY, "not a chain of certificates"),
+    "not ASCII": ("☂" + CHAIN, KEY, "not a chain of certificates"),
+    "cut": (CHAIN[:200], KEY, "not a chain of certificates"),
+    "NUL": ("\0", KEY, "not a chain of certificates"),
+    "too long": (CHAIN * 200, KEY, "longer than"),
+    "too many": (CHAIN * 11, KEY, "more than 10"),
+    "ended": (certificate_of(EC_KEY, ends=NOW), KEY, "ended at 2026-11-24T00:00:00Z"),
+    "no key": (CHAIN, "nonsense", "not a private key"),
+    "a public key": (CHAIN, CHAIN, "not a private key"),
+    "key too long": (CHAIN, KEY + "\n" * 17_000, "longer than"),
+    "encrypted key": (CHAIN, pem_of(EC_KEY, b"password"), "must not be encrypted"),
+    "another's key": (CHAIN, pem_of(KEYS["P-256"]()), "does not belong"),
+    "a weak key": (CHAIN, pem_of(WEAK_KEY), "must be RSA of"),
+    "a key on an odd curve": (
+        CHAIN,
+        pem_of(ec.generate_private_key(ec.SECP256K1())),
+        "must be RSA of",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_cannot_be_used_is_refused_with_a_reason_that_shows_nothing(kind: str) -> None:
+    chain, key, reason = BAD[kind]
+    with pytest.raises(InvalidCertificateError, match=reason) as caught:
+        read_client_certificate(ClientIdentity(chain, key), NOW)
+    assert caught.value.is_of_key is ("key" in kind)
+    assert KEY.splitlines()[1] not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_an_identity_does_not_show_itself() -> None:
+    identity = ClientIdentity(CHAIN, KEY)
+    assert repr(identity) == f"{identity}" == "ClientIdentity()"
+    assert identity == ClientIdentity(CHAIN, KEY)
+    assert hash(identity) == hash(ClientIdentity(CHAIN, KEY))
+    assert identity != ClientIdentity(CHAIN, KEY + "\n")
+
+
+def test_a_key_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in memory that looks like one, nor where there is no such thing."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count of descriptors
+    load_identity(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ClientIdentity(CHAIN, KEY))
+    monkeypatch.delattr(os, "memfd_create")
+    load_identity(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ClientIdentity(CHAIN, KEY))
+    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+async def test_contexts_are_kept_but_not_without_bound(authority: trustme.CA) -> None:
+    made: list[TargetTlsContext] = []
+
+    def make() -> TargetTlsContext:
+        made.append(TargetTlsContext(ssl.PROTOCOL_TLS_CLIENT))
+        return made[-1]
+
+    contexts = TlsContexts(make, kept_max=2)
+    first, *others = [identity_of(authority, f"{name}.test") for name in "abc"]
+    found = await asyncio.gather(*[contexts.of(first) for _ in range(5)])
+    assert len(set(map(id, found))) == 1
+    assert len(made) == 2
+    assert await contexts.of(None) is made[0]
+    for identity in others:
+        assert await contexts.of(identity) is made[-1]
+    assert contexts.kept_count == 2
+    assert await contexts.of(first) is made[-1]
+
+
+# ------------------------------------------------------------------------------------ on the wire
+
+
+@pytest.fixture
+def mutual(make_post: MakePost, authority_file: Path) -> Post:
+    return make_post(make_tls=partial(make_tls_context, authority_file))
+
+
+def asking_tls(authority: trustme.CA) -> ssl.SSLContext:
+    """A server that refuses who shows no certificate of the authority's."""
+    context = server_tls(authority.issue_cert("127.0.0.1"))
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(context)
+    return context
+
+
+class Names:
+    """A script that answers OK, and whom each connection's client said to be."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    async def __call__(self, connected: Connected) -> None:
+        certificate = connected.writer.get_extra_info("ssl_object").getpeercert()
+        self.seen += [value for kind, value in certificate["subjectAltName"] if kind == "DNS"]
+        await answering(OK)(connected)
+
+
+async def test_a_server_that_asks_is_shown_the_certificate(
+    mutual: Post, authority: trustme.CA
+) -> None:
+    names = Names()
+    async with Receiver(names, tls=asking_tls(authority)) as receiver:
+        identity = identity_of(authority, "acme.test")
+        for _ in range(2):
+            outcome = await mutual(receiver.url(), identity=identity)
+            assert outcome.kind is AttemptOutcome.ACCEPTED
+    assert names.seen == ["acme.test"]
+
+
+async def test_no_tenants_request_goes_over_anothers_connection(
+    mutual: Post, authority: trustme.CA
+) -> None:
+    """To one server, each with a certificate of its own: it may decide by it what to allow."""
+    names = Names()
+    identities = {name: identity_of(authority, name) for name in ("acme.test", "other.test")}
+    async with Receiver(names, tls=asking_tls(authority)) as receiver:
+        for name in ("acme.test", "other.test", "acme.test"):
+            outcome = await mutual(receiver.url(), identity=identities[name])
+            assert outcome.kind is AttemptOutcome.ACCEPTED
+        refused = await mutual(receiver.url())
+    assert refused.kind is not AttemptOutcome.ACCEPTED
+    assert names.seen == ["acme.test", "other.test"]
+
+
+async def test_a_certificate_of_another_authority_fails_as_tls_does(
+    mutual: Post, authority: trustme.CA
+) -> None:
+    async with Receiver(answering(OK), tls=asking_tls(authority)) as receiver:
+        outcome = await mutual(receiver.url(), identity=identity_of(trustme.CA(), "acme.test"))
+    assert outcome.kind in {AttemptOutcome.TLS_FAILED, AttemptOutcome.CONNECTION_FAILED}
+
+
+async def test_a_certificate_that_cannot_be_loaded_is_one_outcome(mutual: Post) -> None:
+    outcome = await mutual(
+        "https://127.0.0.1:1024/", identity=ClientIdentity("nonsense", "nonsense")
+    )
+    assert outcome.kind is AttemptOutcome.TLS_FAILED
+    assert outcome.error == "the client certificate cannot be used"
+
+
+async def test_a_machine_without_a_descriptor_for_it_is_our_own_fault(
+    mutual: Post, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_is_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", none_is_left)
+    identity = identity_of(authority, "acme.test")
+    outcome = await mutual("https://127.0.0.1:1024/", identity=identity)
+    assert outcome.kind is AttemptOutcome.OWN_FAULT
+    assert outcome.error == "the client certificate could not be made ready"
+
+
+async def test_plaintext_shows_no_certificate(mutual: Post, authority: trustme.CA) -> None:
+    async with Receiver(answering(OK)) as receiver:
+        outcome = await mutual(receiver.url(), identity=identity_of(authority, "acme.test"))
+    assert outcome.kind is AttemptOutcome.ACCEPTED
+
+
+async def test_secret_headers_are_sent_like_others(mutual: Post) -> None:
+    async with Receiver(answering(OK)) as receiver:
+        await mutual(receiver.url(), headers={"x-a": "1"}, secret_headers={"authorization": "B x"})
+        request = receiver.requests[-1]
+    assert request.headers["authorization"] == "B x"
+    assert request.headers["x-a"] == "1"

@@ -1,0 +1,225 @@
+"""From names to connections: what is never connected to, which address is tried when, and TLS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.targets.http.client_certificate import ClientIdentity, TlsContexts
+from hookline_service.targets.http.connection import Connection
+from hookline_service.targets.http.dialer import Dialer
+from hookline_service.targets.http.egress import EgressPolicy, parse_networks
+from hookline_service.targets.http.failure import AttemptFailure
+from hookline_service.targets.http.origin import Origin
+from hookline_service.targets.http.ports import parse_ports
+from hookline_service.targets.http.resolver import Resolver
+from hookline_service.targets.http.route import DirectRoute
+from hookline_service.targets.http.tls_handshake import TargetTlsContext, make_tls_context
+from tests.targets.http.conftest import LOOPBACK, SHORT_S, MakePost
+from tests.targets.http.receiver import OK, Connected, Receiver, answering
+from tests.waiting import until
+
+UNSPECIFIED = "0.0.0.0"  # noqa: S104 - connected to, not bound
+BLOCKED = AttemptOutcome.ADDRESS_BLOCKED
+
+
+class TestEgress:
+    """Not one packet leaves for an address that is neither public nor allowed."""
+
+    @pytest.mark.parametrize(
+        "addresses",
+        [
+            ["127.0.0.1"],
+            ["10.0.0.1"],
+            ["169.254.169.254"],
+            [UNSPECIFIED],
+            ["::1"],
+            ["::"],
+            ["::ffff:127.0.0.1"],
+            ["::127.0.0.1"],
+            ["64:ff9b::7f00:1"],
+            ["2002:7f00:1::"],
+            ["fe80::1%lo"],
+            ["fd00::1"],
+            ["8.8.8.8", "10.0.0.1"],
+            ["10.0.0.1", "8.8.8.8"],
+            ["127.0.0.2", "127.0.0.1"],
+            ["not an address"],
+            [""],
+        ],
+        ids=",".join,
+    )
+    async def test_a_name_that_leads_inside_is_blocked(
+        self, make_post: MakePost, addresses: list[str]
+    ) -> None:
+        allowed = EgressPolicy(parse_networks(["127.0.0.2/32"]))
+        post = make_post(egress=allowed, names={"evil.test": addresses})
+        async with Receiver(answering(OK)) as receiver:
+            outcome = await post(receiver.url(host="evil.test"))
+            assert outcome.kind is BLOCKED
+            # Connections are accepted in order: had there been one, it would be counted first.
+            _, writer = await asyncio.open_connection(receiver.host, receiver.port)
+            await until(lambda: receiver.connection_count > 0, "ours is accepted")
+            assert receiver.connection_count == 1
+            writer.close()
+
+    @pytest.mark.parametrize(
+        "host", ["127.0.0.1", "[::1]", "[::ffff:7f00:1]", "[::ffff:127.0.0.1]"]
+    )
+    async def test_a_literal_is_judged_when_it_is_sent_to_as_well(
+        self, make_post: MakePost, host: str
+    ) -> None:
+        async with Receiver(answering(OK)) as receiver:
+            outcome = await make_post(egress=EgressPolicy())(receiver.url(host=host))
+            assert outcome.kind is BLOCKED
+            assert receiver.connection_count == 0
+
+    async def test_a_port_that_is_denied_later_is_not_connected_to(
+        self, make_post: MakePost
+    ) -> None:
+        async with Receiver(answering(OK)) as receiver:
+            denied = parse_ports([str(receiver.port)])
+            post = make_post(egress=replace(LOOPBACK, deny_ports=denied))
+            outcome = await post(receiver.url())
+            assert outcome.kind is BLOCKED
+            assert outcome.error == "the port is not one that this service may send to"
+            assert receiver.connection_count == 0
+
+    async def test_the_refusal_tells_no_address(self, make_post: MakePost) -> None:
+        """Else a tenant could read our internal DNS, one name at a time."""
+        post = make_post(names={"db.internal": ["10.1.2.3"]})
+        outcome = await post("http://db.internal/")
+        assert outcome.kind is BLOCKED
+        assert "10.1.2.3" not in outcome.error
+        assert outcome.remote_address is None
+
+    async def test_an_allowed_network_is_reached(self, make_post: MakePost) -> None:
+        post = make_post(
+            egress=EgressPolicy(parse_networks(["127.0.0.1/32"])),
+            names={"inside.test": ["127.0.0.1"], "beside.test": ["127.0.0.2"]},
+        )
+        async with Receiver(answering(OK)) as receiver:
+            inside = await post(receiver.url(host="inside.test"))
+            beside = await post(receiver.url(host="beside.test"))
+        assert inside.kind is AttemptOutcome.ACCEPTED
+        assert beside.kind is BLOCKED
+
+    async def test_the_socket_s_own_peer_is_checked_once_more(self, make_post: MakePost) -> None:
+        """0.0.0.0 is one address when it is checked, and another once it is connected."""
+        post = make_post(
+            egress=EgressPolicy(parse_networks(["0.0.0.0/32"])), names={"zero.test": [UNSPECIFIED]}
+        )
+        async with Receiver(answering(OK)) as receiver:
+            outcome = await post(receiver.url(host="zero.test"))
+            assert outcome.kind is BLOCKED
+            await until(lambda: receiver.connection_count == 1, "it was connected")
+            assert receiver.requests == []
+
+    async def test_a_name_that_is_rebound_reaches_nothing(self, make_post: MakePost) -> None:
+        """Allowed at first, not the second time: each new connection is judged anew."""
+        answers = iter([["127.0.0.1"], ["10.0.0.1"]])
+
+        async def lookup(_: str) -> Sequence[str]:
+            return next(answers)
+
+        async def script(connected: Connected) -> None:
+            await connected.read_request()
+            await connected.write(OK)
+
+        post = make_post(resolver=Resolver(lookup, ttl_s=0.0))
+        async with Receiver(script) as receiver:
+            first = await post(receiver.url(host="rebound.test"))
+            await until(lambda: post.transport.connection_count == 0, "it is closed")
+            second = await post(receiver.url(host="rebound.test"))
+        assert [first.kind, second.kind] == [AttemptOutcome.ACCEPTED, BLOCKED]
+
+
+class TestAddresses:
+    """All addresses of a name are tried in turn, within the one deadline."""
+
+    async def test_the_next_address_is_tried_where_one_refuses(self, make_post: MakePost) -> None:
+        post = make_post(names={"several.test": ["127.0.0.3", "127.0.0.2", "127.0.0.1"]})
+        async with Receiver(answering(OK), host="127.0.0.1") as receiver:
+            outcome = await post(receiver.url(host="several.test"))
+        assert outcome.kind is AttemptOutcome.ACCEPTED
+        assert outcome.remote_address == "127.0.0.1"
+
+    async def test_the_next_address_is_tried_where_one_is_silent(
+        self, make_post: MakePost, silent_port: int
+    ) -> None:
+        post = make_post(names={"several.test": ["127.0.0.1", "127.0.0.2"]})
+        async with Receiver(answering(OK), host="127.0.0.2", port=silent_port) as receiver:
+            outcome = await post(receiver.url(host="several.test"), timeout_s=2.0)
+        assert outcome.kind is AttemptOutcome.ACCEPTED
+        assert outcome.remote_address == "127.0.0.2"
+
+    async def test_a_machine_without_ipv6_reaches_the_ipv4_address(
+        self, make_post: MakePost
+    ) -> None:
+        post = make_post(
+            egress=EgressPolicy(parse_networks(["127.0.0.0/8", "2001:db8::/32"])),
+            names={"both.test": ["2001:db8::1", "127.0.0.1"], "six.test": ["2001:db8::1"]},
+        )
+        async with Receiver(answering(OK)) as receiver:
+            both = await post(receiver.url(host="both.test"), timeout_s=3.0)
+            six = await post(receiver.url(host="six.test"), timeout_s=SHORT_S)
+        assert both.kind is AttemptOutcome.ACCEPTED
+        assert six.kind in {AttemptOutcome.CONNECTION_FAILED, AttemptOutcome.TIMEOUT}
+
+    async def test_only_so_many_are_tried(self, make_post: MakePost) -> None:
+        """A name with a thousand addresses does not make us knock on a thousand doors."""
+        addresses = [f"127.0.1.{last}" for last in range(1, 100)]
+        names = {"many.test": [*addresses, "127.0.0.1"]}
+        async with Receiver(answering(OK)) as receiver:
+            url = receiver.url(host="many.test")
+            few = await make_post(names=names)(url)
+            all_of_them = await make_post(names=names, addresses_max=100)(url)
+        assert few.kind is AttemptOutcome.CONNECTION_FAILED
+        assert few.remote_address == "127.0.1.1"
+        assert all_of_them.kind is AttemptOutcome.ACCEPTED
+
+    async def test_all_dead_is_the_target_s_failure(
+        self, make_post: MakePost, closed_port: int
+    ) -> None:
+        post = make_post(names={"dead.test": ["127.0.0.1", "127.0.0.2"]})
+        outcome = await post(f"http://dead.test:{closed_port}/")
+        assert outcome.kind is AttemptOutcome.CONNECTION_FAILED
+        assert outcome.error == "the connection was refused"
+
+
+async def test_a_cancelled_dial_leaves_no_descriptor(make_post: MakePost, silent_port: int) -> None:
+    post = make_post()
+    attempts = [asyncio.create_task(post(f"http://127.0.0.1:{silent_port}/")) for _ in range(20)]
+    await until(lambda: post.transport.connection_count == 20, "all are dialling")
+    for attempt in attempts:
+        attempt.cancel()
+    await asyncio.gather(*attempts, return_exceptions=True)
+    assert post.transport.connection_count == 0
+
+
+async def test_a_tls_context_that_is_long_in_the_making_is_our_own_fault_in_time() -> None:
+    """Each certificate of a sender's own costs a context: many at once must hold nobody up."""
+
+    class Slow(TlsContexts):
+        async def of(self, identity: ClientIdentity | None) -> TargetTlsContext:
+            await asyncio.Event().wait()
+            return await super().of(identity)
+
+    dialer = Dialer(
+        resolver=Resolver(),
+        egress=LOOPBACK,
+        route=DirectRoute(LOOPBACK),
+        tls=Slow(make_tls_context),
+    )
+    deadline = asyncio.get_running_loop().time() + SHORT_S
+    with pytest.raises(AttemptFailure) as caught:
+        await dialer.dial(Origin("https", "127.0.0.1", 443), deadline, unmade)
+    assert caught.value.kind is AttemptOutcome.OWN_FAULT
+
+
+def unmade(origin: Origin, _address: str | None) -> Connection:
+    raise AssertionError(f"a connection to {origin.host}")

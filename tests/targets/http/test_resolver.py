@@ -1,0 +1,294 @@
+"""Names to addresses: shared, cached, bounded; and whose fault it is when there are none."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.targets.http.failure import AttemptFailure
+from hookline_service.targets.http.resolver import Resolver, SystemLookup
+from hookline_service.targets.http.resolver_check import ResolverCheck
+from tests.targets.http.conftest import SHORT_S, MakePost
+from tests.waiting import until
+
+TRY_AGAIN = socket.gaierror(socket.EAI_AGAIN, "try again")
+CANNOT_TELL = socket.gaierror(socket.EAI_FAIL, "non-recoverable failure")
+NO_SUCH_NAME = socket.gaierror(socket.EAI_NONAME, "no such name")
+NO_ADDRESS = socket.gaierror(socket.EAI_NODATA, "no address")
+
+
+class Names:
+    """A lookup by table, which counts, and waits where it is told to.
+
+    `above` is the answer for what nobody asked before: random names below a top-level domain.
+    """
+
+    def __init__(self, **table: Sequence[str] | Exception) -> None:
+        self.table = {name.replace("_", "."): found for name, found in table.items()}
+        self.above: Sequence[str] | Exception = TRY_AGAIN
+        self.checked: list[str] = []
+        self.asked: Counter[str] = Counter()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def __call__(self, host: str) -> Sequence[str]:
+        if host.endswith("."):
+            self.checked.append(host)
+            found = self.above
+        else:
+            self.asked[host] += 1
+            await self.may_answer.wait()
+            found = self.table[host]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+async def failure_of(resolver: Resolver, host: str) -> AttemptFailure:
+    """The failure that resolving a name ends in."""
+    with pytest.raises(AttemptFailure) as caught:
+        await resolver.resolve(host)
+    return caught.value
+
+
+async def test_all_addresses_come_in_order_and_once() -> None:
+    names = Names(a_test=["192.0.2.2", "2001:db8::1", "192.0.2.2", "192.0.2.1"])
+    assert await Resolver(names).resolve("a.test") == ("192.0.2.2", "2001:db8::1", "192.0.2.1")
+
+
+async def test_concurrent_askers_share_one_lookup() -> None:
+    names = Names(a_test=["192.0.2.1"], b_test=["192.0.2.2"])
+    names.may_answer.clear()
+    resolver = Resolver(names)
+    asking = [asyncio.create_task(resolver.resolve("a.test")) for _ in range(50)]
+    asking.append(asyncio.create_task(resolver.resolve("b.test")))
+    await until(lambda: names.asked.total() == 2, "both names are asked for")
+    names.may_answer.set()
+    assert set(await asyncio.gather(*asking)) == {("192.0.2.1",), ("192.0.2.2",)}
+    assert names.asked == {"a.test": 1, "b.test": 1}
+
+
+async def test_an_asker_that_gives_up_does_not_stop_the_others() -> None:
+    names = Names(a_test=["192.0.2.1"])
+    names.may_answer.clear()
+    resolver = Resolver(names)
+    first, second = (asyncio.create_task(resolver.resolve("a.test")) for _ in range(2))
+    await until(lambda: names.asked.total() == 1, "the lookup runs")
+    first.cancel()
+    names.may_answer.set()
+    assert await second == ("192.0.2.1",)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+@pytest.mark.parametrize("ttl_s, lookups", [(60.0, 1), (0.0, 3)], ids=["within", "beyond"])
+async def test_an_answer_holds_for_its_time(ttl_s: float, lookups: int) -> None:
+    names = Names(a_test=["192.0.2.1"])
+    resolver = Resolver(names, ttl_s=ttl_s)
+    for _ in range(3):
+        await resolver.resolve("a.test")
+    assert names.asked["a.test"] == lookups
+
+
+@pytest.mark.parametrize("ttl_s, lookups", [(60.0, 1), (0.0, 3)], ids=["within", "beyond"])
+async def test_so_does_a_failure(ttl_s: float, lookups: int) -> None:
+    names = Names(a_test=NO_SUCH_NAME)
+    resolver = Resolver(names, failure_ttl_s=ttl_s)
+    for _ in range(3):
+        await failure_of(resolver, "a.test")
+    assert names.asked["a.test"] == lookups
+
+
+async def test_the_cache_is_bounded_and_forgets_the_oldest() -> None:
+    names = Names(a_test=["192.0.2.1"], b_test=["192.0.2.1"], c_test=["192.0.2.1"])
+    resolver = Resolver(names, names_max=2)
+    for host in ("a.test", "b.test", "c.test", "b.test", "c.test", "a.test"):
+        await resolver.resolve(host)
+    assert names.asked == {"a.test": 2, "b.test": 1, "c.test": 1}
+
+
+async def test_waiting_lookups_are_bounded() -> None:
+    names = Names(a_test=["192.0.2.1"], b_test=["192.0.2.2"])
+    names.may_answer.clear()
+    resolver = Resolver(names, lookups_max=1, waiting_max=1)
+    asking = [asyncio.create_task(resolver.resolve("a.test"))]
+    await until(lambda: names.asked.total() == 1, "the lookup runs")
+    asking.append(asyncio.create_task(resolver.resolve("b.test")))
+    await asyncio.sleep(0)  # it waits
+    failure = await failure_of(resolver, "c.test")
+    assert failure.kind is AttemptOutcome.OWN_FAULT
+    names.may_answer.set()
+    assert await asyncio.gather(*asking) == [("192.0.2.1",), ("192.0.2.2",)]
+
+
+async def test_a_tenant_whose_names_are_slow_keeps_no_other_waiting() -> None:
+    """Name servers are whoever's the tenant likes, and answer when they like."""
+    names = Names(good_test=["192.0.2.1"])
+    never = asyncio.Event()
+
+    async def lookup(host: str) -> Sequence[str]:
+        if host != "good.test":
+            await never.wait()
+        return await names(host)
+
+    resolver = Resolver(lookup, lookups_max=16, waiting_max=64)
+    slow = [f"slow-{number}.test" for number in range(100)]
+    asking = [asyncio.create_task(resolver.resolve(host, "hostile")) for host in slow]
+    asking.append(asyncio.create_task(resolver.resolve("good.test", "hostile")))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        assert await resolver.resolve("good.test", "acme") == ("192.0.2.1",)
+        assert await resolver.resolve("good.test") == ("192.0.2.1",)
+    assert sum(task.done() for task in asking) >= 100 - 64 - 16, "its own are refused beyond"
+    await resolver.aclose()
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    "found, kind",
+    [
+        (NO_SUCH_NAME, AttemptOutcome.CONNECTION_FAILED),
+        (socket.gaierror(socket.EAI_FAIL, "x"), AttemptOutcome.OWN_FAULT),
+        ([], AttemptOutcome.CONNECTION_FAILED),
+        (UnicodeError("label too long"), AttemptOutcome.CONNECTION_FAILED),
+        (TRY_AGAIN, AttemptOutcome.OWN_FAULT),
+        (socket.gaierror(socket.EAI_MEMORY, "x"), AttemptOutcome.OWN_FAULT),
+        (socket.gaierror(socket.EAI_SYSTEM, "x"), AttemptOutcome.OWN_FAULT),
+        (OSError(24, "too many open files"), AttemptOutcome.OWN_FAULT),
+    ],
+    ids=str,
+)
+async def test_whose_fault_a_failed_lookup_is(
+    found: Sequence[str] | Exception, kind: AttemptOutcome
+) -> None:
+    failure = await failure_of(Resolver(Names(a_test=found)), "a.test")
+    assert failure.kind is kind
+    assert not failure.was_sent
+
+
+@pytest.mark.parametrize("error", [TRY_AGAIN, CANNOT_TELL], ids=["try again", "fail"])
+@pytest.mark.parametrize(
+    "above", [NO_SUCH_NAME, NO_ADDRESS, ["192.0.2.1"]], ids=["no such name", "no data", "wildcard"]
+)
+async def test_dead_name_servers_are_the_target_s_while_those_above_answer(
+    error: Exception, above: Sequence[str] | Exception
+) -> None:
+    names = Names(dead_test=error)
+    names.above = above
+    failure = await failure_of(Resolver(names), "dead.test")
+    assert failure.kind is AttemptOutcome.CONNECTION_FAILED
+    assert names.asked["dead.test"] == 2, "before the check and after it"
+
+
+async def test_the_resolver_is_checked_by_names_that_it_cannot_have_kept() -> None:
+    names = Names(**{"a.dead_test": TRY_AGAIN})
+    names.above = NO_SUCH_NAME
+    resolver = Resolver(names, failure_ttl_s=0.0)
+    for _ in range(3):
+        await failure_of(resolver, "a.dead.test")
+    assert len(set(names.checked)) == 3
+    assert all(re.fullmatch(r"[0-9a-f]{16}\.test\.", name) for name in names.checked)
+
+
+@pytest.mark.parametrize("witness", ["localhost", "good.test", "good.example"])
+async def test_no_name_of_a_tenant_shows_that_the_resolver_works(witness: str) -> None:
+    """It may stand in the hosts file, be kept by the resolver, or be served next door."""
+    names = Names(dead_test=TRY_AGAIN)
+    names.table[witness] = ["192.0.2.1"]
+    resolver = Resolver(names, ttl_s=0.0)
+    await resolver.resolve(witness, "hostile")
+    failure = await failure_of(resolver, "dead.test")
+    assert failure.kind is AttemptOutcome.OWN_FAULT
+    await resolver.resolve(witness, "hostile")
+
+
+async def test_a_name_that_resolves_once_the_resolver_works_again_is_no_failure() -> None:
+    """The outage ended between the lookup and the check: the check shows nothing of the name."""
+    names = Names(back_test=TRY_AGAIN)
+
+    async def lookup(host: str) -> Sequence[str]:
+        if host.endswith("."):
+            names.table["back.test"] = ["192.0.2.1"]
+            raise NO_SUCH_NAME
+        return await names(host)
+
+    assert await Resolver(lookup).resolve("back.test") == ("192.0.2.1",)
+
+
+async def test_a_failure_soon_after_an_outage_is_still_the_resolver_s() -> None:
+    """Resolvers keep failures, and avoid servers that were not reached, for a while."""
+    names = Names(dead_test=TRY_AGAIN, dead_example=TRY_AGAIN)
+    check = ResolverCheck(names, outage_tail_s=60.0)
+    resolver = Resolver(names, check=check, failure_ttl_s=0.0)
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.OWN_FAULT
+    names.above = NO_SUCH_NAME
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.OWN_FAULT
+    elsewhere = await failure_of(resolver, "dead.example")
+    assert elsewhere.kind is AttemptOutcome.CONNECTION_FAILED, "another top-level domain's servers"
+
+
+async def test_an_outage_is_forgotten_in_time() -> None:
+    names = Names(dead_test=TRY_AGAIN)
+    resolver = Resolver(names, check=ResolverCheck(names, outage_tail_s=0.0), failure_ttl_s=0.0)
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.OWN_FAULT
+    names.above = NO_SUCH_NAME
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.CONNECTION_FAILED
+
+
+async def test_a_name_of_one_label_is_the_machine_s_own() -> None:
+    names = Names(intranet=TRY_AGAIN)
+    names.above = NO_SUCH_NAME
+    assert (await failure_of(Resolver(names), "intranet")).kind is AttemptOutcome.OWN_FAULT
+    assert names.checked == []
+
+
+async def test_a_lookup_that_outlives_the_deadline_is_our_own_fault_and_goes_on(
+    make_post: MakePost,
+) -> None:
+    names = Names(slow_test=NO_SUCH_NAME)
+    names.may_answer.clear()
+    post = make_post(resolver=Resolver(names))
+    outcome = await post("http://slow.test/", timeout_s=SHORT_S)
+    assert outcome.kind is AttemptOutcome.OWN_FAULT
+    assert outcome.error == "the host's name did not resolve before the deadline"
+    names.may_answer.set()
+    outcome = await post("http://slow.test/")
+    assert outcome.kind is AttemptOutcome.CONNECTION_FAILED
+    assert names.asked["slow.test"] == 1
+
+
+async def test_closing_frees_those_who_wait(make_post: MakePost) -> None:
+    names = Names(slow_test=["192.0.2.1"])
+    names.may_answer.clear()
+    post = make_post(resolver=Resolver(names))
+    attempt = asyncio.create_task(post("http://slow.test/"))
+    await until(lambda: names.asked.total() == 1, "the lookup runs")
+    await post.transport.aclose()
+    outcome = await attempt
+    assert outcome.kind is AttemptOutcome.OWN_FAULT
+    assert outcome.error == "the service is stopping"
+
+
+async def test_a_lookup_that_ends_as_the_service_stops_is_an_answer() -> None:
+    resolver = Resolver(Names(a_test=["192.0.2.1"]))
+    asking = asyncio.create_task(resolver.resolve("a.test"))
+    for _ in range(2):  # it is asked for, and looked up; who asks is not told yet
+        await asyncio.sleep(0)
+    await resolver.aclose()
+    assert await asking == ("192.0.2.1",)
+
+
+async def test_the_system_knows_localhost() -> None:
+    lookup = SystemLookup()
+    try:
+        assert "127.0.0.1" in await lookup("localhost")
+        # What resolvers read as an address is an address, and meets the same egress check.
+        assert await lookup("2130706433") == ["127.0.0.1"]
+    finally:
+        lookup.close()
