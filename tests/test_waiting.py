@@ -1,4 +1,4 @@
-"""Waiting returns when the thing is so, and says what it waited for when it never is."""
+"""DelayQueue returns when the thing is so, and says what it waited for when it never is."""
 
 import asyncio
 

@@ -20,7 +20,7 @@ from hookline_service.api.access.service import AccessServicer
 from hookline_service.api.conversion.paging import Pages
 from hookline_service.api.deliveries.service import DeliveryServicer
 from hookline_service.api.events.service import EventServicer
-from hookline_service.api.middleware.authentication import Anonymous, Authenticator
+from hookline_service.api.middleware.authentication import Anonymous, IdentitySource
 from hookline_service.api.middleware.errors import not_implemented
 from hookline_service.api.middleware.interceptors import MAX_CALLS_DEFAULT, CallObserver
 from hookline_service.api.operations.service import OperationsServicer
@@ -142,7 +142,7 @@ async def serving(
     *,
     limits: Limits | None = None,
     max_calls: int = MAX_CALLS_DEFAULT,
-    identities: Sequence[Authenticator] = (Anonymous(),),
+    identities: Sequence[IdentitySource] = (Anonymous(),),
     observer: CallObserver | None = None,
     **replaced: Any,  # noqa: ANN401 (any servicer)
 ) -> AsyncIterator[Api]:

@@ -32,14 +32,14 @@ from hookline.v1.target_pb2 import HttpTarget
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
 from hookline_service.api.conversion.paging import Pages
 from hookline_service.api.event_types.service import EventTypeServicer
-from hookline_service.api.middleware.authentication import Anonymous, Authenticator
+from hookline_service.api.middleware.authentication import Anonymous, IdentitySource
 from hookline_service.api.server import ApiServer
 from hookline_service.api.subscriptions.conversion import SubscriptionReader
 from hookline_service.api.subscriptions.service import SubscriptionServicer
 from hookline_service.api.tenants.service import TenantServicer
 from hookline_service.domain.errors import AlreadyExistsError
 from hookline_service.domain.limits import Limits
-from hookline_service.pipeline.actions.target_handshakes import Consents
+from hookline_service.pipeline.actions.target_handshakes import TargetHandshakes
 from hookline_service.store.deliveries import DeliveryStore
 from hookline_service.store.event_types import EventTypes
 from hookline_service.store.subscriptions import Subscriptions
@@ -154,7 +154,7 @@ async def controlling(
     limits: Limits | None = None,
     https_only: bool = False,
     allow: Sequence[str] = ("127.0.0.0/8",),
-    identities: Sequence[Authenticator] = (Anonymous(),),
+    identities: Sequence[IdentitySource] = (Anonymous(),),
     deny_hosts: Sequence[str] = (),
     **replaced: Any,  # noqa: ANN401 (any servicer)
 ) -> AsyncIterator[Control]:
@@ -179,7 +179,7 @@ async def controlling(
                 deliveries=DeliveryStore(rig.database),
                 changes=rig.changes,
                 trial=rig.trial,
-                consents=Consents(
+                consents=TargetHandshakes(
                     rig.database,
                     rig.secrets,
                     Handshake(rig.transport, ORIGIN),

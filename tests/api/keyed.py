@@ -1,4 +1,4 @@
-"""A server behind a door that API keys open, the control plane and all, with a clock to turn."""
+"""A server behind a gateway that API keys open, the control plane and all, with a clock to turn."""
 
 from __future__ import annotations
 

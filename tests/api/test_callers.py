@@ -24,7 +24,7 @@ from hookline.v1.tenant_service_pb2 import (
     GetTenantRequest,
 )
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
-from hookline_service.api.middleware.authentication import Authenticator
+from hookline_service.api.middleware.authentication import IdentitySource
 from hookline_service.api.middleware.certificate_callers import CertificateCallers
 from hookline_service.api.middleware.token_callers import TokenCallers
 from hookline_service.api.server import ApiServer
@@ -55,7 +55,7 @@ NAMES = ClientNames(
 )
 
 
-class Door:
+class Gateway:
     """A server that asks for certificates, and a way to call it with some of one's own."""
 
     def __init__(self, port: int, authority: Authority, asking: Asking) -> None:
@@ -103,14 +103,14 @@ def known() -> list[ClientNames]:
 
 
 @pytest.fixture
-async def door(
+async def gateway(
     api: Api, tmp_path: Path, issuer: Issuer, known: list[ClientNames]
-) -> AsyncIterator[Door]:
+) -> AsyncIterator[Gateway]:
     authority, asking = Authority(tmp_path), Asking()
     certificate = read_server_certificate(
         CertificateFiles(*authority.issue("server", "127.0.0.1"), authority.file)
     )
-    identities: Sequence[Authenticator] = [
+    identities: Sequence[IdentitySource] = [
         TokenCallers(Tokens(RULES, Keys(parse_key_set(issuer.key_set(), "keys.json")))),
         CertificateCallers(lambda: known[-1]),
     ]
@@ -121,7 +121,7 @@ async def door(
         identities=identities,
         credentials=server_credentials(lambda: certificate),
     )
-    yield Door(await server.start(), authority, asking)
+    yield Gateway(await server.start(), authority, asking)
     await server.stop(0)
 
 
@@ -136,28 +136,30 @@ async def door(
     ids=["uri", "dns", "uri-first", "what-is-listed"],
 )
 async def test_a_certificate_names_its_caller(
-    door: Door, shown: list[str], principal: str, tenant: str | None
+    gateway: Gateway, shown: list[str], principal: str, tenant: str | None
 ) -> None:
-    async with door.channel(*shown) as channel:
-        caller = await door.caller(channel)
+    async with gateway.channel(*shown) as channel:
+        caller = await gateway.caller(channel)
     assert (caller.principal, caller.tenant_id) == (principal, tenant)
     assert caller.method.endswith("TenantService/GetTenant")
     assert caller.expire_time is not None
     assert timedelta(days=89) < caller.expire_time - datetime.now(UTC) < timedelta(days=91)
 
 
-async def test_a_certificate_that_may_not_is_told_so(door: Door) -> None:
-    async with door.channel("jo@example.org") as channel:
-        answer = await refusal(door.call(channel))
+async def test_a_certificate_that_may_not_is_told_so(gateway: Gateway) -> None:
+    async with gateway.channel("jo@example.org") as channel:
+        answer = await refusal(gateway.call(channel))
     assert answer.code is grpc.StatusCode.PERMISSION_DENIED
 
 
 @pytest.mark.parametrize(
     "shown", [["other.internal"], ["127.0.0.1"], ["spiffe://example.org/shop"]], ids=str
 )
-async def test_a_certificate_that_is_not_listed_is_nobodys(door: Door, shown: list[str]) -> None:
-    async with door.channel(*shown) as channel:
-        await door.refused(channel)
+async def test_a_certificate_that_is_not_listed_is_nobodys(
+    gateway: Gateway, shown: list[str]
+) -> None:
+    async with gateway.channel(*shown) as channel:
+        await gateway.refused(channel)
 
 
 @pytest.mark.parametrize(
@@ -171,32 +173,32 @@ async def test_a_certificate_that_is_not_listed_is_nobodys(door: Door, shown: li
     ids=["dns", "uri", "beside-a-good-name", "line-feed"],
 )
 async def test_a_certificate_with_a_control_character_in_a_name_is_nobodys(
-    door: Door, shown: list[str]
+    gateway: Gateway, shown: list[str]
 ) -> None:
     """GRPC hands names on as C strings, which end at a NUL: `ops.internal` is all that it shows."""
-    async with door.channel(*shown) as channel:
-        await door.refused(channel)
+    async with gateway.channel(*shown) as channel:
+        await gateway.refused(channel)
 
 
 async def test_who_is_not_listed_any_more_is_nobody_on_the_same_connection(
-    door: Door, known: list[ClientNames]
+    gateway: Gateway, known: list[ClientNames]
 ) -> None:
-    async with door.channel("ops.internal") as channel:
-        await door.caller(channel)
+    async with gateway.channel("ops.internal") as channel:
+        await gateway.caller(channel)
         known.append(ClientNames({}))
-        await door.refused(channel)
+        await gateway.refused(channel)
 
 
 async def test_a_token_counts_before_the_certificate_and_a_bad_one_instead_of_it(
-    door: Door, issuer: Issuer
+    gateway: Gateway, issuer: Issuer
 ) -> None:
     good = issuer.token(scope="hookline:manage")
-    async with door.channel("ops.internal") as channel:
-        assert (await door.caller(channel, f"Bearer {good}")).principal == "sub:orders@shop"
-        assert (await door.caller(channel)).principal == "dns:ops.internal"
+    async with gateway.channel("ops.internal") as channel:
+        assert (await gateway.caller(channel, f"Bearer {good}")).principal == "sub:orders@shop"
+        assert (await gateway.caller(channel)).principal == "dns:ops.internal"
         for bad in (f"Bearer {good[:-4]}", "Bearer hk_1_secret", "Bearer ", "Basic eDp5", ""):
-            await door.refused(channel, bad)
-        await door.refused(channel, f"Bearer {good}", f"Bearer {good}")
+            await gateway.refused(channel, bad)
+        await gateway.refused(channel, f"Bearer {good}", f"Bearer {good}")
 
 
 async def test_who_is_bound_by_id_comes_to_the_new_tenant_of_that_id_and_finds_nothing_of_the_old(

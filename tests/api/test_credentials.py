@@ -1,4 +1,4 @@
-"""Credentials of every kind, at a door that API keys open: who is let in, and what others are told.
+"""Credentials of every kind, where API keys are used: which are accepted, what others receive.
 
 The row `credentials` of the bad inputs, and what keeps an answer from telling more than it says.
 """
@@ -33,13 +33,13 @@ UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.fixture
-async def door(database_url: str) -> AsyncIterator[Keyed]:
-    async with keyed(database_url) as door:
-        yield door
+async def gateway(database_url: str) -> AsyncIterator[Keyed]:
+    async with keyed(database_url) as gateway:
+        yield gateway
 
 
-def get(door: Keyed, metadata: Metadata, name: str = "tenants/acme") -> Awaitable[object]:
-    return TenantServiceStub(door.channel).GetTenant(
+def get(gateway: Keyed, metadata: Metadata, name: str = "tenants/acme") -> Awaitable[object]:
+    return TenantServiceStub(gateway.channel).GetTenant(
         GetTenantRequest(name=name),
         metadata=metadata,
     )
@@ -49,24 +49,24 @@ def key_id(token: str) -> str:
     return key_id_in(token) or ""
 
 
-async def revoked(door: Keyed) -> Metadata:
-    token = await door.token()
-    await door.keys.revoke(key_id(token), None)
+async def revoked(gateway: Keyed) -> Metadata:
+    token = await gateway.token()
+    await gateway.keys.revoke(key_id(token), None)
     return bearer(token)
 
 
-async def expired(door: Keyed) -> Metadata:
-    now = await door.keys.now()
-    return bearer(await door.token(expire_time=now - timedelta(microseconds=1)))
+async def expired(gateway: Keyed) -> Metadata:
+    now = await gateway.keys.now()
+    return bearer(await gateway.token(expire_time=now - timedelta(microseconds=1)))
 
 
-async def wrong_secret(door: Keyed) -> Metadata:
-    token = await door.token()
+async def wrong_secret(gateway: Keyed) -> Metadata:
+    token = await gateway.token()
     return bearer(token[:-1] + ("0" if token[-1] != "0" else "1"))
 
 
-async def others_secret(door: Keyed) -> Metadata:
-    one, other = await door.token(), await door.token()
+async def others_secret(gateway: Keyed) -> Metadata:
+    one, other = await gateway.token(), await gateway.token()
     return bearer(f"hk_{key_id(one)}_{other.rpartition('_')[2]}")
 
 
@@ -75,47 +75,47 @@ def invented(number: int = 61) -> str:
     return make_token("a1B2c3D4e5F6", lambda below: number % below)
 
 
-async def unknown(door: Keyed) -> Metadata:
-    del door
+async def unknown(gateway: Keyed) -> Metadata:
+    del gateway
     return bearer(invented())
 
 
-async def of_a_deleted_tenant(door: Keyed) -> Metadata:
-    token = await door.token(tenant="acme")
-    await door.control.rig.database.fetch("UPDATE tenants SET deleted_at = now()")
+async def of_a_deleted_tenant(gateway: Keyed) -> Metadata:
+    token = await gateway.token(tenant="acme")
+    await gateway.control.rig.database.fetch("UPDATE tenants SET deleted_at = now()")
     return bearer(token)
 
 
-async def of_a_tenant_made_anew(door: Keyed) -> Metadata:
-    shown = await of_a_deleted_tenant(door)
-    await door.control.rig.tenant("acme")
+async def of_a_tenant_made_anew(gateway: Keyed) -> Metadata:
+    shown = await of_a_deleted_tenant(gateway)
+    await gateway.control.rig.tenant("acme")
     return shown
 
 
-async def twice(door: Keyed) -> Metadata:
-    return bearer(await door.token()) * 2
+async def twice(gateway: Keyed) -> Metadata:
+    return bearer(await gateway.token()) * 2
 
 
-async def under_another_word(door: Keyed) -> Metadata:
-    return (("authorization", f"Basic {await door.token()}"),)
+async def under_another_word(gateway: Keyed) -> Metadata:
+    return (("authorization", f"Basic {await gateway.token()}"),)
 
 
-async def without_a_word(door: Keyed) -> Metadata:
-    return (("authorization", await door.token()),)
+async def without_a_word(gateway: Keyed) -> Metadata:
+    return (("authorization", await gateway.token()),)
 
 
-async def under_another_name(door: Keyed) -> Metadata:
-    return (("x-api-key", await door.token()),)
+async def under_another_name(gateway: Keyed) -> Metadata:
+    return (("x-api-key", await gateway.token()),)
 
 
-async def in_another_casing(door: Keyed) -> Metadata:
-    return bearer((await door.token()).swapcase())
+async def in_another_casing(gateway: Keyed) -> Metadata:
+    return bearer((await gateway.token()).swapcase())
 
 
-async def with_a_digest(door: Keyed) -> Metadata:
+async def with_a_digest(gateway: Keyed) -> Metadata:
     """What a copy of the database holds."""
-    token = await door.token()
-    [row] = await door.control.rig.database.fetch("SELECT digest FROM api_keys")
+    token = await gateway.token()
+    [row] = await gateway.control.rig.database.fetch("SELECT digest FROM api_keys")
     return bearer(f"hk_{key_id(token)}_{row['digest'].hex()[:43]}")
 
 
@@ -147,45 +147,45 @@ GARBAGE: list[Metadata] = [
 ]
 
 
-async def refused(door: Keyed, metadata: Metadata) -> Refused:
-    return await refusal(get(door, metadata))
+async def refused(gateway: Keyed, metadata: Metadata) -> Refused:
+    return await refusal(get(gateway, metadata))
 
 
 @pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
 async def test_bad_credentials_are_all_told_the_same(
-    door: Keyed, make: Callable[[Keyed], Awaitable[Metadata]]
+    gateway: Keyed, make: Callable[[Keyed], Awaitable[Metadata]]
 ) -> None:
-    metadata = await make(door)
-    missing = await refused(door, ())
+    metadata = await make(gateway)
+    missing = await refused(gateway, ())
     assert (missing.code, missing.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED")
     assert (missing.metadata, missing.violations) == ({}, {})
     for _ in range(2):  # looked up, and remembered
-        assert await refused(door, metadata) == missing
+        assert await refused(gateway, metadata) == missing
 
 
-async def test_garbage_is_told_the_same(door: Keyed) -> None:
-    missing = await refused(door, ())
+async def test_garbage_is_told_the_same(gateway: Keyed) -> None:
+    missing = await refused(gateway, ())
     for metadata in GARBAGE:
-        assert await refused(door, metadata) == missing
+        assert await refused(gateway, metadata) == missing
 
 
-async def test_a_good_key_is_let_in(door: Keyed) -> None:
-    now = await door.keys.now()
+async def test_a_good_key_is_let_in(gateway: Keyed) -> None:
+    now = await gateway.keys.now()
     for token in (
-        await door.token(),
-        await door.token(tenant="acme"),
-        await door.token(Scope.MANAGE),
-        await door.token(expire_time=now + timedelta(hours=1)),
+        await gateway.token(),
+        await gateway.token(tenant="acme"),
+        await gateway.token(Scope.MANAGE),
+        await gateway.token(expire_time=now + timedelta(hours=1)),
     ):
-        await get(door, bearer(token))
-        await get(door, (("authorization", f"bearer {token}"),))
+        await get(gateway, bearer(token))
+        await get(gateway, (("authorization", f"bearer {token}"),))
 
 
-async def test_a_publishers_key_reads_no_deliveries(door: Keyed) -> None:
+async def test_a_publishers_key_reads_no_deliveries(gateway: Keyed) -> None:
     answer = await refusal(
-        DeliveryServiceStub(door.channel).ListDeliveries(
+        DeliveryServiceStub(gateway.channel).ListDeliveries(
             ListDeliveriesRequest(tenant="tenants/acme"),
-            metadata=bearer(await door.token(Scope.PUBLISH)),
+            metadata=bearer(await gateway.token(Scope.PUBLISH)),
         )
     )
     assert (answer.code, answer.reason) == (
@@ -196,30 +196,30 @@ async def test_a_publishers_key_reads_no_deliveries(door: Keyed) -> None:
     assert "OPERATE" in answer.message
 
 
-async def test_another_tenant_is_not_found(door: Keyed) -> None:
-    await door.control.rig.tenant("beta")
-    metadata = bearer(await door.token(tenant="acme"))
-    answer = await refusal(get(door, metadata, "tenants/beta"))
+async def test_another_tenant_is_not_found(gateway: Keyed) -> None:
+    await gateway.control.rig.tenant("beta")
+    metadata = bearer(await gateway.token(tenant="acme"))
+    answer = await refusal(get(gateway, metadata, "tenants/beta"))
     assert (answer.code, answer.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
 
 
-async def test_a_revocation_counts_here_at_once(door: Keyed) -> None:
-    token, admin = await door.token(), await door.token(Scope.ADMIN)
-    await get(door, bearer(token))
-    await AccessServiceStub(door.channel).RevokeApiKey(
+async def test_a_revocation_counts_here_at_once(gateway: Keyed) -> None:
+    token, admin = await gateway.token(), await gateway.token(Scope.ADMIN)
+    await get(gateway, bearer(token))
+    await AccessServiceStub(gateway.channel).RevokeApiKey(
         RevokeApiKeyRequest(name=f"apiKeys/{key_id(token)}"), metadata=bearer(admin)
     )
-    assert (await refused(door, bearer(token))).code is UNAUTHENTICATED
+    assert (await refused(gateway, bearer(token))).code is UNAUTHENTICATED
 
 
-async def test_a_revocation_elsewhere_is_found_while_the_key_is_in_use(door: Keyed) -> None:
-    token = await door.token()
-    await get(door, bearer(token))
-    await door.keys.revoke(key_id(token), None)
+async def test_a_revocation_elsewhere_is_found_while_the_key_is_in_use(gateway: Keyed) -> None:
+    token = await gateway.token()
+    await get(gateway, bearer(token))
+    await gateway.keys.revoke(key_id(token), None)
 
     async def is_shut_out() -> bool:
         try:
-            await get(door, bearer(token))
+            await get(gateway, bearer(token))
         except grpc.aio.AioRpcError as error:
             return error.code() is UNAUTHENTICATED
         return False
@@ -228,41 +228,41 @@ async def test_a_revocation_elsewhere_is_found_while_the_key_is_in_use(door: Key
 
 
 async def test_nothing_is_believed_for_long_whatever_becomes_of_the_reading(
-    door: Keyed, monkeypatch: pytest.MonkeyPatch
+    gateway: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = await door.token()
-    await get(door, bearer(token))
+    token = await gateway.token()
+    await get(gateway, bearer(token))
     reads = asyncio.Event()
 
     async def never(_ids: object) -> dict[str, FoundKey]:
         await reads.wait()
         return {}
 
-    monkeypatch.setattr(door.source._lookup, "find", never)  # noqa: SLF001
-    await get(door, bearer(token))
-    door.clock.ahead_s += BELIEVED_S
-    waiting = asyncio.ensure_future(refused(door, bearer(token)))
-    await until(lambda: bool(door.source._questions), "it is asked for")  # noqa: SLF001
+    monkeypatch.setattr(gateway.source._lookup, "find", never)  # noqa: SLF001
+    await get(gateway, bearer(token))
+    gateway.clock.ahead_s += BELIEVED_S
+    waiting = asyncio.ensure_future(refused(gateway, bearer(token)))
+    await until(lambda: bool(gateway.source._questions), "it is asked for")  # noqa: SLF001
     reads.set()
     assert (await waiting).code is UNAUTHENTICATED
     assert BELIEVED_S + REFRESH_S < 5
 
 
-async def test_a_key_expires_at_its_moment_of_the_databases_clock(door: Keyed) -> None:
-    token = await door.token(expire_time=await door.keys.now() + timedelta(hours=1))
-    await get(door, bearer(token))
-    door.clock.ahead_s += 3_600
-    await get(door, bearer(token))  # read again: the database's clock was not turned
-    [known] = door.source._known.values()  # noqa: SLF001
-    known.read_s = known.expires_s = door.clock.boottime_s()
-    assert (await refused(door, bearer(token))).code is UNAUTHENTICATED
+async def test_a_key_expires_at_its_moment_of_the_databases_clock(gateway: Keyed) -> None:
+    token = await gateway.token(expire_time=await gateway.keys.now() + timedelta(hours=1))
+    await get(gateway, bearer(token))
+    gateway.clock.ahead_s += 3_600
+    await get(gateway, bearer(token))  # read again: the database's clock was not turned
+    [known] = gateway.source._known.values()  # noqa: SLF001
+    known.read_s = known.expires_s = gateway.clock.boottime_s()
+    assert (await refused(gateway, bearer(token))).code is UNAUTHENTICATED
 
 
-async def test_use_is_noted_to_the_minute_and_seldom(door: Keyed) -> None:
-    token, other = await door.token(), await door.token()
+async def test_use_is_noted_to_the_minute_and_seldom(gateway: Keyed) -> None:
+    token, other = await gateway.token(), await gateway.token()
 
     async def last_use(token: str) -> datetime | None:
-        for key in await door.keys.list_page(None, limit=10):
+        for key in await gateway.keys.list_page(None, limit=10):
             if key.key_id == key_id(token):
                 return key.last_use_time
         return None
@@ -270,47 +270,47 @@ async def test_use_is_noted_to_the_minute_and_seldom(door: Keyed) -> None:
     async def is_noted() -> bool:
         return await last_use(token) is not None
 
-    await get(door, bearer(token))
+    await get(gateway, bearer(token))
     await until(is_noted, "its use is noted")
     noted = await last_use(token)
     assert noted is not None
     assert (noted.second, noted.microsecond) == (0, 0)
-    assert await door.keys.now() - noted < timedelta(minutes=2)
+    assert await gateway.keys.now() - noted < timedelta(minutes=2)
     assert await last_use(other) is None
 
 
 async def test_a_key_in_use_is_not_looked_up_while_a_call_waits(
-    door: Keyed, monkeypatch: pytest.MonkeyPatch
+    gateway: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token, waited = await door.token(), 0
-    ask = door.source._ask  # noqa: SLF001
+    token, waited = await gateway.token(), 0
+    ask = gateway.source._ask  # noqa: SLF001
 
     async def counted(fingerprint: bytes, token: str) -> object:
         nonlocal waited
         waited += 1
         return await ask(fingerprint, token)
 
-    monkeypatch.setattr(door.source, "_ask", counted)
-    await get(door, bearer(token))
+    monkeypatch.setattr(gateway.source, "_ask", counted)
+    await get(gateway, bearer(token))
     assert waited == 1
     for _ in range(2):
-        [known] = door.source._known.values()  # noqa: SLF001
+        [known] = gateway.source._known.values()  # noqa: SLF001
         read_s = known.read_s
         await until(lambda: known.read_s > read_s, "it is read again")  # noqa: B023
-        door.clock.ahead_s = read_s + BELIEVED_S - SystemClock().boottime_s() + 0.1
-        await get(door, bearer(token))
+        gateway.clock.ahead_s = read_s + BELIEVED_S - SystemClock().boottime_s() + 0.1
+        await get(gateway, bearer(token))
     assert waited == 1
     for _ in range(2):  # one that is no good is remembered too
         with pytest.raises(UnauthenticatedError):
-            await door.source.authenticate(await unknown(door), {}, "")
+            await gateway.source.authenticate(await unknown(gateway), {}, "")
     assert waited == 2
 
 
 async def test_calls_of_a_moment_share_a_question(
-    door: Keyed, monkeypatch: pytest.MonkeyPatch
+    gateway: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token, found = await door.token(), 0
-    find, is_open = door.source._lookup.find, asyncio.Event()  # noqa: SLF001
+    token, found = await gateway.token(), 0
+    find, is_open = gateway.source._lookup.find, asyncio.Event()  # noqa: SLF001
 
     async def counted(ids: set[str]) -> dict[str, FoundKey]:
         nonlocal found
@@ -318,9 +318,9 @@ async def test_calls_of_a_moment_share_a_question(
         await is_open.wait()
         return await find(ids)
 
-    monkeypatch.setattr(door.source._lookup, "find", counted)  # noqa: SLF001
-    calls = [asyncio.ensure_future(get(door, bearer(token))) for _ in range(20)]
-    await until(lambda: door.source._waiting == 20, "all wait")  # noqa: SLF001
+    monkeypatch.setattr(gateway.source._lookup, "find", counted)  # noqa: SLF001
+    calls = [asyncio.ensure_future(get(gateway, bearer(token))) for _ in range(20)]
+    await until(lambda: gateway.source._waiting == 20, "all wait")  # noqa: SLF001
     assert found == 1
     is_open.set()
     await asyncio.gather(*calls)
@@ -329,59 +329,61 @@ async def test_calls_of_a_moment_share_a_question(
 async def test_what_is_remembered_is_bounded_and_bad_ones_crowd_out_no_good_ones(
     database_url: str,
 ) -> None:
-    async with keyed(database_url, max_cached=5) as door:
-        tokens = [await door.token() for _ in range(4)]
+    async with keyed(database_url, max_cached=5) as gateway:
+        tokens = [await gateway.token() for _ in range(4)]
         for token in tokens:
-            await get(door, bearer(token))
+            await get(gateway, bearer(token))
         for number in range(20):
             with pytest.raises(UnauthenticatedError):
-                await door.source.authenticate(bearer(invented(number)), {}, "")
-        assert len(door.source._known) == 4  # noqa: SLF001
-        assert len(door.source._refused) == 5  # noqa: SLF001
+                await gateway.source.authenticate(bearer(invented(number)), {}, "")
+        assert len(gateway.source._known) == 4  # noqa: SLF001
+        assert len(gateway.source._refused) == 5  # noqa: SLF001
         for _ in range(4):
-            await get(door, bearer(await door.token()))
-        assert len(door.source._known) == 5  # noqa: SLF001
+            await get(gateway, bearer(await gateway.token()))
+        assert len(gateway.source._known) == 5  # noqa: SLF001
 
 
 async def test_more_questions_than_there_is_room_for_are_told_when_to_come_back(
     database_url: str,
 ) -> None:
-    async with keyed(database_url, max_cached=3) as door:
+    async with keyed(database_url, max_cached=3) as gateway:
         asking = [
-            asyncio.ensure_future(door.source.authenticate(bearer(await door.token()), {}, ""))
+            asyncio.ensure_future(
+                gateway.source.authenticate(bearer(await gateway.token()), {}, "")
+            )
             for _ in range(3)
         ]
-        late = bearer(await door.token())
+        late = bearer(await gateway.token())
         await asyncio.gather(*asking)
         asking = [
-            asyncio.ensure_future(door.source.authenticate(bearer(invented(n)), {}, ""))
+            asyncio.ensure_future(gateway.source.authenticate(bearer(invented(n)), {}, ""))
             for n in range(3)
         ]
         await asyncio.sleep(0)
         with pytest.raises(ResourceExhaustedError) as full:
-            await door.source.authenticate(late, {}, "")
+            await gateway.source.authenticate(late, {}, "")
         assert full.value.metadata == {"limit": "HOOKLINE_MAX_CACHED_KEYS", "maximum": "3"}
         await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def test_while_the_database_is_away_it_is_told_so_and_nobody_is_called_unknown(
-    door: Keyed, monkeypatch: pytest.MonkeyPatch
+    gateway: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = await door.token()
-    database = door.source._lookup._session._database  # noqa: SLF001
+    token = await gateway.token()
+    database = gateway.source._lookup._session._database  # noqa: SLF001
     monkeypatch.setattr(database, "_url", "postgresql://127.0.0.1:1/none")
-    answer = await refused(door, bearer(token))
+    answer = await refused(gateway, bearer(token))
     assert (answer.code, answer.reason) == (
         grpc.StatusCode.UNAVAILABLE,
         "DATABASE_UNAVAILABLE",
     )
     monkeypatch.undo()
-    await get(door, bearer(token))
+    await get(gateway, bearer(token))
 
 
-async def test_no_token_stays_in_memory(door: Keyed) -> None:
-    token = await door.token()
-    await get(door, bearer(token))
-    held = repr([vars(door.source), [repr(known) for known in door.source._known.values()]])  # noqa: SLF001
+async def test_no_token_stays_in_memory(gateway: Keyed) -> None:
+    token = await gateway.token()
+    await get(gateway, bearer(token))
+    held = repr([vars(gateway.source), [repr(known) for known in gateway.source._known.values()]])  # noqa: SLF001
     assert token not in held
     assert token.rpartition("_")[2] not in held

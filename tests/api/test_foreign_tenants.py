@@ -118,9 +118,9 @@ NAMELESS = {
 
 @dataclass
 class Foreign:
-    """A door, a key of tenant acme that may do all there, and a foreign tenant with everything."""
+    """A server, a key of tenant acme with all scopes, and a foreign tenant with everything."""
 
-    door: Keyed
+    gateway: Keyed
     token: str
     ids: dict[str, str]
     statements: list[str] = field(default_factory=list)
@@ -136,9 +136,9 @@ class Foreign:
             _filled(request, tenant, self.ids), GetMessageClass(descriptor.input_type)()
         )
         open_call: Any = (
-            self.door.channel.unary_stream
+            self.gateway.channel.unary_stream
             if descriptor.server_streaming
-            else self.door.channel.unary_unary
+            else self.gateway.channel.unary_unary
         )
         call = open_call(f"/hookline.v1.{method}")(
             message.SerializeToString(), metadata=self.metadata, timeout=20
@@ -203,10 +203,10 @@ async def foreign(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         return connection
 
     monkeypatch.setattr(Database, "connect", connect_and_listen)
-    async with keyed(database_url) as door:
-        control = door.control
-        await door.control.rig.tenant(FOREIGN)
-        admin = bearer(await door.token())
+    async with keyed(database_url) as gateway:
+        control = gateway.control
+        await gateway.control.rig.tenant(FOREIGN)
+        admin = bearer(await gateway.token())
         for tenant in ("acme", FOREIGN):
             await control.subscriptions.CreateSubscription(
                 CreateSubscriptionRequest(
@@ -225,7 +225,7 @@ async def foreign(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
             "event": published.results[0].name.rpartition("/")[2],
             "delivery": format_type_id("dlv", row["delivery_id"]),
         }
-        yield Foreign(door, await door.token(tenant="acme"), ids, statements)
+        yield Foreign(gateway, await gateway.token(tenant="acme"), ids, statements)
 
 
 def test_every_method_is_looked_at() -> None:
@@ -283,13 +283,13 @@ async def test_it_is_answered_as_a_caller_of_all_tenants_is_who_asks_for_nothing
 ) -> None:
     """Not needed to keep a secret, but else a program would have to know two languages."""
     bound = await foreign.refused(method, NAMED[method], FOREIGN)
-    foreign.token = await foreign.door.token()
+    foreign.token = await foreign.gateway.token()
     free = await foreign.refused(method, NAMED[method], NOTHING)
     assert (bound.code, bound.reason) == (free.code, free.reason)
 
 
 async def test_a_stream_answers_each_message_for_its_tenant(foreign: Foreign) -> None:
-    stream: Any = EventServiceStub(foreign.door.channel).StreamPublishEvents(
+    stream: Any = EventServiceStub(foreign.gateway.channel).StreamPublishEvents(
         metadata=foreign.metadata
     )
     answers = {}
@@ -307,18 +307,18 @@ async def test_a_stream_answers_each_message_for_its_tenant(foreign: Foreign) ->
     assert "published" in answers[4]
     assert answers[2] == answers[3]
     assert "TENANT_NOT_FOUND" in answers[2]
-    assert len(await foreign.door.control.rig.database.fetch("SELECT FROM events")) == 3
+    assert len(await foreign.gateway.control.rig.database.fetch("SELECT FROM events")) == 3
     stream.cancel()
 
 
 async def test_a_foreign_key_and_none_are_revoked_alike(foreign: Foreign) -> None:
-    other = key_id_in(await foreign.door.token(tenant=FOREIGN)) or ""
-    of_all = key_id_in(await foreign.door.token()) or ""
+    other = key_id_in(await foreign.gateway.token(tenant=FOREIGN)) or ""
+    of_all = key_id_in(await foreign.gateway.token()) or ""
     answers, asked = [], []
     for key_id in (other, of_all, "000000000000"):
         with foreign.asked() as statements:
             answer = await refusal(
-                AccessServiceStub(foreign.door.channel).RevokeApiKey(
+                AccessServiceStub(foreign.gateway.channel).RevokeApiKey(
                     RevokeApiKeyRequest(name=f"apiKeys/{key_id}"), metadata=foreign.metadata
                 )
             )
@@ -327,28 +327,28 @@ async def test_a_foreign_key_and_none_are_revoked_alike(foreign: Foreign) -> Non
     assert "API_KEY_NOT_FOUND" in answers[0]
     assert len(set(answers)) == 1
     assert asked[0] == asked[1] == asked[2] != []
-    keys = await foreign.door.keys.list_page(None, limit=9)
+    keys = await foreign.gateway.keys.list_page(None, limit=9)
     assert [key for key in keys if key.revoke_time] == []
 
 
 async def test_across_tenants_is_for_who_is_bound_to_none(foreign: Foreign) -> None:
-    stub = EventServiceStub(foreign.door.channel)
+    stub = EventServiceStub(foreign.gateway.channel)
     request = ListEventsRequest(tenant="tenants/-")
     answer = await refusal(stub.ListEvents(request, metadata=foreign.metadata))
     assert (answer.code, answer.reason) == (
         grpc.StatusCode.PERMISSION_DENIED,
         "PERMISSION_DENIED",
     )
-    everything = await stub.ListEvents(request, metadata=bearer(await foreign.door.token()))
+    everything = await stub.ListEvents(request, metadata=bearer(await foreign.gateway.token()))
     assert len(everything.events) == 1
 
 
 async def test_lists_show_ones_own_and_tokens_of_other_lists_are_none(foreign: Foreign) -> None:
     tenants, access = (
-        TenantServiceStub(foreign.door.channel),
-        AccessServiceStub(foreign.door.channel),
+        TenantServiceStub(foreign.gateway.channel),
+        AccessServiceStub(foreign.gateway.channel),
     )
-    boss = bearer(await foreign.door.token())
+    boss = bearer(await foreign.gateway.token())
     seen = await tenants.ListTenants(ListTenantsRequest(), metadata=foreign.metadata)
     assert [tenant.name for tenant in seen.tenants] == ["tenants/acme"]
     keys = await access.ListApiKeys(ListApiKeysRequest(), metadata=foreign.metadata)
@@ -371,7 +371,7 @@ async def test_nobody_learns_by_creating_which_tenants_there_are(
     foreign: Foreign, tenant_id: str
 ) -> None:
     answer = await refusal(
-        TenantServiceStub(foreign.door.channel).CreateTenant(
+        TenantServiceStub(foreign.gateway.channel).CreateTenant(
             CreateTenantRequest(tenant_id=tenant_id), metadata=foreign.metadata
         )
     )
@@ -381,7 +381,7 @@ async def test_nobody_learns_by_creating_which_tenants_there_are(
 
 async def test_a_key_of_another_tenants_events_stands_for_nothing_here(foreign: Foreign) -> None:
     """The same idempotency key and another event in two tenants: neither hears of the other."""
-    stub, boss = EventServiceStub(foreign.door.channel), bearer(await foreign.door.token())
+    stub, boss = EventServiceStub(foreign.gateway.channel), bearer(await foreign.gateway.token())
     for tenant, subject, metadata in (
         (FOREIGN, "theirs", boss),
         ("acme", "ours", foreign.metadata),

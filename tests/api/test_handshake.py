@@ -13,7 +13,7 @@ from hookline.v1.policy_pb2 import DeliveryLimits
 from hookline.v1.subscription_service_pb2 import SendTestEventRequest
 from hookline.v1.target_pb2 import HttpTarget
 from hookline_service.domain import subscription as domain
-from hookline_service.pipeline.actions.target_handshakes import Consents
+from hookline_service.pipeline.actions.target_handshakes import TargetHandshakes
 from hookline_service.store.subscription_secrets import UNCHANGED
 from hookline_service.store.subscriptions import Subscriptions
 from hookline_service.targets.http.egress import EgressPolicy
@@ -193,7 +193,9 @@ async def test_secrets_that_others_store_meanwhile_are_not_sent_to_a_new_url(
 ) -> None:
     """A change decided on a subscription without secrets; now it has some, for its own URL."""
     rig = control.rig
-    consents = Consents(rig.database, rig.secrets, Handshake(rig.transport, ORIGIN), user_agent="x")
+    consents = TargetHandshakes(
+        rig.database, rig.secrets, Handshake(rig.transport, ORIGIN), user_agent="x"
+    )
     stored = Subscriptions(rig.database, rig.secrets)
     async with Receiver(consenting()) as receiver, Receiver(consenting()) as other:
         target = asking(receiver, secret_headers={"x-a": "s3cr3t"})

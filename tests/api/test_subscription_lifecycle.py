@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from hookline.v1.attempt_pb2 import ATTEMPT_OUTCOME_ACCEPTED, ATTEMPT_OUTCOME_REFUSED
+from hookline.v1.attempt_pb2 import ATTEMPT_OUTCOME_ACCEPTED, ATTEMPT_OUTCOME_HTTP_ERROR
 from hookline.v1.delivery_pb2 import DELIVERY_STATE_EXHAUSTED, DELIVERY_STATE_SUCCEEDED
 from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import (
@@ -167,7 +167,7 @@ async def test_a_trial_works_while_its_subscription_is_held(control: Control, st
         made = (await control.create(orders(http=HttpTarget(url=receiver.url)))).subscription
         await control.rig.set_state(UUID(made.uid), state)
         answer = await try_out(control)
-        assert answer.attempt.outcome == ATTEMPT_OUTCOME_REFUSED
+        assert answer.attempt.outcome == ATTEMPT_OUTCOME_HTTP_ERROR
         assert answer.attempt.http_status == 500
         assert answer.delivery.state == DELIVERY_STATE_EXHAUSTED
         assert len(receiver.ids) == 1

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hookline_service.app import source_watchers
-from hookline_service.app.source_watchers import EXPIRY_WARNING, Following
+from hookline_service.app.source_watchers import EXPIRY_WARNING, SourceWatcher
 from hookline_service.config import Role, Settings
 from hookline_service.identity.files import FollowedFiles
 from tests.certificates import Authority
@@ -46,7 +46,7 @@ async def followed(authority: Authority, lifetime: timedelta) -> AsyncIterator[N
     """A certificate that lasts so long, while inside."""
     certificate, key = authority.issue("server", "127.0.0.1", lifetime=lifetime)
     environ = {"HOOKLINE_TLS_CERT": str(certificate), "HOOKLINE_TLS_KEY": str(key)}
-    sources = Following(Settings.from_environ(environ, Role.DEV))
+    sources = SourceWatcher(Settings.from_environ(environ, Role.DEV))
     sources.start()
     try:
         yield

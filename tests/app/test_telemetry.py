@@ -153,10 +153,10 @@ async def test_a_fault_of_our_own_is_counted_and_told_though_it_is_not_recorded(
             (event,) = await client.publish("default", [Event(type="a.b", json_data="{}")])
 
             async def is_counted() -> bool:
-                return 'hookline_attempt_outcome="OWN_FAULT"' in await scraped(port)
+                return 'hookline_attempt_outcome="INTERNAL_ERROR"' in await scraped(port)
 
             await until(is_counted, "the alert has something to go by")
-    told = next(line for line in logs if line["event"] == "own_fault")
+    told = next(line for line in logs if line["event"] == "internal_error")
     assert told["reason"] == "the egress proxy cannot be reached"
     assert event.name.endswith(told["event_id"])
 

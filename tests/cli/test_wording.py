@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hookline.v1.attempt_pb2 import (
-    ATTEMPT_OUTCOME_REFUSED,
+    ATTEMPT_OUTCOME_HTTP_ERROR,
     ATTEMPT_OUTCOME_TIMEOUT,
     ATTEMPT_OUTCOME_TLS_FAILED,
     Attempt,
@@ -71,8 +71,8 @@ def test_states_and_attempts() -> None:
     assert state_of(Delivery(state=DELIVERY_STATE_PENDING, attempt_count=0)) == (
         "PENDING after 0 attempts"
     )
-    refused = Attempt(outcome=ATTEMPT_OUTCOME_REFUSED, http_status=503, error="answered 503")
-    assert wording_of_attempt(refused) == "refused with 503"
+    refused = Attempt(outcome=ATTEMPT_OUTCOME_HTTP_ERROR, http_status=503, error="answered 503")
+    assert wording_of_attempt(refused) == "HTTP error 503"
     assert wording_of_attempt(Attempt(outcome=ATTEMPT_OUTCOME_TLS_FAILED)) == "tls failed"
     late = Attempt(outcome=ATTEMPT_OUTCOME_TIMEOUT, error="no answer in time")
     assert wording_of_attempt(late) == "timeout: no answer in time"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.domain.delivery import (
     FINISHED_STATES,
-    OWN_FAULT_DELAY_S,
+    INTERNAL_ERROR_DELAY_S,
     TRANSITIONS,
     Budget,
     DeliveryState,
@@ -38,7 +38,7 @@ LAW = """
 
 SCHEDULE = RetrySchedule((0.0, 5.0, 60.0))
 FAILURES = [
-    AttemptOutcome.REFUSED,
+    AttemptOutcome.HTTP_ERROR,
     AttemptOutcome.TIMEOUT,
     AttemptOutcome.CONNECTION_FAILED,
     AttemptOutcome.TLS_FAILED,
@@ -89,8 +89,8 @@ def test_success_succeeds() -> None:
 
 def test_a_fault_of_ours_costs_nothing_even_at_the_last_attempt() -> None:
     for budget in (Budget(0, 3), Budget(2, 3), Budget(9, 3)):
-        move = decide(outcome(AttemptOutcome.OWN_FAULT), budget, SCHEDULE, 0.5)
-        assert move == Release(OWN_FAULT_DELAY_S)
+        move = decide(outcome(AttemptOutcome.INTERNAL_ERROR), budget, SCHEDULE, 0.5)
+        assert move == Release(INTERNAL_ERROR_DELAY_S)
 
 
 @pytest.mark.parametrize("kind", FAILURES)
@@ -103,7 +103,7 @@ def test_failures_are_retried_until_the_budget_is_spent(kind: AttemptOutcome) ->
 
 
 def test_gone_holds_even_at_the_last_attempt() -> None:
-    refused = outcome(AttemptOutcome.REFUSED, http_status=410)
+    refused = outcome(AttemptOutcome.HTTP_ERROR, http_status=410)
     assert decide(refused, Budget(0, 3), SCHEDULE, 0.5) == HoldGone()
     assert decide(refused, Budget(2, 3), SCHEDULE, 0.5) == HoldGone()
 
@@ -122,7 +122,7 @@ def test_a_retried_delivery_begins_its_schedule_anew() -> None:
 def test_retry_after_is_a_floor_never_a_ceiling(
     retry_after_s: float | None, delay_s: float
 ) -> None:
-    refused = outcome(AttemptOutcome.REFUSED, http_status=429, retry_after_s=retry_after_s)
+    refused = outcome(AttemptOutcome.HTTP_ERROR, http_status=429, retry_after_s=retry_after_s)
     assert decide(refused, Budget(0, 3), SCHEDULE, 0.0) == RetryLater(delay_s)
 
 
@@ -153,7 +153,7 @@ def test_every_outcome_is_decided_and_no_delay_is_out_of_bounds(
         case Succeed():
             assert kind is AttemptOutcome.ACCEPTED
         case Release():
-            assert kind is AttemptOutcome.OWN_FAULT
+            assert kind is AttemptOutcome.INTERNAL_ERROR
         case HoldGone():
             assert http_status == 410
         case Exhaust():

@@ -36,7 +36,7 @@ def test_all_of_it_happens_and_nothing_is_left(scratch: pathlib.Path) -> None:
     assert "\x1b" not in told, "no colours where there is no terminal"
     assert len(re.findall(r"signature verified  -> 200", told)) == 3
     assert len(re.findall(r"signature verified  -> 500", told)) == 2
-    assert len(re.findall(r"attempt \d was refused with 500; next one at [\d:.]+, in ", told)) == 2
+    assert len(re.findall(r"attempt \d: HTTP error 500; next one at [\d:.]+, in ", told)) == 2
     assert len(re.findall(r"SUCCEEDED after 1 attempt, answers: 200", told)) == 2
     assert len(re.findall(r"SUCCEEDED after 3 attempts, answers: 500, 500, 200", told)) == 1
     shown = told.partition("The trace of order.created")[2]

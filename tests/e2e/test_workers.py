@@ -78,7 +78,7 @@ async def node_ids(url: str) -> set[UUID]:
 async def until_replaced(url: str, nodes: set[UUID]) -> None:
     """Until one of these two nodes has a successor, with its share of the buckets.
 
-    What a dead node owned stands there until it is buried: shares alone tell of no successor.
+    What a dead node owned stands there until it is expired: shares alone tell of no successor.
     """
 
     async def is_replaced() -> bool:

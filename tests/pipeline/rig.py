@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from hookline_service.domain.event import NewEvent
 from hookline_service.domain.ids import bucket_of, make_uuid7
 from hookline_service.domain.limits import Limits
-from hookline_service.pipeline.actions.delivery_actions import Operator
-from hookline_service.pipeline.actions.test_events import Trial
+from hookline_service.pipeline.actions.delivery_actions import DeliveryActions
+from hookline_service.pipeline.actions.test_events import TestEvents
 from hookline_service.pipeline.clock import DatabaseTime, SystemClock
 from hookline_service.pipeline.coordination.changes import Changes
 from hookline_service.pipeline.coordination.notifications import Notifier
@@ -179,8 +179,8 @@ class Rig:
         self._make_sending()
         self._make_publishing()
         operations = OperationStore(self.database)
-        self.operator = Operator(operations, self.changes, self.time)
-        self.trial = Trial(
+        self.operator = DeliveryActions(operations, self.changes, self.time)
+        self.trial = TestEvents(
             operations, self.configs, self.catalog, self.sender, self.time, self.random
         )
         self.upkeep_store = UpkeepStore(session("upkeep"))

@@ -3,7 +3,7 @@
 import pytest
 
 from hookline_service.pipeline.clock import MAX_SKEW_S, DatabaseTime, SystemClock
-from tests.pipeline.desk import HandClock
+from tests.pipeline.lane_harness import HandClock
 from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.waiting import until
 

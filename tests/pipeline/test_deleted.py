@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hookline_service.store.tenants import Tenants
-from tests.pipeline.desk import Desk
 from tests.pipeline.dispatch.test_refill import insert_pending
+from tests.pipeline.lane_harness import LaneHarness
 from tests.pipeline.ordering import keyed
 from tests.waiting import until
 
@@ -71,13 +71,15 @@ async def test_an_ordered_backlog_goes_whole_and_its_tenant_after_it(
     await Tenants(rig.database).delete("acme")
 
 
-async def test_a_tombstone_is_not_read_for_the_keys_that_it_was_told_of(desk: Desk) -> None:
-    lane = desk.lane(is_ordered=True)
-    desk.lanes.next_of_key(lane, 7)
+async def test_a_tombstone_is_not_read_for_the_keys_that_it_was_told_of(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane(is_ordered=True)
+    harness.lanes.next_of_key(lane, 7)
 
-    desk.lanes.deleted(lane)
-    desk.lanes.begin_refill(lane)
-    desk.lanes.end_refill(lane, found_all=True)
+    harness.lanes.deleted(lane)
+    harness.lanes.begin_refill(lane)
+    harness.lanes.end_refill(lane, found_all=True)
 
     assert not lane.needs_reading()
 
@@ -102,6 +104,6 @@ async def test_other_lanes_have_their_turn_between_its_batches(
 
 
 @pytest.fixture
-async def desk() -> Desk:
+async def harness() -> LaneHarness:
     """Inside the event loop, which the timers need."""
-    return Desk()
+    return LaneHarness()

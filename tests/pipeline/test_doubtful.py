@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hookline_service.pipeline.dispatch.dispatcher import SILENT_S
-from tests.pipeline.desk import Desk
+from tests.pipeline.lane_harness import LaneHarness
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,16 +22,16 @@ STEP_S = 0.05
 
 
 @pytest.fixture
-async def desk() -> Desk:
+async def harness() -> LaneHarness:
     """Inside the event loop, which the timers need."""
-    return Desk()
+    return LaneHarness()
 
 
 class World:
     """A node's slots, the hot table of its lanes, and targets that answer when they are told to."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, harness: LaneHarness) -> None:
+        self.harness = harness
         self.answers: dict[Lane, tuple[float, int]] = {}
         """How long each target takes, in seconds, and what it says."""
         self.table: dict[Lane, dict[UUID, float]] = {}
@@ -45,41 +45,43 @@ class World:
 
     def store(self, lane: Lane, events: int) -> None:
         """Commit deliveries that no hand-off tells of."""
-        now_s = self.desk.clock.now_s
-        self.table.setdefault(lane, {}).update({self.desk.new_id(): now_s for _ in range(events)})
-        self.desk.lanes.touch(lane.subscription_uid, lane.bucket)
+        now_s = self.harness.clock.now_s
+        self.table.setdefault(lane, {}).update(
+            {self.harness.new_id(): now_s for _ in range(events)}
+        )
+        self.harness.lanes.touch(lane.subscription_uid, lane.bucket)
 
     def play(self, for_s: float, publishers: Iterable[Lane] = ()) -> None:
         """Let time pass; each of the publishers stores an event at each step."""
-        end_s = self.desk.clock.now_s + for_s
-        while self.desk.clock.now_s < end_s:
+        end_s = self.harness.clock.now_s + for_s
+        while self.harness.clock.now_s < end_s:
             for lane in publishers:
                 self.store(lane, 1)
-            self.desk.turn(STEP_S)
+            self.harness.turn(STEP_S)
             self._answer()
             self._read()
             self._send()
 
     def _answer(self) -> None:
-        while self._wire and self._wire[0][0] <= self.desk.clock.now_s:
+        while self._wire and self._wire[0][0] <= self.harness.clock.now_s:
             *_, job, status = heapq.heappop(self._wire)
             if status == 200:
                 del self.table[job.lane][job.delivery_id]
-                self.desk.succeed(job)
+                self.harness.succeed(job)
             else:
-                self.desk.fail(job)
+                self.harness.fail(job)
 
     def _read(self) -> None:
-        for lane in self.desk.lanes.take_wanted():
-            room = max(1, min(31, self.desk.lanes.shares.room(lane)))
+        for lane in self.harness.lanes.take_wanted():
+            room = max(1, min(31, self.harness.lanes.shares.room(lane)))
             due = [one for one in self.table.get(lane, ()) if not lane.holds(one)][:room]
-            rows = [self.desk.row(lane, delivery_id) for delivery_id in due]
-            self.desk.refill(lane, rows, found_all=len(due) < room)
+            rows = [self.harness.row(lane, delivery_id) for delivery_id in due]
+            self.harness.refill(lane, rows, found_all=len(due) < room)
 
     def _send(self) -> None:
-        now_s = self.desk.clock.now_s
+        now_s = self.harness.clock.now_s
         while len(self._wire) < SLOTS:
-            job = self.desk.sending.take(SLOTS - len(self._wire))
+            job = self.harness.sending.take(SLOTS - len(self._wire))
             if job is None:
                 break
             lane = job.lane
@@ -88,17 +90,17 @@ class World:
                 self.waited_s[lane] = max(self.waited_s.get(lane, 0.0), wait_s)
             takes_s, status = self.answers[lane]
             heapq.heappush(self._wire, (now_s + takes_s, next(self._numbers), job, status))
-            if lane.is_doubtful:
-                doubtful = sum(1 for *_, sent, _ in self._wire if sent.lane.is_doubtful)
+            if lane.is_suspect:
+                doubtful = sum(1 for *_, sent, _ in self._wire if sent.lane.is_suspect)
                 self.most_doubtful = max(self.most_doubtful, doubtful)
 
 
-async def test_targets_that_hang_hurt_nobody_and_recover_together(desk: Desk) -> None:
-    """Twice as many as there are slots, each its tenant's only one. Time is the desk's."""
-    world = World(desk)
-    healthy = desk.lane()
+async def test_targets_that_hang_hurt_nobody_and_recover_together(harness: LaneHarness) -> None:
+    """Twice as many as there are slots, each its tenant's only one. Time is the harness's."""
+    world = World(harness)
+    healthy = harness.lane()
     world.answers[healthy] = (0.0, 200)
-    hanging = [desk.new_lane() for _ in range(SLOTS * 2)]
+    hanging = [harness.new_lane() for _ in range(SLOTS * 2)]
     for lane in hanging:
         world.answers[lane] = (2.0, 500)
         world.store(lane, 20)
@@ -110,7 +112,7 @@ async def test_targets_that_hang_hurt_nobody_and_recover_together(desk: Desk) ->
 
     for lane in hanging:
         world.answers[lane] = (STEP_S, 200)
-    world.play(max(lane.rests_until_s for lane in hanging) - desk.clock.now_s, [healthy])
+    world.play(max(lane.circuit_open_until_s for lane in hanging) - harness.clock.now_s, [healthy])
     world.play(10, [healthy])
     assert not any(lane.is_circuit_open for lane in hanging), "each had its probe"
     world.play(10)
@@ -118,77 +120,79 @@ async def test_targets_that_hang_hurt_nobody_and_recover_together(desk: Desk) ->
     assert world.waited_s[healthy] < 10 * STEP_S, "it takes turns with those that catch up"
 
 
-def take_all(desk: Desk, free: int) -> list[Job]:
+def take_all(harness: LaneHarness, free: int) -> list[Job]:
     """Take jobs until none may be, with so many slots that are free at first."""
     taken: list[Job] = []
-    while len(taken) < free and (job := desk.sending.take(free - len(taken))) is not None:
+    while len(taken) < free and (job := harness.sending.take(free - len(taken))) is not None:
         taken.append(job)
     return taken
 
 
-async def test_lanes_that_have_not_been_answered_have_half_of_the_slots(desk: Desk) -> None:
+async def test_lanes_that_have_not_been_answered_have_half_of_the_slots(
+    harness: LaneHarness,
+) -> None:
     for _ in range(50):
-        desk.publish(desk.new_lane(), 10)
-    taken = take_all(desk, 100)
+        harness.publish(harness.new_lane(), 10)
+    taken = take_all(harness, 100)
     assert len(taken) == 50
     assert len({job.lane for job in taken}) == 50, "they take turns"
 
-    trusted = desk.lane()
-    desk.publish(trusted, 30)
-    assert [job.lane for job in take_all(desk, 50)] == [trusted] * 30
+    trusted = harness.lane()
+    harness.publish(trusted, 30)
+    assert [job.lane for job in take_all(harness, 50)] == [trusted] * 30
 
 
-async def test_who_stood_aside_comes_back_whenever_one_is_recorded(desk: Desk) -> None:
-    lanes = [desk.new_lane() for _ in range(30)]
+async def test_who_stood_aside_comes_back_whenever_one_is_recorded(harness: LaneHarness) -> None:
+    lanes = [harness.new_lane() for _ in range(30)]
     for lane in lanes:
-        desk.publish(lane)
-    on_the_wire, sent = take_all(desk, 10), 5
+        harness.publish(lane)
+    on_the_wire, sent = take_all(harness, 10), 5
     assert len(on_the_wire) == 5
     while on_the_wire:
-        desk.fail(on_the_wire.pop(0))
-        taken = take_all(desk, 10 - len(on_the_wire))
+        harness.fail(on_the_wire.pop(0))
+        taken = take_all(harness, 10 - len(on_the_wire))
         sent += len(taken)
         on_the_wire += taken
     assert sent == 30, "each once, in spite of all failing"
-    assert not desk.sending.has_ready()
+    assert not harness.sending.has_ready()
 
 
-async def test_an_answer_makes_a_lane_trusted_with_all_it_has_sent(desk: Desk) -> None:
-    lane = desk.new_lane()
-    desk.publish(lane, 40)
-    first, *_ = take_all(desk, 20)
-    assert take_all(desk, 10) == []
-    desk.succeed(first)
-    assert len(take_all(desk, 11)) == 7, "16 of 20: its tenant's share is all that bounds it"
+async def test_an_answer_makes_a_lane_trusted_with_all_it_has_sent(harness: LaneHarness) -> None:
+    lane = harness.new_lane()
+    harness.publish(lane, 40)
+    first, *_ = take_all(harness, 20)
+    assert take_all(harness, 10) == []
+    harness.succeed(first)
+    assert len(take_all(harness, 11)) == 7, "16 of 20: its tenant's share is all that bounds it"
 
 
 async def test_who_is_answered_while_it_stands_aside_waits_for_none_of_the_others(
-    desk: Desk,
+    harness: LaneHarness,
 ) -> None:
-    lane, *others = [desk.new_lane() for _ in range(50)]
+    lane, *others = [harness.new_lane() for _ in range(50)]
     for one in (lane, *others):
-        desk.publish(one, 10)
-    on_the_wire = take_all(desk, 20)
+        harness.publish(one, 10)
+    on_the_wire = take_all(harness, 20)
     assert len(on_the_wire) == 10
-    assert desk.sending.take(10) is None, "all the others stand aside"
-    desk.succeed(on_the_wire[0])
+    assert harness.sending.take(10) is None, "all the others stand aside"
+    harness.succeed(on_the_wire[0])
     assert on_the_wire[0].lane is lane
-    assert lane in [job.lane for job in take_all(desk, 11)[:3]]
+    assert lane in [job.lane for job in take_all(harness, 11)[:3]]
 
 
-async def test_a_failure_and_a_long_silence_make_a_lane_doubtful(desk: Desk) -> None:
+async def test_a_failure_and_a_long_silence_make_a_lane_doubtful(harness: LaneHarness) -> None:
     for makes_doubtful in ("failure", "silence"):
-        lane = desk.lane()
-        desk.publish(lane, 40)
-        first = desk.sending.take(20)
+        lane = harness.lane()
+        harness.publish(lane, 40)
+        first = harness.sending.take(20)
         assert first is not None
         if makes_doubtful == "failure":
-            desk.fail(first)
+            harness.fail(first)
         else:
-            desk.turn(SILENT_S + 0.1)
+            harness.turn(SILENT_S + 0.1)
         unanswered = 0 if makes_doubtful == "failure" else 1
-        taken = take_all(desk, 20 - unanswered)
+        taken = take_all(harness, 20 - unanswered)
         assert len(taken) + unanswered == 10, makes_doubtful
         for job in taken:
-            desk.succeed(job)
-        desk.lanes.disabled(lane)
+            harness.succeed(job)
+        harness.lanes.disabled(lane)

@@ -204,10 +204,10 @@ async def test_a_lease_that_ends_is_seen_when_it_ends(database_url: str) -> None
         await until(lambda: owns_all(one), "it has taken over")
 
 
-async def test_who_is_dead_amid_a_record_is_buried_as_soon_as_that_has_ended(
+async def test_who_is_dead_amid_a_record_is_expired_as_soon_as_that_has_ended(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its record holds its row, and whoever wants to bury it does not wait for a whole beat."""
+    """Its record holds its row, and whoever wants to expire it does not wait for a whole beat."""
     async with node(database_url) as one, node(database_url, 2) as two:
         await shared(one, two)
         freeze(two)

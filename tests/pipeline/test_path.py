@@ -42,8 +42,8 @@ async def test_500_500_200_is_one_delivery_of_three_attempts(rig: Rig, receiver:
     assert (row["state"], row["attempt_count"]) == ("SUCCEEDED", 3)
     attempts = await rig.attempts()
     assert [(a["number"], a["http_status"], a["outcome"]) for a in attempts] == [
-        (1, 500, "REFUSED"),
-        (2, 500, "REFUSED"),
+        (1, 500, "HTTP_ERROR"),
+        (2, 500, "HTTP_ERROR"),
         (3, 200, "ACCEPTED"),
     ]
     assert len(set(receiver.ids)) == 1

@@ -4,7 +4,7 @@ import asyncio
 
 from hookline_service.pipeline.clock import SystemClock
 from hookline_service.pipeline.timers import Timers
-from tests.pipeline.desk import HandClock
+from tests.pipeline.lane_harness import HandClock
 from tests.waiting import PATIENCE_S
 
 

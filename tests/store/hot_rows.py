@@ -137,7 +137,7 @@ def rescheduled_row(delivery_id: UUID, version: int = 0, **fields: object) -> tu
         "latency_us": 1_000,
         "url": URL,
         "remote_address": "192.0.2.1",
-        "outcome": "REFUSED",
+        "outcome": "HTTP_ERROR",
         "start_time": datetime.now(UTC),
         "error": b"the target answered 500",
         "response_excerpt": b"sorry",

@@ -158,7 +158,7 @@ class Rows:
         delivery_id: UUID,
         number: int,
         *,
-        outcome: str = "REFUSED",
+        outcome: str = "HTTP_ERROR",
         http_status: int | None = 500,
         excerpt: bytes = b"",
         error: bytes = b"",

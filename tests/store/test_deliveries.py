@@ -63,7 +63,7 @@ async def test_a_pending_delivery_says_when_it_is_due(
     assert attempt is not None
     assert (attempt.number, found.attempt_count) == (1, 1)
     assert attempt.start_time_us == int(rows.now.timestamp()) * 1_000_000
-    assert attempt.outcome.kind is AttemptOutcome.REFUSED
+    assert attempt.outcome.kind is AttemptOutcome.HTTP_ERROR
     assert (attempt.outcome.http_status, attempt.outcome.excerpt) == (500, b"no\xff")
     assert (attempt.outcome.error, attempt.trace_id) == ("HTTP 500", bytes(range(16)))
 

@@ -98,7 +98,7 @@ async def test_only_the_dead_are_taken_from(store: OwnershipStore, rows: HotRows
     assert {row["node_id"] for row in await rows.all("nodes")} == {alive, heir}
 
 
-async def test_who_renewed_in_time_is_not_buried(store: OwnershipStore, rows: HotRows) -> None:
+async def test_who_renewed_in_time_is_not_expired(store: OwnershipStore, rows: HotRows) -> None:
     late, heir = await rows.node(-1), await rows.node()
     await rows.session.fetch("UPDATE bucket_leases SET node_id = $1", late)
     survey = await store.survey(rows.new_id())
@@ -126,7 +126,7 @@ async def test_taking_raises_the_epoch(store: OwnershipStore, rows: HotRows) -> 
     assert {lease.epoch for lease in (await store.survey(rows.new_id())).leases} == {1}
 
 
-async def test_burying_waits_for_nobody_who_holds_the_row(
+async def test_expiring_waits_for_nobody_who_holds_the_row(
     store: OwnershipStore, rows: HotRows, database_url: str
 ) -> None:
     dead, heir = await rows.node(-1), await rows.node()
@@ -164,10 +164,10 @@ async def test_leaving_vacates_everything_at_once(store: OwnershipStore, rows: H
     assert all(lease.is_vacant for lease in survey.leases)
 
 
-async def test_a_node_that_is_alone_buries_all(store: OwnershipStore, rows: HotRows) -> None:
+async def test_a_node_that_is_alone_expires_all(store: OwnershipStore, rows: HotRows) -> None:
     await take_all(store, await rows.node())
 
-    await store.bury_all()
+    await store.expire_all()
 
     assert await rows.all("nodes") == []
     assert all(lease.is_vacant for lease in (await store.survey(rows.new_id())).leases)

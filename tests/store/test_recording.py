@@ -85,7 +85,7 @@ async def test_a_failure_leaves_the_row_due_later_and_writes_its_attempt(
     assert timedelta(seconds=50) < row["due_at"] - datetime.now(UTC) <= timedelta(seconds=60)
     attempts = await rows.all("attempts")
     assert [(a["number"], a["outcome"], a["http_status"]) for a in attempts] == [
-        (1, "REFUSED", 500),
+        (1, "HTTP_ERROR", 500),
         (2, "TIMEOUT", None),
     ]
 
@@ -100,7 +100,7 @@ async def test_a_last_attempt_is_written_beside_the_finished_row(recording: Reco
         1,
         state="EXHAUSTED",
         http_status=500,
-        outcome="REFUSED",
+        outcome="HTTP_ERROR",
         start_time=datetime.now(UTC),
         error=b"no",
         response_excerpt=b"\0\xff",
@@ -156,10 +156,10 @@ async def test_a_node_without_a_lease_writes_nothing(
     assert await rows.all("attempts") == await rows.all("deliveries") == []
 
 
-async def test_a_node_is_not_buried_in_the_middle_of_its_record(
+async def test_a_node_is_not_expired_in_the_middle_of_its_record(
     recording: Recording, database_url: str
 ) -> None:
-    """The lease is asked for and held: whoever buries waits, or goes on without."""
+    """The lease is asked for and held: whoever expires waits, or goes on without."""
     rows = recording.rows
     delivery_id, node_id = await rows.pending(await rows.subscription()), await rows.node(1.0)
     async with rival(database_url) as other:

@@ -32,7 +32,7 @@ HOLDS = {
     [
         ("deliveries.state", FINISHED_STATES),
         ("deliveries.state_reason", set(DeliveryStateReason) - HOLDS),
-        ("attempts.outcome", set(AttemptOutcome) - {AttemptOutcome.OWN_FAULT}),
+        ("attempts.outcome", set(AttemptOutcome) - {AttemptOutcome.INTERNAL_ERROR}),
         ("subscriptions.state", set(SubscriptionState)),
         ("subscriptions.state_reason", set(SubscriptionStateReason)),
         ("subscriptions.payload_format", set(PayloadFormat)),

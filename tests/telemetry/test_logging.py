@@ -87,8 +87,8 @@ for number in range(10):
     log.error("signing_secret_sealed", subscription="one", error=str(number))
 log.error("signing_secret_sealed", subscription="two")
 for number in range(10):
-    log.warning("own_fault", reason="no descriptor", subscription=str(number))
-log.warning("own_fault", reason="no resolver", subscription="0")
+    log.warning("internal_error", reason="no descriptor", subscription=str(number))
+log.warning("internal_error", reason="no resolver", subscription="0")
 log.warning("odd", payload="a customer's", url="https://a.b/token", error="key hk_abcdefgh12345678")
 log.warning("lost", error="postgresql://hookline:password@db/hookline", reason="whsec_MfKQ9r8G")
 """
@@ -111,7 +111,7 @@ def test_the_same_line_is_said_three_times_a_minute_for_each_that_it_is_about() 
 
 def test_what_has_a_reason_is_one_trouble_whomever_it_meets() -> None:
     lines = [json.loads(line) for line in logged("JSON", script=TROUBLES)]
-    faults = [line["reason"] for line in lines if line["event"] == "own_fault"]
+    faults = [line["reason"] for line in lines if line["event"] == "internal_error"]
     assert faults == ["no descriptor"] * 3 + ["no resolver"]
 
 

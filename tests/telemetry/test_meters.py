@@ -35,7 +35,7 @@ def test_the_sets_of_labels_are_bounded() -> None:
 def test_a_record_batch_is_added_up_at_once() -> None:
     meters = Meters()
     meters.recorded(
-        {AttemptOutcome.ACCEPTED: [1_000, 2_000], AttemptOutcome.REFUSED: [3_000]},
+        {AttemptOutcome.ACCEPTED: [1_000, 2_000], AttemptOutcome.HTTP_ERROR: [3_000]},
         [0.5, 1.5],
         Counter({DeliveryState.SUCCEEDED: 2}),
         lost=1,

@@ -253,10 +253,10 @@ def test_the_header_names_the_request_s_span() -> None:
     "outcome, error_type",
     [
         (Outcome(AttemptOutcome.ACCEPTED, 1, URL, http_status=200), None),
-        (Outcome(AttemptOutcome.REFUSED, 1, URL, http_status=302), None),
-        (Outcome(AttemptOutcome.REFUSED, 1, URL, http_status=503), "503"),
+        (Outcome(AttemptOutcome.HTTP_ERROR, 1, URL, http_status=302), None),
+        (Outcome(AttemptOutcome.HTTP_ERROR, 1, URL, http_status=503), "503"),
         (Outcome(AttemptOutcome.TIMEOUT, 1, URL), "TIMEOUT"),
-        (Outcome(AttemptOutcome.OWN_FAULT, 0, ""), "OWN_FAULT"),
+        (Outcome(AttemptOutcome.INTERNAL_ERROR, 0, ""), "INTERNAL_ERROR"),
     ],
 )
 def test_an_answer_is_told_by_its_status_and_a_failure_by_its_kind(
@@ -280,7 +280,7 @@ def test_nothing_of_a_url_but_scheme_host_and_port_is_told() -> None:
     spans = Spans()
     trace = attempt_of(spans, pack(CALLER_TRACE, CALLER_SPAN))
     trace.answered(
-        Outcome(AttemptOutcome.REFUSED, 1, URL, 500, "no", b"body", remote_address="192.0.2.1")
+        Outcome(AttemptOutcome.HTTP_ERROR, 1, URL, 500, "no", b"body", remote_address="192.0.2.1")
     )
     trace.recorded(is_recorded=True)
     post = spans.one("POST")

@@ -32,8 +32,8 @@ from hookline.v1 import (
 from hookline_service.api import reflection
 from hookline_service.api.health import HealthServicer
 from hookline_service.api.middleware.admission import Admission
-from hookline_service.api.middleware.audit_policy import Journal
-from hookline_service.api.middleware.authentication import Authenticator, Identities
+from hookline_service.api.middleware.audit_policy import AuditLog
+from hookline_service.api.middleware.authentication import Identities, IdentitySource
 from hookline_service.api.middleware.byte_budget import ByteBudget
 from hookline_service.api.middleware.interceptors import MAX_CALLS_DEFAULT, CallGuard, CallObserver
 from hookline_service.api.middleware.unread_answers import UnreadAnswers
@@ -81,7 +81,7 @@ class Servicers:
     deliveries: delivery_service_pb2_grpc.DeliveryServiceServicer
     access: access_service_pb2_grpc.AccessServiceServicer
     operations: operations_service_pb2_grpc.OperationsServiceServicer
-    journal: Journal
+    journal: AuditLog
 
 
 class ApiServer:
@@ -96,7 +96,7 @@ class ApiServer:
         *,
         address: str,
         limits: Limits,
-        identities: Sequence[Authenticator],
+        identities: Sequence[IdentitySource],
         credentials: grpc.ServerCredentials | None = None,
         share_port: bool = False,
         max_calls: int = MAX_CALLS_DEFAULT,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hookline_service.api.middleware.api_key_source import ApiKeySource
-from hookline_service.api.middleware.authentication import Anonymous, Authenticator
+from hookline_service.api.middleware.authentication import Anonymous, IdentitySource
 from hookline_service.app.engine import Engine
-from hookline_service.app.source_watchers import Following
+from hookline_service.app.source_watchers import SourceWatcher
 from hookline_service.config import Settings
 from hookline_service.pipeline.clock import Clock
 from hookline_service.store.api_keys import ApiKeys
@@ -16,7 +16,7 @@ from hookline_service.store.deployment_keys import API_KEYS, load_or_create_depl
 from hookline_service.store.secrets import SecretBox
 
 
-class Door:
+class Authenticator:
     """Who is let in: by API keys, certificates, tokens; where authentication is off, everybody."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Door:
         self.api_key_source = ApiKeySource(
             engine.key_lookup, deployment_key, clock, max_cached=settings.max_cached_keys
         )
-        self.following = Following(settings)
+        self.following = SourceWatcher(settings)
         self._is_auth_on = settings.is_auth_on
 
     @classmethod
@@ -42,7 +42,7 @@ class Door:
         box: SecretBox,
         engine: Engine,
         clock: Clock,
-    ) -> Door:
+    ) -> Authenticator:
         """One, with the deployment's key.
 
         Raises `SealedSecretError` where that does not open, and `SourceError` for a file that
@@ -52,7 +52,7 @@ class Door:
         return cls(settings, database, engine, clock, key)
 
     @property
-    def identities(self) -> Sequence[Authenticator]:
+    def identities(self) -> Sequence[IdentitySource]:
         """Who knows callers, in the order in which to ask."""
         if not self._is_auth_on:
             return [Anonymous()]

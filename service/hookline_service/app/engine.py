@@ -8,9 +8,9 @@ from typing import Final
 
 from hookline_service import VERSION
 from hookline_service.config import Settings
-from hookline_service.pipeline.actions.delivery_actions import Operator
-from hookline_service.pipeline.actions.target_handshakes import Consents
-from hookline_service.pipeline.actions.test_events import Trial
+from hookline_service.pipeline.actions.delivery_actions import DeliveryActions
+from hookline_service.pipeline.actions.target_handshakes import TargetHandshakes
+from hookline_service.pipeline.actions.test_events import TestEvents
 from hookline_service.pipeline.clock import Clock, DatabaseTime
 from hookline_service.pipeline.coordination.changes import Changes
 from hookline_service.pipeline.coordination.notifications import Notifier
@@ -114,15 +114,17 @@ class Engine:
         self.key_lookup = ApiKeyLookup(session("access", timeout_s=LOOKUP_TIMEOUT_S))
         self.publisher = self._make_publisher(settings, path, random, instruments)
         sender = self._make_sending(settings, record, random, instruments)
-        self.consents = Consents(
+        self.consents = TargetHandshakes(
             database,
             secrets,
             Handshake(self.transport, settings.egress.origin_name),
             user_agent=USER_AGENT,
         )
         operations, retention_days = OperationStore(database), settings.retention_days
-        self.operator = Operator(operations, self.changes, time, retention_days=retention_days)
-        self.trial = Trial(
+        self.operator = DeliveryActions(
+            operations, self.changes, time, retention_days=retention_days
+        )
+        self.trial = TestEvents(
             operations, configs, self.catalog, sender, time, random, instruments.tracer
         )
         self.upkeep = _make_upkeep(settings, path, instruments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hookline_service.app.engine import Engine
 from hookline_service.config import Settings
-from hookline_service.pipeline.upkeep.metrics_sampler import Pulse, Watched
+from hookline_service.pipeline.upkeep.metrics_sampler import MetricsSampler, Watched
 from hookline_service.store.database import Database
 from hookline_service.store.status import StatusStore
 from hookline_service.telemetry.providers import Telemetry
@@ -12,7 +12,7 @@ from hookline_service.telemetry.providers import Telemetry
 
 def make_pulse(
     settings: Settings, database: Database, engine: Engine, telemetry: Telemetry
-) -> Pulse:
+) -> MetricsSampler:
     """The pulse of one node; it beats only where somebody collects."""
     watched = Watched(
         lanes=engine.lanes,
@@ -24,4 +24,4 @@ def make_pulse(
         time=engine.time,
         max_in_flight=settings.max_in_flight,
     )
-    return Pulse(telemetry.meters, watched, telemetry.count_spans)
+    return MetricsSampler(telemetry.meters, watched, telemetry.count_spans)

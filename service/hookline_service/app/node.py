@@ -18,7 +18,7 @@ import structlog
 from hookline_service import VERSION
 from hookline_service.api.middleware.observing import ObservedCalls
 from hookline_service.api.server import ApiServer, CannotListenError
-from hookline_service.app.authenticator import Door
+from hookline_service.app.authenticator import Authenticator
 from hookline_service.app.engine import SESSIONS, Engine
 from hookline_service.app.metrics_sampler import make_pulse
 from hookline_service.app.servicers import make_servicers
@@ -27,7 +27,7 @@ from hookline_service.domain.errors import UnavailableError
 from hookline_service.identity.files import SourceError
 from hookline_service.pipeline.clock import MAX_SKEW_S, Clock, DatabaseTime, SystemClock
 from hookline_service.pipeline.upkeep.audit_sealer import AuditSealer
-from hookline_service.pipeline.upkeep.metrics_sampler import Pulse
+from hookline_service.pipeline.upkeep.metrics_sampler import MetricsSampler
 from hookline_service.store.audit_checkpoints import AuditCheckpoints
 from hookline_service.store.connecting import UnsafeServerError
 from hookline_service.store.data_keys import TenantSecrets
@@ -111,7 +111,7 @@ class App:
         instruments = Instruments(telemetry.tracer, telemetry.meters)
         engine = Engine(settings, database, path, secrets, self._clock, self._place, instruments)
         await self._start_data_path(engine)
-        door = await Door.make(settings, database, secrets.box, engine, self._clock)
+        door = await Authenticator.make(settings, database, secrets.box, engine, self._clock)
         push(door.stop)
         door.start()
         await self._start_sealer(engine, database, secrets.box)
@@ -154,7 +154,7 @@ class App:
             await asyncio.sleep(self._settings.lease_s / 3)
             if time.is_trusted is not was_trusted:
                 was_trusted = time.is_trusted
-                _log.warning("clock_judged", is_trusted=was_trusted, ahead_s=round(time.skew_s, 3))
+                _log.warning("clock_checked", is_trusted=was_trusted, ahead_s=round(time.skew_s, 3))
                 await server.set_serving(was_trusted)
 
     # ---------------------------------------------------------------------- parts of the start
@@ -202,7 +202,7 @@ class App:
         self._stack.push_async_callback(sealer.stop)
         sealer.start()
 
-    def _start_pulse(self, pulse: Pulse) -> None:
+    def _start_pulse(self, pulse: MetricsSampler) -> None:
         self._stack.push_async_callback(pulse.stop)
         pulse.start()
 

@@ -13,7 +13,7 @@ from hookline_service.api.server import Servicers
 from hookline_service.api.subscriptions.conversion import SubscriptionReader
 from hookline_service.api.subscriptions.service import SubscriptionServicer
 from hookline_service.api.tenants.service import TenantServicer
-from hookline_service.app.authenticator import Door
+from hookline_service.app.authenticator import Authenticator
 from hookline_service.app.engine import Engine
 from hookline_service.config import Settings
 from hookline_service.store.data_keys import TenantSecrets
@@ -30,7 +30,7 @@ def make_servicers(
     database: Database,
     engine: Engine,
     secrets: TenantSecrets,
-    door: Door,
+    door: Authenticator,
     *,
     page_key: bytes,
 ) -> Servicers:

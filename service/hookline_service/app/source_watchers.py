@@ -14,7 +14,7 @@ from typing import Final
 import grpc
 import structlog
 
-from hookline_service.api.middleware.authentication import Authenticator
+from hookline_service.api.middleware.authentication import IdentitySource
 from hookline_service.api.middleware.certificate_callers import CertificateCallers
 from hookline_service.api.middleware.token_callers import TokenCallers
 from hookline_service.api.tls import server_credentials
@@ -37,7 +37,7 @@ EXPIRY_WARNING: Final = timedelta(days=14)
 _log = structlog.get_logger(__name__)
 
 
-class Following:
+class SourceWatcher:
     """Looks at all sources of a node."""
 
     def __init__(self, settings: Settings) -> None:
@@ -65,7 +65,7 @@ class Following:
         certificate = self._certificate
         return None if certificate is None else server_credentials(lambda: certificate.current)
 
-    def authenticators(self) -> Sequence[Authenticator]:
+    def authenticators(self) -> Sequence[IdentitySource]:
         """Who knows callers by what is followed, in the order in which to ask."""
         sources = (self._token_callers, self._certificate_callers)
         return [source for source in sources if source is not None]

@@ -235,9 +235,9 @@ class Demo:
         if delivery.HasField("next_attempt_time"):
             self._retries_shown += 1
             due = delivery.next_attempt_time
-            _say(f"{'':>10}  attempt {number} was {why}; next one at {time_of(due)}, {until(due)}")
+            _say(f"{'':>10}  attempt {number}: {why}; next one at {time_of(due)}, {until(due)}")
         else:
-            _say(f"{'':>10}  attempt {number} was {why}; it was the last one")
+            _say(f"{'':>10}  attempt {number}: {why}; it was the last one")
 
     def _check_arrivals(self, published: dict[str, str]) -> None:
         answers = {

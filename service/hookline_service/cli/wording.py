@@ -72,7 +72,9 @@ def state_of(delivery: Delivery) -> str:
 
 
 def wording_of_attempt(attempt: Attempt) -> str:
-    """Such as `accepted with 200`, `refused with 500`, `timeout: no answer within 15 s`."""
+    """Such as `accepted with 200`, `HTTP error 500`, `timeout: no answer within 15 s`."""
+    if attempt.outcome == AttemptOutcome.ATTEMPT_OUTCOME_HTTP_ERROR:
+        return f"HTTP error {attempt.http_status}"
     outcome = AttemptOutcome.Name(attempt.outcome).removeprefix("ATTEMPT_OUTCOME_")
     said = outcome.lower().replace("_", " ")
     if attempt.http_status:

@@ -15,7 +15,7 @@ class AttemptOutcome(StrEnum):
 
     ACCEPTED = "ACCEPTED"
     """The target answered 2xx within the deadline."""
-    REFUSED = "REFUSED"
+    HTTP_ERROR = "HTTP_ERROR"
     """The target answered any other status; redirects are refusals, since none is followed."""
     TIMEOUT = "TIMEOUT"
     """The deadline passed between the name's resolution and the answer's last byte."""
@@ -27,7 +27,7 @@ class AttemptOutcome(StrEnum):
     """The answer was no HTTP/1.1, or larger than is read."""
     ADDRESS_BLOCKED = "ADDRESS_BLOCKED"
     """The name leads to an address that is neither public nor expressly allowed."""
-    OWN_FAULT = "OWN_FAULT"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
     """Ours: no descriptors, resolver down, lease lost. Spends no attempt and leaves no row."""
 
 

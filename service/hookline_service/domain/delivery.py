@@ -61,7 +61,7 @@ class Trigger(StrEnum):
     FAILED = "failed, attempts left"
     FAILED_LAST = "failed, no attempts left"
     GONE = "410"
-    OWN_FAULT = "our own fault, or the lease was lost"
+    INTERNAL_ERROR = "our own fault, or the lease was lost"
     RETRIED = "retried by an operator"
     CANCELLED = "cancelled by an operator; its subscription or tenant deleted"
     OUTLIVED = "older than the retention of pending work"
@@ -72,7 +72,7 @@ TRANSITIONS: dict[tuple[DeliveryState, Trigger], DeliveryState] = {
     (DeliveryState.PENDING, Trigger.FAILED): DeliveryState.PENDING,
     (DeliveryState.PENDING, Trigger.FAILED_LAST): DeliveryState.EXHAUSTED,
     (DeliveryState.PENDING, Trigger.GONE): DeliveryState.PENDING,
-    (DeliveryState.PENDING, Trigger.OWN_FAULT): DeliveryState.PENDING,
+    (DeliveryState.PENDING, Trigger.INTERNAL_ERROR): DeliveryState.PENDING,
     (DeliveryState.PENDING, Trigger.RETRIED): DeliveryState.PENDING,
     (DeliveryState.PENDING, Trigger.CANCELLED): DeliveryState.CANCELLED,
     (DeliveryState.PENDING, Trigger.OUTLIVED): DeliveryState.EXPIRED,
@@ -140,7 +140,7 @@ class Budget:
     """Where the current budget began: the schedule is counted from here."""
 
 
-OWN_FAULT_DELAY_S = 1.0
+INTERNAL_ERROR_DELAY_S = 1.0
 """How long a delivery rests after a fault of ours, in seconds."""
 
 
@@ -153,10 +153,10 @@ def decide(outcome: Outcome, budget: Budget, schedule: RetrySchedule, unit: floa
     match outcome.kind:
         case AttemptOutcome.ACCEPTED:
             return Succeed()
-        case AttemptOutcome.OWN_FAULT:
-            return Release(OWN_FAULT_DELAY_S)
+        case AttemptOutcome.INTERNAL_ERROR:
+            return Release(INTERNAL_ERROR_DELAY_S)
         case (
-            AttemptOutcome.REFUSED
+            AttemptOutcome.HTTP_ERROR
             | AttemptOutcome.TIMEOUT
             | AttemptOutcome.CONNECTION_FAILED
             | AttemptOutcome.TLS_FAILED

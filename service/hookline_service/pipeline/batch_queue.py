@@ -24,7 +24,7 @@ ENOUGH = 64
 """So many fill a statement well; they wait no longer."""
 
 
-class Gathering(Generic[T]):
+class BatchQueue(Generic[T]):
     """A queue that is taken a batch at a time, by one taker."""
 
     def __init__(self) -> None:

@@ -58,13 +58,13 @@ class OwnershipStore:
         """Write the node's row; it lives for `lease_s` seconds from the database's clock."""
         await self._session.fetch(SQL.register, node_id, lease_s, hostname, version, place)
 
-    async def bury_all(self) -> None:
+    async def expire_all(self) -> None:
         """Declare every node dead; for a node that is known to be the only one."""
-        await self._session.fetch(SQL.bury_all)
+        await self._session.fetch(SQL.expire_all)
 
-    async def bury_predecessor(self, place: str) -> None:
+    async def expire_predecessor(self, place: str) -> None:
         """Declare whoever ran at this place dead; its supervisor has seen its process end."""
-        await self._session.fetch(SQL.bury_predecessor, place)
+        await self._session.fetch(SQL.expire_predecessor, place)
 
     async def renew(
         self, node_id: UUID, lease_s: float, address: str = "", *, is_leaving: bool = False
@@ -99,7 +99,7 @@ class OwnershipStore:
         """Bury the overdue and take the wanted buckets, in one transaction; those that were got."""
         async with self._session.transaction() as connection:
             for dead in sorted(overdue):
-                await connection.fetch(SQL.bury, dead)
+                await connection.fetch(SQL.expire, dead)
             rows = await connection.fetch(
                 SQL.take,
                 node_id,

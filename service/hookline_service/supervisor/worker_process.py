@@ -43,7 +43,7 @@ class End:
     """How long it had served; 0: it never did."""
 
 
-class Place:
+class WorkerProcess:
     """A place, and the process that runs there."""
 
     def __init__(

@@ -30,7 +30,7 @@ from hookline_service.app import StartError
 from hookline_service.config import ListenAddress, Settings
 from hookline_service.supervisor.node import listen_for_signals, raise_descriptor_limit, watch_input
 from hookline_service.supervisor.port import reserved
-from hookline_service.supervisor.worker_process import Place
+from hookline_service.supervisor.worker_process import WorkerProcess
 
 _log = structlog.get_logger(__name__)
 
@@ -67,7 +67,7 @@ class Supervisor:
         self._settings = settings
         self._command = command
         self._address = address
-        self._workers: list[Place] = []
+        self._workers: list[WorkerProcess] = []
         self._is_stopping = asyncio.Event()
 
     async def run(self, announce: Callable[[ListenAddress], None], *, stop_with_input: bool) -> int:
@@ -79,7 +79,7 @@ class Supervisor:
         name = secrets.token_hex(8)
         environ = os.environ | {"HOOKLINE_LISTEN": str(self._address)}
         self._workers = [
-            Place(
+            WorkerProcess(
                 number,
                 (*self._command, "--worker", f"{name}/{number}"),
                 environ,
@@ -118,7 +118,7 @@ class Supervisor:
         for worker in self._workers:
             await worker.is_serving.wait()
 
-    async def _keep(self, worker: Place) -> None:
+    async def _keep(self, worker: WorkerProcess) -> None:
         """Run a process at this place, again and again. Raises `StartError` if that is in vain."""
         failures, has_served = 0, False
         while not self._is_stopping.is_set():

@@ -149,11 +149,11 @@ async def test_a_page_ends_at_its_bytes(database_url: str) -> None:
 async def test_a_tenants_administrator_sees_what_was_done_to_it_and_by_whom(
     database_url: str,
 ) -> None:
-    async with keyed(database_url) as door:
-        boss = bearer(await door.token())
-        own = bearer(await door.token(tenant="acme"))
+    async with keyed(database_url) as gateway:
+        boss = bearer(await gateway.token())
+        own = bearer(await gateway.token(tenant="acme"))
         tenant = Tenant(name="tenants/acme", display_name="Acme")
-        tenants, access = door.control.tenants, AccessServiceStub(door.channel)
+        tenants, access = gateway.control.tenants, AccessServiceStub(gateway.channel)
         await tenants.UpdateTenant(UpdateTenantRequest(tenant=tenant), metadata=boss)
         await tenants.CreateTenant(CreateTenantRequest(tenant_id="other"), metadata=boss)
         await tenants.ListTenants(ListTenantsRequest(), metadata=own)  # his own alone: ordinary

@@ -40,21 +40,21 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.fixture
-async def door(database_url: str) -> AsyncIterator[Keyed]:
-    async with keyed(database_url) as door:
-        yield door
+async def gateway(database_url: str) -> AsyncIterator[Keyed]:
+    async with keyed(database_url) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-async def boss(door: Keyed) -> Access:
-    return Access(door, await door.token())
+async def boss(gateway: Keyed) -> Access:
+    return Access(gateway, await gateway.token())
 
 
 class Access:
     """The calls of AccessService, made with one token."""
 
-    def __init__(self, door: Keyed, token: str) -> None:
-        self._stub = AccessServiceStub(door.channel)
+    def __init__(self, gateway: Keyed, token: str) -> None:
+        self._stub = AccessServiceStub(gateway.channel)
         self._metadata = bearer(token)
 
     async def create(self, **fields: Any) -> CreateApiKeyResponse:  # noqa: ANN401 (any field)
@@ -74,7 +74,7 @@ class Access:
         return answer.api_key
 
 
-async def test_a_key_is_made_and_its_token_works(door: Keyed, boss: Access) -> None:
+async def test_a_key_is_made_and_its_token_works(gateway: Keyed, boss: Access) -> None:
     expire_time = Timestamp(seconds=4_000_000_000)
     made = await boss.create(
         display_name="billing",
@@ -93,14 +93,14 @@ async def test_a_key_is_made_and_its_token_works(door: Keyed, boss: Access) -> N
     assert key.HasField("create_time")
     assert not key.HasField("last_use_time")
     assert not key.HasField("revoke_time")
-    await TenantServiceStub(door.channel).ListTenants(
+    await TenantServiceStub(gateway.channel).ListTenants(
         ListTenantsRequest(), metadata=bearer(made.token)
     )
 
 
-async def test_nothing_of_a_token_is_stored_in_clear(door: Keyed, boss: Access) -> None:
+async def test_nothing_of_a_token_is_stored_in_clear(gateway: Keyed, boss: Access) -> None:
     token = (await boss.create()).token
-    rows = await door.control.rig.database.fetch("SELECT to_jsonb(k)::text FROM api_keys k")
+    rows = await gateway.control.rig.database.fetch("SELECT to_jsonb(k)::text FROM api_keys k")
     secret = token.rpartition("_")[2]
     assert [row for row in rows if secret in row[0] or secret.encode().hex() in row[0]] == []
 
@@ -141,7 +141,7 @@ async def test_a_key_for_a_tenant_that_is_not_there_is_refused(boss: Access) -> 
     assert (answer.code, answer.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
 
 
-async def test_keys_are_listed_newest_first_page_by_page(door: Keyed, boss: Access) -> None:
+async def test_keys_are_listed_newest_first_page_by_page(gateway: Keyed, boss: Access) -> None:
     for number in range(5):
         made = await boss.create(display_name=f"k{number}")
     await boss.revoke(made.api_key.name)
@@ -150,7 +150,7 @@ async def test_keys_are_listed_newest_first_page_by_page(door: Keyed, boss: Acce
     assert first == ["k4", "k3", "k2", "k1"]
     assert await boss.names(page_size=4, page_token=token) == (["k0", ""], "")
     # Of one moment, as a restore or a script may have made them.
-    await door.control.rig.database.fetch("UPDATE api_keys SET create_time = now()")
+    await gateway.control.rig.database.fetch("UPDATE api_keys SET create_time = now()")
     seen, token = await boss.names(page_size=2)
     while token:
         more, token = await boss.names(page_size=2, page_token=token)
@@ -191,15 +191,15 @@ async def test_what_is_no_key_is_not_revoked(
     assert (await refusal(boss.revoke(name))).code is code
 
 
-async def test_a_key_may_end_itself(door: Keyed) -> None:
-    token = await door.token()
-    access = Access(door, token)
+async def test_a_key_may_end_itself(gateway: Keyed) -> None:
+    token = await gateway.token()
+    access = Access(gateway, token)
     await access.revoke(f"apiKeys/{token.split('_')[1]}")
     assert (await refusal(access.names())).code is grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_who_is_bound_makes_keys_of_his_tenant_only(door: Keyed) -> None:
-    access = Access(door, await door.token(tenant="acme"))
+async def test_who_is_bound_makes_keys_of_his_tenant_only(gateway: Keyed) -> None:
+    access = Access(gateway, await gateway.token(tenant="acme"))
     made = await access.create(tenant="tenants/acme", scopes=list(ApiKeyScope.values())[1:])
     assert made.api_key.tenant == "tenants/acme"
     answer = await refusal(access.create())
@@ -212,8 +212,8 @@ async def test_who_is_bound_makes_keys_of_his_tenant_only(door: Keyed) -> None:
 
 
 @pytest.mark.parametrize("scope", [scope for scope in Scope if scope is not Scope.ADMIN])
-async def test_keys_are_for_administrators(door: Keyed, scope: Scope) -> None:
-    access = Access(door, await door.token(scope))
+async def test_keys_are_for_administrators(gateway: Keyed, scope: Scope) -> None:
+    access = Access(gateway, await gateway.token(scope))
     for call in (access.create(), access.names(), access.revoke("apiKeys/a1B2c3D4e5F6")):
         answer = await refusal(call)
         assert (answer.code, answer.metadata) == (
@@ -222,16 +222,16 @@ async def test_keys_are_for_administrators(door: Keyed, scope: Scope) -> None:
         )
 
 
-async def test_a_key_never_outlives_the_credentials_that_create_it(door: Keyed) -> None:
+async def test_a_key_never_outlives_the_credentials_that_create_it(gateway: Keyed) -> None:
     """A key with seconds left made one that never ended."""
     ends = Timestamp(seconds=4_000_000_000)
-    access = Access(door, await door.token(expire_time=ends.ToDatetime(UTC)))
+    access = Access(gateway, await gateway.token(expire_time=ends.ToDatetime(UTC)))
     assert (await access.create()).api_key.expire_time == ends
     assert (await access.create(expire_time=ends)).api_key.expire_time == ends
     sooner = Timestamp(seconds=ends.seconds - 1)
     child = await access.create(scopes=[API_KEY_SCOPE_ADMIN], expire_time=sooner)
     assert child.api_key.expire_time == sooner
-    grandchild = await Access(door, child.token).create()
+    grandchild = await Access(gateway, child.token).create()
     assert grandchild.api_key.expire_time == sooner
 
     answer = await refusal(access.create(expire_time=Timestamp(seconds=ends.seconds, nanos=1_000)))
@@ -240,16 +240,16 @@ async def test_a_key_never_outlives_the_credentials_that_create_it(door: Keyed) 
 
 
 async def test_nobody_gives_what_he_has_not(
-    door: Keyed, database_url: str, monkeypatch: pytest.MonkeyPatch
+    gateway: Keyed, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The method's rule asks for ADMIN, which has all; should it ask for less, this holds."""
     monkeypatch.setattr(
         "hookline_service.api.middleware.interceptors.RULES", dict.fromkeys(_METHODS, _Anybody())
     )
     access = AccessServicer(
-        keys=door.keys,
-        forget=door.source.forget,
-        log=AuditLog(door.control.rig.database),
+        keys=gateway.keys,
+        forget=gateway.source.forget,
+        log=AuditLog(gateway.control.rig.database),
         pages=Pages(PAGE_KEY, Limits()),
         limits=Limits(),
     )

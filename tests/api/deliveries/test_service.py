@@ -6,7 +6,7 @@ from uuid import UUID
 
 import grpc
 
-from hookline.v1.attempt_pb2 import ATTEMPT_OUTCOME_ACCEPTED, ATTEMPT_OUTCOME_REFUSED
+from hookline.v1.attempt_pb2 import ATTEMPT_OUTCOME_ACCEPTED, ATTEMPT_OUTCOME_HTTP_ERROR
 from hookline.v1.delivery_pb2 import (
     DELIVERY_STATE_CANCELLED,
     DELIVERY_STATE_EXHAUSTED,
@@ -108,7 +108,7 @@ async def test_attempts_are_listed_oldest_first_in_pages(api: Api) -> None:
     assert [attempt.number for attempt in attempts] == [1, 2, 3]
     assert second.next_page_token == ""
     attempt = attempts[0]
-    assert (attempt.outcome, attempt.http_status) == (ATTEMPT_OUTCOME_REFUSED, 500)
+    assert (attempt.outcome, attempt.http_status) == (ATTEMPT_OUTCOME_HTTP_ERROR, 500)
     assert attempt.response_excerpt == "no \ufffd\x00"
     assert attempt.error == "HTTP 500"
     assert attempt.trace_id == bytes(range(16)).hex()

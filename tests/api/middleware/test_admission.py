@@ -1,4 +1,4 @@
-"""Every limit at the door, over a real channel: refused with its name, and when to come back."""
+"""Every limit at the gateway, over a real channel: refused with its name, and when to come back."""
 
 from __future__ import annotations
 

@@ -114,4 +114,4 @@ async def test_who_waits_for_an_answer_when_the_node_stops_is_told_so(known: Kno
     await asyncio.sleep(0)
     await known.source.stop()
     await asyncio.wait({asking}, timeout=10)
-    assert asking.cancelled(), "which the door makes an answer of"
+    assert asking.cancelled(), "which the gateway makes an answer of"

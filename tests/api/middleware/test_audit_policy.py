@@ -45,7 +45,7 @@ from hookline.v1.tenant_service_pb2 import (
     UpdateTenantRequest,
 )
 from hookline_service.api import unimplemented
-from hookline_service.api.middleware.audit_policy import AUDIT, CHANGES, Untold
+from hookline_service.api.middleware.audit_policy import AUDIT, CHANGES, NotAudited
 from hookline_service.api.middleware.scopes import RULES
 from hookline_service.domain.audit import AuditEntry
 from hookline_service.domain.errors import Reason, UnavailableError
@@ -87,7 +87,9 @@ def test_there_is_a_word_on_each_method_and_no_other() -> None:
 
 
 def test_what_is_untold_has_its_reason() -> None:
-    assert [word for word in AUDIT.values() if isinstance(word, Untold) and not word.reason] == []
+    assert [
+        word for word in AUDIT.values() if isinstance(word, NotAudited) and not word.reason
+    ] == []
 
 
 def test_what_does_something_is_a_change() -> None:

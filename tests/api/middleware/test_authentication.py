@@ -1,4 +1,4 @@
-"""At the door: who calls is asked of each call before all else, and of a stream again and again."""
+"""Authentication: the caller of each call is identified first, and that of a stream repeatedly."""
 
 from __future__ import annotations
 

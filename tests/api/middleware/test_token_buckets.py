@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hookline_service.api.middleware.token_buckets import Buckets
+from hookline_service.api.middleware.token_buckets import TokenBuckets
 
 
 class Clock:
@@ -22,7 +22,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def passed(buckets: Buckets, key: str, tries: int, amount: float = 1) -> int:
+def passed(buckets: TokenBuckets, key: str, tries: int, amount: float = 1) -> int:
     """How many of so many tries pass."""
     count = 0
     for _ in range(tries):
@@ -33,7 +33,7 @@ def passed(buckets: Buckets, key: str, tries: int, amount: float = 1) -> int:
 
 
 def test_a_second_s_worth_passes_at_once_and_then_the_rate(clock: Clock) -> None:
-    buckets = Buckets(10, monotonic_s=clock)
+    buckets = TokenBuckets(10, monotonic_s=clock)
     assert passed(buckets, "a", 20) == 10
     for _ in range(5):
         clock.now_s += 0.5
@@ -43,7 +43,7 @@ def test_a_second_s_worth_passes_at_once_and_then_the_rate(clock: Clock) -> None
 
 
 def test_who_is_told_to_wait_and_does_passes(clock: Clock) -> None:
-    buckets = Buckets(10, monotonic_s=clock)
+    buckets = TokenBuckets(10, monotonic_s=clock)
     assert passed(buckets, "a", 20) == 10
     wait_s = buckets.wait_s("a")
     assert wait_s == pytest.approx(0.1)
@@ -52,7 +52,7 @@ def test_who_is_told_to_wait_and_does_passes(clock: Clock) -> None:
 
 
 def test_one_that_is_too_large_passes_and_is_paid_off(clock: Clock) -> None:
-    buckets = Buckets(1_000, monotonic_s=clock)
+    buckets = TokenBuckets(1_000, monotonic_s=clock)
     buckets.take("a", 5_000)
     assert buckets.wait_s("a") == pytest.approx(4, abs=0.01)
     clock.now_s += 3.9
@@ -62,13 +62,13 @@ def test_one_that_is_too_large_passes_and_is_paid_off(clock: Clock) -> None:
 
 
 def test_each_has_a_bucket_of_his_own(clock: Clock) -> None:
-    buckets = Buckets(3, monotonic_s=clock)
+    buckets = TokenBuckets(3, monotonic_s=clock)
     assert passed(buckets, "a", 5) == 3
     assert passed(buckets, "b", 5) == 3
 
 
 def test_the_table_has_an_end_and_forgets_those_who_owe_least(clock: Clock) -> None:
-    buckets = Buckets(1, max_keys=10, monotonic_s=clock)
+    buckets = TokenBuckets(1, max_keys=10, monotonic_s=clock)
     for number in range(1, 12):
         buckets.take(f"owes {number}", number + 1)
     assert len(buckets) == 5
@@ -77,7 +77,7 @@ def test_the_table_has_an_end_and_forgets_those_who_owe_least(clock: Clock) -> N
 
 
 def test_nobody_is_forgotten_while_there_are_buckets_that_are_full_again(clock: Clock) -> None:
-    buckets = Buckets(10, max_keys=100, monotonic_s=clock)
+    buckets = TokenBuckets(10, max_keys=100, monotonic_s=clock)
     assert passed(buckets, "a", 20) == 10
     for number in range(100):
         buckets.take(f"slow {number}", 1)
@@ -88,7 +88,7 @@ def test_nobody_is_forgotten_while_there_are_buckets_that_are_full_again(clock: 
 
 def test_no_flood_of_others_pays_the_debt_of_one_who_is_refused(clock: Clock) -> None:
     """He comes again and again, and so do ten times as many others as the table holds."""
-    buckets = Buckets(10, max_keys=1_000, monotonic_s=clock)
+    buckets = TokenBuckets(10, max_keys=1_000, monotonic_s=clock)
     buckets.take("a", 1_000)
     for number in range(10_000):
         assert buckets.wait_s("a") > 90

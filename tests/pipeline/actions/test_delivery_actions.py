@@ -8,7 +8,7 @@ import pytest
 
 from hookline_service.domain.delivery import DeliveryState
 from hookline_service.domain.errors import FailedPreconditionError, NotFoundError, Reason
-from hookline_service.pipeline.actions.delivery_actions import Operator
+from hookline_service.pipeline.actions.delivery_actions import DeliveryActions
 from hookline_service.store.deliveries import DeliveryStore
 from hookline_service.store.operations import OperationStore
 from tests.pipeline.rig import Receiver, Rig, order_created, running
@@ -187,12 +187,12 @@ async def test_nothing_goes_to_a_deleted_subscription(rig: Rig) -> None:
 async def test_what_is_about_to_be_dropped_begins_nothing_anew(rig: Rig, failing: Receiver) -> None:
     delivery_id = await _exhausted(rig)
     store = OperationStore(rig.database)
-    soon = Operator(store, rig.changes, rig.time, retention_days=4)
+    soon = DeliveryActions(store, rig.changes, rig.time, retention_days=4)
     with pytest.raises(FailedPreconditionError) as refusal:
         await soon.retry("acme", delivery_id)
     assert refusal.value.reason is Reason.EVENT_NEAR_EXPIRY
 
-    in_time = Operator(store, rig.changes, rig.time, retention_days=5)
+    in_time = DeliveryActions(store, rig.changes, rig.time, retention_days=5)
     failing.answers = 200
     await in_time.retry("acme", delivery_id)
     await _recorded(rig, 3)

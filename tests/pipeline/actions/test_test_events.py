@@ -13,7 +13,7 @@ from hookline_service.domain.errors import (
 from hookline_service.domain.event import EventType, EventTypeState
 from hookline_service.domain.ids import format_type_id
 from hookline_service.domain.subscription import Subscription
-from hookline_service.pipeline.actions.test_events import Trial
+from hookline_service.pipeline.actions import test_events
 from hookline_service.store.deliveries import DeliveryStore
 from hookline_service.store.operations import OperationStore
 from hookline_service.store.subscriptions import Subscriptions
@@ -63,7 +63,7 @@ async def test_a_refused_trial_tells_why_and_is_final(
     receiver.answers, receiver.body = 500, b"oh \x00 no"
     delivery_id, attempt = await rig.trial.send(subscription, order_created())
 
-    assert (attempt.outcome.kind, attempt.outcome.http_status) == (AttemptOutcome.REFUSED, 500)
+    assert (attempt.outcome.kind, attempt.outcome.http_status) == (AttemptOutcome.HTTP_ERROR, 500)
     assert attempt.outcome.excerpt == b"oh \x00 no"
     delivery = await DeliveryStore(rig.database).get("acme", delivery_id)
     assert delivery.state == "EXHAUSTED"
@@ -148,7 +148,7 @@ async def test_a_trial_belongs_to_the_trace_of_its_call(
     rig: Rig, receiver: Receiver, *, propagates: bool
 ) -> None:
     spans = Spans()
-    trial = Trial(
+    trial = test_events.TestEvents(
         OperationStore(rig.database), rig.configs, rig.catalog, rig.sender, rig.time, rig.random,
         spans.tracer,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Word between nodes hastens what polling would find, costs one alone nothing, and may be lost.
+"""Notifications hasten what polling finds, cost a single node nothing, and may be lost.
 
 Rule 19. The sweep, the change log's interval and the heartbeat are turned off here, or far away:
 what happens, happens at somebody's word.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tests.pipeline.rig import Rig
 
-Word = tuple[str, str]
+Notification = tuple[str, str]
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hookline_service.pipeline.coordination.changes.INTERVAL_S", 3_600.0)
 
 
-def words_of(node: Rig, monkeypatch: pytest.MonkeyPatch) -> list[list[Word]]:
+def words_of(node: Rig, monkeypatch: pytest.MonkeyPatch) -> list[list[Notification]]:
     """What a node says from now on: (channel, payload) each, a list a statement."""
-    statements: list[list[Word]] = []
+    statements: list[list[Notification]] = []
     notify_really = node.notify_store.notify
 
-    async def kept(messages: Sequence[Word]) -> None:
+    async def kept(messages: Sequence[Notification]) -> None:
         statements.append(list(messages))
         await notify_really(messages)
 
@@ -59,7 +59,7 @@ def words_of(node: Rig, monkeypatch: pytest.MonkeyPatch) -> list[list[Word]]:
     return statements
 
 
-def due(statements: list[list[Word]]) -> list[Word]:
+def due(statements: list[list[Notification]]) -> list[Notification]:
     """Of these, what tells of deliveries that are due."""
     return [word for words in statements for word in words if word[1].startswith("d")]
 
@@ -82,7 +82,7 @@ class Silence:
         """Let it go on."""
         self._may_end.set()
 
-    async def _slowly(self, messages: Sequence[Word]) -> None:
+    async def _slowly(self, messages: Sequence[Notification]) -> None:
         self._has_begun.set()
         await self._may_end.wait()
         await self._notify(messages)
@@ -186,7 +186,7 @@ async def test_after_a_lost_connection_a_node_hears_again(
 
 
 @pytest.mark.usefixtures("no_polling")
-async def test_a_node_that_was_buried_is_heard_under_its_new_name(
+async def test_a_node_that_was_expired_is_heard_under_its_new_name(
     database_url: str, receiver: Receiver
 ) -> None:
     async with pair(database_url) as (one, two):

@@ -11,8 +11,8 @@ from hookline_service.domain.errors import Reason, UnavailableError
 from hookline_service.pipeline.dispatch.db_errors import (
     FIRST_PAUSE_S,
     LOST_MOST,
-    lost_deadlock_pause_s,
-    passes,
+    deadlock_backoff_s,
+    is_transient,
 )
 from hookline_service.store.database import ContentionError, OutcomeUnknownError, RejectedError
 from tests.pipeline.rig import order_created, running
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 def test_lost_deadlocks_wait_at_random_and_longer_each_time_until_they_are_trouble() -> None:
     lost = ContentionError("deadlock detected")
 
-    most = [lost_deadlock_pause_s(lost, repeats, 1.0) for repeats in range(1, LOST_MOST + 1)]
+    most = [deadlock_backoff_s(lost, repeats, 1.0) for repeats in range(1, LOST_MOST + 1)]
 
     assert most == [FIRST_PAUSE_S * 2**n for n in range(LOST_MOST - 1)] + [None]
-    assert lost_deadlock_pause_s(lost, LOST_MOST + 1, 0.5) == FIRST_PAUSE_S / 2
-    assert lost_deadlock_pause_s(lost, LOST_MOST - 1, 0.0) == 0.0
+    assert deadlock_backoff_s(lost, LOST_MOST + 1, 0.5) == FIRST_PAUSE_S / 2
+    assert deadlock_backoff_s(lost, LOST_MOST - 1, 0.0) == 0.0
 
 
 def test_a_database_in_trouble_is_no_lost_deadlock() -> None:
     away = UnavailableError("away", Reason.DATABASE_UNAVAILABLE)
 
-    assert lost_deadlock_pause_s(away, 1, 0.5) is None
+    assert deadlock_backoff_s(away, 1, 0.5) is None
 
 
 def test_what_passes_is_told_from_what_a_row_is_to_blame_for() -> None:
     full, too_long = RejectedError("disk full", "53100"), RejectedError("too long", "22001")
 
-    assert passes(full)
-    assert passes(OutcomeUnknownError("lost"))
-    assert not passes(too_long)
-    assert not passes(ValueError("ours"))
+    assert is_transient(full)
+    assert is_transient(OutcomeUnknownError("lost"))
+    assert not is_transient(too_long)
+    assert not is_transient(ValueError("ours"))
 
 
 async def lose_deadlocks(rig: Rig, until_try: int) -> None:

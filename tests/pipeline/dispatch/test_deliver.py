@@ -19,7 +19,7 @@ def faulty(rig: Rig, is_faulty: Callable[[], bool]) -> None:
 
     async def broken(*args: object) -> Outcome:
         if is_faulty():
-            return Outcome(AttemptOutcome.OWN_FAULT, 0, "", error="no descriptors")
+            return Outcome(AttemptOutcome.INTERNAL_ERROR, 0, "", error="no descriptors")
         return await send(*args)  # type: ignore[arg-type]  # as it was called
 
     rig.sender.send = broken  # type: ignore[method-assign,assignment]

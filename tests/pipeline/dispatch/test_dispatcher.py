@@ -8,83 +8,85 @@ from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.domain.subscription import SubscriptionState
 from hookline_service.pipeline.dispatch.delay_queue import TIMERS_PER_LANE
 from hookline_service.pipeline.dispatch.lane import CIRCUIT_BACKOFF_MAX_S, CIRCUIT_FAILURES, Lane
-from tests.pipeline.desk import URL, Desk
+from tests.pipeline.lane_harness import URL, LaneHarness
 
 
 @pytest.fixture
-async def desk() -> Desk:
+async def harness() -> LaneHarness:
     """Inside the event loop, which the timers need."""
-    return Desk()
+    return LaneHarness()
 
 
-def open_circuit(desk: Desk, lane: Lane) -> None:
+def open_circuit(harness: LaneHarness, lane: Lane) -> None:
     """Fail so often in a row that the circuit opens."""
-    desk.publish(lane, CIRCUIT_FAILURES)
-    for job in desk.take_all():
-        desk.fail(job)
+    harness.publish(lane, CIRCUIT_FAILURES)
+    for job in harness.take_all():
+        harness.fail(job)
     assert lane.is_circuit_open
 
 
 # ------------------------------------------------------------------------------------ the window
 
 
-async def test_no_more_than_max_in_flight_are_on_the_wire(desk: Desk) -> None:
-    lane = desk.lane(max_in_flight=3)
-    desk.publish(lane, 10)
+async def test_no_more_than_max_in_flight_are_on_the_wire(harness: LaneHarness) -> None:
+    lane = harness.lane(max_in_flight=3)
+    harness.publish(lane, 10)
 
-    jobs = desk.take_all()
+    jobs = harness.take_all()
     assert len(jobs) == 3
-    desk.answer(jobs[0], 200)
-    assert len(desk.take_all()) == 1
+    harness.answer(jobs[0], 200)
+    assert len(harness.take_all()) == 1
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-async def test_a_throttling_answer_halves_the_window(desk: Desk, status: int) -> None:
-    lane = desk.lane(max_in_flight=8)
-    desk.publish(lane, 20)
-    jobs = desk.take_all()
+async def test_a_throttling_answer_halves_the_window(harness: LaneHarness, status: int) -> None:
+    lane = harness.lane(max_in_flight=8)
+    harness.publish(lane, 20)
+    jobs = harness.take_all()
 
-    desk.answer(jobs[0], status)
+    harness.answer(jobs[0], status)
 
-    assert lane.window == 4
+    assert lane.concurrency_limit == 4
     for job in jobs[1:5]:
-        desk.answer(job, 500)
-    assert len(desk.take_all()) == 1
+        harness.answer(job, 500)
+    assert len(harness.take_all()) == 1
 
 
-async def test_the_window_never_falls_below_one_and_grows_again_by_success(desk: Desk) -> None:
-    lane = desk.lane(max_in_flight=8)
-    desk.publish(lane, 500)
-    for job in desk.take_all():
-        desk.answer(job, 503)
-    assert lane.window == 1
+async def test_the_window_never_falls_below_one_and_grows_again_by_success(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane(max_in_flight=8)
+    harness.publish(lane, 500)
+    for job in harness.take_all():
+        harness.answer(job, 503)
+    assert lane.concurrency_limit == 1
 
     widths: list[int] = []
-    while len(jobs := desk.take_all()) < 8:
+    while len(jobs := harness.take_all()) < 8:
         widths.append(len(jobs))
         for job in jobs:
-            desk.succeed(job)
+            harness.succeed(job)
 
     assert widths == sorted(widths)
     assert widths[0] == 1
     assert len(widths) > 4
     for job in jobs:
-        desk.succeed(job)
-    assert len(desk.take_all()) == 8
+        harness.succeed(job)
+    assert len(harness.take_all()) == 8
 
 
 # -------------------------------------------------------------------------------------- the rate
 
 
 @pytest.mark.parametrize("rate", [0.5, 10.0, 3_000.0])
-async def test_a_rate_is_kept_exactly_and_smoothly(desk: Desk, rate: float) -> None:
-    lane = desk.lane(max_per_second=rate, max_in_flight=1_000)
-    desk.publish(lane, 30)
+async def test_a_rate_is_kept_exactly_and_smoothly(harness: LaneHarness, rate: float) -> None:
+    lane = harness.lane(max_per_second=rate, max_in_flight=1_000)
+    harness.publish(lane, 30)
     sent_at: list[float] = []
-    began_s = desk.clock.now_s
+    began_s = harness.clock.now_s
     while len(sent_at) < 30:
-        sent_at += [desk.clock.now_s - began_s for _ in desk.take_all()]
-        desk.turn(0.25 / rate)
+        sent_at += [harness.clock.now_s - began_s for _ in harness.take_all()]
+        harness.turn(0.25 / rate)
 
     assert sent_at[0] == 0
     gaps = [later - earlier for earlier, later in itertools.pairwise(sent_at)]
@@ -92,240 +94,252 @@ async def test_a_rate_is_kept_exactly_and_smoothly(desk: Desk, rate: float) -> N
     assert sent_at[-1] == pytest.approx(29 / rate, rel=0.01)
 
 
-async def test_a_lane_that_was_idle_saves_up_no_burst(desk: Desk) -> None:
-    lane = desk.lane(max_per_second=10.0)
-    desk.publish(lane)
-    desk.take_all()
-    desk.turn(60)
+async def test_a_lane_that_was_idle_saves_up_no_burst(harness: LaneHarness) -> None:
+    lane = harness.lane(max_per_second=10.0)
+    harness.publish(lane)
+    harness.take_all()
+    harness.turn(60)
 
-    desk.publish(lane, 20)
+    harness.publish(lane, 20)
 
-    assert len(desk.take_all()) == 1
+    assert len(harness.take_all()) == 1
 
 
-async def test_a_rate_makes_up_for_lateness_of_ours(desk: Desk) -> None:
+async def test_a_rate_makes_up_for_lateness_of_ours(harness: LaneHarness) -> None:
     """The loop wakes 5 ms too late each time; the rate is what was asked for all the same."""
-    lane = desk.lane(max_per_second=1_000.0, max_in_flight=1_000)
-    desk.publish(lane, 1_000)
+    lane = harness.lane(max_per_second=1_000.0, max_in_flight=1_000)
+    harness.publish(lane, 1_000)
     sent = 0
     for _ in range(200):
-        sent += len(desk.take_all())
-        desk.turn(0.005)
+        sent += len(harness.take_all())
+        harness.turn(0.005)
 
     assert sent == pytest.approx(1_000, abs=10)
 
 
-async def test_a_lane_that_waits_for_its_rate_is_still_read_in_time(desk: Desk) -> None:
+async def test_a_lane_that_waits_for_its_rate_is_still_read_in_time(harness: LaneHarness) -> None:
     """Or a fast lane with a backlog would send one queue, then wait for the sweep."""
-    lane = desk.lane(max_per_second=100.0)
+    lane = harness.lane(max_per_second=100.0)
     lane.mark_dirty()
-    desk.refill(lane, [desk.row(lane)], found_all=False)
-    assert len(desk.take_all()) == 1
+    harness.refill(lane, [harness.row(lane)], found_all=False)
+    assert len(harness.take_all()) == 1
 
-    assert desk.lanes.take_wanted() == [lane]
+    assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_another_rate_holds_from_now_on(desk: Desk) -> None:
-    lane = desk.lane(max_per_second=0.001)
-    desk.publish(lane, 2)
-    desk.take_all()
+async def test_another_rate_holds_from_now_on(harness: LaneHarness) -> None:
+    lane = harness.lane(max_per_second=0.001)
+    harness.publish(lane, 2)
+    harness.take_all()
 
-    desk.lanes.configure(lane, desk.config(version=2, max_per_second=10.0))
+    harness.lanes.configure(lane, harness.config(version=2, max_per_second=10.0))
 
-    assert len(desk.take_all()) == 1
+    assert len(harness.take_all()) == 1
 
 
 # ----------------------------------------------------------------------------------- the circuit
 
 
-async def test_ten_failures_in_a_row_open_the_circuit_and_nothing_is_read(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, CIRCUIT_FAILURES + 5)
-    jobs = [desk.sending.take(2_000) for _ in range(CIRCUIT_FAILURES)]
+async def test_ten_failures_in_a_row_open_the_circuit_and_nothing_is_read(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    harness.publish(lane, CIRCUIT_FAILURES + 5)
+    jobs = [harness.sending.take(2_000) for _ in range(CIRCUIT_FAILURES)]
 
     opened: list[bool] = []
     for job in jobs:
         assert job is not None
-        desk.fail(job)
+        harness.fail(job)
         opened.append(lane.is_circuit_open)
 
     assert opened == [False] * (CIRCUIT_FAILURES - 1) + [True]
     assert len(lane.queue) == 0
-    assert desk.take_all() == []
-    desk.lanes.touch(lane.subscription_uid, lane.bucket)
-    assert desk.lanes.take_wanted() == []
+    assert harness.take_all() == []
+    harness.lanes.touch(lane.subscription_uid, lane.bucket)
+    assert harness.lanes.take_wanted() == []
 
 
-async def test_a_success_in_between_begins_the_count_anew(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, 2 * CIRCUIT_FAILURES)
-    jobs = desk.take_all()
+async def test_a_success_in_between_begins_the_count_anew(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    harness.publish(lane, 2 * CIRCUIT_FAILURES)
+    jobs = harness.take_all()
     for job in jobs[: CIRCUIT_FAILURES - 1]:
-        desk.fail(job)
-    desk.succeed(jobs[CIRCUIT_FAILURES - 1])
+        harness.fail(job)
+    harness.succeed(jobs[CIRCUIT_FAILURES - 1])
     for job in jobs[CIRCUIT_FAILURES : 2 * CIRCUIT_FAILURES - 1]:
-        desk.fail(job)
+        harness.fail(job)
 
     assert not lane.is_circuit_open
 
 
-async def test_one_probe_goes_at_a_time_and_the_next_waits_for_its_record(desk: Desk) -> None:
-    lane = desk.lane()
-    open_circuit(desk, lane)
-    desk.turn(5)
-    assert desk.lanes.take_wanted() == [lane]
-    assert desk.lanes.shares.room(lane) == 1
-    desk.refill(lane, [desk.row(lane), desk.row(lane)], found_all=False)
+async def test_one_probe_goes_at_a_time_and_the_next_waits_for_its_record(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    open_circuit(harness, lane)
+    harness.turn(5)
+    assert harness.lanes.take_wanted() == [lane]
+    assert harness.lanes.shares.room(lane) == 1
+    harness.refill(lane, [harness.row(lane), harness.row(lane)], found_all=False)
 
-    (probe,) = desk.take_all()
-    desk.answer(probe, 500)
-    assert desk.take_all() == []
-    desk.lanes.failed(lane, 1)
-    desk.lanes.rescheduled(probe, 3_600)
-    assert desk.take_all() == []
+    (probe,) = harness.take_all()
+    harness.answer(probe, 500)
+    assert harness.take_all() == []
+    harness.lanes.failed(lane, 1)
+    harness.lanes.rescheduled(probe, 3_600)
+    assert harness.take_all() == []
 
 
-async def test_the_circuit_backs_off_twice_as_long_up_to_five_minutes(desk: Desk) -> None:
-    lane = desk.lane()
-    open_circuit(desk, lane)
+async def test_the_circuit_backs_off_twice_as_long_up_to_five_minutes(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    open_circuit(harness, lane)
     rests: list[float] = []
     for _ in range(9):
-        rests.append(lane.rests_until_s - desk.clock.now_s)
-        desk.turn(rests[-1] - 0.1)
-        assert desk.lanes.take_wanted() == []
-        desk.turn(0.1)
-        desk.refill(lane, [desk.row(lane)], found_all=False)
-        (probe,) = desk.take_all()
-        desk.fail(probe)
+        rests.append(lane.circuit_open_until_s - harness.clock.now_s)
+        harness.turn(rests[-1] - 0.1)
+        assert harness.lanes.take_wanted() == []
+        harness.turn(0.1)
+        harness.refill(lane, [harness.row(lane)], found_all=False)
+        (probe,) = harness.take_all()
+        harness.fail(probe)
 
     assert rests == pytest.approx([5, 10, 20, 40, 80, 160, 300, 300, 300])
     assert rests[-1] == pytest.approx(CIRCUIT_BACKOFF_MAX_S)
 
 
-async def test_late_answers_of_before_do_not_lengthen_the_rest(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, 40)
-    for job in desk.take_all():
-        desk.fail(job)
+async def test_late_answers_of_before_do_not_lengthen_the_rest(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    harness.publish(lane, 40)
+    for job in harness.take_all():
+        harness.fail(job)
 
-    assert lane.rests_until_s - desk.clock.now_s == pytest.approx(5)
+    assert lane.circuit_open_until_s - harness.clock.now_s == pytest.approx(5)
 
 
-async def test_success_closes_the_circuit_and_the_lane_ramps_up(desk: Desk) -> None:
-    lane = desk.lane()
-    open_circuit(desk, lane)
-    desk.turn(5)
-    desk.refill(lane, [desk.row(lane)], found_all=False)
-    (probe,) = desk.take_all()
+async def test_success_closes_the_circuit_and_the_lane_ramps_up(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    open_circuit(harness, lane)
+    harness.turn(5)
+    harness.refill(lane, [harness.row(lane)], found_all=False)
+    (probe,) = harness.take_all()
 
-    desk.succeed(probe)
+    harness.succeed(probe)
 
     assert not lane.is_circuit_open
-    assert desk.lanes.take_wanted() == [lane]
-    desk.refill(lane, [desk.row(lane) for _ in range(64)])
-    assert len(desk.take_all()) <= 2
+    assert harness.lanes.take_wanted() == [lane]
+    harness.refill(lane, [harness.row(lane) for _ in range(64)])
+    assert len(harness.take_all()) <= 2
 
 
 @pytest.mark.parametrize("status", [500, 200])
 async def test_a_probe_that_was_somebody_elses_is_followed_by_another(
-    desk: Desk, status: int
+    harness: LaneHarness, status: int
 ) -> None:
     """Whatever it came to: what is queued behind it is in memory, so no sweep would find it."""
-    lane = desk.lane()
-    open_circuit(desk, lane)
-    desk.turn(5)
-    desk.refill(lane, [desk.row(lane), desk.row(lane)], found_all=False)
-    (probe,) = desk.take_all()
-    desk.answer(probe, status)
-    desk.lanes.mismatched(probe)
+    lane = harness.lane()
+    open_circuit(harness, lane)
+    harness.turn(5)
+    harness.refill(lane, [harness.row(lane), harness.row(lane)], found_all=False)
+    (probe,) = harness.take_all()
+    harness.answer(probe, status)
+    harness.lanes.mismatched(probe)
 
-    assert len(desk.take_all()) == 1
+    assert len(harness.take_all()) == 1
 
 
-async def test_an_operator_who_resumes_or_moves_the_target_closes_the_circuit(desk: Desk) -> None:
-    lane = desk.lane()
-    open_circuit(desk, lane)
+async def test_an_operator_who_resumes_or_moves_the_target_closes_the_circuit(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    open_circuit(harness, lane)
     lane.failing_since_us = 5
 
-    desk.lanes.configure(lane, desk.config(version=2, url="http://127.0.0.1:1025/"))
+    harness.lanes.configure(lane, harness.config(version=2, url="http://127.0.0.1:1025/"))
 
     assert not lane.is_circuit_open
-    assert lane.window == 64
-    desk.lanes.configure(lane, desk.config(version=3, state=SubscriptionState.PAUSED))
-    desk.lanes.configure(lane, desk.config(version=4))
+    assert lane.concurrency_limit == 64
+    harness.lanes.configure(lane, harness.config(version=3, state=SubscriptionState.PAUSED))
+    harness.lanes.configure(lane, harness.config(version=4))
     assert lane.failing_since_us is None
 
 
 # ------------------------------------------------------------------------------------ our faults
 
 
-async def test_faults_of_our_own_count_for_nothing(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, 3 * CIRCUIT_FAILURES)
+async def test_faults_of_our_own_count_for_nothing(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    harness.publish(lane, 3 * CIRCUIT_FAILURES)
 
-    for job in desk.take_all():
-        desk.release(job)
+    for job in harness.take_all():
+        harness.release(job)
 
     assert (lane.failures, lane.failing_since_us, lane.is_circuit_open) == (0, None, False)
-    assert lane.window == 64
-    desk.turn(1)
-    jobs = desk.take_all()
+    assert lane.concurrency_limit == 64
+    harness.turn(1)
+    jobs = harness.take_all()
     assert len(jobs) == 3 * CIRCUIT_FAILURES
     assert {(job.version, job.attempt_count) for job in jobs} == {(0, 0)}
 
 
-async def test_a_lane_whose_faults_memory_cannot_keep_rests_instead_of_reading(desk: Desk) -> None:
+async def test_a_lane_whose_faults_memory_cannot_keep_rests_instead_of_reading(
+    harness: LaneHarness,
+) -> None:
     """They are due: a lane that did not rest would read and release them as fast as it can."""
-    lane = desk.lane(max_in_flight=1_000)
-    desk.publish(lane, TIMERS_PER_LANE + 50)
-    for job in desk.take_all():
-        desk.release(job)
+    lane = harness.lane(max_in_flight=1_000)
+    harness.publish(lane, TIMERS_PER_LANE + 50)
+    for job in harness.take_all():
+        harness.release(job)
 
-    assert desk.lanes.take_wanted() == []
-    desk.publish(lane)
-    assert desk.take_all() == []
-    desk.turn(1)
-    assert desk.lanes.take_wanted() == [lane]
-    assert len(desk.take_all()) == TIMERS_PER_LANE
-
-
-async def test_one_event_that_we_cannot_send_does_not_hold_up_its_lane(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, 2)
-    bad, _ = desk.take_all()
-    desk.release(bad)
-
-    desk.publish(lane)
-
-    assert len(desk.take_all()) == 1
+    assert harness.lanes.take_wanted() == []
+    harness.publish(lane)
+    assert harness.take_all() == []
+    harness.turn(1)
+    assert harness.lanes.take_wanted() == [lane]
+    assert len(harness.take_all()) == TIMERS_PER_LANE
 
 
-async def test_what_an_attempt_of_ours_teaches_is_nothing(desk: Desk) -> None:
-    lane = desk.lane(max_in_flight=8)
-    lane.window = 2.0
-    desk.publish(lane)
-    (job,) = desk.take_all()
+async def test_one_event_that_we_cannot_send_does_not_hold_up_its_lane(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    harness.publish(lane, 2)
+    bad, _ = harness.take_all()
+    harness.release(bad)
 
-    desk.sending.answered(job, Outcome(AttemptOutcome.OWN_FAULT, 0, URL))
+    harness.publish(lane)
 
-    assert lane.window == 2
+    assert len(harness.take_all()) == 1
 
 
-async def test_no_more_than_a_window_is_spent_before_the_circuit_opens(desk: Desk) -> None:
+async def test_what_an_attempt_of_ours_teaches_is_nothing(harness: LaneHarness) -> None:
+    lane = harness.lane(max_in_flight=8)
+    lane.concurrency_limit = 2.0
+    harness.publish(lane)
+    (job,) = harness.take_all()
+
+    harness.sending.answered(job, Outcome(AttemptOutcome.INTERNAL_ERROR, 0, URL))
+
+    assert lane.concurrency_limit == 2
+
+
+async def test_no_more_than_a_window_is_spent_before_the_circuit_opens(
+    harness: LaneHarness,
+) -> None:
     """However late the record is: answers that failed in a row are waited for."""
-    lane = desk.lane(max_in_flight=20)
-    desk.publish(lane, 100)
+    lane = harness.lane(max_in_flight=20)
+    harness.publish(lane, 100)
     answered = []
-    while jobs := desk.take_all():
+    while jobs := harness.take_all():
         for job in jobs:
-            desk.answer(job, 500)
+            harness.answer(job, 500)
         answered += jobs
 
     assert len(answered) == 20
     for job in answered[:9]:
-        desk.lanes.failed(lane, 1)
-        desk.lanes.rescheduled(job, 3_600)
+        harness.lanes.failed(lane, 1)
+        harness.lanes.rescheduled(job, 3_600)
     for job in answered[9:]:
-        desk.lanes.mismatched(job)
+        harness.lanes.mismatched(job)
     assert not lane.is_circuit_open
-    assert len(desk.take_all()) == 20
+    assert len(harness.take_all()) == 20

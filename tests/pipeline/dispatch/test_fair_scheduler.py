@@ -6,63 +6,63 @@ from uuid import UUID
 
 import pytest
 
-from hookline_service.pipeline.dispatch.fair_scheduler import Turns
-from tests.pipeline.desk import Desk
+from hookline_service.pipeline.dispatch.fair_scheduler import FairScheduler
+from tests.pipeline.lane_harness import LaneHarness
 
 
 @pytest.fixture
-async def desk() -> Desk:
+async def harness() -> LaneHarness:
     """Inside the event loop, which the timers need."""
-    return Desk()
+    return LaneHarness()
 
 
-async def test_lanes_of_a_tenant_take_turns(desk: Desk) -> None:
-    tenant = desk.new_id()
-    lanes = [desk.lane(tenant_uid=tenant) for _ in range(3)]
+async def test_lanes_of_a_tenant_take_turns(harness: LaneHarness) -> None:
+    tenant = harness.new_id()
+    lanes = [harness.lane(tenant_uid=tenant) for _ in range(3)]
     for lane in lanes:
-        desk.publish(lane, 4)
+        harness.publish(lane, 4)
 
-    order = [job.lane for job in desk.take_all()]
+    order = [job.lane for job in harness.take_all()]
 
     assert order == lanes * 4
 
 
-async def test_a_tenant_with_many_lanes_has_one_turn_as_one_with_one(desk: Desk) -> None:
-    big, small = desk.new_id(), desk.new_id()
+async def test_a_tenant_with_many_lanes_has_one_turn_as_one_with_one(harness: LaneHarness) -> None:
+    big, small = harness.new_id(), harness.new_id()
     for _ in range(50):
-        desk.publish(desk.lane(tenant_uid=big), 4)
-    desk.publish(desk.lane(tenant_uid=small), 20)
+        harness.publish(harness.lane(tenant_uid=big), 4)
+    harness.publish(harness.lane(tenant_uid=small), 20)
 
-    first = [desk.sending.take(2_000) for _ in range(40)]
+    first = [harness.sending.take(2_000) for _ in range(40)]
 
     assert Counter(job.lane.tenant_uid for job in first if job) == {big: 20, small: 20}
 
 
-async def test_a_backlog_does_not_keep_a_newcomer_waiting(desk: Desk) -> None:
-    desk.publish(desk.lane(max_in_flight=1_000), 1_000)
+async def test_a_backlog_does_not_keep_a_newcomer_waiting(harness: LaneHarness) -> None:
+    harness.publish(harness.lane(max_in_flight=1_000), 1_000)
     for _ in range(10):
-        desk.sending.take(2_000)
-    newcomer = desk.lane()
-    desk.publish(newcomer)
+        harness.sending.take(2_000)
+    newcomer = harness.lane()
+    harness.publish(newcomer)
 
-    taken = [desk.sending.take(2_000) for _ in range(2)]
+    taken = [harness.sending.take(2_000) for _ in range(2)]
 
     assert newcomer in [job.lane for job in taken if job]
 
 
-async def test_no_tenant_has_two_turns_in_a_row_while_another_waits(desk: Desk) -> None:
-    for tenant in (desk.new_id(), desk.new_id(), desk.new_id()):
+async def test_no_tenant_has_two_turns_in_a_row_while_another_waits(harness: LaneHarness) -> None:
+    for tenant in (harness.new_id(), harness.new_id(), harness.new_id()):
         for _ in range(3):
-            desk.publish(desk.lane(tenant_uid=tenant), 3)
+            harness.publish(harness.lane(tenant_uid=tenant), 3)
 
-    tenants = [job.lane.tenant_uid for job in desk.take_all()]
+    tenants = [job.lane.tenant_uid for job in harness.take_all()]
 
     assert len(tenants) == 27
     assert all(earlier != later for earlier, later in pairwise(tenants))
 
 
-async def test_a_lane_stands_in_the_round_once(desk: Desk) -> None:
-    turns, lane = Turns(), desk.lane()
+async def test_a_lane_stands_in_the_round_once(harness: LaneHarness) -> None:
+    turns, lane = FairScheduler(), harness.lane()
     tenant = lane.tenant_uid
 
     turns.join(lane, tenant)
@@ -74,8 +74,10 @@ async def test_a_lane_stands_in_the_round_once(desk: Desk) -> None:
     assert turns.next(anyone) is lane
 
 
-async def test_a_tenant_that_may_not_is_passed_over_and_keeps_its_place(desk: Desk) -> None:
-    turns, barred, other = Turns(), desk.lane(), desk.lane()
+async def test_a_tenant_that_may_not_is_passed_over_and_keeps_its_place(
+    harness: LaneHarness,
+) -> None:
+    turns, barred, other = FairScheduler(), harness.lane(), harness.lane()
     turns.join(barred, barred.tenant_uid)
     turns.join(other, other.tenant_uid)
 
@@ -86,39 +88,41 @@ async def test_a_tenant_that_may_not_is_passed_over_and_keeps_its_place(desk: De
     assert not turns
 
 
-async def test_a_tenant_whose_targets_hang_leaves_slots_for_the_others(desk: Desk) -> None:
+async def test_a_tenant_whose_targets_hang_leaves_slots_for_the_others(
+    harness: LaneHarness,
+) -> None:
     """It may have four times what is left; each further tenant that does the same, less."""
     slots, taken = 1_000, Counter[UUID]()
 
     def take() -> bool:
         free = slots - taken.total()
-        job = desk.sending.take(free) if free else None
+        job = harness.sending.take(free) if free else None
         taken.update([job.lane.tenant_uid] if job else [])
         return job is not None
 
-    tenants = [desk.new_id() for _ in range(3)]
+    tenants = [harness.new_id() for _ in range(3)]
     for tenant in tenants:
         for _ in range(4):
-            desk.publish(desk.lane(tenant_uid=tenant, max_in_flight=250), 250)
+            harness.publish(harness.lane(tenant_uid=tenant, max_in_flight=250), 250)
         while take():
             pass
 
     assert taken == {tenants[0]: 800, tenants[1]: 160, tenants[2]: 32}
-    assert desk.sending.has_ready()
+    assert harness.sending.has_ready()
 
 
-async def test_what_is_recorded_gives_a_tenant_its_share_again(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, 5)
-    (job, *_) = [desk.sending.take(1) for _ in range(4)]
-    assert desk.sending.take(1) is None
+async def test_what_is_recorded_gives_a_tenant_its_share_again(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    harness.publish(lane, 5)
+    (job, *_) = [harness.sending.take(1) for _ in range(4)]
+    assert harness.sending.take(1) is None
     assert job is not None
 
-    desk.answer(job, 200)
-    assert desk.sending.take(1) is None
-    desk.lanes.finished(job)
+    harness.answer(job, 200)
+    assert harness.sending.take(1) is None
+    harness.lanes.finished(job)
 
-    assert desk.sending.take(1) is not None
+    assert harness.sending.take(1) is not None
 
 
 def anyone(tenant_uid: UUID) -> bool:

@@ -10,197 +10,205 @@ from hookline_service.domain.ordering import FIRST_KEY_HASH
 from hookline_service.pipeline.dispatch.delay_queue import TIMER_HORIZON_S, TIMERS_PER_LANE
 from hookline_service.pipeline.dispatch.key_order import TOUCHED_MAX, KeyOrder
 from hookline_service.pipeline.dispatch.lane import LaneState
-from tests.pipeline.desk import Desk
+from tests.pipeline.lane_harness import LaneHarness
 
 if TYPE_CHECKING:
     from hookline_service.pipeline.dispatch.lane import Lane
 
 
 @pytest.fixture
-async def desk() -> Desk:
+async def harness() -> LaneHarness:
     """Inside the event loop, which the timers need."""
-    return Desk()
+    return LaneHarness()
 
 
-def ordered(desk: Desk) -> tuple[Lane, KeyOrder]:
+def ordered(harness: LaneHarness) -> tuple[Lane, KeyOrder]:
     """A lane of an ordered subscription, COMPLETE."""
-    lane = desk.lane(is_ordered=True)
+    lane = harness.lane(is_ordered=True)
     assert lane.order is not None
     return lane, lane.order
 
 
-def wants(desk: Desk, lane: Lane) -> bool:
-    return lane in desk.lanes.take_wanted()
+def wants(harness: LaneHarness, lane: Lane) -> bool:
+    return lane in harness.lanes.take_wanted()
 
 
-async def test_a_key_that_is_published_to_is_looked_at_by_name(desk: Desk) -> None:
-    lane, order = ordered(desk)
+async def test_a_key_that_is_published_to_is_looked_at_by_name(harness: LaneHarness) -> None:
+    lane, order = ordered(harness)
 
-    desk.lanes.next_of_key(lane, 7)
+    harness.lanes.next_of_key(lane, 7)
 
     assert lane.state is LaneState.COMPLETE
-    assert wants(desk, lane)
+    assert wants(harness, lane)
     assert order.take_touched(10) == [7]
 
 
-async def test_more_keys_than_are_remembered_are_walked_through(desk: Desk) -> None:
-    lane, order = ordered(desk)
+async def test_more_keys_than_are_remembered_are_walked_through(harness: LaneHarness) -> None:
+    lane, order = ordered(harness)
 
     for key_hash in range(TOUCHED_MAX + 1):
-        desk.lanes.next_of_key(lane, key_hash)
+        harness.lanes.next_of_key(lane, key_hash)
 
     assert len(order.touched) == TOUCHED_MAX
     assert lane.state is LaneState.DIRTY
-    assert wants(desk, lane)
+    assert wants(harness, lane)
 
 
-async def test_memory_takes_one_delivery_a_key(desk: Desk) -> None:
-    lane, _ = ordered(desk)
+async def test_memory_takes_one_delivery_a_key(harness: LaneHarness) -> None:
+    lane, _ = ordered(harness)
 
-    desk.refill(lane, [desk.row(lane, key_hash=1), desk.row(lane, key_hash=1)])
-    desk.refill(lane, [desk.row(lane, key_hash=1), desk.row(lane, key_hash=2)])
+    harness.refill(lane, [harness.row(lane, key_hash=1), harness.row(lane, key_hash=1)])
+    harness.refill(lane, [harness.row(lane, key_hash=1), harness.row(lane, key_hash=2)])
 
-    assert [job.key_hash for job in desk.take_all()] == [1, 2]
+    assert [job.key_hash for job in harness.take_all()] == [1, 2]
 
 
-async def test_a_key_is_busy_until_it_is_recorded(desk: Desk) -> None:
-    lane, order = ordered(desk)
-    desk.refill(lane, [desk.row(lane, key_hash=1)])
-    (job,) = desk.take_all()
-    desk.lanes.next_of_key(lane, 1)
-    desk.answer(job, 200)
+async def test_a_key_is_busy_until_it_is_recorded(harness: LaneHarness) -> None:
+    lane, order = ordered(harness)
+    harness.refill(lane, [harness.row(lane, key_hash=1)])
+    (job,) = harness.take_all()
+    harness.lanes.next_of_key(lane, 1)
+    harness.answer(job, 200)
     assert not order.touched
 
-    desk.lanes.finished(job)
+    harness.lanes.finished(job)
 
-    assert wants(desk, lane)
+    assert wants(harness, lane)
     assert order.take_touched(10) == [1]
 
 
-async def test_what_came_into_memory_since_it_was_touched_is_not_read_again(desk: Desk) -> None:
+async def test_what_came_into_memory_since_it_was_touched_is_not_read_again(
+    harness: LaneHarness,
+) -> None:
     """A read that began before its record would find it once more, and it would be sent twice."""
-    lane, order = ordered(desk)
-    desk.lanes.next_of_key(lane, 1)
-    desk.lanes.next_of_key(lane, 2)
-    desk.refill(lane, [desk.row(lane, key_hash=1)])
+    lane, order = ordered(harness)
+    harness.lanes.next_of_key(lane, 1)
+    harness.lanes.next_of_key(lane, 2)
+    harness.refill(lane, [harness.row(lane, key_hash=1)])
 
     assert order.take_touched(10) == [2]
     assert order.take_touched(10) == []
 
 
-async def test_a_retry_is_not_kept_for_another_may_be_the_earliest_by_then(desk: Desk) -> None:
-    lane, order = ordered(desk)
-    desk.refill(lane, [desk.row(lane, key_hash=1)])
-    (job,) = desk.take_all()
+async def test_a_retry_is_not_kept_for_another_may_be_the_earliest_by_then(
+    harness: LaneHarness,
+) -> None:
+    lane, order = ordered(harness)
+    harness.refill(lane, [harness.row(lane, key_hash=1)])
+    (job,) = harness.take_all()
 
-    desk.fail(job, delay_s=5.0)
+    harness.fail(job, delay_s=5.0)
 
     assert not lane.known
     assert not order.busy
     assert order.take_touched(10) == [1]
-    desk.lanes.waiting.keep_key(lane, 1, 5.0, desk.lanes.next_of_key)
-    desk.lanes.next_of_key(lane, 1)
+    harness.lanes.waiting.keep_key(lane, 1, 5.0, harness.lanes.next_of_key)
+    harness.lanes.next_of_key(lane, 1)
     assert not order.touched, "behind what is waited for nothing is the earliest"
-    desk.turn(5.0)
+    harness.turn(5.0)
     assert order.take_touched(10) == [1]
 
 
-async def test_a_key_whose_wait_is_over_early_goes_on_by_name(desk: Desk) -> None:
+async def test_a_key_whose_wait_is_over_early_goes_on_by_name(harness: LaneHarness) -> None:
     """Somebody cancelled what it waited for: what is behind need not wait for that one's timer."""
-    lane, order = ordered(desk)
-    desk.lanes.waiting.keep_key(lane, 1, 50.0, desk.lanes.next_of_key)
-    desk.refill(lane, [desk.row(lane, key_hash=1)])
-    (job,) = desk.take_all()
+    lane, order = ordered(harness)
+    harness.lanes.waiting.keep_key(lane, 1, 50.0, harness.lanes.next_of_key)
+    harness.refill(lane, [harness.row(lane, key_hash=1)])
+    (job,) = harness.take_all()
 
-    desk.succeed(job)
+    harness.succeed(job)
 
     assert order.take_touched(10) == [1]
 
 
-async def test_a_key_has_one_timer_and_a_lane_its_quota(desk: Desk) -> None:
-    lane, order = ordered(desk)
+async def test_a_key_has_one_timer_and_a_lane_its_quota(harness: LaneHarness) -> None:
+    lane, order = ordered(harness)
 
     for key_hash in [1, 1, *range(TIMERS_PER_LANE + 5)]:
-        desk.lanes.waiting.keep_key(lane, key_hash, 5.0, desk.lanes.next_of_key)
-    desk.lanes.waiting.keep_key(lane, -1, TIMER_HORIZON_S + 1, desk.lanes.next_of_key)
+        harness.lanes.waiting.keep_key(lane, key_hash, 5.0, harness.lanes.next_of_key)
+    harness.lanes.waiting.keep_key(lane, -1, TIMER_HORIZON_S + 1, harness.lanes.next_of_key)
 
-    assert len(desk.timers) == lane.timed == len(order.waiting) == TIMERS_PER_LANE
-    desk.turn(5.0)
+    assert len(harness.timers) == lane.timed == len(order.waiting) == TIMERS_PER_LANE
+    harness.turn(5.0)
     assert (lane.timed, order.waiting) == (0, set())
     assert len(order.touched) == TIMERS_PER_LANE
 
 
-async def test_what_leaves_memory_frees_its_key(desk: Desk) -> None:
-    lane, order = ordered(desk)
-    cancelled, held = desk.row(lane, key_hash=1), desk.row(lane, key_hash=2)
-    desk.refill(lane, [cancelled, held])
+async def test_what_leaves_memory_frees_its_key(harness: LaneHarness) -> None:
+    lane, order = ordered(harness)
+    cancelled, held = harness.row(lane, key_hash=1), harness.row(lane, key_hash=2)
+    harness.refill(lane, [cancelled, held])
 
-    desk.lanes.forget(lane, cancelled.delivery_id)
+    harness.lanes.forget(lane, cancelled.delivery_id)
     assert order.busy == {2}
-    desk.lanes.disabled(lane)
+    harness.lanes.disabled(lane)
 
     assert not order.busy
     assert lane.state is LaneState.DIRTY
 
 
-async def test_a_fault_of_our_own_keeps_its_key_busy(desk: Desk) -> None:
-    lane, order = ordered(desk)
-    desk.refill(lane, [desk.row(lane, key_hash=1)])
-    (job,) = desk.take_all()
+async def test_a_fault_of_our_own_keeps_its_key_busy(harness: LaneHarness) -> None:
+    lane, order = ordered(harness)
+    harness.refill(lane, [harness.row(lane, key_hash=1)])
+    (job,) = harness.take_all()
 
-    desk.release(job, delay_s=1.0)
+    harness.release(job, delay_s=1.0)
 
     assert order.busy == {1}
-    desk.turn(1.0)
-    assert desk.take_all() == [job]
+    harness.turn(1.0)
+    assert harness.take_all() == [job]
 
 
-async def test_a_walk_rests_where_it_led_nowhere_and_goes_on_by_itself(desk: Desk) -> None:
-    lane, order = ordered(desk)
+async def test_a_walk_rests_where_it_led_nowhere_and_goes_on_by_itself(
+    harness: LaneHarness,
+) -> None:
+    lane, order = ordered(harness)
     lane.mark_dirty()
-    desk.lanes.begin_refill(lane)
+    harness.lanes.begin_refill(lane)
 
-    desk.lanes.end_refill(lane, found_all=False, rests_s=0.5)
+    harness.lanes.end_refill(lane, found_all=False, rests_s=0.5)
 
-    desk.lanes.touch(lane.subscription_uid, lane.bucket)
-    assert not wants(desk, lane), "whoever asks meanwhile does not hasten it"
-    desk.lanes.next_of_key(lane, 7)
-    assert wants(desk, lane), "but a key is read by name"
-    assert not desk.lanes.may_walk(lane)
+    harness.lanes.touch(lane.subscription_uid, lane.bucket)
+    assert not wants(harness, lane), "whoever asks meanwhile does not hasten it"
+    harness.lanes.next_of_key(lane, 7)
+    assert wants(harness, lane), "but a key is read by name"
+    assert not harness.lanes.may_walk(lane)
     order.take_touched(10)
-    desk.turn(0.5)
-    assert wants(desk, lane)
-    assert len(desk.timers) == 0
+    harness.turn(0.5)
+    assert wants(harness, lane)
+    assert len(harness.timers) == 0
 
 
-async def test_of_a_key_that_was_changed_what_was_read_before_is_not_sent(desk: Desk) -> None:
+async def test_of_a_key_that_was_changed_what_was_read_before_is_not_sent(
+    harness: LaneHarness,
+) -> None:
     """An operator has brought back an earlier one: whoever reads now finds that first."""
-    lane, order = ordered(desk)
-    desk.refill(lane, [desk.row(lane, key_hash=1), desk.row(lane, key_hash=2)])
+    lane, order = ordered(harness)
+    harness.refill(lane, [harness.row(lane, key_hash=1), harness.row(lane, key_hash=2)])
     order.waiting.add(3)
-    desk.lanes.begin_refill(lane)
+    harness.lanes.begin_refill(lane)
 
     for key_hash in (1, 3, 4):
-        desk.lanes.forget(lane, desk.new_id(), key_hash)
+        harness.lanes.forget(lane, harness.new_id(), key_hash)
     for key_hash in (1, 3, 4, 5):
-        row = desk.row(lane, key_hash=key_hash)
-        desk.lanes.accept(lane, row, desk.message(lane=lane))
-    desk.lanes.end_refill(lane, found_all=True)
+        row = harness.row(lane, key_hash=key_hash)
+        harness.lanes.accept(lane, row, harness.message(lane=lane))
+    harness.lanes.end_refill(lane, found_all=True)
 
-    assert [job.key_hash for job in desk.take_all()] == [2, 5]
+    assert [job.key_hash for job in harness.take_all()] == [2, 5]
     assert order.take_touched(10) == [1, 3, 4]
-    assert wants(desk, lane)
+    assert wants(harness, lane)
 
 
-async def test_a_key_that_was_changed_lets_what_is_on_the_wire_end(desk: Desk) -> None:
-    lane, order = ordered(desk)
-    desk.refill(lane, [desk.row(lane, key_hash=1)])
-    (job,) = desk.take_all()
+async def test_a_key_that_was_changed_lets_what_is_on_the_wire_end(harness: LaneHarness) -> None:
+    lane, order = ordered(harness)
+    harness.refill(lane, [harness.row(lane, key_hash=1)])
+    (job,) = harness.take_all()
 
-    desk.lanes.forget(lane, desk.new_id(), 1)
+    harness.lanes.forget(lane, harness.new_id(), 1)
 
     assert (order.busy, job.is_stale) == ({1}, False)
-    desk.succeed(job)
+    harness.succeed(job)
     assert order.take_touched(10) == [1]
 
 

@@ -146,11 +146,11 @@ async def test_a_lane_whose_secret_does_not_open_is_shown_by_its_name_and_logged
         for _ in range(3):
             await rig.sweeper.sweep()
             await rig.refiller.refill()
-        told = [entry for entry in logs if entry["event"] == "secret_sealed"]
+        told = [entry for entry in logs if entry["event"] == "secret_unreadable"]
         assert len(told) == 1
         await rig.turn(FAULT_LOG_PAUSE_S + 1)
         await rig.configs.reconfigure(uids)
-        assert [entry for entry in logs if entry["event"] == "secret_sealed"] == told
+        assert [entry for entry in logs if entry["event"] == "secret_unreadable"] == told
 
     names = {f"tenants/acme/subscriptions/s-{uid.hex[-8:]}" for uid in uids}
     assert {view_of(rig, uid).subscription for uid in uids} == names

@@ -5,262 +5,274 @@ import pytest
 from hookline_service.domain.subscription import SubscriptionState
 from hookline_service.pipeline.dispatch.delay_queue import TIMER_HORIZON_S, TIMERS_PER_LANE
 from hookline_service.pipeline.dispatch.lane import ENOUGH_QUEUED, LaneState
-from tests.pipeline.desk import Desk
+from tests.pipeline.lane_harness import LaneHarness
 
 
 @pytest.fixture
-async def desk() -> Desk:
+async def harness() -> LaneHarness:
     """Inside the event loop, which the timers need."""
-    return Desk()
+    return LaneHarness()
 
 
-async def test_a_new_lane_is_dirty_and_wants_to_be_read(desk: Desk) -> None:
-    lane = desk.dirty_lane()
+async def test_a_new_lane_is_dirty_and_wants_to_be_read(harness: LaneHarness) -> None:
+    lane = harness.dirty_lane()
 
     assert lane.state is LaneState.DIRTY
-    assert desk.lanes.take_wanted() == [lane]
+    assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_a_complete_lane_takes_hand_offs_in_order(desk: Desk) -> None:
-    lane = desk.lane()
+async def test_a_complete_lane_takes_hand_offs_in_order(harness: LaneHarness) -> None:
+    lane = harness.lane()
 
-    ids = desk.publish(lane, 3)
+    ids = harness.publish(lane, 3)
 
-    assert [job.delivery_id for job in desk.take_all()] == ids
+    assert [job.delivery_id for job in harness.take_all()] == ids
 
 
-async def test_a_dirty_lane_drops_hand_offs_and_asks_to_be_read(desk: Desk) -> None:
-    lane = desk.lane()
+async def test_a_dirty_lane_drops_hand_offs_and_asks_to_be_read(harness: LaneHarness) -> None:
+    lane = harness.lane()
     lane.mark_dirty()
 
-    desk.publish(lane)
+    harness.publish(lane)
 
-    assert desk.take_all() == []
+    assert harness.take_all() == []
     assert lane.known == {}
-    assert desk.lanes.take_wanted() == [lane]
+    assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_a_lane_that_is_read_drops_hand_offs_and_must_be_read_again(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.lanes.begin_refill(lane)
+async def test_a_lane_that_is_read_drops_hand_offs_and_must_be_read_again(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    harness.lanes.begin_refill(lane)
 
-    desk.publish(lane)
-    desk.lanes.end_refill(lane, found_all=True)
+    harness.publish(lane)
+    harness.lanes.end_refill(lane, found_all=True)
 
     assert lane.known == {}
     assert lane.state is LaneState.DIRTY
 
 
-async def test_a_busy_lane_heeds_another_nodes_word_once_its_queue_is_short(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, ENOUGH_QUEUED + 2)
+async def test_a_busy_lane_heeds_another_nodes_word_once_its_queue_is_short(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    harness.publish(lane, ENOUGH_QUEUED + 2)
     woken: list[None] = []
-    desk.lanes.on_wanted = lambda: woken.append(None)
-    desk.lanes.touch(lane.subscription_uid, lane.bucket, is_word=True)
+    harness.lanes.on_wanted = lambda: woken.append(None)
+    harness.lanes.touch(lane.subscription_uid, lane.bucket, from_peer=True)
 
-    desk.publish(lane)
+    harness.publish(lane)
     assert not woken, "nobody is woken to read what is not to be read yet"
     assert len(lane.known) == ENOUGH_QUEUED + 3, "it takes hand-offs meanwhile"
-    desk.sending.take(2_000)
-    desk.sending.take(2_000)
-    assert desk.lanes.take_wanted() == []
-    desk.sending.take(2_000)
-    assert desk.lanes.take_wanted() == [lane]
+    harness.sending.take(2_000)
+    harness.sending.take(2_000)
+    assert harness.lanes.take_wanted() == []
+    harness.sending.take(2_000)
+    assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_the_sweep_makes_a_busy_lane_dirty_at_once(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, ENOUGH_QUEUED + 2)
-    desk.lanes.touch(lane.subscription_uid, lane.bucket)
+async def test_the_sweep_makes_a_busy_lane_dirty_at_once(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    harness.publish(lane, ENOUGH_QUEUED + 2)
+    harness.lanes.touch(lane.subscription_uid, lane.bucket)
 
-    assert desk.lanes.take_wanted() == [lane]
-
-
-async def test_a_word_that_comes_while_a_busy_lane_is_read_is_heeded_after(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, ENOUGH_QUEUED + 1)
-    desk.lanes.touch(lane.subscription_uid, lane.bucket, is_word=True)
-    desk.lanes.begin_refill(lane)
-    desk.lanes.end_refill(lane, found_all=True)
-    desk.sending.take(2_000)
-    assert desk.lanes.take_wanted() == [], "the read was later than the word"
-
-    desk.publish(lane)
-    desk.lanes.begin_refill(lane)
-    desk.lanes.touch(lane.subscription_uid, lane.bucket, is_word=True)
-    desk.lanes.end_refill(lane, found_all=True)
-    assert desk.lanes.take_wanted() == []
-    desk.sending.take(2_000)
-    assert desk.lanes.take_wanted() == [lane]
+    assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_a_lane_is_complete_only_if_the_read_found_all(desk: Desk) -> None:
-    lane = desk.dirty_lane()
-    desk.lanes.configure(lane, desk.config())
+async def test_a_word_that_comes_while_a_busy_lane_is_read_is_heeded_after(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    harness.publish(lane, ENOUGH_QUEUED + 1)
+    harness.lanes.touch(lane.subscription_uid, lane.bucket, from_peer=True)
+    harness.lanes.begin_refill(lane)
+    harness.lanes.end_refill(lane, found_all=True)
+    harness.sending.take(2_000)
+    assert harness.lanes.take_wanted() == [], "the read was later than the word"
+
+    harness.publish(lane)
+    harness.lanes.begin_refill(lane)
+    harness.lanes.touch(lane.subscription_uid, lane.bucket, from_peer=True)
+    harness.lanes.end_refill(lane, found_all=True)
+    assert harness.lanes.take_wanted() == []
+    harness.sending.take(2_000)
+    assert harness.lanes.take_wanted() == [lane]
+
+
+async def test_a_lane_is_complete_only_if_the_read_found_all(harness: LaneHarness) -> None:
+    lane = harness.dirty_lane()
+    harness.lanes.configure(lane, harness.config())
 
     states: list[LaneState] = []
     for found_all in (False, True):
-        desk.refill(lane, [desk.row(lane)], found_all=found_all)
+        harness.refill(lane, [harness.row(lane)], found_all=found_all)
         states.append(lane.state)
 
     assert states == [LaneState.DIRTY, LaneState.COMPLETE]
 
 
-async def test_whoever_objects_during_a_read_makes_another_necessary(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.lanes.begin_refill(lane)
-    desk.lanes.touch(lane.subscription_uid, lane.bucket)
-    desk.lanes.end_refill(lane, found_all=True)
+async def test_whoever_objects_during_a_read_makes_another_necessary(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    harness.lanes.begin_refill(lane)
+    harness.lanes.touch(lane.subscription_uid, lane.bucket)
+    harness.lanes.end_refill(lane, found_all=True)
 
     assert lane.state is LaneState.DIRTY
-    assert desk.lanes.take_wanted() == [lane]
+    assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_what_is_announced_is_the_publishers_to_hand_over(desk: Desk) -> None:
+async def test_what_is_announced_is_the_publishers_to_hand_over(harness: LaneHarness) -> None:
     """A read that began before the announcement may bring the row after the commit."""
-    lane = desk.lane()
-    delivery_id = desk.new_id()
-    desk.lanes.begin_refill(lane)
-    desk.lanes.announce(lane.subscription_uid, delivery_id)
-    desk.lanes.accept(lane, desk.row(lane, delivery_id), desk.message())
-    desk.lanes.end_refill(lane, found_all=True)
+    lane = harness.lane()
+    delivery_id = harness.new_id()
+    harness.lanes.begin_refill(lane)
+    harness.lanes.announce(lane.subscription_uid, delivery_id)
+    harness.lanes.accept(lane, harness.row(lane, delivery_id), harness.message())
+    harness.lanes.end_refill(lane, found_all=True)
 
-    desk.lanes.hand_over(lane, delivery_id, desk.message())
+    harness.lanes.hand_over(lane, delivery_id, harness.message())
 
-    assert [job.delivery_id for job in desk.take_all()] == [delivery_id]
+    assert [job.delivery_id for job in harness.take_all()] == [delivery_id]
 
 
-async def test_a_hand_off_to_a_lane_that_was_not_told_of_it_is_dropped(desk: Desk) -> None:
+async def test_a_hand_off_to_a_lane_that_was_not_told_of_it_is_dropped(
+    harness: LaneHarness,
+) -> None:
     """The lane was made between announcement and commit; its read has the row, and sent it."""
-    delivery_id, uid = desk.new_id(), desk.lane().subscription_uid
-    assert desk.lanes.announce(desk.new_id(), delivery_id) is None
-    lane = desk.lanes.get(uid)
+    delivery_id, uid = harness.new_id(), harness.lane().subscription_uid
+    assert harness.lanes.announce(harness.new_id(), delivery_id) is None
+    lane = harness.lanes.get(uid)
     assert lane is not None
-    desk.refill(lane, [desk.row(lane, delivery_id)])
-    (job,) = desk.take_all()
-    desk.succeed(job)
+    harness.refill(lane, [harness.row(lane, delivery_id)])
+    (job,) = harness.take_all()
+    harness.succeed(job)
 
-    desk.lanes.hand_over(lane, delivery_id, desk.message())
+    harness.lanes.hand_over(lane, delivery_id, harness.message())
 
-    assert desk.take_all() == []
+    assert harness.take_all() == []
     assert lane.state is LaneState.DIRTY
 
 
-async def test_what_memory_holds_is_not_accepted_again(desk: Desk) -> None:
-    lane = desk.lane()
-    (queued,) = desk.publish(lane)
-    desk.refill(lane, [desk.row(lane, queued)])
+async def test_what_memory_holds_is_not_accepted_again(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    (queued,) = harness.publish(lane)
+    harness.refill(lane, [harness.row(lane, queued)])
 
-    assert [job.delivery_id for job in desk.take_all()] == [queued]
-    desk.refill(lane, [desk.row(lane, queued)])
-    assert desk.take_all() == []
+    assert [job.delivery_id for job in harness.take_all()] == [queued]
+    harness.refill(lane, [harness.row(lane, queued)])
+    assert harness.take_all() == []
 
 
-async def test_what_others_changed_during_a_read_is_discarded(desk: Desk) -> None:
+async def test_what_others_changed_during_a_read_is_discarded(harness: LaneHarness) -> None:
     """Cancelled between the statement and its answer: the row is stale, and must not be sent."""
-    lane = desk.lane()
-    cancelled, other = desk.new_id(), desk.new_id()
-    desk.lanes.begin_refill(lane)
-    desk.lanes.forget(lane, cancelled)
+    lane = harness.lane()
+    cancelled, other = harness.new_id(), harness.new_id()
+    harness.lanes.begin_refill(lane)
+    harness.lanes.forget(lane, cancelled)
     for delivery_id in (cancelled, other):
-        desk.lanes.accept(lane, desk.row(lane, delivery_id), desk.message())
-    desk.lanes.end_refill(lane, found_all=True)
+        harness.lanes.accept(lane, harness.row(lane, delivery_id), harness.message())
+    harness.lanes.end_refill(lane, found_all=True)
 
-    assert [job.delivery_id for job in desk.take_all()] == [other]
+    assert [job.delivery_id for job in harness.take_all()] == [other]
     assert lane.state is LaneState.DIRTY
-    desk.refill(lane, [desk.row(lane, cancelled, version=1)])
-    assert [job.delivery_id for job in desk.take_all()] == [cancelled]
+    harness.refill(lane, [harness.row(lane, cancelled, version=1)])
+    assert [job.delivery_id for job in harness.take_all()] == [cancelled]
 
 
-async def test_forgetting_takes_a_job_out_of_the_queue(desk: Desk) -> None:
-    lane = desk.lane()
-    first, second = desk.publish(lane, 2)
+async def test_forgetting_takes_a_job_out_of_the_queue(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    first, second = harness.publish(lane, 2)
 
-    desk.lanes.forget(lane, first)
+    harness.lanes.forget(lane, first)
 
-    assert [job.delivery_id for job in desk.take_all()] == [second]
-    assert desk.lanes.shares.jobs == 0
-    assert desk.lanes.shares.bytes == 0
-
-
-async def test_forgetting_what_is_on_the_wire_does_not_let_it_be_sent_twice(desk: Desk) -> None:
-    lane = desk.lane()
-    (delivery_id,) = desk.publish(lane)
-    (job,) = desk.take_all()
-
-    desk.lanes.forget(lane, delivery_id)
-    desk.refill(lane, [desk.row(lane, delivery_id, version=1)])
-
-    assert desk.take_all() == []
-    desk.answer(job, 200)
-    desk.lanes.mismatched(job)
-    desk.refill(lane, [desk.row(lane, delivery_id, version=1)])
-    assert [job.version for job in desk.take_all()] == [1]
+    assert [job.delivery_id for job in harness.take_all()] == [second]
+    assert harness.lanes.shares.jobs == 0
+    assert harness.lanes.shares.bytes == 0
 
 
-async def test_what_was_changed_while_our_fault_kept_it_is_not_sent_again(desk: Desk) -> None:
-    lane = desk.lane()
-    (delivery_id,) = desk.publish(lane)
-    (job,) = desk.take_all()
+async def test_forgetting_what_is_on_the_wire_does_not_let_it_be_sent_twice(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    (delivery_id,) = harness.publish(lane)
+    (job,) = harness.take_all()
 
-    desk.lanes.forget(lane, delivery_id)
-    desk.release(job)
-    desk.turn(2)
+    harness.lanes.forget(lane, delivery_id)
+    harness.refill(lane, [harness.row(lane, delivery_id, version=1)])
 
-    assert desk.take_all() == []
+    assert harness.take_all() == []
+    harness.answer(job, 200)
+    harness.lanes.mismatched(job)
+    harness.refill(lane, [harness.row(lane, delivery_id, version=1)])
+    assert [job.version for job in harness.take_all()] == [1]
+
+
+async def test_what_was_changed_while_our_fault_kept_it_is_not_sent_again(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    (delivery_id,) = harness.publish(lane)
+    (job,) = harness.take_all()
+
+    harness.lanes.forget(lane, delivery_id)
+    harness.release(job)
+    harness.turn(2)
+
+    assert harness.take_all() == []
     assert lane.known == {}
 
 
-async def test_forgetting_what_waits_for_its_time_ends_its_waiting(desk: Desk) -> None:
-    lane = desk.lane()
-    (delivery_id,) = desk.publish(lane)
-    desk.fail(desk.take_all()[0], delay_s=30)
+async def test_forgetting_what_waits_for_its_time_ends_its_waiting(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    (delivery_id,) = harness.publish(lane)
+    harness.fail(harness.take_all()[0], delay_s=30)
 
-    desk.lanes.forget(lane, delivery_id)
-    desk.turn(31)
+    harness.lanes.forget(lane, delivery_id)
+    harness.turn(31)
 
-    assert desk.take_all() == []
-    assert desk.lanes.shares.bytes == 0
+    assert harness.take_all() == []
+    assert harness.lanes.shares.bytes == 0
 
 
-async def test_a_retry_within_the_minute_waits_in_memory(desk: Desk) -> None:
-    lane = desk.lane()
-    (delivery_id,) = desk.publish(lane)
-    desk.fail(desk.take_all()[0], delay_s=TIMER_HORIZON_S)
+async def test_a_retry_within_the_minute_waits_in_memory(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    (delivery_id,) = harness.publish(lane)
+    harness.fail(harness.take_all()[0], delay_s=TIMER_HORIZON_S)
 
-    desk.turn(TIMER_HORIZON_S - 1)
-    assert desk.take_all() == []
-    desk.turn(1)
+    harness.turn(TIMER_HORIZON_S - 1)
+    assert harness.take_all() == []
+    harness.turn(1)
 
-    (job,) = desk.take_all()
+    (job,) = harness.take_all()
     assert (job.delivery_id, job.version, job.attempt_count) == (delivery_id, 1, 1)
 
 
-async def test_a_later_retry_is_left_to_postgres(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane)
+async def test_a_later_retry_is_left_to_postgres(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    harness.publish(lane)
 
-    desk.fail(desk.take_all()[0], delay_s=TIMER_HORIZON_S + 1)
+    harness.fail(harness.take_all()[0], delay_s=TIMER_HORIZON_S + 1)
 
     assert lane.known == {}
-    assert len(desk.timers) == 0
+    assert len(harness.timers) == 0
 
 
-async def test_a_lane_keeps_no_more_waiting_retries_than_its_quota(desk: Desk) -> None:
-    lane = desk.lane(max_in_flight=500)
-    desk.publish(lane, TIMERS_PER_LANE + 5)
-    jobs = desk.take_all()
+async def test_a_lane_keeps_no_more_waiting_retries_than_its_quota(harness: LaneHarness) -> None:
+    lane = harness.lane(max_in_flight=500)
+    harness.publish(lane, TIMERS_PER_LANE + 5)
+    jobs = harness.take_all()
     lane.failures = -1_000  # the circuit is another matter
 
     for job in jobs:
-        desk.fail(job, delay_s=30)
+        harness.fail(job, delay_s=30)
 
     assert len(lane.known) == lane.timed == TIMERS_PER_LANE
     assert lane.state is LaneState.DIRTY
 
 
 async def test_what_waits_counts_for_the_bytes_that_are_held() -> None:
-    small = Desk(max_queued_bytes=4_000)
+    small = LaneHarness(max_queued_bytes=4_000)
     lane = small.lane()
     small.publish(lane, 3, data=b"x" * 250)
     assert small.lanes.shares.bytes == 750
@@ -278,64 +290,68 @@ async def test_what_waits_counts_for_the_bytes_that_are_held() -> None:
 
 @pytest.mark.parametrize("state", [SubscriptionState.PAUSED, SubscriptionState.DISABLED])
 async def test_a_held_lane_lets_go_of_everything_and_is_not_read(
-    desk: Desk, state: SubscriptionState
+    harness: LaneHarness, state: SubscriptionState
 ) -> None:
-    lane = desk.lane()
-    desk.publish(lane, 3)
-    desk.fail(desk.take_all()[0], delay_s=10)
-    desk.publish(lane, 3)
+    lane = harness.lane()
+    harness.publish(lane, 3)
+    harness.fail(harness.take_all()[0], delay_s=10)
+    harness.publish(lane, 3)
 
-    desk.lanes.configure(lane, desk.config(version=2, state=state))
-    desk.turn(11)
-    desk.publish(lane)
-    desk.lanes.touch(lane.subscription_uid, lane.bucket)
+    harness.lanes.configure(lane, harness.config(version=2, state=state))
+    harness.turn(11)
+    harness.publish(lane)
+    harness.lanes.touch(lane.subscription_uid, lane.bucket)
 
-    assert desk.take_all() == []
+    assert harness.take_all() == []
     assert len(lane.queue) == 0
-    assert desk.lanes.take_wanted() == []
-    desk.lanes.configure(lane, desk.config(version=3))
-    assert desk.lanes.take_wanted() == [lane]
+    assert harness.lanes.take_wanted() == []
+    harness.lanes.configure(lane, harness.config(version=3))
+    assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_a_row_that_is_read_while_its_lane_is_paused_is_not_queued(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.lanes.begin_refill(lane)
-    desk.lanes.configure(lane, desk.config(version=2, state=SubscriptionState.PAUSED))
-    desk.lanes.accept(lane, desk.row(lane), desk.message())
-    desk.lanes.end_refill(lane, found_all=True)
+async def test_a_row_that_is_read_while_its_lane_is_paused_is_not_queued(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    harness.lanes.begin_refill(lane)
+    harness.lanes.configure(lane, harness.config(version=2, state=SubscriptionState.PAUSED))
+    harness.lanes.accept(lane, harness.row(lane), harness.message())
+    harness.lanes.end_refill(lane, found_all=True)
 
     assert lane.known == {}
     assert lane.state is LaneState.DIRTY
 
 
-async def test_an_older_read_of_a_subscription_never_replaces_a_newer(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.lanes.configure(lane, desk.config(version=3, state=SubscriptionState.PAUSED))
+async def test_an_older_read_of_a_subscription_never_replaces_a_newer(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    harness.lanes.configure(lane, harness.config(version=3, state=SubscriptionState.PAUSED))
 
-    desk.lanes.configure(lane, desk.config(version=2))
+    harness.lanes.configure(lane, harness.config(version=2))
 
     assert not lane.sends()
 
 
-async def test_a_deleted_lane_asks_to_be_cancelled(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, 2)
+async def test_a_deleted_lane_asks_to_be_cancelled(harness: LaneHarness) -> None:
+    lane = harness.lane()
+    harness.publish(lane, 2)
 
-    desk.lanes.deleted(lane)
+    harness.lanes.deleted(lane)
 
-    assert desk.take_all() == []
-    assert desk.lanes.take_wanted() == [lane]
+    assert harness.take_all() == []
+    assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_an_outdated_lane_sends_nothing_but_decides_by_what_it_knew(desk: Desk) -> None:
-    lane = desk.lane()
-    desk.publish(lane, 2)
+async def test_an_outdated_lane_sends_nothing_but_decides_by_what_it_knew(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    harness.publish(lane, 2)
 
-    desk.lanes.outdate(lane)
+    harness.lanes.outdate(lane)
 
-    assert desk.take_all() == []
+    assert harness.take_all() == []
     assert lane.config is not None
-    assert desk.lanes.take_wanted() == [lane]
-    desk.lanes.configure(lane, desk.config())
-    desk.refill(lane, [desk.row(lane)])
-    assert len(desk.take_all()) == 1
+    assert harness.lanes.take_wanted() == [lane]
+    harness.lanes.configure(lane, harness.config())
+    harness.refill(lane, [harness.row(lane)])
+    assert len(harness.take_all()) == 1

@@ -203,7 +203,7 @@ async def test_a_poisoned_row_stands_alone_and_its_neighbours_are_recorded(
 
     def answer() -> Outcome:
         return Outcome(
-            AttemptOutcome.REFUSED, 1, url, http_status=500, error="no", excerpt=next(outcomes)
+            AttemptOutcome.HTTP_ERROR, 1, url, http_status=500, error="no", excerpt=next(outcomes)
         )
 
     answering_with(rig, answer)
@@ -214,7 +214,7 @@ async def test_a_poisoned_row_stands_alone_and_its_neighbours_are_recorded(
     assert sorted(row["response_excerpt"] for row in attempts) == [b"", *[b"harmless"] * 7]
     (plain,) = [row for row in attempts if row["response_excerpt"] == b""]
     assert plain["error"] == UNSTORABLE.encode()
-    assert (plain["outcome"], plain["http_status"]) == ("REFUSED", 500)
+    assert (plain["outcome"], plain["http_status"]) == ("HTTP_ERROR", 500)
     assert {row["attempt_count"] for row in await rig.pending()} == {1}
     lane = rig.lanes.get(uid)
     assert lane is not None

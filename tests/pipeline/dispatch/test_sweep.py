@@ -231,7 +231,7 @@ async def test_the_tenant_of_a_lane_that_was_named_by_a_notification_is_looked_u
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     await insert_pending(rig, tenant_uid, uid, 1)
-    rig.lanes.touch(uid, bucket_of(uid), is_word=True)
+    rig.lanes.touch(uid, bucket_of(uid), from_peer=True)
     lane = rig.lanes.get(uid)
     assert lane is not None
     assert lane.tenant_uid == UNKNOWN_TENANT

@@ -72,8 +72,8 @@ async def test_the_first_node_back_after_an_outage_leaves_the_others_a_lease(
         assert set(await owners(rig)) == {rig.ownership.node_id}, "the other has not come back"
 
 
-async def test_a_living_node_is_not_buried(rig: Rig, database_url: str) -> None:
-    """It renewed between the survey that found it overdue and the burial."""
+async def test_a_living_node_is_not_expired(rig: Rig, database_url: str) -> None:
+    """It renewed between the survey that found it overdue and the expiry."""
     async with running(database_url) as heir:
         freeze(rig)
         await run_out(rig)
@@ -106,7 +106,7 @@ async def test_two_heirs_never_take_the_same_bucket(rig: Rig, database_url: str)
         assert sorted(taken[0] + taken[1]) == sorted(ALL)
 
 
-async def test_a_buried_node_registers_anew_and_has_dropped_everything(
+async def test_a_expired_node_registers_anew_and_has_dropped_everything(
     rig: Rig, receiver: Receiver, database_url: str
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -217,7 +217,7 @@ async def test_a_renewal_counts_from_before_it_was_sent(
 async def test_a_late_record_of_a_frozen_node_matches_nothing(
     rig: Rig, receiver: Receiver, database_url: str
 ) -> None:
-    """Its rows are as it saw them: that it was buried is what keeps it out."""
+    """Its rows are as it saw them: that it was expired is what keeps it out."""
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
     receiver.gate, receiver.answers = asyncio.Event(), 500
@@ -242,7 +242,7 @@ async def test_a_late_record_of_a_frozen_node_matches_nothing(
 async def test_a_late_record_is_not_written_under_the_nodes_new_id(
     rig: Rig, receiver: Receiver, database_url: str
 ) -> None:
-    """It woke, learned that it was buried and registered anew, and then the answer came."""
+    """It woke, learned that it was expired and registered anew, and then the answer came."""
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
     receiver.gate, receiver.answers = asyncio.Event(), 500
@@ -377,7 +377,7 @@ async def test_a_node_alone_waits_for_no_lease(rig: Rig, database_url: str) -> N
 async def test_a_node_frozen_in_a_transaction_costs_its_heir_nothing(
     rig: Rig, database_url: str
 ) -> None:
-    """It holds its own row; whoever waited for it to bury it would lose the lease of its own."""
+    """It holds its own row; whoever waited for it to expire it would lose the lease of its own."""
     async with running(database_url) as heir, rival(database_url) as transaction:
         freeze(rig)
         await run_out(rig)

@@ -98,7 +98,7 @@ CASES = {
     },
     **{
         f"a redirect to {address} by {status}": Case(
-            f"http://{PUBLIC}:{PORT}/{status}/{address}", ["REFUSED"], reached=[PUBLIC]
+            f"http://{PUBLIC}:{PORT}/{status}/{address}", ["HTTP_ERROR"], reached=[PUBLIC]
         )
         for status in (301, 302, 303, 307, 308)
         for address in (PRIVATE[0], PRIVATE[4])
@@ -106,7 +106,7 @@ CASES = {
 }  # fmt: skip
 
 
-OWN, THEIRS = "OWN_FAULT", "CONNECTION_FAILED"
+OWN, THEIRS = "INTERNAL_ERROR", "CONNECTION_FAILED"
 TROUBLES = {
     # The first label says how a name is answered, the last one how all others below it are.
     "silent.silent": OWN,

@@ -246,7 +246,7 @@ async def test_a_machine_without_a_descriptor_for_it_is_our_own_fault(
     monkeypatch.setattr(os, "memfd_create", none_is_left)
     identity = identity_of(authority, "acme.test")
     outcome = await mutual("https://127.0.0.1:1024/", identity=identity)
-    assert outcome.kind is AttemptOutcome.OWN_FAULT
+    assert outcome.kind is AttemptOutcome.INTERNAL_ERROR
     assert outcome.error == "the client certificate could not be made ready"
 
 

@@ -66,7 +66,7 @@ async def test_the_repeated_request_needs_the_right_to_send_too(post: Post) -> N
     async with Receiver(closing_on_second_request(b"", resets=False)) as receiver:
         await post(receiver.url(), may_send=lambda: next(rights))
         outcome = await post(receiver.url(), may_send=lambda: next(rights))
-        assert outcome.kind is AttemptOutcome.OWN_FAULT
+        assert outcome.kind is AttemptOutcome.INTERNAL_ERROR
         assert len(receiver.requests) == 2
 
 
@@ -106,7 +106,7 @@ async def test_a_408_on_a_new_connection_is_an_answer(post: Post) -> None:
     parting = answer("408 Request Timeout", b"", "connection: close")
     async with Receiver(answering(parting)) as receiver:
         outcome = await post(receiver.url())
-        assert (outcome.kind, outcome.http_status) == (AttemptOutcome.REFUSED, 408)
+        assert (outcome.kind, outcome.http_status) == (AttemptOutcome.HTTP_ERROR, 408)
         assert len(receiver.requests) == 1
 
 

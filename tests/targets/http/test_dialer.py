@@ -218,7 +218,7 @@ async def test_a_tls_context_that_is_long_in_the_making_is_our_own_fault_in_time
     deadline = asyncio.get_running_loop().time() + SHORT_S
     with pytest.raises(AttemptFailure) as caught:
         await dialer.dial(Origin("https", "127.0.0.1", 443), deadline, unmade)
-    assert caught.value.kind is AttemptOutcome.OWN_FAULT
+    assert caught.value.kind is AttemptOutcome.INTERNAL_ERROR
 
 
 def unmade(origin: Origin, _address: str | None) -> Connection:

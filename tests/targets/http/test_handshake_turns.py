@@ -1,4 +1,4 @@
-"""Turns for TLS handshakes: each that is taken is given back, however a waiter ends."""
+"""FairScheduler for TLS handshakes: each that is taken is given back, however a waiter ends."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.targets.http.receiver import OK, Connected, Receiver, answering
 
 ACCEPTED = AttemptOutcome.ACCEPTED
 BLOCKED = AttemptOutcome.ADDRESS_BLOCKED
-OWN_FAULT = AttemptOutcome.OWN_FAULT
+INTERNAL_ERROR = AttemptOutcome.INTERNAL_ERROR
 NAMES = {"good.test": ["127.0.0.1"], "other.test": ["127.0.0.2"], "dead.test": ["127.0.0.9"]}
 
 
@@ -150,23 +150,26 @@ class TestFaults:
     ) -> None:
         async with Proxy(answers={"*": BROKEN[name]}) as proxy:
             outcome = await through(make_post, proxy)("http://good.test/", timeout_s=2.0)
-        assert outcome.kind is OWN_FAULT
+        assert outcome.kind is INTERNAL_ERROR
         assert "the egress proxy" in outcome.error
 
     async def test_a_proxy_that_is_gone(self, make_post: MakePost, closed_port: int) -> None:
         post = make_post(proxy=EgressProxy("127.0.0.1", closed_port), names=NAMES)
         outcome = await post("http://good.test/", failover_urls=["http://other.test/"])
-        assert (outcome.kind, outcome.error) == (OWN_FAULT, "the egress proxy cannot be reached")
+        assert (outcome.kind, outcome.error) == (
+            INTERNAL_ERROR,
+            "the egress proxy cannot be reached",
+        )
 
     async def test_a_proxy_whose_name_does_not_resolve(self, make_post: MakePost) -> None:
         post = make_post(proxy=EgressProxy("nowhere.test", 3128), names=NAMES)
-        assert (await post("http://good.test/")).kind is OWN_FAULT
+        assert (await post("http://good.test/")).kind is INTERNAL_ERROR
 
     async def test_a_proxy_that_nobody_answers_at(
         self, make_post: MakePost, silent_port: int
     ) -> None:
         post = make_post(proxy=EgressProxy("127.0.0.1", silent_port), names=NAMES)
-        assert (await post("http://good.test/", timeout_s=0.4)).kind is OWN_FAULT
+        assert (await post("http://good.test/", timeout_s=0.4)).kind is INTERNAL_ERROR
 
     async def test_the_next_address_of_a_proxy_is_tried_where_one_is_silent_or_refuses(
         self, make_post: MakePost, silent_port: int
@@ -192,7 +195,7 @@ class TestFaults:
         async with Receiver(leave) as proxy:
             post = make_post(proxy=EgressProxy("127.0.0.1", proxy.port), names=NAMES)
             for _ in range(2):
-                assert (await post("http://good.test/")).kind is OWN_FAULT
+                assert (await post("http://good.test/")).kind is INTERNAL_ERROR
 
     @pytest.mark.parametrize(
         "answer, kind",
@@ -219,7 +222,9 @@ class TestFaults:
             # The proxy is cut off: nobody is reached any more, and nobody is blamed.
             proxy.answers["*"] = b"HTTP/1.1 503 Unavailable\r\n\r\n"
             cut_off = through(make_post, proxy)
-            assert (await cut_off(receiver.url(host="dead.test"), timeout_s=2.0)).kind is OWN_FAULT
+            assert (
+                await cut_off(receiver.url(host="dead.test"), timeout_s=2.0)
+            ).kind is INTERNAL_ERROR
 
     async def test_a_tenant_s_witness_counts_for_that_tenant_alone(
         self, make_post: MakePost
@@ -238,7 +243,7 @@ class TestFaults:
                 proxy.answers[f"{place}:{receiver.port}"] = BROKEN["502 and no witness"]
             dead = receiver.url(host="dead.test")
             for tenant_id in ("acme", "new"):
-                assert (await post(dead, tenant_id=tenant_id)).kind is OWN_FAULT
+                assert (await post(dead, tenant_id=tenant_id)).kind is INTERNAL_ERROR
             own = await post(dead, tenant_id="hostile")
             assert own.kind is AttemptOutcome.CONNECTION_FAILED
 

@@ -23,7 +23,7 @@ from tests.waiting import until
 ACCEPTED = AttemptOutcome.ACCEPTED
 CONNECTION_FAILED = AttemptOutcome.CONNECTION_FAILED
 PROTOCOL_ERROR = AttemptOutcome.PROTOCOL_ERROR
-REFUSED = AttemptOutcome.REFUSED
+HTTP_ERROR = AttemptOutcome.HTTP_ERROR
 TIMEOUT = AttemptOutcome.TIMEOUT
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -164,13 +164,17 @@ RECEIVERS: dict[str, tuple[Script, AttemptOutcome, str]] = {
     "a body reset": (then_reset(HEAD + b"content-length: 9\r\n\r\nab"), ACCEPTED, ""),
     "a refusal cut off": (
         then_close(b"HTTP/1.1 500 No\r\ncontent-length: 9\r\n\r\nab"),
-        REFUSED,
+        HTTP_ERROR,
         "answered 500",
     ),
     "a body until the end": (then_close(HEAD + b"\r\nhello"), ACCEPTED, ""),
     # More than one answer, or more than an answer.
     "two answers in one": (then_wait(answer("200 OK") + answer("500 No")), ACCEPTED, ""),
-    "two answers, the other way": (then_wait(answer("500 No") + answer("200 OK")), REFUSED, "500"),
+    "two answers, the other way": (
+        then_wait(answer("500 No") + answer("200 OK")),
+        HTTP_ERROR,
+        "500",
+    ),
     "a byte behind the answer": (then_wait(answer("200 OK") + b"H"), ACCEPTED, ""),
     "interim answers first": (
         then_wait(b"HTTP/1.1 100 Continue\r\nx: 1\r\n\r\nHTTP/1.1 103 Hints\r\n\r\n", answer()),
@@ -179,7 +183,7 @@ RECEIVERS: dict[str, tuple[Script, AttemptOutcome, str]] = {
     ),
     "an answer in single bytes": (
         then_wait(*(bytes([byte]) for byte in answer("503 No", b"busy"))),
-        REFUSED,
+        HTTP_ERROR,
         "answered 503",
     ),
     "HTTP/1.0": (then_close(b"HTTP/1.0 200 OK\r\n\r\nhello"), ACCEPTED, ""),
@@ -266,6 +270,6 @@ async def test_no_more_than_the_limit_is_read_of_an_answer(post: Post) -> None:
 async def test_any_bytes_at_all_come_to_an_outcome(post: Post, head: bytes, garbage: bytes) -> None:
     async with Receiver(then_close(head + garbage)) as receiver:
         outcome = await post(receiver.url())
-        assert outcome.kind in {ACCEPTED, REFUSED, PROTOCOL_ERROR, CONNECTION_FAILED}
+        assert outcome.kind in {ACCEPTED, HTTP_ERROR, PROTOCOL_ERROR, CONNECTION_FAILED}
         assert bool(outcome.error) == (outcome.kind is not ACCEPTED)
         await until(lambda: post.transport.connection_count == 0, "nothing is left")

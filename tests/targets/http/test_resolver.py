@@ -122,7 +122,7 @@ async def test_waiting_lookups_are_bounded() -> None:
     asking.append(asyncio.create_task(resolver.resolve("b.test")))
     await asyncio.sleep(0)  # it waits
     failure = await failure_of(resolver, "c.test")
-    assert failure.kind is AttemptOutcome.OWN_FAULT
+    assert failure.kind is AttemptOutcome.INTERNAL_ERROR
     names.may_answer.set()
     assert await asyncio.gather(*asking) == [("192.0.2.1",), ("192.0.2.2",)]
 
@@ -154,13 +154,13 @@ async def test_a_tenant_whose_names_are_slow_keeps_no_other_waiting() -> None:
     "found, kind",
     [
         (NO_SUCH_NAME, AttemptOutcome.CONNECTION_FAILED),
-        (socket.gaierror(socket.EAI_FAIL, "x"), AttemptOutcome.OWN_FAULT),
+        (socket.gaierror(socket.EAI_FAIL, "x"), AttemptOutcome.INTERNAL_ERROR),
         ([], AttemptOutcome.CONNECTION_FAILED),
         (UnicodeError("label too long"), AttemptOutcome.CONNECTION_FAILED),
-        (TRY_AGAIN, AttemptOutcome.OWN_FAULT),
-        (socket.gaierror(socket.EAI_MEMORY, "x"), AttemptOutcome.OWN_FAULT),
-        (socket.gaierror(socket.EAI_SYSTEM, "x"), AttemptOutcome.OWN_FAULT),
-        (OSError(24, "too many open files"), AttemptOutcome.OWN_FAULT),
+        (TRY_AGAIN, AttemptOutcome.INTERNAL_ERROR),
+        (socket.gaierror(socket.EAI_MEMORY, "x"), AttemptOutcome.INTERNAL_ERROR),
+        (socket.gaierror(socket.EAI_SYSTEM, "x"), AttemptOutcome.INTERNAL_ERROR),
+        (OSError(24, "too many open files"), AttemptOutcome.INTERNAL_ERROR),
     ],
     ids=str,
 )
@@ -204,7 +204,7 @@ async def test_no_name_of_a_tenant_shows_that_the_resolver_works(witness: str) -
     resolver = Resolver(names, ttl_s=0.0)
     await resolver.resolve(witness, "hostile")
     failure = await failure_of(resolver, "dead.test")
-    assert failure.kind is AttemptOutcome.OWN_FAULT
+    assert failure.kind is AttemptOutcome.INTERNAL_ERROR
     await resolver.resolve(witness, "hostile")
 
 
@@ -226,9 +226,9 @@ async def test_a_failure_soon_after_an_outage_is_still_the_resolver_s() -> None:
     names = Names(dead_test=TRY_AGAIN, dead_example=TRY_AGAIN)
     check = ResolverCheck(names, outage_tail_s=60.0)
     resolver = Resolver(names, check=check, failure_ttl_s=0.0)
-    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.OWN_FAULT
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.INTERNAL_ERROR
     names.above = NO_SUCH_NAME
-    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.OWN_FAULT
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.INTERNAL_ERROR
     elsewhere = await failure_of(resolver, "dead.example")
     assert elsewhere.kind is AttemptOutcome.CONNECTION_FAILED, "another top-level domain's servers"
 
@@ -236,7 +236,7 @@ async def test_a_failure_soon_after_an_outage_is_still_the_resolver_s() -> None:
 async def test_an_outage_is_forgotten_in_time() -> None:
     names = Names(dead_test=TRY_AGAIN)
     resolver = Resolver(names, check=ResolverCheck(names, outage_tail_s=0.0), failure_ttl_s=0.0)
-    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.OWN_FAULT
+    assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.INTERNAL_ERROR
     names.above = NO_SUCH_NAME
     assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.CONNECTION_FAILED
 
@@ -244,7 +244,7 @@ async def test_an_outage_is_forgotten_in_time() -> None:
 async def test_a_name_of_one_label_is_the_machine_s_own() -> None:
     names = Names(intranet=TRY_AGAIN)
     names.above = NO_SUCH_NAME
-    assert (await failure_of(Resolver(names), "intranet")).kind is AttemptOutcome.OWN_FAULT
+    assert (await failure_of(Resolver(names), "intranet")).kind is AttemptOutcome.INTERNAL_ERROR
     assert names.checked == []
 
 
@@ -255,7 +255,7 @@ async def test_a_lookup_that_outlives_the_deadline_is_our_own_fault_and_goes_on(
     names.may_answer.clear()
     post = make_post(resolver=Resolver(names))
     outcome = await post("http://slow.test/", timeout_s=SHORT_S)
-    assert outcome.kind is AttemptOutcome.OWN_FAULT
+    assert outcome.kind is AttemptOutcome.INTERNAL_ERROR
     assert outcome.error == "the host's name did not resolve before the deadline"
     names.may_answer.set()
     outcome = await post("http://slow.test/")
@@ -271,7 +271,7 @@ async def test_closing_frees_those_who_wait(make_post: MakePost) -> None:
     await until(lambda: names.asked.total() == 1, "the lookup runs")
     await post.transport.aclose()
     outcome = await attempt
-    assert outcome.kind is AttemptOutcome.OWN_FAULT
+    assert outcome.kind is AttemptOutcome.INTERNAL_ERROR
     assert outcome.error == "the service is stopping"
 
 

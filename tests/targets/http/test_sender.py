@@ -113,7 +113,7 @@ async def test_2xx_is_accepted(post: Post, status: int) -> None:
 async def test_any_other_status_is_refused(post: Post, status: int) -> None:
     async with Receiver(answering(answer(f"{status} No"))) as receiver:
         outcome = await post(receiver.url())
-    assert (outcome.kind, outcome.http_status) == (AttemptOutcome.REFUSED, status)
+    assert (outcome.kind, outcome.http_status) == (AttemptOutcome.HTTP_ERROR, status)
     assert outcome.error == f"the target answered {status}"
 
 
@@ -126,7 +126,7 @@ async def test_redirects_are_not_followed(post: Post, status: int) -> None:
         ) as receiver,
     ):
         outcome = await post(receiver.url())
-    assert (outcome.kind, outcome.http_status) == (AttemptOutcome.REFUSED, status)
+    assert (outcome.kind, outcome.http_status) == (AttemptOutcome.HTTP_ERROR, status)
     assert elsewhere.connection_count == 0
 
 
@@ -154,7 +154,7 @@ async def test_retry_after_is_understood_or_ignored(
 ) -> None:
     async with Receiver(answering(answer("503 No", b"", f"Retry-After: {value}"))) as receiver:
         outcome = await make_post(unix_s=60.0)(receiver.url())
-    assert (outcome.kind, outcome.http_status) == (AttemptOutcome.REFUSED, 503)
+    assert (outcome.kind, outcome.http_status) == (AttemptOutcome.HTTP_ERROR, 503)
     assert outcome.retry_after_s == expected
 
 
@@ -181,7 +181,7 @@ async def test_nothing_is_sent_without_the_right_to_send(post: Post) -> None:
     async with Receiver(script) as receiver:
         outcome = await post(receiver.url(), may_send=lambda: False)
         await post.transport.aclose()
-    assert outcome.kind is AttemptOutcome.OWN_FAULT
+    assert outcome.kind is AttemptOutcome.INTERNAL_ERROR
     assert b"".join(received) == b""
 
 
@@ -272,7 +272,7 @@ class TestAnyTransport:
             (httpx.ConnectError("x"), AttemptOutcome.CONNECTION_FAILED),
             (httpx.ReadError("x"), AttemptOutcome.CONNECTION_FAILED),
             (httpx.RemoteProtocolError("x"), AttemptOutcome.PROTOCOL_ERROR),
-            (AttemptFailure(AttemptOutcome.OWN_FAULT, "x"), AttemptOutcome.OWN_FAULT),
+            (AttemptFailure(AttemptOutcome.INTERNAL_ERROR, "x"), AttemptOutcome.INTERNAL_ERROR),
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
     )
@@ -294,7 +294,7 @@ class TestAnyTransport:
 
         accepted, refused = await self.attempt(accept), await self.attempt(refuse)
         assert accepted.kind is AttemptOutcome.ACCEPTED
-        assert refused.kind is AttemptOutcome.REFUSED
+        assert refused.kind is AttemptOutcome.HTTP_ERROR
         assert (refused.retry_after_s, refused.excerpt) == (3.0, b"slow down")
 
     async def attempt(self, handle: Callable[[httpx.Request], httpx.Response]) -> Outcome:

@@ -259,7 +259,7 @@ async def test_a_tenant_with_large_certificates_leaves_room_for_others(
                 lambda: len(begun) == len(slow) or slow[-1].done(), "its certificates count"
             )
         outcome = await slow.pop()
-        assert outcome.kind is AttemptOutcome.OWN_FAULT
+        assert outcome.kind is AttemptOutcome.INTERNAL_ERROR
         assert "HOOKLINE_EGRESS_CERTIFICATE_BYTES (100000)" in outcome.error
         assert len(slow) > 1
         assert (await post(usual.url(), tenant_id="hostile")).kind is AttemptOutcome.ACCEPTED
@@ -314,7 +314,7 @@ async def test_a_handshake_that_never_began_is_our_own_fault(
         first = asyncio.create_task(post(url))
         await until(lambda: len(begun) == 1, "the first one runs")
         outcome = await post(url, timeout_s=SHORT_S)
-        assert outcome.kind is AttemptOutcome.OWN_FAULT
+        assert outcome.kind is AttemptOutcome.INTERNAL_ERROR
         assert "no TLS handshake could begin" in outcome.error
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)

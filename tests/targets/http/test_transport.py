@@ -128,7 +128,7 @@ class TestKeepAlive:
         async with Receiver(script) as receiver:
             outcome = await post(receiver.url(), body=b"x" * 30_000_000)
             answered.set()
-            assert (outcome.kind, outcome.http_status) == (AttemptOutcome.REFUSED, 413)
+            assert (outcome.kind, outcome.http_status) == (AttemptOutcome.HTTP_ERROR, 413)
             await receiver.until_left()
 
 
@@ -188,7 +188,7 @@ class TestBounds:
             held = [asyncio.create_task(post(silent.url())) for _ in range(2)]
             await until(lambda: len(silent.requests) == 2, "both are sent")
             outcome = await post(idle.url(host="a.test"))
-            assert outcome.kind is AttemptOutcome.OWN_FAULT
+            assert outcome.kind is AttemptOutcome.INTERNAL_ERROR
             assert outcome.error == "too many connections are open"
             for attempt in held:
                 attempt.cancel()
@@ -238,7 +238,7 @@ class TestBounds:
             await post(receiver.url())
             with no_descriptors():
                 outcome = await post(f"http://127.0.0.1:{closed_port}/")
-                assert outcome.kind is AttemptOutcome.OWN_FAULT
+                assert outcome.kind is AttemptOutcome.INTERNAL_ERROR
                 assert outcome.error == "no file descriptor is left in this process"
                 await until(lambda: post.transport.connection_count == 0, "the idle one is closed")
                 outcome = await post(f"http://127.0.0.1:{closed_port}/")
@@ -287,14 +287,14 @@ class TestClosing:
             attempt = asyncio.create_task(post(receiver.url()))
             await until(lambda: len(receiver.requests) == 1, "it is sent")
             await post.transport.aclose()
-            assert (await attempt).kind is AttemptOutcome.OWN_FAULT
+            assert (await attempt).kind is AttemptOutcome.INTERNAL_ERROR
             assert post.transport.connection_count == 0
 
     async def test_nothing_is_sent_afterwards(self, post: Post) -> None:
         async with Receiver(answering(OK)) as receiver:
             await post(receiver.url())
             await post.transport.aclose()
-            assert (await post(receiver.url())).kind is AttemptOutcome.OWN_FAULT
+            assert (await post(receiver.url())).kind is AttemptOutcome.INTERNAL_ERROR
             assert len(receiver.requests) == 1
 
     async def test_a_transport_that_sent_nothing_closes(self) -> None:

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19hookline/v1/attempt.proto\x12\x0bhookline.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x02\n\x07\x41ttempt\x12\x16\n\x06number\x18\x01 \x01(\x05R\x06number\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x33\n\x07latency\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07latency\x12\x35\n\x07outcome\x18\x04 \x01(\x0e\x32\x1b.hookline.v1.AttemptOutcomeR\x07outcome\x12\x1f\n\x0bhttp_status\x18\x05 \x01(\x05R\nhttpStatus\x12\x14\n\x05\x65rror\x18\x06 \x01(\tR\x05\x65rror\x12)\n\x10response_excerpt\x18\x07 \x01(\tR\x0fresponseExcerpt\x12\x10\n\x03url\x18\x08 \x01(\tR\x03url\x12%\n\x0eremote_address\x18\t \x01(\tR\rremoteAddress\x12\x19\n\x08trace_id\x18\n \x01(\tR\x07traceId*\xb8\x02\n\x0e\x41ttemptOutcome\x12\x1f\n\x1b\x41TTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41TTEMPT_OUTCOME_ACCEPTED\x10\x01\x12\x1b\n\x17\x41TTEMPT_OUTCOME_REFUSED\x10\x02\x12\x1b\n\x17\x41TTEMPT_OUTCOME_TIMEOUT\x10\x03\x12%\n!ATTEMPT_OUTCOME_CONNECTION_FAILED\x10\x04\x12\x1e\n\x1a\x41TTEMPT_OUTCOME_TLS_FAILED\x10\x05\x12\"\n\x1e\x41TTEMPT_OUTCOME_PROTOCOL_ERROR\x10\x06\x12#\n\x1f\x41TTEMPT_OUTCOME_ADDRESS_BLOCKED\x10\x07\x12\x1d\n\x19\x41TTEMPT_OUTCOME_OWN_FAULT\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19hookline/v1/attempt.proto\x12\x0bhookline.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x02\n\x07\x41ttempt\x12\x16\n\x06number\x18\x01 \x01(\x05R\x06number\x12\x39\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x33\n\x07latency\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07latency\x12\x35\n\x07outcome\x18\x04 \x01(\x0e\x32\x1b.hookline.v1.AttemptOutcomeR\x07outcome\x12\x1f\n\x0bhttp_status\x18\x05 \x01(\x05R\nhttpStatus\x12\x14\n\x05\x65rror\x18\x06 \x01(\tR\x05\x65rror\x12)\n\x10response_excerpt\x18\x07 \x01(\tR\x0fresponseExcerpt\x12\x10\n\x03url\x18\x08 \x01(\tR\x03url\x12%\n\x0eremote_address\x18\t \x01(\tR\rremoteAddress\x12\x19\n\x08trace_id\x18\n \x01(\tR\x07traceId*\xc0\x02\n\x0e\x41ttemptOutcome\x12\x1f\n\x1b\x41TTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41TTEMPT_OUTCOME_ACCEPTED\x10\x01\x12\x1e\n\x1a\x41TTEMPT_OUTCOME_HTTP_ERROR\x10\x02\x12\x1b\n\x17\x41TTEMPT_OUTCOME_TIMEOUT\x10\x03\x12%\n!ATTEMPT_OUTCOME_CONNECTION_FAILED\x10\x04\x12\x1e\n\x1a\x41TTEMPT_OUTCOME_TLS_FAILED\x10\x05\x12\"\n\x1e\x41TTEMPT_OUTCOME_PROTOCOL_ERROR\x10\x06\x12#\n\x1f\x41TTEMPT_OUTCOME_ADDRESS_BLOCKED\x10\x07\x12\"\n\x1e\x41TTEMPT_OUTCOME_INTERNAL_ERROR\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hookline.v1.attempt_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ATTEMPTOUTCOME']._serialized_start=493
-  _globals['_ATTEMPTOUTCOME']._serialized_end=805
+  _globals['_ATTEMPTOUTCOME']._serialized_end=813
   _globals['_ATTEMPT']._serialized_start=108
   _globals['_ATTEMPT']._serialized_end=490
 # @@protoc_insertion_point(module_scope)

@@ -26,11 +26,11 @@ class _AttemptOutcome:
 class _AttemptOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttemptOutcome.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ATTEMPT_OUTCOME_UNSPECIFIED: _AttemptOutcome.ValueType  # 0
-    """Never answered."""
+    """Never returned."""
     ATTEMPT_OUTCOME_ACCEPTED: _AttemptOutcome.ValueType  # 1
     """The target answered with 2xx."""
-    ATTEMPT_OUTCOME_REFUSED: _AttemptOutcome.ValueType  # 2
-    """The target answered with any other status; a redirect, too, which is never followed."""
+    ATTEMPT_OUTCOME_HTTP_ERROR: _AttemptOutcome.ValueType  # 2
+    """The target answered with any other status. A redirect is one: it is never followed."""
     ATTEMPT_OUTCOME_TIMEOUT: _AttemptOutcome.ValueType  # 3
     """The deadline passed before the answer was read."""
     ATTEMPT_OUTCOME_CONNECTION_FAILED: _AttemptOutcome.ValueType  # 4
@@ -41,18 +41,18 @@ class _AttemptOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Attemp
     """The target answered with what is not HTTP/1.1, or too much of it."""
     ATTEMPT_OUTCOME_ADDRESS_BLOCKED: _AttemptOutcome.ValueType  # 7
     """The name resolved to an address that deliveries may not reach."""
-    ATTEMPT_OUTCOME_OWN_FAULT: _AttemptOutcome.ValueType  # 8
-    """The fault was Hookline's own. It spends no attempt and counts against nobody."""
+    ATTEMPT_OUTCOME_INTERNAL_ERROR: _AttemptOutcome.ValueType  # 8
+    """The service could not send: no descriptor, no resolver, no egress proxy, or the lease was lost. It spends no attempt."""
 
 class AttemptOutcome(_AttemptOutcome, metaclass=_AttemptOutcomeEnumTypeWrapper):
-    """What came of an attempt."""
+    """The outcome of an attempt."""
 
 ATTEMPT_OUTCOME_UNSPECIFIED: AttemptOutcome.ValueType  # 0
-"""Never answered."""
+"""Never returned."""
 ATTEMPT_OUTCOME_ACCEPTED: AttemptOutcome.ValueType  # 1
 """The target answered with 2xx."""
-ATTEMPT_OUTCOME_REFUSED: AttemptOutcome.ValueType  # 2
-"""The target answered with any other status; a redirect, too, which is never followed."""
+ATTEMPT_OUTCOME_HTTP_ERROR: AttemptOutcome.ValueType  # 2
+"""The target answered with any other status. A redirect is one: it is never followed."""
 ATTEMPT_OUTCOME_TIMEOUT: AttemptOutcome.ValueType  # 3
 """The deadline passed before the answer was read."""
 ATTEMPT_OUTCOME_CONNECTION_FAILED: AttemptOutcome.ValueType  # 4
@@ -63,8 +63,8 @@ ATTEMPT_OUTCOME_PROTOCOL_ERROR: AttemptOutcome.ValueType  # 6
 """The target answered with what is not HTTP/1.1, or too much of it."""
 ATTEMPT_OUTCOME_ADDRESS_BLOCKED: AttemptOutcome.ValueType  # 7
 """The name resolved to an address that deliveries may not reach."""
-ATTEMPT_OUTCOME_OWN_FAULT: AttemptOutcome.ValueType  # 8
-"""The fault was Hookline's own. It spends no attempt and counts against nobody."""
+ATTEMPT_OUTCOME_INTERNAL_ERROR: AttemptOutcome.ValueType  # 8
+"""The service could not send: no descriptor, no resolver, no egress proxy, or the lease was lost. It spends no attempt."""
 Global___AttemptOutcome: _TypeAlias = AttemptOutcome  # noqa: Y015
 
 @_typing.final

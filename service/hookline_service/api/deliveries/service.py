@@ -19,7 +19,7 @@ from hookline_service.domain.delivery import DeliveryState
 from hookline_service.domain.errors import Reason, Violation, invalid
 from hookline_service.domain.ids import DELIVERY_ID, EVENT_ID
 from hookline_service.domain.names import WILDCARD
-from hookline_service.pipeline.actions.delivery_actions import Operator
+from hookline_service.pipeline.actions.delivery_actions import DeliveryActions
 from hookline_service.pipeline.dispatch.lane_views import reason_of
 from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.store.deliveries import Delivery, DeliveryStore, Selection
@@ -33,7 +33,7 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
     """The calls of DeliveryService."""
 
     def __init__(
-        self, *, deliveries: DeliveryStore, operator: Operator, lanes: Lanes, pages: Pages
+        self, *, deliveries: DeliveryStore, operator: DeliveryActions, lanes: Lanes, pages: Pages
     ) -> None:
         self._deliveries = deliveries
         self._lanes = lanes

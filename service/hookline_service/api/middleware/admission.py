@@ -20,7 +20,7 @@ from hookline_service.api.middleware.list_turns import ListTurns
 from hookline_service.api.middleware.message_fields import MessageReader
 from hookline_service.api.middleware.read_slots import ReadSlots
 from hookline_service.api.middleware.streams import Stream
-from hookline_service.api.middleware.token_buckets import Buckets
+from hookline_service.api.middleware.token_buckets import TokenBuckets
 from hookline_service.domain.caller import Caller
 from hookline_service.domain.errors import Reason, ResourceExhaustedError
 from hookline_service.domain.limits import Limits
@@ -197,7 +197,7 @@ class _Rate:
         self._setting = setting
         self._unit = unit
         self._rate_per_s = rate_per_s
-        self.buckets = Buckets(rate_per_s, monotonic_s=monotonic_s)
+        self.buckets = TokenBuckets(rate_per_s, monotonic_s=monotonic_s)
 
     def check(self, subject: str) -> None:
         """Raises where it has done as much as it may."""

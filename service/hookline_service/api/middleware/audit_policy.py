@@ -20,7 +20,7 @@ _Resource = Callable[[Any, Any], str]
 """The name of what is read, by the request and the response; a stream has none of these yet."""
 
 
-class Journal(Protocol):
+class AuditLog(Protocol):
     """Where privileged reads are entered."""
 
     async def add_read(self, resource: str, tenant_id: str) -> None:
@@ -41,7 +41,7 @@ class Reads:
     is_privileged: Callable[[Any], bool]
     """By the request."""
 
-    async def enter(self, journal: Journal, request: object, response: object = None) -> None:
+    async def enter(self, journal: AuditLog, request: object, response: object = None) -> None:
         """Enter it, if it is to be."""
         if self.is_privileged(request):
             resource = self.resource(request, response)
@@ -49,13 +49,13 @@ class Reads:
 
 
 @dataclass(frozen=True, slots=True)
-class Untold:
+class NotAudited:
     """It is not entered."""
 
     reason: str
 
 
-Word: TypeAlias = Changes | Reads | Untold
+AuditPolicy: TypeAlias = Changes | Reads | NotAudited
 
 
 def _tenant_id_in(resource: str) -> str:
@@ -106,11 +106,11 @@ def _answered(field: str) -> _Resource:
 
 
 CHANGES: Final = Changes()
-_DATA_PATH = Untold("the data path: what is published is stored as it came, with its time")
-_ORDINARY = Untold("an ordinary read: of one tenant, without payloads, or of no tenant's")
-_STATE = Untold("the service's state, which monitoring asks for again and again")
+_DATA_PATH = NotAudited("the data path: what is published is stored as it came, with its time")
+_ORDINARY = NotAudited("an ordinary read: of one tenant, without payloads, or of no tenant's")
+_STATE = NotAudited("the service's state, which monitoring asks for again and again")
 
-_WORDS: Final[dict[str, dict[str, Word]]] = {
+_WORDS: Final[dict[str, dict[str, AuditPolicy]]] = {
     "hookline.v1.TenantService": {
         "CreateTenant": CHANGES,
         "GetTenant": _ORDINARY,
@@ -167,7 +167,7 @@ _WORDS: Final[dict[str, dict[str, Word]]] = {
     "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": _ORDINARY},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _ORDINARY},
 }
-AUDIT: Final[Mapping[str, Word]] = MappingProxyType(
+AUDIT: Final[Mapping[str, AuditPolicy]] = MappingProxyType(
     {
         f"{service}/{method}": word
         for service, methods in _WORDS.items()

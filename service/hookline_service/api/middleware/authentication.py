@@ -24,7 +24,7 @@ AuthContext: TypeAlias = Mapping[str, Iterable[bytes]]
 _BEARER: Final = "bearer"
 
 
-class Authenticator(Protocol):
+class IdentitySource(Protocol):
     """A source of identity."""
 
     async def authenticate(
@@ -55,7 +55,7 @@ ANONYMOUS: Final = Caller(principal="anonymous", scopes=frozenset(Scope))
 class Identities:
     """All sources of a node, in the order in which they are asked."""
 
-    def __init__(self, sources: Sequence[Authenticator]) -> None:
+    def __init__(self, sources: Sequence[IdentitySource]) -> None:
         self._sources = tuple(sources)
 
     async def authenticate(

@@ -33,7 +33,7 @@ from typing import Any, Protocol, TypeAlias, cast
 import grpc
 
 from hookline_service.api.middleware.admission import Admission
-from hookline_service.api.middleware.audit_policy import AUDIT, Journal, Reads
+from hookline_service.api.middleware.audit_policy import AUDIT, AuditLog, Reads
 from hookline_service.api.middleware.authentication import ANONYMOUS, Identities, Metadata
 from hookline_service.api.middleware.errors import (
     Refusal,
@@ -70,7 +70,7 @@ _UNSAFE_TO_REPEAT = ("Create", "Publish", "Send", "StartReplay")
 """Methods that may do harm when they are made again although they were done."""
 _READS = ("Get", "List", "Explain", "Check", "Watch")
 """Methods that change nothing: their answers may be refused once they are known to be too large."""
-_STRANGER = Caller(principal=ANONYMOUS.principal, scopes=frozenset())
+_ANONYMOUS = Caller(principal=ANONYMOUS.principal, scopes=frozenset())
 """Who calls what is open to everybody."""
 
 
@@ -114,7 +114,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
     def __init__(
         self,
         identities: Identities,
-        journal: Journal,
+        journal: AuditLog,
         admission: Admission,
         answers: UnreadAnswers,
         observer: CallObserver | None = None,
@@ -286,7 +286,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
     ) -> Caller:
         """Who calls; raises where that is not known, or he may not."""
         if rule is not None and rule.is_open:
-            return _STRANGER
+            return _ANONYMOUS
         peer = context.peer()
         known = await self._identities.authenticate(metadata, context.auth_context(), peer)
         if rule is None:
@@ -301,7 +301,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         caller = await self._identify(method, rule, context, metadata)
         is_told_apart = caller.principal != ANONYMOUS.principal
         holder = caller.principal if is_told_apart else context.peer()
-        call = _Call(caller, method if caller is _STRANGER else "", holder)
+        call = _Call(caller, method if caller is _ANONYMOUS else "", holder)
         self._answers.check_room(holder)
         self._admission.enter(call.crowd)
         task = asyncio.current_task()
@@ -312,7 +312,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
     async def _message(self, call: _Call, read: MessageReader, context: _Context) -> Any:  # noqa: ANN401 (any message)
         """The one message of a call that was let in, if its caller still waits for the answer."""
-        is_open = call.caller is _STRANGER
+        is_open = call.caller is _ANONYMOUS
         request = await self._admission.request(call.holder, context.read, is_open=is_open)
         if context.time_remaining() == 0:  # never less; None without a deadline
             raise _DeadlineExceededError

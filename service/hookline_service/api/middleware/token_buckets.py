@@ -18,7 +18,7 @@ MAX_KEYS: Final = 10_000
 _ROUNDING_S: Final = 1e-9
 
 
-class Buckets:
+class TokenBuckets:
     """One bucket for each key, all filling at the same rate."""
 
     def __init__(

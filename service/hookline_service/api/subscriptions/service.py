@@ -39,11 +39,11 @@ from hookline_service.domain.limits import Limits
 from hookline_service.domain.names import check_id
 from hookline_service.domain.subscription import HttpTarget, Subscription, matches
 from hookline_service.pipeline.actions.target_handshakes import (
-    Consents,
+    TargetHandshakes,
     is_to_be_asked,
     with_consent,
 )
-from hookline_service.pipeline.actions.test_events import Trial
+from hookline_service.pipeline.actions.test_events import TestEvents
 from hookline_service.pipeline.coordination.changes import Changes
 from hookline_service.store.deliveries import DeliveryStore
 from hookline_service.store.subscription_secrets import TargetSecrets
@@ -72,8 +72,8 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         subscriptions: Subscriptions,
         deliveries: DeliveryStore,
         changes: Changes,
-        trial: Trial,
-        consents: Consents,
+        trial: TestEvents,
+        consents: TargetHandshakes,
         reader: SubscriptionReader,
         pages: Pages,
         limits: Limits,

@@ -32,7 +32,7 @@ _TRIES = 5
 _DAY_MS = 86_400_000
 
 
-class Operator:
+class DeliveryActions:
     """Retries and cancels, as an operator asks."""
 
     def __init__(

@@ -58,7 +58,7 @@ def with_consent(
     return replace(wanted, target=replace(wanted.target, allowed_per_minute=allowed))
 
 
-class Consents:
+class TargetHandshakes:
     """Asks targets, as whom and with what their subscriptions say."""
 
     def __init__(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hookline_service.targets.http.sender import WebhookSender
 
 
-class Trial:
+class TestEvents:
     """Sends test events."""
 
     def __init__(
@@ -87,8 +87,8 @@ class Trial:
         )
         if trace is not None:
             trace.answered(outcome)
-            trace.recorded(is_recorded=outcome.kind is not AttemptOutcome.OWN_FAULT)
-        if outcome.kind is AttemptOutcome.OWN_FAULT:
+            trace.recorded(is_recorded=outcome.kind is not AttemptOutcome.INTERNAL_ERROR)
+        if outcome.kind is AttemptOutcome.INTERNAL_ERROR:
             raise UnavailableError(
                 f"nothing was sent to {name}: {outcome.error}", Reason.INTERNAL, retry_after_s=1.0
             )

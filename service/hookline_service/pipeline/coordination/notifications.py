@@ -211,7 +211,7 @@ class Notifier:
             bucket = bucket_of(uid)
             # Never passed on: two nodes that each took the other for the owner would not stop.
             if self._ownership.owns(bucket):
-                self._lanes.touch(uid, bucket, is_word=True)
+                self._lanes.touch(uid, bucket, from_peer=True)
 
 
 def channel_of(node_id: UUID) -> str:

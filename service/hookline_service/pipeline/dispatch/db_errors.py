@@ -1,6 +1,6 @@
 """What keeps a record batch from being written, and how long it waits before it is written again.
 
-A lost deadlock passes within milliseconds, a database in trouble does not, a bad row never does.
+A lost deadlock is over within milliseconds, a database in trouble is not, a bad row never is.
 Must not know what a batch holds.
 """
 
@@ -28,14 +28,14 @@ _TROUBLES = frozenset({"08", "25", "53", "57", "58"})
 """SQLSTATE classes by which a server tells that it is in trouble, not that a row is bad."""
 
 
-def passes(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether it is the database that is not well; what was to be written will be."""
     return isinstance(error, ContentionError | UnavailableError | OutcomeUnknownError) or (
         isinstance(error, RejectedError) and error.sqlstate[:2] in _TROUBLES
     )
 
 
-def lost_deadlock_pause_s(error: Exception, repeats: int, unit: float) -> float | None:
+def deadlock_backoff_s(error: Exception, repeats: int, unit: float) -> float | None:
     """How long to wait for the `repeats`-th time, from 1 on; None where it is trouble.
 
     `unit` is uniform in [0, 1).

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hookline_service.pipeline.clock import Clock
-    from hookline_service.pipeline.dispatch.dispatcher import Sending
+    from hookline_service.pipeline.dispatch.dispatcher import Dispatcher
     from hookline_service.pipeline.dispatch.lane import Job, Lane
-    from hookline_service.pipeline.dispatch.queue_budget import Shares
+    from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
     from hookline_service.pipeline.timers import Timers
 
 TIMER_HORIZON_S = 60.0
@@ -21,10 +21,12 @@ TIMER_HORIZON_S = 60.0
 TIMERS_PER_LANE = 100
 
 
-class Waiting:
+class DelayQueue:
     """Deliveries, and keys of ordered lanes, that are due soon."""
 
-    def __init__(self, clock: Clock, timers: Timers, shares: Shares, sending: Sending) -> None:
+    def __init__(
+        self, clock: Clock, timers: Timers, shares: QueueBudget, sending: Dispatcher
+    ) -> None:
         self._clock = clock
         self._timers = timers
         self._shares = shares

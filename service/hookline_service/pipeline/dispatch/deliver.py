@@ -172,7 +172,7 @@ class Deliverer:
             raise
         except Exception:  # noqa: BLE001 - it is ours: the target is not blamed, the worker goes on
             _log.exception("attempt_broken", delivery=str(job.delivery_id))
-            outcome = Outcome(AttemptOutcome.OWN_FAULT, 0, "", error="an error of our own")
+            outcome = Outcome(AttemptOutcome.INTERNAL_ERROR, 0, "", error="an error of our own")
         if job.trace is not None:
             job.trace.answered(outcome)
         self._sending.answered(job, outcome)
@@ -181,7 +181,9 @@ class Deliverer:
     async def _attempt(self, job: Job, start_us: int) -> Outcome:
         config = job.lane.config
         if config is None:  # the bucket was lost between the queue and here
-            return Outcome(AttemptOutcome.OWN_FAULT, 0, "", error="the bucket has another owner")
+            return Outcome(
+                AttemptOutcome.INTERNAL_ERROR, 0, "", error="the bucket has another owner"
+            )
         message = job.message
         trace_headers = None
         if (context := message.event.trace_context) is not None:

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from hookline_service.domain.attempt import AttemptOutcome
-from hookline_service.pipeline.dispatch.fair_scheduler import Turns
+from hookline_service.pipeline.dispatch.fair_scheduler import FairScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hookline_service.domain.attempt import Outcome
     from hookline_service.pipeline.clock import Clock
     from hookline_service.pipeline.dispatch.lane import Job, Lane
-    from hookline_service.pipeline.dispatch.queue_budget import Shares
+    from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
     from hookline_service.pipeline.timers import Timers
 
 TENANT_SHARE = 4
@@ -35,14 +35,14 @@ CATCH_UP_S = 0.05
 """A rate makes up for so much lateness of ours, so that a busy node sends no less than it may."""
 
 
-class Sending:
+class Dispatcher:
     """The round of lanes that may send, and the jobs that leave them."""
 
-    def __init__(self, clock: Clock, timers: Timers, shares: Shares) -> None:
+    def __init__(self, clock: Clock, timers: Timers, shares: QueueBudget) -> None:
         self._clock = clock
         self._timers = timers
         self._shares = shares
-        self._turns = Turns()
+        self._turns = FairScheduler()
         self._resting: set[int] = set()
         self._in_flight: dict[UUID, int] = {}
         """What each tenant has sent and not recorded."""
@@ -76,7 +76,7 @@ class Sending:
             if lane is None:
                 continue
             self._look_for_silence(lane)
-            if lane.is_doubtful and not self._may_doubt(free_slots):
+            if lane.is_suspect and not self._may_doubt(free_slots):
                 lane.has_turn = True
                 self._aside[lane] = None
                 continue
@@ -102,17 +102,17 @@ class Sending:
     def _look_for_silence(self, lane: Lane) -> None:
         if not lane.in_flight:
             lane.heard_s = self._clock.boottime_s()
-        elif not lane.is_doubtful and self._clock.boottime_s() - lane.heard_s > SILENT_S:
-            self._doubt(lane, is_doubtful=True)
+        elif not lane.is_suspect and self._clock.boottime_s() - lane.heard_s > SILENT_S:
+            self._doubt(lane, is_suspect=True)
 
-    def _doubt(self, lane: Lane, *, is_doubtful: bool) -> None:
+    def _doubt(self, lane: Lane, *, is_suspect: bool) -> None:
         """What it has in flight counts among the others from now on."""
-        if lane.is_doubtful is not is_doubtful:
-            lane.is_doubtful = is_doubtful
+        if lane.is_suspect is not is_suspect:
+            lane.is_suspect = is_suspect
             if lane in self._aside:  # who is trusted waits for nobody there
                 del self._aside[lane]
                 lane.has_turn = False
-            change = lane.unrecorded if is_doubtful else -lane.unrecorded
+            change = lane.unrecorded if is_suspect else -lane.unrecorded
             self._doubtful += change
             self._trusted -= change
 
@@ -125,7 +125,7 @@ class Sending:
         else:
             del self._in_flight[tenant_uid]
         lane.unrecorded += change
-        if lane.is_doubtful:
+        if lane.is_suspect:
             self._doubtful += change
         else:
             self._trusted += change
@@ -155,19 +155,19 @@ class Sending:
             return False
         if lane.bucket in self._resting:
             return False
-        if lane.rests_until_s == 0.0 and lane.paced_until_s == 0.0:
+        if lane.circuit_open_until_s == 0.0 and lane.paced_until_s == 0.0:
             return True
         now_s = self._clock.boottime_s()
-        return lane.rests_until_s <= now_s and lane.paced_until_s <= now_s
+        return lane.circuit_open_until_s <= now_s and lane.paced_until_s <= now_s
 
     def answered(self, job: Job, outcome: Outcome) -> None:
         """A request is over: its place on the wire is free, and the window learns from it."""
         lane = job.lane
         lane.in_flight -= 1
         lane.learn(outcome)
-        if outcome.kind is not AttemptOutcome.OWN_FAULT:
+        if outcome.kind is not AttemptOutcome.INTERNAL_ERROR:
             lane.heard_s = self._clock.boottime_s()
-            self._doubt(lane, is_doubtful=outcome.kind is not AttemptOutcome.ACCEPTED)
+            self._doubt(lane, is_suspect=outcome.kind is not AttemptOutcome.ACCEPTED)
         self.list_if_ready(lane)
 
     def recorded(self, job: Job) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hookline_service.pipeline.dispatch.lane import Lane
 
 
-class Turns:
+class FairScheduler:
     """The round of lanes that may send."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from hookline_service.pipeline.dispatch.lane import Lane
     from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.pipeline.dispatch.queue_budget import Shares
+    from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
     from hookline_service.store.lanes import LaneStore, PendingRow
 
 ROWS_PER_READ = 2_000
@@ -54,7 +54,7 @@ class Intake:
 
 
 def _within(
-    shares: Shares, lane_of: Mapping[UUID, Lane], rows: Sequence[PendingRow]
+    shares: QueueBudget, lane_of: Mapping[UUID, Lane], rows: Sequence[PendingRow]
 ) -> tuple[list[PendingRow], set[UUID]]:
     """The first rows of each lane that fit its share, and the lanes that lack some."""
     kept: list[PendingRow] = []

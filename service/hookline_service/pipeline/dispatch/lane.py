@@ -150,6 +150,8 @@ class Lane:
         "bucket",
         "bytes_held",
         "circuit_backoff_s",
+        "circuit_open_until_s",
+        "concurrency_limit",
         "config",
         "dirty_since_read",
         "failing_since_us",
@@ -160,10 +162,10 @@ class Lane:
         "in_flight",
         "is_being_read",
         "is_deleted",
-        "is_doubtful",
         "is_gone",
         "is_outdated",
         "is_read_stale",
+        "is_suspect",
         "is_told",
         "is_used",
         "known",
@@ -173,7 +175,6 @@ class Lane:
         "paced_until_s",
         "queue",
         "read_again_s",
-        "rests_until_s",
         "stale",
         "state",
         "streak",
@@ -183,7 +184,6 @@ class Lane:
         "unrecorded",
         "waits_for_refill",
         "watched_expiry",
-        "window",
     )
 
     def __init__(
@@ -216,17 +216,17 @@ class Lane:
         self.timed = self.in_flight = 0
         self.unrecorded = 0
         """Sent and not yet recorded."""
-        self.window = 1.0
+        self.concurrency_limit = 1.0
         self.failures = self.streak = 0
         """In a row: those that are recorded, and all."""
         self.failing_since_us: int | None = None
         self.circuit_backoff_s = 0.0
-        """Above zero: the circuit is open, or half open once `rests_until_s` has come."""
-        self.rests_until_s = 0.0
+        """Above zero: the circuit is open, or half open once `circuit_open_until_s` has come."""
+        self.circuit_open_until_s = 0.0
         """Until then nothing is sent, and nothing is read either."""
         self.paced_until_s = 0.0
         """Until then nothing is sent: its rate."""
-        self.is_doubtful, self.heard_s = True, 0.0
+        self.is_suspect, self.heard_s = True, 0.0
         """Whether its target does not answer well, and when it was last heard (`sending.py`)."""
         self.is_deleted = False
         """Its subscription is a tombstone: what is still pending is to be cancelled."""
@@ -352,12 +352,12 @@ class Lane:
             self.failing_since_us = config.failing_since_us
             if config.failing_since_us is not None and not self.is_circuit_open:
                 self.circuit_backoff_s = CIRCUIT_BACKOFF_S  # half open: one probe tells
-            self.window = 1.0 if self.is_circuit_open else float(config.max_in_flight)
+            self.concurrency_limit = 1.0 if self.is_circuit_open else float(config.max_in_flight)
             return True
-        self.window = min(self.window, float(config.max_in_flight))
+        self.concurrency_limit = min(self.concurrency_limit, float(config.max_in_flight))
         if config.state is not before.state or config.url != before.url:
             self.close_circuit()  # an operator has seen to it: begin afresh
-            self.window = float(config.max_in_flight)
+            self.concurrency_limit = float(config.max_in_flight)
             self.failing_since_us = config.failing_since_us
         if config.max_per_second != before.max_per_second:
             self.paced_until_s = 0.0
@@ -374,28 +374,28 @@ class Lane:
             return self.unrecorded == 0
         if self.streak >= CIRCUIT_FAILURES and self.unrecorded > self.in_flight:
             return False
-        return self.in_flight < max(1, int(self.window))
+        return self.in_flight < max(1, int(self.concurrency_limit))
 
     def learn(self, outcome: Outcome) -> None:
         """What an answer says of how many requests the target takes at once."""
         if outcome.kind is AttemptOutcome.ACCEPTED:
             self.streak = 0
-            if self.config is not None and self.window < self.config.max_in_flight:
-                self.window += 1 / self.window
-        elif outcome.kind is not AttemptOutcome.OWN_FAULT:
+            if self.config is not None and self.concurrency_limit < self.config.max_in_flight:
+                self.concurrency_limit += 1 / self.concurrency_limit
+        elif outcome.kind is not AttemptOutcome.INTERNAL_ERROR:
             is_gone = outcome.http_status == GONE
             self.streak = max(self.streak + 1, CIRCUIT_FAILURES if is_gone else 0)
             if outcome.http_status in THROTTLES:
-                self.window = max(1.0, self.window / 2)
+                self.concurrency_limit = max(1.0, self.concurrency_limit / 2)
 
     def open_circuit(self, now_s: float) -> bool:
         """Rest, twice as long as the last time; False where it rests already."""
-        if self.is_circuit_open and self.rests_until_s > now_s:
+        if self.is_circuit_open and self.circuit_open_until_s > now_s:
             return False  # late answers of requests that were on the wire when it opened
         doubled_s = self.circuit_backoff_s * 2 or CIRCUIT_BACKOFF_S
         self.circuit_backoff_s = min(doubled_s, CIRCUIT_BACKOFF_MAX_S)
-        self.rests_until_s = now_s + self.circuit_backoff_s
-        self.window = 1.0
+        self.circuit_open_until_s = now_s + self.circuit_backoff_s
+        self.concurrency_limit = 1.0
         return True
 
     def close_circuit(self) -> None:
@@ -403,4 +403,4 @@ class Lane:
         self.failures = 0
         self.streak = 0
         self.circuit_backoff_s = 0.0
-        self.rests_until_s = 0.0
+        self.circuit_open_until_s = 0.0

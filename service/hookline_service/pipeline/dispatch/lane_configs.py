@@ -67,7 +67,7 @@ class LaneConfigs:
             if route.is_deleted:
                 self._lanes.deleted(lane)
             elif route.secret_fault:
-                self._refuse(lane, route, "secret_sealed", route.secret_fault)
+                self._refuse(lane, route, "secret_unreadable", route.secret_fault)
             else:
                 self._take_in(lane, route)
 

@@ -29,8 +29,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hookline_service.domain.subscription import SubscriptionState
-from hookline_service.pipeline.dispatch.delay_queue import Waiting
-from hookline_service.pipeline.dispatch.dispatcher import Sending
+from hookline_service.pipeline.dispatch.delay_queue import DelayQueue
+from hookline_service.pipeline.dispatch.dispatcher import Dispatcher
 from hookline_service.pipeline.dispatch.lane import (
     CIRCUIT_FAILURES,
     LANE_BYTES,
@@ -41,7 +41,7 @@ from hookline_service.pipeline.dispatch.lane import (
 )
 from hookline_service.pipeline.dispatch.lane_views import LaneCounts, LaneView, counts_of, top_of
 from hookline_service.pipeline.dispatch.outcome_log import tell_circuit_opened
-from hookline_service.pipeline.dispatch.queue_budget import Shares
+from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
 from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ class Lanes:
         self._stalled: dict[Lane, None] = {}
         """Lanes that lack something that is due, and for which there was no room."""
         self.refills = RefillQueue(max(1, max_lane_bytes // (2 * LANE_BYTES)))
-        self.shares = Shares(max_queued_jobs, max_queued_bytes)
-        self.sending = Sending(clock, timers, self.shares)
-        self.waiting = Waiting(clock, timers, self.shares, self.sending)
+        self.shares = QueueBudget(max_queued_jobs, max_queued_bytes)
+        self.sending = Dispatcher(clock, timers, self.shares)
+        self.waiting = DelayQueue(clock, timers, self.shares, self.sending)
         self.sending.on_taken = self._taken
         self.sending.on_quiet = self._quieted
         self.on_wanted: Callable[[], None] = lambda: None
@@ -159,9 +159,9 @@ class Lanes:
         bucket: int,
         *,
         tenant_uid: UUID = UNKNOWN_TENANT,
-        is_word: bool = False,
+        from_peer: bool = False,
     ) -> None:
-        """Something is due that memory may not hold; `is_word`: so another node says."""
+        """Something is due that memory may not hold; `from_peer`: so another node says."""
         if not self._owns(bucket):
             self.on_foreign(subscription_uid, bucket)
             return
@@ -170,7 +170,7 @@ class Lanes:
         )
         if lane is not None:
             lane.is_used = True
-            lane.mark_dirty(can_wait=is_word)
+            lane.mark_dirty(can_wait=from_peer)
             self._want(lane)
 
     def changed(self, subscription_uid: UUID, bucket: int) -> None:
@@ -197,7 +197,7 @@ class Lanes:
             return lane.read_again_s <= self._clock.boottime_s()
         if lane.config is None or lane.is_deleted or lane.is_outdated:
             return True
-        if not lane.sends() or lane.rests_until_s > self._clock.boottime_s():
+        if not lane.sends() or lane.circuit_open_until_s > self._clock.boottime_s():
             return False
         if lane.order is not None and not (lane.order.touched or self.may_walk(lane)):
             return False
@@ -265,8 +265,8 @@ class Lanes:
 
     def may_walk(self, lane: Lane) -> bool:
         """Whether a page of its keys may be read now."""
-        rests_until_s = 0.0 if lane.order is None else lane.order.walks_on_s
-        return lane.state is LaneState.DIRTY and rests_until_s <= self._clock.boottime_s()
+        circuit_open_until_s = 0.0 if lane.order is None else lane.order.walks_on_s
+        return lane.state is LaneState.DIRTY and circuit_open_until_s <= self._clock.boottime_s()
 
     # ------------------------------------------------------------------- what the recorder does
 
@@ -301,9 +301,9 @@ class Lanes:
         if self.waiting.keep(job, delay_s):
             return
         now_s = self._clock.boottime_s()
-        if lane.rests_until_s <= now_s:
-            lane.rests_until_s = now_s + delay_s
-            self._wake_after(lane, lane.rests_until_s)
+        if lane.circuit_open_until_s <= now_s:
+            lane.circuit_open_until_s = now_s + delay_s
+            self._wake_after(lane, lane.circuit_open_until_s)
 
     def mismatched(self, job: Job) -> None:
         """Its row was somebody else's meanwhile: memory knows nothing of it any more."""
@@ -328,7 +328,7 @@ class Lanes:
         if is_open and lane.open_circuit(self._clock.boottime_s()):
             tell_circuit_opened(lane, lane.circuit_backoff_s)
             self._empty(lane)
-            self._wake_after(lane, lane.rests_until_s)
+            self._wake_after(lane, lane.circuit_open_until_s)
 
     def deleted(self, lane: Lane) -> None:
         """Its subscription is gone: nothing goes out, what is pending is cancelled in any order."""
@@ -429,7 +429,7 @@ class Lanes:
         for lane in taken:
             if self.wants_refill(lane):
                 wanted.append(lane)
-            elif lane.needs_reading() and lane.sends() and lane.rests_until_s <= now_s:
+            elif lane.needs_reading() and lane.sends() and lane.circuit_open_until_s <= now_s:
                 self._stalled[lane] = None
         return wanted
 
@@ -504,7 +504,7 @@ class Lanes:
 
     def _keep_rest(self, lane: Lane, now_s: float) -> None:
         """Keep the health of a lane that is dropped, until it may be read; of half the memory."""
-        until_s = max(lane.rests_until_s, lane.read_again_s if lane.fault else 0.0)
+        until_s = max(lane.circuit_open_until_s, lane.read_again_s if lane.fault else 0.0)
         if lane.is_deleted or until_s <= now_s:
             return
         while self._resting and 2 * REST_BYTES * len(self._resting) >= self._max_lane_bytes:

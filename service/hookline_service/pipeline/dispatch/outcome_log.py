@@ -91,7 +91,7 @@ def tell_own_fault(job: Job, outcome: Outcome) -> None:
     Also where a bucket moved or somebody cancelled the delivery meanwhile, which passes.
     """
     _log.warning(
-        "own_fault",
+        "internal_error",
         reason=outcome.error,
         event_id=job.message.webhook_id,
         delivery=format_type_id(DELIVERY_ID, job.delivery_id),

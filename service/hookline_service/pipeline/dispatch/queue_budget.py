@@ -18,7 +18,7 @@ PACED_S = 60
 """A lane with a rate holds no more than it can send in this time."""
 
 
-class Shares:
+class QueueBudget:
     """What is held, of what may be."""
 
     __slots__ = ("bytes", "jobs", "max_bytes", "max_jobs")

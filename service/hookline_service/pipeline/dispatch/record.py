@@ -29,11 +29,11 @@ from hookline_service.domain.delivery import (
 from hookline_service.domain.instants import from_unix_us
 from hookline_service.domain.retry import RetrySchedule
 from hookline_service.domain.subscription import SubscriptionStateReason
-from hookline_service.pipeline.batch_queue import Gathering
+from hookline_service.pipeline.batch_queue import BatchQueue
 from hookline_service.pipeline.dispatch.db_errors import (
     REPEAT_S,
-    lost_deadlock_pause_s,
-    passes,
+    deadlock_backoff_s,
+    is_transient,
     tell_repeated,
     tell_unstorable,
 )
@@ -101,7 +101,7 @@ class Recorder:
         self._random = random
         self._disable_after_us = int(disable_after_s * 1_000_000)
         self._meters = meters or Meters(is_on=False)
-        self._waiting = Gathering[_Record]()
+        self._waiting = BatchQueue[_Record]()
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
         self.on_recorded: Callable[[int], None] = lambda _count: None
@@ -175,13 +175,13 @@ class Recorder:
                     self._consequences_of(batch) if may_turn else None,
                 )
             except Exception as error:  # noqa: BLE001 - a row that cannot be written is found
-                if not passes(error):
+                if not is_transient(error):
                     await self._split(batch, error)
                     return
                 # Written again, not sent again: what had committed after all has another version by
                 # now, and the second one matches nothing.
                 repeats += 1
-                pause_s = lost_deadlock_pause_s(error, repeats, self._random.random())
+                pause_s = deadlock_backoff_s(error, repeats, self._random.random())
                 if pause_s is None:
                     if self._is_stopping:
                         self._settle(batch, _NOTHING)

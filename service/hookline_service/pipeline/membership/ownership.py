@@ -3,10 +3,10 @@
 Theory of operation. Liveness is one row, renewed every third of the lease; owning a bucket is
 another row that changes only when ownership does. The local lease counts from before the renewal
 was sent, less a second for drift, so it ends before the database's does: a node that was frozen
-sends nothing more, even before it learns that it was buried. A node whose row is gone drops
+sends nothing more, even before it learns that it was expired. A node whose row is gone drops
 everything and registers anew under another id.
 
-    heartbeat: renew ─▶ survey ─▶ bury who is overdue, take what is vacant (up to the fair share)
+    heartbeat: renew ─▶ survey ─▶ expire who is overdue, take what is vacant (up to the fair share)
                      │        └─▶ a surplus rests; each bucket of it is given as it falls quiet
                      └▶ row gone: lose everything, register anew
 
@@ -50,7 +50,7 @@ SLOW_S = 1.0
 """A surplus bucket that has rested for so long without falling quiet is kept, and another given."""
 
 LOOK_AGAIN_S = 0.5
-"""When to look again at who is overdue and could not be buried: a record of its was being written,
+"""When to look again at who is overdue and could not be expired: a record of its was being written,
 or somebody else was faster."""
 
 _log = structlog.get_logger(__name__)
@@ -158,9 +158,9 @@ class Ownership:
     async def start(self) -> None:
         """Register and take what is free, then keep renewing. Raises where the database is away."""
         if self._is_alone:
-            await self._store.bury_all()
+            await self._store.expire_all()
         elif self._place:
-            await self._store.bury_predecessor(self._place)
+            await self._store.expire_predecessor(self._place)
         await self._register()
         await self._rebalance()
         self._task = asyncio.create_task(self._beat(), name="heartbeat")
@@ -198,7 +198,7 @@ class Ownership:
         try:
             await self._store.leave(self.node_id)
         except TRANSIENT:
-            _log.warning("node_left_without_goodbye", node_id=str(self.node_id))
+            _log.warning("node_deregistration_failed", node_id=str(self.node_id))
         self.on_moved()
         await self._store.close()
 

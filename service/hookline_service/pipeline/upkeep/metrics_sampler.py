@@ -49,7 +49,7 @@ class Watched(NamedTuple):
     max_in_flight: int
 
 
-class Pulse:
+class MetricsSampler:
     """Beats while it is started; does nothing where nobody collects."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Pulse:
                 if beats % ASK_EVERY == 0:
                     await self.ask()
             except (*TRANSIENT, RejectedError) as error:
-                _log.warning("pulse_unanswered", error=str(error))
+                _log.warning("health_sample_failed", error=str(error))
             except Exception:  # noqa: BLE001 - logged whole; the next beat goes on
                 _log.exception("pulse_broken")
             beats += 1

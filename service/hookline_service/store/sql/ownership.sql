@@ -21,17 +21,17 @@ FROM bucket_leases b LEFT JOIN nodes n USING (node_id),
                                 - clock_timestamp())::float8 AS next_end_s
       FROM nodes) all_nodes
 
--- name: bury
+-- name: expire
 -- Fails to delete a node that renewed meanwhile. One whose record batch is being written holds its row: then the next beat
 -- tries again, for to wait here would cost the waiting node its own lease.
 DELETE FROM nodes WHERE node_id = (
     SELECT node_id FROM nodes WHERE node_id = $1 AND lease_until < clock_timestamp() FOR UPDATE SKIP LOCKED)
 RETURNING node_id
 
--- name: bury_all
+-- name: expire_all
 DELETE FROM nodes
 
--- name: bury_predecessor
+-- name: expire_predecessor
 -- Its supervisor has seen it end, so nobody need wait for its lease.
 DELETE FROM nodes WHERE node_id IN (SELECT node_id FROM nodes WHERE place = $1 FOR UPDATE SKIP LOCKED)
 

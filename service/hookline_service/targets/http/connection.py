@@ -174,7 +174,7 @@ class Connection(asyncio.Protocol):
 
     def stop(self) -> None:
         """The service is stopping: an exchange on the wire ends as our own fault."""
-        self._fail(AttemptOutcome.OWN_FAULT, "the service is stopping")
+        self._fail(AttemptOutcome.INTERNAL_ERROR, "the service is stopping")
 
     # What follows is called by the event loop.
 

@@ -114,7 +114,7 @@ class Dialer:
             # Nobody can tell a slow target's name servers from our own slow resolver; the lookup
             # goes on, and its verdict is there for the next attempt.
             raise AttemptFailure(
-                AttemptOutcome.OWN_FAULT, "the host's name did not resolve before the deadline"
+                AttemptOutcome.INTERNAL_ERROR, "the host's name did not resolve before the deadline"
             ) from None
 
     async def _connect(
@@ -135,7 +135,7 @@ class Dialer:
         except TimeoutError:
             if not is_begun:
                 message = "no TLS handshake could begin before the deadline: too many are under way"
-                raise AttemptFailure(AttemptOutcome.OWN_FAULT, message) from None
+                raise AttemptFailure(AttemptOutcome.INTERNAL_ERROR, message) from None
             message = "no connection could be made before the deadline"
             raise AttemptFailure(AttemptOutcome.TIMEOUT, message, remote_address=address) from None
         finally:
@@ -150,7 +150,8 @@ class Dialer:
                 return await self._tls.of(origin.identity)
         except TimeoutError:
             raise AttemptFailure(
-                AttemptOutcome.OWN_FAULT, "the client certificate was not ready before the deadline"
+                AttemptOutcome.INTERNAL_ERROR,
+                "the client certificate was not ready before the deadline",
             ) from None
         except (ssl.SSLError, ValueError):
             raise AttemptFailure(
@@ -158,7 +159,7 @@ class Dialer:
             ) from None
         except OSError as error:
             raise AttemptFailure(
-                AttemptOutcome.OWN_FAULT,
+                AttemptOutcome.INTERNAL_ERROR,
                 "the client certificate could not be made ready",
                 is_shortage=error.errno in OWN_ERRNOS,
             ) from None
@@ -212,6 +213,6 @@ def _handshake_failure(error: OSError | ValueError, address: str | None) -> Atte
 def _verdict(failures: list[AttemptFailure]) -> AttemptFailure:
     """What several addresses come to: the failure of the best one, save for faults of our own."""
     for failure in failures:
-        if failure.kind is not AttemptOutcome.OWN_FAULT:
+        if failure.kind is not AttemptOutcome.INTERNAL_ERROR:
             return failure
     return failures[0]

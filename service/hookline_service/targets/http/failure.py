@@ -36,7 +36,7 @@ _SENTENCES = {
 class AttemptFailure(httpx.TransportError):
     """A request that got no answer, and why.
 
-    `kind` is never ACCEPTED or REFUSED. `was_sent` tells whether any byte of the request may have
+    `kind` is never ACCEPTED or HTTP_ERROR. `was_sent`: any byte of the request may have
     reached a server. `remote_address` is the address connected to, if any was. `is_shortage` says
     that this machine lacks what idle connections hold: descriptors, memory, ports.
     """
@@ -66,7 +66,7 @@ def failure_of_os_error(error: OSError, *, remote_address: str | None = None) ->
         )
     is_own = error.errno in OWN_ERRNOS
     return AttemptFailure(
-        AttemptOutcome.OWN_FAULT if is_own else AttemptOutcome.CONNECTION_FAILED,
+        AttemptOutcome.INTERNAL_ERROR if is_own else AttemptOutcome.CONNECTION_FAILED,
         connection_sentence(error),
         remote_address=remote_address,
         is_shortage=is_own,

@@ -95,7 +95,7 @@ class Handshake:
         try:
             response = await self._transport.handle_async_request(request)
         except AttemptFailure as failure:
-            if failure.kind is AttemptOutcome.OWN_FAULT:
+            if failure.kind is AttemptOutcome.INTERNAL_ERROR:
                 raise NobodyAskedError(failure.message) from None
             raise ConsentRefusedError(endpoint.url, f"was not reached: {failure.message}") from None
         await response.aclose()

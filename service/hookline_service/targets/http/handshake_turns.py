@@ -39,7 +39,7 @@ class HandshakeTurns:
         number = str(next(self._numbers))
         if not self._turns.join(tenant_id, number):
             raise AttemptFailure(
-                AttemptOutcome.OWN_FAULT, "too many connections wait for their TLS handshake"
+                AttemptOutcome.INTERNAL_ERROR, "too many connections wait for their TLS handshake"
             )
         may_begin = self._waiting[number] = asyncio.get_running_loop().create_future()
         self._start()

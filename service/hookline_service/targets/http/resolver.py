@@ -121,7 +121,9 @@ class Resolver:
         except asyncio.CancelledError:
             waiting = asyncio.current_task()
             if asked.cancelled() and not (waiting and waiting.cancelling()):
-                raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the service is stopping") from None
+                raise AttemptFailure(
+                    AttemptOutcome.INTERNAL_ERROR, "the service is stopping"
+                ) from None
             raise
 
     async def aclose(self) -> None:
@@ -143,10 +145,10 @@ class Resolver:
         """
         if host not in self._lookups:
             if self._is_closed:
-                raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the service is stopping")
+                raise AttemptFailure(AttemptOutcome.INTERNAL_ERROR, "the service is stopping")
             if not self._turns.join(tenant_id, host):
                 raise AttemptFailure(
-                    AttemptOutcome.OWN_FAULT, "too many names are waiting for the resolver"
+                    AttemptOutcome.INTERNAL_ERROR, "too many names are waiting for the resolver"
                 )
             if host not in self._asked:
                 self._asked[host] = asyncio.get_running_loop().create_future()
@@ -199,7 +201,7 @@ class Resolver:
         except socket.gaierror:
             if not await self._check.works_for(host):
                 raise AttemptFailure(
-                    AttemptOutcome.OWN_FAULT, "the resolver does not answer"
+                    AttemptOutcome.INTERNAL_ERROR, "the resolver does not answer"
                 ) from None
         try:
             return await self._look_up(host)
@@ -225,7 +227,9 @@ class Resolver:
                     raise AttemptFailure(
                         AttemptOutcome.CONNECTION_FAILED, "the host's name does not resolve"
                     ) from None
-            raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the resolver does not answer") from None
+            raise AttemptFailure(
+                AttemptOutcome.INTERNAL_ERROR, "the resolver does not answer"
+            ) from None
         if not addresses:
             raise AttemptFailure(AttemptOutcome.CONNECTION_FAILED, "the host's name has no address")
         return addresses

@@ -38,7 +38,7 @@ class RouteFailure(AttemptFailure):
     """The route itself failed, whatever it should have led to: our own fault."""
 
     def __init__(self, message: str, *, is_shortage: bool = False) -> None:
-        super().__init__(AttemptOutcome.OWN_FAULT, message, is_shortage=is_shortage)
+        super().__init__(AttemptOutcome.INTERNAL_ERROR, message, is_shortage=is_shortage)
 
 
 class DirectRoute:

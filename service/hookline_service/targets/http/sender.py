@@ -56,7 +56,7 @@ class WebhookSender:
 
         `webhook_id` is the event's id, the same for every attempt; `timestamp_s` this attempt's
         Unix time in seconds. `may_send` is called just before the request's first byte is written,
-        on each connection: where it says False nothing is sent, and the outcome is OWN_FAULT.
+        on each connection: where it says False nothing is sent, and the outcome is INTERNAL_ERROR.
         `extra_headers` (such as `traceparent`) are sent as they are.
         """
         body = payload.body
@@ -123,7 +123,7 @@ class WebhookSender:
                 remote_address=remote_address,
             )
         return Outcome(
-            AttemptOutcome.REFUSED,
+            AttemptOutcome.HTTP_ERROR,
             self._latency_us(began),
             endpoint.url,
             http_status=status,

@@ -8,7 +8,7 @@ follows no redirect, reads no proxy from the environment, keeps no cookie, decod
 A request's `extensions`, all optional:
     timeout_s          the deadline, in seconds from now (15)
     connect_timeout_s  the part of it that a new connection may take (all of it)
-    may_send           called just before the first byte; False: nothing is sent, OWN_FAULT
+    may_send           called just before the first byte; False: nothing is sent, INTERNAL_ERROR
     origin             the `Origin` of the URL, where the caller keeps it
     target             the request target, exactly as it is to be sent (httpx's own convention)
     tenant_id          who named the URL: tenants take turns where names are looked up
@@ -154,7 +154,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
                 connection = await self._open(origin, min(connect_by, deadline), tenant_id)
             if may_send is not None and not may_send():
                 self.released(connection)
-                raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the right to send was lost")
+                raise AttemptFailure(AttemptOutcome.INTERNAL_ERROR, "the right to send was lost")
             waiter = connection.start(head, body, deadline)
             try:
                 answer = await waiter
@@ -167,7 +167,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
                 return _response_of(answer, connection)
 
     async def aclose(self) -> None:
-        """Close every connection; exchanges that are under way end as OWN_FAULT."""
+        """Close every connection; exchanges that are under way end as INTERNAL_ERROR."""
         self._is_closed = True
         await self._resolver.aclose()
         if self._bound_loop is None:
@@ -254,7 +254,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         if self.connection_count >= self._limits.connections_max:
             idle = self._pool.oldest()
             if idle is None:
-                raise AttemptFailure(AttemptOutcome.OWN_FAULT, "too many connections are open")
+                raise AttemptFailure(AttemptOutcome.INTERNAL_ERROR, "too many connections are open")
             idle.abort()
         self._dialing_count += 1
         try:
@@ -281,7 +281,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             idle = self._pool.oldest()
             if idle is None:
                 raise AttemptFailure(
-                    AttemptOutcome.OWN_FAULT,
+                    AttemptOutcome.INTERNAL_ERROR,
                     "the certificates of open connections come to HOOKLINE_EGRESS_CERTIFICATE_BYTES"
                     f" ({self._limits.certificate_bytes_max}), or to this tenant's share of it",
                 )
@@ -289,7 +289,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise AttemptFailure(AttemptOutcome.OWN_FAULT, "the service is stopping")
+            raise AttemptFailure(AttemptOutcome.INTERNAL_ERROR, "the service is stopping")
 
     def _shed_idle(self) -> None:
         """Give back half of what idle connections hold, the oldest first: others need it now."""

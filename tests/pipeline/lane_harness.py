@@ -1,4 +1,4 @@
-"""Lanes on a desk: real lanes and timers, a clock that a test holds in its hand, no database.
+"""Lanes on a harness: real lanes and timers, a clock that a test holds in its hand, no database.
 
 For what is decided without I/O: who may send, what memory takes and what it leaves to Postgres.
 """
@@ -49,7 +49,7 @@ class HandClock:
         return self.now_s
 
 
-class Desk:
+class LaneHarness:
     """Lanes that nothing drives but the test."""
 
     def __init__(self, **options: int) -> None:
@@ -71,7 +71,7 @@ class Desk:
     def lane(self, *, tenant_uid: UUID | None = None, **fields: object) -> Lane:
         """A lane that is COMPLETE and may send, and whose target has answered before."""
         lane = self.new_lane(tenant_uid=tenant_uid, **fields)
-        lane.is_doubtful = False
+        lane.is_suspect = False
         return lane
 
     def new_lane(self, *, tenant_uid: UUID | None = None, **fields: object) -> Lane:
@@ -167,7 +167,7 @@ class Desk:
 
     def answer(self, job: Job, status: int) -> None:
         """The target answers; its outcome is not recorded yet."""
-        kind = AttemptOutcome.ACCEPTED if 200 <= status < 300 else AttemptOutcome.REFUSED
+        kind = AttemptOutcome.ACCEPTED if 200 <= status < 300 else AttemptOutcome.HTTP_ERROR
         self.sending.answered(job, Outcome(kind, 1, URL, http_status=status))
 
     def succeed(self, job: Job) -> None:
@@ -184,5 +184,5 @@ class Desk:
 
     def release(self, job: Job, *, delay_s: float = 1.0) -> None:
         """A fault of our own."""
-        self.sending.answered(job, Outcome(AttemptOutcome.OWN_FAULT, 0, ""))
+        self.sending.answered(job, Outcome(AttemptOutcome.INTERNAL_ERROR, 0, ""))
         self.lanes.released(job, delay_s)
