@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from structlog.testing import capture_logs
 
-from hookline.v1.delivery_pb2 import DELIVERY_STATE_PENDING, DELIVERY_STATE_SUCCEEDED
+from hookline import HooklineClient
+from hookline.v1.delivery_pb2 import DELIVERY_STATE_PENDING, DELIVERY_STATE_SUCCEEDED, Delivery
 from hookline.v1.delivery_service_pb2 import ListDeliveriesRequest
 from hookline.v1.event_pb2 import Event
 from tests.app.test_node import started, subscribe
@@ -16,10 +16,6 @@ from tests.certificates import Authority
 from tests.targets.http.proxy import Proxy
 from tests.targets.http.receiver import OK, Receiver, answering
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from hookline import HooklineClient
-    from hookline.v1.delivery_pb2 import Delivery
 
 
 async def only_delivery(client: HooklineClient) -> Delivery:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import uvloop
 
@@ -26,10 +27,6 @@ from tests.pipeline.receiver import Receiver
 from tests.pipeline.rig import SECRET, Rig, order_created, running
 from tests.postgres import PostgresServer, embedded
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from uuid import UUID
 
 BATCH = 5_000
 SETTLE_S = 15.0

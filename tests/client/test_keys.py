@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pytest
 
 from hookline.keys import KeySource
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def test_keys_of_a_source_follow_one_another() -> None:

@@ -7,10 +7,8 @@ import os
 import pathlib
 import socket
 import subprocess
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import Any
 
 ENGINE = os.environ.get("HOOKLINE_TEST_ENGINE", "")
 IMAGE = "localhost/hookline:check"

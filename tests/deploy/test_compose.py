@@ -12,7 +12,7 @@ import secrets
 import shutil
 import socket
 import subprocess
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 
@@ -20,9 +20,6 @@ from tests.architecture.repository import ROOT
 from tests.deploy.engine import ENGINE, IMAGE, POSTGRES, engine
 from tests.e2e.processes import run_hookline
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = [
     pytest.mark.skipif(not ENGINE, reason="`make image-check` runs it"),

@@ -14,7 +14,7 @@ import pathlib
 import re
 import secrets
 import urllib.request
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 
@@ -37,9 +37,6 @@ from tests.deploy.engine import (
     variables,
 )
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = [
     pytest.mark.skipif(not ENGINE, reason="`make image-check` runs it"),

@@ -7,17 +7,14 @@ import os
 import pathlib
 import signal
 import tempfile
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING
 
 import asyncpg
 
 from hookline_service.store.embedded import EmbeddedPostgres
 from hookline_service.store.migrations import migrate
 from tests.postgres import MEMORY, SETTINGS
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterator
 
 
 class Cluster:

@@ -5,11 +5,8 @@ A run is judged by it alone: what stands in it must have been delivered, or be v
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pathlib
-    from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable
 
 
 class Oracle:

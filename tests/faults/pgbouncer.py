@@ -7,8 +7,8 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -17,9 +17,6 @@ import pytest
 from hookline_service.store.embedded.account import clean_environment
 from tests.faults.servers import account_of_postgres, free_port
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 TOOLS = pathlib.Path(__file__).parents[2] / ".tools" / "pgbouncer"
 PROGRAM = TOOLS / "usr" / "sbin" / "pgbouncer"

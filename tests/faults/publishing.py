@@ -11,8 +11,10 @@ import itertools
 import secrets
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable
+from typing import Self
 
+from hookline import HooklineClient
 from hookline.errors import (
     AbortedError,
     DeadlineExceededError,
@@ -20,13 +22,8 @@ from hookline.errors import (
     UnavailableError,
 )
 from hookline.v1.event_pb2 import Event
+from tests.faults.oracle import Oracle
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hookline import HooklineClient
-    from tests.faults.oracle import Oracle
 
 TENANT = "tenants/default"
 PATIENCE_S = 120.0

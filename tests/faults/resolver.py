@@ -7,11 +7,8 @@ Python loads before anything of ours, and that looks into a file for what to do.
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pathlib
 
 HOST = "receiver.test"
 """A name that leads to this machine, as long as the resolver works."""

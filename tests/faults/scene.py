@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import pathlib
 import re
 import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import asyncpg
@@ -24,10 +25,6 @@ from tests.faults.oracle import Oracle
 from tests.faults.publishing import TENANT, Publishers
 from tests.faults.target import Target
 from tests.waiting import PATIENCE_S, until
-
-if TYPE_CHECKING:
-    import pathlib
-    from collections.abc import AsyncIterator, Sequence
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 ONE_TRY_S = 2.0

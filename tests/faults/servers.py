@@ -10,8 +10,8 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING
 
 import asyncpg
 
@@ -20,9 +20,6 @@ from hookline_service.store.embedded.programs import REFUGES, find_programs
 from hookline_service.store.migrations import migrate
 from tests.postgres import MEMORY, SETTINGS
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
 
 ROLE = "hookline"
 _RUN_S = 60.0

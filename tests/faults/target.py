@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, cast
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Self, cast
 
 
 @dataclass(frozen=True, slots=True)

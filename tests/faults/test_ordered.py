@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import pathlib
 import random
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,12 +14,8 @@ from hookline.v1.event_pb2 import Event
 from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
 from tests.faults.publishing import REPEATED, TENANT
 from tests.faults.scene import Scene, scene, shared
+from tests.faults.target import Request
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    import pathlib
-
-    from tests.faults.target import Request
 
 pytestmark = pytest.mark.timeout(1_800)
 

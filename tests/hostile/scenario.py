@@ -18,18 +18,13 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
 from tests.e2e.processes import environment
 from tests.hostile.probe import Phase
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.hostile.stage import Stage
+from tests.hostile.stage import Stage
 
 ATTACKER = (sys.executable, "-P", "-m", "tests.hostile.attacker")
 RECOVERED_CALLS = 10

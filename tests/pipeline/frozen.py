@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from hookline_service.pipeline.membership.ownership import Ownership
-
-if TYPE_CHECKING:
-    from tests.pipeline.rig import Rig
+from tests.pipeline.rig import Rig
 
 
 def freeze(rig: Rig) -> None:

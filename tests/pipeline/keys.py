@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+
+import pytest
 
 from hookline_service.domain.event import NewEvent
 from hookline_service.domain.ids import format_type_id
@@ -11,9 +12,6 @@ from hookline_service.domain.names import event_name
 from hookline_service.pipeline.publishing.group import Published
 from hookline_service.store.publishing import Key, PublishRows, PublishStore, TakenKey
 from tests.pipeline.rig import Rig, order_created
-
-if TYPE_CHECKING:
-    import pytest
 
 Act = Callable[[], Awaitable[None]]
 

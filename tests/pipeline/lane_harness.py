@@ -5,8 +5,9 @@ For what is decided without I/O: who may send, what memory takes and what it lea
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from random import Random
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.domain.event import NewEvent, accepted
@@ -21,10 +22,6 @@ from hookline_service.store.lanes import PendingRow
 from hookline_service.targets.http.prepared import PreparedTarget, prepare_target
 from hookline_service.targets.http.signature import Signer, parse_secret
 from tests.pipeline.rig import SECRET
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from uuid import UUID
 
 URL = "http://127.0.0.1:1024/hook"
 NOW_MS = 1_800_000_000_000

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 import orjson
 
+from hookline_service.domain.event import NewEvent
+from tests.pipeline.receiver import Receiver
 from tests.pipeline.rig import order_created
-
-if TYPE_CHECKING:
-    from hookline_service.domain.event import NewEvent
-    from tests.pipeline.receiver import Receiver
 
 
 def keyed(key: str, number: int) -> NewEvent:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from hookline_service.domain.ids import BUCKET_COUNT, bucket_of
 from tests.pipeline.rig import Rig, running
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from uuid import UUID
 
 
 def uid_of(owner: Rig) -> UUID:

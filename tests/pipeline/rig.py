@@ -7,12 +7,15 @@ the clock is ours: `turn` moves the database's due times and the node's duration
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
+from uuid import UUID
 
-from hookline_service.domain.event import NewEvent
+import asyncpg
+
+from hookline_service.domain.event import EventType, NewEvent
 from hookline_service.domain.ids import bucket_of, make_uuid7
 from hookline_service.domain.limits import Limits
 from hookline_service.pipeline.actions.delivery_actions import DeliveryActions
@@ -38,7 +41,7 @@ from hookline_service.pipeline.upkeep.chores import Upkeep
 from hookline_service.schema.checker import SchemaChecker
 from hookline_service.store.backlog import BacklogStore
 from hookline_service.store.data_keys import TenantSecrets
-from hookline_service.store.database import Database
+from hookline_service.store.database import Database, Session
 from hookline_service.store.lanes import LaneStore
 from hookline_service.store.notifying import NotifyStore
 from hookline_service.store.operations import OperationStore
@@ -51,15 +54,6 @@ from hookline_service.targets.http.egress import EgressPolicy
 from hookline_service.targets.http.sender import WebhookSender
 from hookline_service.targets.http.transport import WebhookTransport
 from tests.pipeline.receiver import Receiver
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-    from uuid import UUID
-
-    import asyncpg
-
-    from hookline_service.domain.event import EventType
-    from hookline_service.store.database import Session
 
 __all__ = ["KEY_WINDOW_S", "SECRET", "Receiver", "Rig", "TurnableClock", "order_created", "running"]
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import asyncpg
 
+from hookline_service.store.database import Database
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from uuid import UUID
-
-    from hookline_service.store.database import Database
 
 BUMP = "UPDATE tenants SET epoch = epoch + 1 WHERE tenant_uid = $1 RETURNING epoch"
 STALL = "LOCK TABLE events IN SHARE MODE"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 
@@ -11,12 +11,8 @@ from hookline_service.store.tenants import Tenants
 from tests.pipeline.dispatch.test_refill import insert_pending
 from tests.pipeline.lane_harness import LaneHarness
 from tests.pipeline.ordering import keyed
+from tests.pipeline.rig import Receiver, Rig
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from tests.pipeline.rig import Receiver, Rig
 
 BATCH = 20
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from itertools import count
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 
 from hookline_service.pipeline.dispatch.dispatcher import SILENT_S
+from hookline_service.pipeline.dispatch.lane import Job, Lane
 from tests.pipeline.lane_harness import LaneHarness
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from uuid import UUID
-
-    from hookline_service.pipeline.dispatch.lane import Job, Lane
 
 SLOTS = 200
 STEP_S = 0.05

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import pytest
 
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import rival, until_blocked
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from datetime import datetime
-    from uuid import UUID
-
-    import pytest
 
 DAY_S = 86_400.0
 RARELY = [0.0, *[6 * 3_600.0] * 90]

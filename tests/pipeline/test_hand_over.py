@@ -6,24 +6,20 @@ Rule 13. Leases are long here: whatever is seen to soon, is seen to at somebody'
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 
 from hookline_service.domain.ids import BUCKET_COUNT, bucket_of
 from hookline_service.pipeline.membership import ownership
+from hookline_service.store.ownership import BucketLease
 from tests.pipeline.frozen import freeze, run_out
 from tests.pipeline.pair import pair, shared, uid_of
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import rival
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-    from uuid import UUID
-
-    from hookline_service.store.ownership import BucketLease
 
 LONG_S = 300.0
 

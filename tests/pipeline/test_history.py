@@ -14,7 +14,8 @@ from hookline_service.domain.errors import Reason, UnavailableError
 from hookline_service.domain.event import NewEvent
 from hookline_service.domain.ids import BUCKET_COUNT
 from hookline_service.pipeline.publishing.commit import GroupLimits
-from hookline_service.pipeline.publishing.matching import Matcher, TenantIndex
+from hookline_service.pipeline.publishing.matching import Matcher
+from hookline_service.pipeline.publishing.tenant_index import TenantIndex
 from hookline_service.store.database import Database
 from hookline_service.store.lanes import ChangeCursor
 from hookline_service.store.publishing import PublishRows, PublishStore

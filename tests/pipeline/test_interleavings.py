@@ -10,16 +10,13 @@ import asyncio
 from collections import Counter
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 
 from hookline_service.domain.ids import format_type_id
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 SUBSCRIPTIONS = 7
 EVENTS = 600

@@ -7,9 +7,9 @@ killed or stopped in the midst, and another that takes over.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from random import Random
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,9 +18,6 @@ from tests.pipeline.ordering import arrivals, first_arrivals, keyed
 from tests.pipeline.pair import shared, uid_of
 from tests.pipeline.rig import Receiver, Rig, running
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 KEYS = 30
 EVENTS = 600

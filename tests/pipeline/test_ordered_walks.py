@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pytest
 
 from tests.pipeline.dispatch.test_ordered import ordered, publish, recorded
 from tests.pipeline.ordering import arrivals, keyed
+from tests.pipeline.rig import Receiver, Rig
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    import pytest
-
-    from tests.pipeline.rig import Receiver, Rig
 
 
 def pages_of(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from uuid import UUID
 
+import asyncpg
 import pytest
 
 from hookline_service.domain.delivery import DeliveryState
 from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from uuid import UUID
-
-    import asyncpg
 
 
 async def subscription_row(rig: Rig, uid: UUID) -> asyncpg.Record:

@@ -7,21 +7,17 @@ keep: where a call has to be queued again, those of its stream that come after i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 
 from hookline_service.domain.errors import AlreadyExistsError, InvalidArgumentError
 from hookline_service.pipeline.publishing.commit import GroupLimits
+from hookline_service.pipeline.publishing.group import Published
 from tests.pipeline.rig import Rig, order_created, running
 from tests.pipeline.rival import BUMP, STALL, rival, until_blocked
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from hookline_service.pipeline.publishing.group import Published
 
 
 async def test_a_call_that_waits_for_its_index_is_not_passed(rig: Rig) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pytest
 
 from hookline_service.domain.errors import Reason, UnavailableError
 from hookline_service.domain.ids import BUCKET_COUNT
 from hookline_service.store.database import RejectedError
+from hookline_service.store.ownership import OwnershipStore
 from hookline_service.store.recording import RecordStore
 from tests.pipeline.frozen import freeze, run_out, wake
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.wire import Wire
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from hookline_service.store.ownership import OwnershipStore
 
 ALL = frozenset(range(BUCKET_COUNT))
 

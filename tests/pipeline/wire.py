@@ -7,12 +7,10 @@ answer leaves Postgres after its commit, so a cut answer is an ambiguous commit 
 from __future__ import annotations
 
 import asyncio
+from asyncio import StreamReader, StreamWriter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from typing import Self
 from urllib.parse import parse_qs, urlsplit
-
-if TYPE_CHECKING:
-    from asyncio import StreamReader, StreamWriter
 
 _CHUNK = 1 << 20
 _PORT = 5432

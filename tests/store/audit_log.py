@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hookline_service.domain.audit import ChainWalk
+from hookline_service.domain.audit import AuditEntry, ChainHead, ChainWalk
 from hookline_service.store.audit import AuditLog
-
-if TYPE_CHECKING:
-    from hookline_service.domain.audit import AuditEntry, ChainHead
-    from hookline_service.store.database import Database
+from hookline_service.store.database import Database
 
 
 async def entries_of(database: Database) -> list[AuditEntry]:

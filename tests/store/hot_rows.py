@@ -6,16 +6,12 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
-from typing import TYPE_CHECKING
+from uuid import UUID
+
+import asyncpg
 
 from hookline_service.domain.ids import bucket_of, delivery_id_of, make_uuid7
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    import asyncpg
-
-    from hookline_service.store.database import Session
+from hookline_service.store.database import Session
 
 URL = "https://example.com/hook"
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -20,8 +20,7 @@ import orjson
 
 from hookline_service.domain.ids import bucket_of, delivery_id_of, make_uuid7
 
-if TYPE_CHECKING:
-    Connection = asyncpg.Connection[asyncpg.Record]
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"  # generic in its stubs alone
 
 
 @dataclass(frozen=True)

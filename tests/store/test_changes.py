@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
 from hookline_service.store.database import Database
@@ -11,11 +12,6 @@ from hookline_service.store.lanes import SQL, LaneStore
 from tests.pipeline.rival import rival
 from tests.store.rows import Rows, rows_in
 from tests.store.test_delivery_costs import blocks_read
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    import asyncpg
 
 LOG = "INSERT INTO change_log (kind, bucket) SELECT 'SUBSCRIPTION', unnest($1::smallint[])"
 

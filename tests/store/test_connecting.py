@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import asyncpg
@@ -14,9 +14,6 @@ from hookline_service.domain.errors import Reason, UnavailableError
 from hookline_service.store.connecting import History
 from hookline_service.store.database import Database
 from hookline_service.store.ownership import OwnershipStore
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 
 @pytest.fixture

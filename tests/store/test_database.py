@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -19,9 +19,6 @@ from hookline_service.store.database import (
 )
 from tests.pipeline.wire import Wire
 from tests.waiting import PATIENCE_S
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 MARK = "SELECT 'mark'"
 

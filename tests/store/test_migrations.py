@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -16,10 +15,7 @@ from hookline_service.store.migrations import (
     pending_migrations,
 )
 from hookline_service.store.partitions import PARENTS
-from tests.postgres import execute
-
-if TYPE_CHECKING:
-    from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, execute
 
 
 @pytest.fixture

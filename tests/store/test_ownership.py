@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from uuid import UUID
 
 import pytest
 
@@ -12,10 +13,6 @@ from hookline_service.store.database import Database
 from hookline_service.store.ownership import BucketLease, OwnershipStore
 from tests.pipeline.rival import rival
 from tests.store.hot_rows import HotRows
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from uuid import UUID
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import asyncpg
 import pytest
@@ -22,10 +23,7 @@ from hookline_service.store.partitions import (
 )
 from tests.waiting import PATIENCE_S, until
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    Connection = asyncpg.Connection[asyncpg.Record]
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"  # generic in its stubs alone
 
 OLD = date(2026, 1, 31)
 INSERT = """INSERT INTO events (tenant_uid, event_id, ordinal, is_json, type, content_type, data)

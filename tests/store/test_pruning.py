@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
 
 from hookline_service.domain.ids import bucket_of
+from hookline_service.domain.subscription import Subscription
 from hookline_service.pipeline.publishing.matching import Matcher
 from hookline_service.store.upkeep import UpkeepStore
 from tests.store.control_plane import ControlPlane, control_plane
-
-if TYPE_CHECKING:
-    from hookline_service.domain.subscription import Subscription
 
 PENDING = """INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid,
                  event_id) VALUES ($1, now(), 1, $2, $3, $2)"""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -11,9 +12,6 @@ import pytest
 from hookline_service.store.database import Database
 from hookline_service.store.publishing import SQL, PublishRows, PublishStore
 from tests.store.rows import rows_in
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 TENANTS = 200
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 
 from hookline_service.domain.caller import Caller, calling
 from hookline_service.store.database import Database, RejectedError
-from hookline_service.store.recording import Consequences, Disabling, OutcomeRows, RecordStore
+from hookline_service.store.recording import Consequences, Disabling, OutcomeRows, RecordStore, Row
 from tests.pipeline.rival import rival, until_blocked
 from tests.store.audit_log import entries_of, shown, verified
 from tests.store.hot_rows import URL, HotRows, finished_row, rescheduled_row
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-    from uuid import UUID
-
-    from hookline_service.store.recording import Row
 
 
 class Recording:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -11,9 +11,6 @@ from hookline_service.store.connecting import UnsafeServerError
 from hookline_service.store.database import Database
 from hookline_service.store.embedded import EmbeddedPostgres
 from tests.store.embedded_rig import make_ground
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ground = pytest.fixture(make_ground)
 

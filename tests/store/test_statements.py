@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 from importlib import resources
-from typing import TYPE_CHECKING
 
 import pytest
 
 from hookline_service.store.database import Database, Session
 from hookline_service.store.statements import Statements
 from tests.store.hot_rows import HotRows
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 FILES = sorted(
     file.name.removesuffix(".sql")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
 
+import asyncpg
 import pytest
 
 from hookline_service.store.database import Database, Session
@@ -15,13 +17,6 @@ from hookline_service.store.partitions import first_id_of_day, locks_of_one_day,
 from hookline_service.store.upkeep import RetentionError, UpkeepStore
 from tests.pipeline.rival import rival
 from tests.store.hot_rows import HotRows
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from datetime import date
-    from uuid import UUID
-
-    import asyncpg
 
 
 @pytest.fixture

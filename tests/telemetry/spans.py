@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from uuid import UUID
 
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import SpanContext, StatusCode
 
+from hookline_service.telemetry.attempts import AttemptTrace
+from hookline_service.telemetry.sampling import Sampling
 from hookline_service.telemetry.tracing import Tracer
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.trace import SpanContext
-
-    from hookline_service.telemetry.attempts import AttemptTrace
-    from hookline_service.telemetry.sampling import Sampling
 
 DELIVERY = UUID(int=7)
 CALLER_TRACE = 0x0AF7651916CD43DD8448EB211C80319C

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from datetime import datetime
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-
-    from hookline_service.domain.caller import Scope
+from hookline_service.domain.caller import Scope
 
 TOKEN_PREFIX: Final = "hk_"  # noqa: S105 - what every token begins with
 ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

@@ -24,13 +24,10 @@ many bytes of UTF-8:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from uuid import UUID
+from uuid import UUID
 
 ENCODING = 1
 GENESIS = bytes(32)

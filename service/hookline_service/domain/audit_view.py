@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from hookline_service.domain.api_key import api_key_name
+from hookline_service.domain.api_key import ApiKey, api_key_name
+from hookline_service.domain.delivery import DeliveryState
+from hookline_service.domain.event import EventType
 from hookline_service.domain.names import event_type_name, subscription_name, tenant_name
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from hookline_service.domain.api_key import ApiKey
-    from hookline_service.domain.delivery import DeliveryState
-    from hookline_service.domain.event import EventType
-    from hookline_service.domain.subscription import HttpTarget, Subscription
-    from hookline_service.domain.tenant import Tenant
+from hookline_service.domain.subscription import HttpTarget, Subscription
+from hookline_service.domain.tenant import Tenant
 
 REDACTED = "[redacted]"
 JSON_BYTES_MAX = 16 * 1024

@@ -17,12 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
 
 from hookline_service.domain.attempt import AttemptOutcome, Outcome
-
-if TYPE_CHECKING:
-    from hookline_service.domain.retry import RetrySchedule
+from hookline_service.domain.retry import RetrySchedule
 
 GONE = 410
 """RFC 9110 section 15.5.11: the target is gone on purpose; its subscription is disabled."""

@@ -6,12 +6,10 @@ of a gRPC status). Nothing here knows gRPC; `api/middleware/errors.py` is the on
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 
 class Code(StrEnum):

@@ -8,10 +8,7 @@ subscriptions. Two keys that shared a hash would wait for one another, and nothi
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from uuid import UUID
+from uuid import UUID
 
 _MASK_63 = (1 << 63) - 1
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from hookline_service.domain.retry import DEFAULT_DELAYS_S, RetrySchedule, doubling
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-    from uuid import UUID
 
 DEFAULT_TIMEOUT_S = 15.0
 MIN_TIMEOUT_S = 1.0

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hookline_service.pipeline.clock import Clock
+from hookline_service.pipeline.clock import Clock
 
 
 class Timers:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import secrets as randomness
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+
+import asyncpg
 
 from hookline_service.domain.api_key import ApiKey, api_key_name, digest_of, make_key_id, make_token
 from hookline_service.domain.audit_view import api_key_view
@@ -17,14 +19,8 @@ from hookline_service.domain.caller import Scope
 from hookline_service.domain.errors import NotFoundError, Reason
 from hookline_service.domain.names import tenant_name
 from hookline_service.store import audit
+from hookline_service.store.database import Database, Session
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    import asyncpg
-
-    from hookline_service.store.database import Database, Session
 
 SQL = Statements("api_keys")
 

@@ -7,22 +7,19 @@ calls are told of: the API says so for reads, each store for its changes.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import asyncpg
 
 from hookline_service.domain.audit import AuditEntry, BrokenChainError, ChainHead
 from hookline_service.domain.audit_view import View, json_of
 from hookline_service.domain.caller import Caller, current_caller
 from hookline_service.domain.errors import NotFoundError, Reason
 from hookline_service.domain.names import WILDCARD, tenant_name
+from hookline_service.store.database import Database
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-
-    import asyncpg
-
-    from hookline_service.store.database import Database
 
 SQL = Statements("audit")
 

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import base64
 import secrets
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -31,16 +32,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from hookline_service.domain.audit import GENESIS, BrokenChainError, ChainHead
+from hookline_service.store.database import Database
 from hookline_service.store.deployment_keys import SQL as DEPLOYMENT_KEYS
 from hookline_service.store.deployment_keys import DeploymentKeyPlace
-from hookline_service.store.secrets import KEY_BYTES
+from hookline_service.store.secrets import KEY_BYTES, SecretBox
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from hookline_service.store.database import Database
-    from hookline_service.store.secrets import SecretBox
 
 SQL = Statements("audit_checkpoints")
 

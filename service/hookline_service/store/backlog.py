@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID
 
+from hookline_service.store.database import Database
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from uuid import UUID
-
-    from hookline_service.store.database import Database
 
 SQL = Statements("backlog")
 

@@ -11,19 +11,17 @@ begins another, in which an epoch or a transaction number may come a second time
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TypeAlias
+from uuid import UUID
 
 import asyncpg
 import orjson
 
 from hookline_service.store.statements import Statements
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from uuid import UUID
-
-    Connection = asyncpg.Connection[asyncpg.Record]
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"  # generic in its stubs alone
 
 SQL = Statements("connecting")
 

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -27,15 +29,11 @@ from hookline_service.store.secrets import (
     UNDER_DATA_KEY,
     UNDER_MASTER_KEY,
     SealedSecretError,
+    SecretBox,
+    SecretPlace,
     key_id_of,
     take_apart,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from uuid import UUID
-
-    from hookline_service.store.secrets import SecretBox, SecretPlace
 
 
 class DataKeyPlace(NamedTuple):

@@ -20,13 +20,16 @@ connection that overran is terminated, never released.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn, TypeAlias
+from uuid import UUID
 from weakref import WeakSet
 
 import asyncpg
 import structlog
+from asyncpg.pool import PoolConnectionProxy
 
 from hookline_service.domain.errors import Reason, UnavailableError
 from hookline_service.store.connecting import (
@@ -37,13 +40,8 @@ from hookline_service.store.connecting import (
     read_history,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-    from uuid import UUID
-
-    from asyncpg.pool import PoolConnectionProxy
-
-    Connection = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+# Both are generic in their stubs alone.
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
 _log = structlog.get_logger(__name__)
 

@@ -7,9 +7,13 @@ deliveries are shown with. A tenant id of `-` means: of all tenants.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
+from uuid import UUID
+
+import asyncpg
 
 from hookline_service.domain.attempt import Attempt, AttemptOutcome, Outcome
 from hookline_service.domain.delivery import DeliveryState, DeliveryStateReason
@@ -29,16 +33,9 @@ from hookline_service.domain.names import (
     tenant_name,
 )
 from hookline_service.domain.subscription import SubscriptionState
+from hookline_service.store.database import Database
 from hookline_service.store.statements import Statements
 from hookline_service.store.windows import newest_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from uuid import UUID
-
-    import asyncpg
-
-    from hookline_service.store.database import Database
 
 SQL = Statements("deliveries")
 

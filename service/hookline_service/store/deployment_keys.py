@@ -7,16 +7,12 @@ or signed with them is to outlive it. Such an exchange only seals them anew, at 
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from hookline_service.store.secrets import KEY_BYTES
+from hookline_service.store.database import Database
+from hookline_service.store.secrets import KEY_BYTES, SecretBox
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hookline_service.store.database import Database
-    from hookline_service.store.secrets import SecretBox
 
 SQL = Statements("deployment_keys")
 

@@ -6,16 +6,13 @@ bytes in the table and as many in the log, for almost every event there is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from uuid import UUID
+
+import asyncpg
 
 from hookline_service.domain.event import BINARY_CONTENT_TYPE, JSON_CONTENT_TYPE, Event, NewEvent
 from hookline_service.domain.ids import unix_ms_of
 from hookline_service.domain.instants import from_unix_ms
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    import asyncpg
 
 EventRow = tuple[object, ...]
 

@@ -6,23 +6,20 @@ subscriptions. Must not know whether a schema is one (the API has checked it).
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
+
+import asyncpg
 
 from hookline_service.domain.audit_view import event_type_view
 from hookline_service.domain.errors import AbortedError, AlreadyExistsError, NotFoundError, Reason
 from hookline_service.domain.event import EventType, EventTypeState
 from hookline_service.domain.names import event_type_name
 from hookline_service.store.audit import draft
+from hookline_service.store.database import Database
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    import asyncpg
-
-    from hookline_service.store.database import Database
 
 SQL = Statements("event_types")
 

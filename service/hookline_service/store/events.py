@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from uuid import UUID
+
+import asyncpg
 
 from hookline_service.domain.errors import NotFoundError, Reason
 from hookline_service.domain.event import Event
 from hookline_service.domain.ids import EVENT_ID, format_type_id
 from hookline_service.domain.names import WILDCARD, event_name, tenant_name
+from hookline_service.store.database import Database
 from hookline_service.store.event_rows import event_of
 from hookline_service.store.statements import Statements
 from hookline_service.store.windows import newest_rows
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    import asyncpg
-
-    from hookline_service.store.database import Database
 
 SQL = Statements("events")
 

@@ -6,23 +6,19 @@ Lanes of ordered subscriptions are read by their keys: the first of some, or the
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from uuid import UUID
 
+import asyncpg
+
+from hookline_service.domain.event import Event
 from hookline_service.domain.ids import first_uuid_of
 from hookline_service.domain.instants import from_unix_ms
 from hookline_service.domain.ordering import LAST_KEY_HASH
+from hookline_service.store.database import Session
 from hookline_service.store.event_rows import event_of
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from uuid import UUID
-
-    import asyncpg
-
-    from hookline_service.domain.event import Event
-    from hookline_service.store.database import Session
 
 SQL = Statements("lanes")
 ORDER_SQL = Statements("ordering")

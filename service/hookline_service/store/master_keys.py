@@ -12,26 +12,26 @@ Must not know what the secrets are for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 from uuid import UUID
+
+import asyncpg
 
 from hookline_service.store.audit import SQL as AUDIT
 from hookline_service.store.audit import draft
-from hookline_service.store.data_keys import DataKeyPlace
-from hookline_service.store.database import ContentionError
+from hookline_service.store.data_keys import DataKey, DataKeyPlace, TenantSecrets
+from hookline_service.store.database import ContentionError, Database
 from hookline_service.store.deployment_keys import DeploymentKeyPlace
-from hookline_service.store.secrets import MasterKeyError, SealedSecretError, SecretPlace, names_of
+from hookline_service.store.secrets import (
+    MasterKeyError,
+    SealedSecretError,
+    SecretBox,
+    SecretPlace,
+    names_of,
+)
 from hookline_service.store.statements import Statements
 from hookline_service.store.subscription_secrets import add_data_key, data_keys_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import asyncpg
-
-    from hookline_service.store.data_keys import DataKey, TenantSecrets
-    from hookline_service.store.database import Database
-    from hookline_service.store.secrets import SecretBox
 
 SQL = Statements("master_keys")
 

@@ -6,14 +6,10 @@ transaction's commit, which would otherwise be flushed for the sake of mere word
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
 
+from hookline_service.store.database import Connection, Session
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
-
-    from hookline_service.store.database import Connection, Session
 
 SQL = Statements("notifying")
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import datetime
+from uuid import UUID
 
+from hookline_service.domain.attempt import Outcome
 from hookline_service.domain.audit_view import delivery_view
 from hookline_service.domain.delivery import DeliveryState
+from hookline_service.domain.event import Event
 from hookline_service.domain.ids import DELIVERY_ID, EVENT_ID, bucket_of_delivery, format_type_id
 from hookline_service.domain.names import delivery_name, event_name, subscription_name
 from hookline_service.domain.ordering import key_hash_of
-from hookline_service.domain.subscription import RetryPolicy
+from hookline_service.domain.subscription import RetryPolicy, Subscription
 from hookline_service.store.audit import draft
+from hookline_service.store.database import Database
 from hookline_service.store.event_rows import stored_content_type
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from datetime import datetime
-    from uuid import UUID
-
-    from hookline_service.domain.attempt import Outcome
-    from hookline_service.domain.event import Event
-    from hookline_service.domain.subscription import Subscription
-    from hookline_service.store.database import Database
 
 SQL = Statements("operations")
 

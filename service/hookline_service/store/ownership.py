@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from uuid import UUID
 
+from hookline_service.store.database import Session
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from uuid import UUID
-
-    from hookline_service.store.database import Session
 
 SQL = Statements("ownership")
 

@@ -8,13 +8,10 @@ it is dropped by DETACH CONCURRENTLY, then DROP. One node at a time does either.
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from hookline_service.domain.ids import first_uuid_of
-
-if TYPE_CHECKING:
-    from hookline_service.store.database import Connection
+from hookline_service.store.database import Connection
 
 PARENTS = ("events", "deliveries", "attempts")
 DAYS_AHEAD = 14

@@ -5,26 +5,23 @@ Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publi
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
+import asyncpg
+
 from hookline_service.store.database import (
+    Connection,
     OutcomeUnknownError,
     RejectedError,
     Session,
     history_changed,
 )
+from hookline_service.store.event_rows import EventRow
+from hookline_service.store.routes import IndexReader
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-
-    import asyncpg
-
-    from hookline_service.store.database import Connection
-    from hookline_service.store.event_rows import EventRow
-    from hookline_service.store.routes import IndexReader
 
 SQL = Statements("publishing")
 

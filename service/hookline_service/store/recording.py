@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from hookline_service.store.audit import SQL as AUDIT
+from hookline_service.store.database import Connection, Session
 from hookline_service.store.statements import Statements
 from hookline_service.store.subscription_audit import disabling
 from hookline_service.store.subscription_rows import subscription_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from collections.abc import Set as AbstractSet
-    from uuid import UUID
-
-    from hookline_service.store.database import Connection, Session
 
 SQL = Statements("recording")
 _READ = Statements("subscriptions").read

@@ -5,10 +5,14 @@ Both are one statement each, so that what they return belongs together (DATAPATH
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
+
+import asyncpg
 
 from hookline_service.domain.subscription import (
     PayloadFormat,
@@ -16,24 +20,17 @@ from hookline_service.domain.subscription import (
     Subscription,
     schedule_of,
 )
+from hookline_service.store.data_keys import TenantSecrets
 from hookline_service.store.secrets import SealedSecretError
 from hookline_service.store.statements import Statements
 from hookline_service.store.subscription_rows import policy_of, subscription_of
 from hookline_service.store.subscription_secrets import (
     UNCHANGED,
+    LiveSecret,
     TargetSecrets,
     open_signing_secrets,
     open_target_secrets,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-
-    import asyncpg
-
-    from hookline_service.store.data_keys import TenantSecrets
-    from hookline_service.store.subscription_secrets import LiveSecret
 
 SQL = Statements("subscriptions")
 

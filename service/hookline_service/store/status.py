@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
 
 from hookline_service.domain.ids import unix_ms_of
+from hookline_service.store.database import Database
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-    from uuid import UUID
-
-    from hookline_service.store.database import Database
 
 SQL = Statements("status")
 

@@ -7,19 +7,14 @@ that was seen. Must not know a secret: of keys it is given what everybody may kn
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from hookline_service.domain.audit_view import View, subscription_view
 from hookline_service.domain.caller import SERVICE
 from hookline_service.domain.names import subscription_name
-from hookline_service.domain.subscription import SubscriptionState
+from hookline_service.domain.subscription import SignatureScheme, Subscription, SubscriptionState
 from hookline_service.store.audit import draft
 from hookline_service.store.subscription_rows import etag_of, version_of
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from hookline_service.domain.subscription import SignatureScheme, Subscription
 
 FIRST_VERSION = 1
 

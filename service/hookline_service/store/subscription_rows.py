@@ -6,7 +6,10 @@ Must not open secrets, nor run a statement.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import Final, TypedDict
+from uuid import UUID
+
+import asyncpg
 
 from hookline_service.domain.subscription import (
     ClientCertificate,
@@ -20,11 +23,6 @@ from hookline_service.domain.subscription import (
     SubscriptionState,
     SubscriptionStateReason,
 )
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    import asyncpg
 
 HEADERS: Final = "HEADERS"
 CERTIFICATE: Final = "CERTIFICATE"

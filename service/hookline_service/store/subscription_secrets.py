@@ -10,24 +10,18 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
 
-from hookline_service.domain.subscription import SignatureScheme
-from hookline_service.store.data_keys import DataKey
-from hookline_service.store.database import OutcomeUnknownError
+import asyncpg
+
+from hookline_service.domain.subscription import HttpTarget, SignatureScheme
+from hookline_service.store.data_keys import DataKey, TenantSecrets
+from hookline_service.store.database import Database, OutcomeUnknownError
 from hookline_service.store.secrets import SecretPlace
 from hookline_service.store.statements import Statements
 from hookline_service.store.subscription_rows import CERTIFICATE, HEADERS, shown_of
-
-if TYPE_CHECKING:
-    from datetime import datetime
-    from uuid import UUID
-
-    import asyncpg
-
-    from hookline_service.domain.subscription import HttpTarget
-    from hookline_service.store.data_keys import TenantSecrets
-    from hookline_service.store.database import Database
 
 SQL = Statements("subscriptions")
 

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import math
 import secrets as randomness
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 from uuid import UUID
+
+import asyncpg
 
 from hookline_service.domain.errors import (
     AbortedError,
@@ -29,7 +32,13 @@ from hookline_service.domain.ids import bucket_of, first_uuid_of
 from hookline_service.domain.names import WILDCARD, subscription_name, tenant_name
 from hookline_service.domain.subscription import SignatureScheme, Subscription, paused, resumed
 from hookline_service.store import subscription_audit as audit
-from hookline_service.store.database import ContentionError, OutcomeUnknownError, RejectedError
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.database import (
+    ContentionError,
+    Database,
+    OutcomeUnknownError,
+    RejectedError,
+)
 from hookline_service.store.secrets import SealedSecretError
 from hookline_service.store.statements import Statements
 from hookline_service.store.subscription_rows import (
@@ -46,14 +55,6 @@ from hookline_service.store.subscription_secrets import (
     sealer_for,
 )
 from hookline_service.store.uids import make_uid
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import asyncpg
-
-    from hookline_service.store.data_keys import TenantSecrets
-    from hookline_service.store.database import Database
 
 SQL = Statements("subscriptions")
 

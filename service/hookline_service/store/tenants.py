@@ -7,9 +7,12 @@ change is written only over what it was decided on, and audited in its own state
 from __future__ import annotations
 
 import secrets as randomness
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 from uuid import UUID
+
+import asyncpg
 
 from hookline_service.domain.audit_view import tenant_view
 from hookline_service.domain.errors import (
@@ -22,15 +25,9 @@ from hookline_service.domain.errors import (
 from hookline_service.domain.names import tenant_name
 from hookline_service.domain.tenant import DEFAULT_TENANT_ID, Tenant, TenantState
 from hookline_service.store.audit import draft
+from hookline_service.store.database import Database
 from hookline_service.store.statements import Statements
 from hookline_service.store.uids import make_uid
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import asyncpg
-
-    from hookline_service.store.database import Database
 
 SQL = Statements("tenants")
 

@@ -6,13 +6,10 @@ tells creations apart to the quarter of a microsecond.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from uuid import UUID
 
 from hookline_service.domain.ids import make_uuid7
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from uuid import UUID
 
 _FRACTION_BITS = 12
 _RANDOM_BITS = 62

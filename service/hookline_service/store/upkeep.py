@@ -6,11 +6,11 @@ stays in the index until vacuum has been there, which a transaction that stays o
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 from hookline_service.domain.ids import first_uuid_of
+from hookline_service.store.database import Session
 from hookline_service.store.partitions import (
     DAYS_AHEAD,
     create_partitions,
@@ -20,11 +20,6 @@ from hookline_service.store.partitions import (
     old_days,
 )
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from datetime import date
-
-    from hookline_service.store.database import Session
 
 SQL = Statements("upkeep")
 

@@ -8,20 +8,15 @@ Where a window has nothing the next is twice as long, so that an empty history i
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
+import asyncpg
+
 from hookline_service.domain.ids import unix_ms_of
+from hookline_service.store.database import Database
 from hookline_service.store.partitions import day_of, first_id_of_day
 from hookline_service.store.statements import Statements
-
-if TYPE_CHECKING:
-    from datetime import date
-
-    import asyncpg
-
-    from hookline_service.store.database import Database
 
 SQL = Statements("windows")
 

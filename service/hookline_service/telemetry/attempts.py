@@ -9,27 +9,21 @@ that looks at it). Whatever is not per delivery is an ordinary span (`tracing.py
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from time import time_ns
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import urlsplit
+from uuid import UUID
 
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, Tracer
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.util.types import AttributeValue
 
-from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.telemetry import names
 from hookline_service.telemetry.context import RANDOM, SAMPLED, Parent, format_traceparent
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from uuid import UUID
-
-    from opentelemetry.sdk.trace import Tracer
-    from opentelemetry.util.types import AttributeValue
-
-    from hookline_service.domain.attempt import Outcome
 
 SCOPE: Final = InstrumentationScope(names.SCOPE, "", names.SCHEMA_URL)
 """As the provider names it for its own tracer: spans of both kinds are of one scope."""

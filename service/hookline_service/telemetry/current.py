@@ -6,10 +6,8 @@ Kept apart from `tracing.py`, so that logs need not import OpenTelemetry.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from opentelemetry.trace import Span
+from opentelemetry.trace import Span
 
 CURRENT: ContextVar[Span | None] = ContextVar("span", default=None)
 """None: there is no call, or it is not sampled."""

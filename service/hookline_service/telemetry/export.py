@@ -8,10 +8,11 @@ threads of their own and touch nothing of the event loop's but numbers.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.metrics import Observation
+from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -19,24 +20,18 @@ from opentelemetry.sdk.metrics.export import (
     HistogramDataPoint,
     InMemoryMetricReader,
     Metric,
+    MetricReader,
     MetricsData,
     PeriodicExportingMetricReader,
     ResourceMetrics,
     ScopeMetrics,
 )
+from opentelemetry.sdk.resources import Resource
 
 from hookline_service.telemetry import names
 from hookline_service.telemetry.attempts import SCOPE
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from opentelemetry.metrics import CallbackOptions
-    from opentelemetry.sdk.metrics.export import MetricReader
-    from opentelemetry.sdk.resources import Resource
-
-    from hookline_service.telemetry.distribution import Distribution, Series
-    from hookline_service.telemetry.meters import Meters, Number
+from hookline_service.telemetry.distribution import Distribution, Series
+from hookline_service.telemetry.meters import Meters, Number
 
 
 def provide_metrics(meters: Meters, resource: Resource, readers: list[MetricReader]) -> None:

@@ -7,10 +7,9 @@ shown. A test holds every call in this service to it, so that none is hidden by 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from structlog.typing import EventDict
+from structlog.typing import EventDict
 
 HIDDEN: Final = "[hidden]"
 

@@ -12,17 +12,15 @@ from __future__ import annotations
 import logging
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
 import structlog
+from structlog.typing import EventDict, Processor
 
 from hookline_service.telemetry.current import current_ids
 from hookline_service.telemetry.fields import hide_unknown, without_secrets
 from hookline_service.telemetry.repetition import Repetition
-
-if TYPE_CHECKING:
-    from structlog.typing import EventDict, Processor
 
 
 class LogFormat(StrEnum):

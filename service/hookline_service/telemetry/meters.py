@@ -9,16 +9,13 @@ single subscriptions are GetStatus's.
 from __future__ import annotations
 
 from collections import Counter as Tally
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping
+from typing import Final
 
+from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.delivery import DeliveryState
 from hookline_service.telemetry import names
 from hookline_service.telemetry.distribution import COUNTS, SECONDS, Distribution, Labels
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from hookline_service.domain.attempt import AttemptOutcome
-    from hookline_service.domain.delivery import DeliveryState
 
 _MICROSECONDS: Final = 1_000_000
 

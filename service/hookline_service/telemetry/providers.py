@@ -15,11 +15,11 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import structlog
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
+from opentelemetry.sdk.metrics.export import MetricExportResult, MetricReader, MetricsData
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SpanExporter
@@ -33,9 +33,6 @@ from hookline_service.telemetry.outbox import Outbox
 from hookline_service.telemetry.scrape_server import ScrapeServer
 from hookline_service.telemetry.settings import Exporter, TelemetrySettings
 from hookline_service.telemetry.tracing import Tracer
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.metrics.export import MetricReader
 
 _log = structlog.get_logger(__name__)
 

@@ -8,18 +8,15 @@ says how many were left out.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
-
-if TYPE_CHECKING:
-    import logging
-    from collections.abc import Callable, Hashable
-
-    from structlog.typing import EventDict
+from structlog.typing import EventDict
 
 WINDOW_S: Final = 60.0
 LINES_A_WINDOW: Final = 3

@@ -6,13 +6,11 @@ is not sampled makes no object at all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hookline_service.telemetry.context import Parent
+from hookline_service.telemetry.context import Parent
 
 _LOW_BITS: Final = (1 << 64) - 1
 _PARENT: Final = "parentbased_"

@@ -15,20 +15,17 @@ from __future__ import annotations
 import asyncio
 import gzip
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 import h11
 import structlog
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from prometheus_client import CollectorRegistry
-
-    from hookline_service.telemetry.settings import PrometheusSettings
+from hookline_service.telemetry.settings import PrometheusSettings
 
 _log = structlog.get_logger(__name__)
 

@@ -14,11 +14,14 @@ say is `attempts.py`'s, where spans go `outbox.py`'s.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from random import random
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from opentelemetry.context import Context
 from opentelemetry.sdk import trace as sdk
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import (
     Link,
     NonRecordingSpan,
@@ -28,22 +31,14 @@ from opentelemetry.trace import (
     StatusCode,
     set_span_in_context,
 )
+from opentelemetry.util.types import AttributeValue
 
+from hookline_service.domain.event import NewEvent
 from hookline_service.telemetry import names
 from hookline_service.telemetry.attempts import AttemptTrace, context_of
 from hookline_service.telemetry.context import Parent, pack, parse_traceparent, unpack
 from hookline_service.telemetry.current import CURRENT
 from hookline_service.telemetry.sampling import Sampling
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Sequence
-    from uuid import UUID
-
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.util.types import AttributeValue
-
-    from hookline_service.domain.event import NewEvent
 
 _ERROR = Status(StatusCode.ERROR)
 _EMPTY = Context()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.sdk.trace import ReadableSpan
 
 from hookline.v1.tenant_service_pb2 import GetTenantRequest, ListTenantsRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
@@ -18,12 +20,6 @@ from tests.api.middleware.test_interceptors import Troubled
 from tests.api.refusals import refusal
 from tests.telemetry.spans import CALLER_SPAN, CALLER_TRACE, SAMPLED, UNSAMPLED, Spans, is_error
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from typing import Any
-
-    from opentelemetry.sdk.trace import ReadableSpan
 
 GET = "hookline.v1.TenantService/GetTenant"
 WITH_TRACE = (("traceparent", SAMPLED), ("baggage", "user=secret"), ("tracestate", "a=secret"))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from uuid import UUID
+
+import asyncpg
+import pytest
 
 from hookline_service.domain.event import EventType
 from hookline_service.domain.ids import bucket_of, format_type_id
@@ -13,12 +16,6 @@ from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import rival, until_blocked
 from tests.pipeline.wire import Wire
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    import asyncpg
-    import pytest
 
 LOG = """INSERT INTO change_log (kind, bucket, subscription_uid)
          SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM subscriptions

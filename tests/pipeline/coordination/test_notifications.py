@@ -7,7 +7,7 @@ what happens, happens at somebody's word.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import asyncpg
 import pytest
@@ -23,14 +23,9 @@ from hookline_service.pipeline.coordination.notifications import (
 )
 from hookline_service.store.notifying import MAX_PAYLOAD_BYTES
 from tests.pipeline.pair import pair, shared, uid_of
-from tests.pipeline.rig import Receiver, order_created, running
+from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.wire import Wire
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tests.pipeline.rig import Rig
 
 Notification = tuple[str, str]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from structlog.testing import capture_logs
 
@@ -15,11 +14,8 @@ from hookline_service.pipeline.dispatch.db_errors import (
     is_transient,
 )
 from hookline_service.store.database import ContentionError, OutcomeUnknownError, RejectedError
-from tests.pipeline.rig import order_created, running
+from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from tests.pipeline.rig import Receiver, Rig
 
 
 def test_lost_deadlocks_wait_at_random_and_longer_each_time_until_they_are_trouble() -> None:

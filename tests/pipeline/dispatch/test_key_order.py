@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from hookline_service.domain.ordering import FIRST_KEY_HASH
 from hookline_service.pipeline.dispatch.delay_queue import TIMER_HORIZON_S, TIMERS_PER_LANE
 from hookline_service.pipeline.dispatch.key_order import TOUCHED_MAX, KeyOrder
-from hookline_service.pipeline.dispatch.lane import LaneState
+from hookline_service.pipeline.dispatch.lane import Lane, LaneState
 from tests.pipeline.lane_harness import LaneHarness
-
-if TYPE_CHECKING:
-    from hookline_service.pipeline.dispatch.lane import Lane
 
 
 @pytest.fixture

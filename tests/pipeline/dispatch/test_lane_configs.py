@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from standardwebhooks import Webhook
 from structlog.testing import capture_logs
 
 from hookline_service.domain.subscription import SignatureScheme
 from hookline_service.pipeline.dispatch.lane_configs import FAULT_LOG_PAUSE_S
+from hookline_service.pipeline.dispatch.lane_views import LaneView
 from hookline_service.pipeline.dispatch.lanes import FAULT_PAUSE_S
 from hookline_service.store.secrets import SecretPlace
 from hookline_service.store.subscriptions import NewSecret, Subscriptions
 from tests.pipeline.rig import SECRET, Receiver, Rig, order_created
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from hookline_service.pipeline.dispatch.lane_views import LaneView
 
 NEW_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 

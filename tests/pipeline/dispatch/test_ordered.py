@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 
+from hookline_service.domain.event import NewEvent
 from hookline_service.pipeline.dispatch.lane import LaneState
+from hookline_service.store.lanes import Page, PageWish
 from tests.pipeline.dispatch.test_refill import lane_of
 from tests.pipeline.ordering import arrivals, first_arrivals, keyed
 from tests.pipeline.pair import pair, uid_of
 from tests.pipeline.rig import Receiver, Rig, running
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from hookline_service.domain.event import NewEvent
-    from hookline_service.store.lanes import Page, PageWish
 
 
 async def ordered(rig: Rig, receiver: Receiver, **columns: object) -> UUID:

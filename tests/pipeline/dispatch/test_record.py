@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 
@@ -13,9 +13,6 @@ from tests.pipeline.frozen import freeze, run_out
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import rival, until_blocked
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 async def recorded(rig: Rig, count: int) -> None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
 
 from hookline_service.domain.ids import bucket_of, delivery_id_of, format_type_id
-from hookline_service.pipeline.dispatch.lane import LaneState
+from hookline_service.pipeline.dispatch.lane import Lane, LaneState
+from hookline_service.store.lanes import RefillWish
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from hookline_service.pipeline.dispatch.lane import Lane
-    from hookline_service.store.lanes import RefillWish
 
 
 class Reads:

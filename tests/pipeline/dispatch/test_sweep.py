@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Mapping
 from uuid import UUID
 
 import pytest
@@ -10,14 +10,10 @@ import pytest
 from hookline_service.domain.ids import bucket_of
 from hookline_service.pipeline.dispatch.lane import UNKNOWN_TENANT
 from hookline_service.pipeline.dispatch.sweep import OVERLAP_S
+from hookline_service.store.lanes import LaneHead
 from tests.pipeline.dispatch.test_refill import insert_pending
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-
-    from hookline_service.store.lanes import LaneHead
 
 DAY_S = 86_400.0
 BUCKET = 7

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from uuid import UUID
 
 import pytest
 
@@ -15,10 +16,6 @@ from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.pipeline.rival import rival
 from tests.pipeline.wire import Wire
 from tests.waiting import PATIENCE_S, until
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from uuid import UUID
 
 ALL = frozenset(range(BUCKET_COUNT))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from uuid import UUID
 
 import pytest
 
@@ -11,10 +12,6 @@ from hookline_service.domain.errors import Reason, UnavailableError
 from hookline_service.pipeline.publishing.commit import GroupLimits
 from tests.pipeline.rig import Rig, order_created, running
 from tests.pipeline.rival import BUMP, copy_subscription, rival, take_key, until_blocked
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from uuid import UUID
 
 TARGET = "http://127.0.0.1:9/"
 

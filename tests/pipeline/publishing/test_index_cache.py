@@ -11,7 +11,7 @@ from hookline_service.pipeline.publishing.index_cache import (
     TENANT_BYTES,
     IndexCache,
 )
-from hookline_service.pipeline.publishing.matching import TenantIndex
+from hookline_service.pipeline.publishing.tenant_index import TenantIndex
 from hookline_service.store.routes import IndexRow
 
 

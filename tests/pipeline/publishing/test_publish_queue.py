@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING, cast
+from typing import cast
 from uuid import UUID
 
 import orjson
@@ -15,11 +15,9 @@ from hookline_service.domain.limits import Limits
 from hookline_service.pipeline.publishing.commit import GroupLimits
 from hookline_service.pipeline.publishing.group import PublishCall, Published
 from hookline_service.pipeline.publishing.publish_queue import PublishQueue
+from hookline_service.pipeline.publishing.tenant_index import TenantIndex
 from tests.pipeline.rig import order_created, running
 from tests.pipeline.rival import STALL, rival, until_blocked
-
-if TYPE_CHECKING:
-    from hookline_service.pipeline.publishing.matching import TenantIndex
 
 
 class _Index:

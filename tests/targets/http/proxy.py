@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import Self
 
 from tests.targets.http.receiver import Connected, Receiver
-
-if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
 
 OPEN = b"HTTP/1.1 200 Connection established\r\nvia: 1.1 proxy\r\n\r\n"
 

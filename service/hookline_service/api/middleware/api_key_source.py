@@ -18,13 +18,14 @@ import asyncio
 import hmac
 import math
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
-from hookline_service.api.middleware.authentication import bearer_token_in
+from hookline_service.api.middleware.authentication import AuthContext, Metadata, bearer_token_in
 from hookline_service.domain.api_key import (
     DIGEST_BYTES,
     TOKEN_PREFIX,
@@ -34,14 +35,9 @@ from hookline_service.domain.api_key import (
 )
 from hookline_service.domain.caller import Caller
 from hookline_service.domain.errors import Reason, ResourceExhaustedError, unauthenticated
+from hookline_service.pipeline.clock import Clock
+from hookline_service.store.api_keys import ApiKeyLookup, FoundKey
 from hookline_service.store.database import TRANSIENT, unavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hookline_service.api.middleware.authentication import AuthContext, Metadata
-    from hookline_service.pipeline.clock import Clock
-    from hookline_service.store.api_keys import ApiKeyLookup, FoundKey
 
 BELIEVED_S: Final = 3.0
 REFRESH_S: Final = 1.0

@@ -6,7 +6,7 @@ that met another state than it was decided on is decided again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from hookline_service.domain.delivery import DeliveryState, IllegalMoveError, Trigger, advance
 from hookline_service.domain.errors import (
@@ -18,13 +18,9 @@ from hookline_service.domain.errors import (
 from hookline_service.domain.ids import DELIVERY_ID, format_type_id, unix_ms_of
 from hookline_service.domain.names import delivery_name
 from hookline_service.domain.subscription import schedule_of
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from hookline_service.pipeline.clock import DatabaseTime
-    from hookline_service.pipeline.coordination.changes import Changes
-    from hookline_service.store.operations import FoundDelivery, OperationStore
+from hookline_service.pipeline.clock import DatabaseTime
+from hookline_service.pipeline.coordination.changes import Changes
+from hookline_service.store.operations import FoundDelivery, OperationStore
 
 SAFE_DAYS = 4
 """An event within this many days of its partition's drop begins nothing anew."""

@@ -7,7 +7,7 @@ the change is written, which a target that does not consent prevents.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from hookline_service.domain.errors import (
     AbortedError,
@@ -15,20 +15,18 @@ from hookline_service.domain.errors import (
     Reason,
     UnavailableError,
 )
-from hookline_service.store.routes import load_routes
-from hookline_service.store.subscription_secrets import NO_CERTIFICATE, UNCHANGED
+from hookline_service.domain.subscription import HttpTarget, Subscription
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.routes import Reader, load_routes
+from hookline_service.store.subscription_secrets import NO_CERTIFICATE, UNCHANGED, TargetSecrets
 from hookline_service.targets.http.client_certificate import ClientIdentity
-from hookline_service.targets.http.handshake import ConsentRefusedError, NobodyAskedError
+from hookline_service.targets.http.handshake import (
+    Consent,
+    ConsentRefusedError,
+    Handshake,
+    NobodyAskedError,
+)
 from hookline_service.targets.http.prepared import prepare_endpoints
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from hookline_service.domain.subscription import HttpTarget, Subscription
-    from hookline_service.store.data_keys import TenantSecrets
-    from hookline_service.store.routes import Reader
-    from hookline_service.store.subscription_secrets import TargetSecrets
-    from hookline_service.targets.http.handshake import Consent, Handshake
 
 _MINUTE_S = 60
 

@@ -6,32 +6,27 @@ nobody, and turns nothing: neither circuit nor window nor state learn from it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
+from uuid import UUID
 
 from hookline_service.domain.attempt import Attempt, AttemptOutcome
 from hookline_service.domain.delivery import DeliveryState, Trigger, advance
 from hookline_service.domain.errors import NotFoundError, Reason, UnavailableError
-from hookline_service.domain.event import accepted
+from hookline_service.domain.event import Event, NewEvent, accepted
 from hookline_service.domain.ids import EVENT_ID, delivery_id_of, format_type_id, make_uuid7
 from hookline_service.domain.instants import from_unix_ms, from_unix_us
 from hookline_service.domain.names import subscription_name
+from hookline_service.domain.subscription import Subscription
+from hookline_service.pipeline.clock import DatabaseTime
 from hookline_service.pipeline.dispatch.deliver import TRACEPARENT
+from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
+from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
+from hookline_service.store.operations import OperationStore
+from hookline_service.store.routes import RouteRow
 from hookline_service.targets.http.payload import build_payload
+from hookline_service.targets.http.sender import WebhookSender
 from hookline_service.telemetry.attempts import AttemptTrace
 from hookline_service.telemetry.tracing import Tracer
-
-if TYPE_CHECKING:
-    from random import Random
-    from uuid import UUID
-
-    from hookline_service.domain.event import Event, NewEvent
-    from hookline_service.domain.subscription import Subscription
-    from hookline_service.pipeline.clock import DatabaseTime
-    from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
-    from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
-    from hookline_service.store.operations import OperationStore
-    from hookline_service.store.routes import RouteRow
-    from hookline_service.targets.http.sender import WebhookSender
 
 
 class TestEvents:

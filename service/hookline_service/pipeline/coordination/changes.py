@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from uuid import UUID
 
 import structlog
 
 from hookline_service.domain.errors import UnavailableError
 from hookline_service.domain.ids import bucket_of
+from hookline_service.pipeline.clock import Clock
+from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
 from hookline_service.pipeline.upkeep.chores import CHANGES_KEPT_S
 from hookline_service.store.database import TRANSIENT, history_changed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from uuid import UUID
-
-    from hookline_service.pipeline.clock import Clock
-    from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
-    from hookline_service.store.lanes import Change, ChangeCursor, LaneStore
+from hookline_service.store.lanes import Change, ChangeCursor, LaneStore
 
 _log = structlog.get_logger(__name__)
 

@@ -20,23 +20,18 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 from uuid import UUID
 
 import structlog
 
 from hookline_service.domain.ids import bucket_of
+from hookline_service.pipeline.coordination.changes import Changes
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.dispatch.sweep import Sweeper
+from hookline_service.pipeline.membership.ownership import Ownership
 from hookline_service.store.database import TRANSIENT, RejectedError
-from hookline_service.store.notifying import MAX_PAYLOAD_BYTES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from hookline_service.pipeline.coordination.changes import Changes
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.pipeline.dispatch.sweep import Sweeper
-    from hookline_service.pipeline.membership.ownership import Ownership
-    from hookline_service.store.notifying import NotifyStore
+from hookline_service.store.notifying import MAX_PAYLOAD_BYTES, NotifyStore
 
 _log = structlog.get_logger(__name__)
 _FAILURES = (*TRANSIENT, RejectedError)

@@ -6,15 +6,11 @@ Must not know what a batch holds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import structlog
 
 from hookline_service.domain.errors import UnavailableError
+from hookline_service.pipeline.dispatch.lane import Job
 from hookline_service.store.database import ContentionError, OutcomeUnknownError, RejectedError
-
-if TYPE_CHECKING:
-    from hookline_service.pipeline.dispatch.lane import Job
 
 _log = structlog.get_logger(__name__)
 

@@ -5,16 +5,13 @@ Later ones, and those beyond the quota, stay in Postgres alone: the sweep finds 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hookline_service.pipeline.clock import Clock
-    from hookline_service.pipeline.dispatch.dispatcher import Dispatcher
-    from hookline_service.pipeline.dispatch.lane import Job, Lane
-    from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
-    from hookline_service.pipeline.timers import Timers
+from hookline_service.pipeline.clock import Clock
+from hookline_service.pipeline.dispatch.dispatcher import Dispatcher
+from hookline_service.pipeline.dispatch.lane import Job, Lane
+from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
+from hookline_service.pipeline.timers import Timers
 
 TIMER_HORIZON_S = 60.0
 """What is due within this waits in memory; later ones stay in Postgres alone."""

@@ -8,24 +8,19 @@ a busy node makes no task per delivery.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import structlog
 
 from hookline_service.domain.attempt import AttemptOutcome, Outcome
-from hookline_service.targets.http.payload import build_payload
+from hookline_service.domain.subscription import PayloadFormat
+from hookline_service.pipeline.clock import DatabaseTime
+from hookline_service.pipeline.dispatch.lane import Job, Message
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.dispatch.record import Recorder
+from hookline_service.targets.http.payload import Payload, build_payload
+from hookline_service.targets.http.sender import WebhookSender
 from hookline_service.telemetry.tracing import Tracer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hookline_service.domain.subscription import PayloadFormat
-    from hookline_service.pipeline.clock import DatabaseTime
-    from hookline_service.pipeline.dispatch.lane import Job, Message
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.pipeline.dispatch.record import Recorder
-    from hookline_service.targets.http.payload import Payload
-    from hookline_service.targets.http.sender import WebhookSender
 
 _log = structlog.get_logger(__name__)
 

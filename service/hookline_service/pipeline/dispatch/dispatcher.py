@@ -13,20 +13,15 @@ half of what may be in flight. The lanes beyond stand aside, and come back one b
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from uuid import UUID
 
-from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.pipeline.clock import Clock
 from hookline_service.pipeline.dispatch.fair_scheduler import FairScheduler
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from uuid import UUID
-
-    from hookline_service.domain.attempt import Outcome
-    from hookline_service.pipeline.clock import Clock
-    from hookline_service.pipeline.dispatch.lane import Job, Lane
-    from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
-    from hookline_service.pipeline.timers import Timers
+from hookline_service.pipeline.dispatch.lane import Job, Lane
+from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
+from hookline_service.pipeline.timers import Timers
 
 TENANT_SHARE = 4
 SILENT_S = 1.0

@@ -7,13 +7,10 @@ tenant with a thousand busy lanes has one turn in the round, as has a tenant wit
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from uuid import UUID
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from uuid import UUID
-
-    from hookline_service.pipeline.dispatch.lane import Lane
+from hookline_service.pipeline.dispatch.lane import Lane
 
 
 class FairScheduler:

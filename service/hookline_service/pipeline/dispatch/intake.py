@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from uuid import UUID
 
 from hookline_service.domain.ids import EVENT_ID, format_type_id
-from hookline_service.pipeline.dispatch.lane import Message
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from uuid import UUID
-
-    from hookline_service.pipeline.dispatch.lane import Lane
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
-    from hookline_service.store.lanes import LaneStore, PendingRow
+from hookline_service.pipeline.dispatch.lane import Lane, Message
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
+from hookline_service.store.lanes import LaneStore, PendingRow
 
 ROWS_PER_READ = 2_000
 """Deliveries that one statement reads for all its lanes."""

@@ -7,26 +7,20 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
 from uuid import UUID
 
-from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.domain.delivery import GONE, THROTTLES, Budget
-from hookline_service.domain.subscription import SubscriptionState
+from hookline_service.domain.event import Event
+from hookline_service.domain.retry import RetrySchedule
+from hookline_service.domain.subscription import PayloadFormat, SubscriptionState
 from hookline_service.pipeline.dispatch.key_order import KeyOrder
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from hookline_service.domain.attempt import Outcome
-    from hookline_service.domain.event import Event
-    from hookline_service.domain.retry import RetrySchedule
-    from hookline_service.domain.subscription import PayloadFormat
-    from hookline_service.store.lanes import PendingRow
-    from hookline_service.targets.http.payload import Payload
-    from hookline_service.targets.http.prepared import PreparedTarget
-    from hookline_service.telemetry.attempts import AttemptTrace
+from hookline_service.store.lanes import PendingRow
+from hookline_service.targets.http.payload import Payload
+from hookline_service.targets.http.prepared import PreparedTarget
+from hookline_service.telemetry.attempts import AttemptTrace
 
 CIRCUIT_FAILURES = 10
 """Failures in a row that open a lane's circuit."""

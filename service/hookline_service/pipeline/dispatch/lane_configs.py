@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
 
 import structlog
 
 from hookline_service.domain.errors import Reason, UnavailableError
 from hookline_service.domain.names import subscription_name
 from hookline_service.domain.subscription import rate_of, schedule_of
-from hookline_service.pipeline.dispatch.lane import LaneConfig
-from hookline_service.store.routes import load_routes
+from hookline_service.pipeline.clock import Clock, DatabaseTime
+from hookline_service.pipeline.dispatch.lane import Lane, LaneConfig
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.timers import Timers
+from hookline_service.store.data_keys import TenantSecrets
+from hookline_service.store.routes import Reader, RouteRow, load_routes
+from hookline_service.store.subscription_secrets import LiveSecret
 from hookline_service.targets.http.client_certificate import ClientIdentity
-from hookline_service.targets.http.prepared import prepare_target
+from hookline_service.targets.http.prepared import PreparedTarget, prepare_target
 from hookline_service.targets.http.signature import Signer, parse_secret
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-    from uuid import UUID
-
-    from hookline_service.pipeline.clock import Clock, DatabaseTime
-    from hookline_service.pipeline.dispatch.lane import Lane
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.pipeline.timers import Timers
-    from hookline_service.store.data_keys import TenantSecrets
-    from hookline_service.store.routes import Reader, RouteRow
-    from hookline_service.store.subscription_secrets import LiveSecret
-    from hookline_service.targets.http.prepared import PreparedTarget
 
 _log = structlog.get_logger(__name__)
 

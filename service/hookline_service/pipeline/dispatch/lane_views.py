@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from heapq import nlargest
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from hookline_service.domain.delivery import DeliveryStateReason
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from uuid import UUID
-
-    from hookline_service.pipeline.dispatch.lane import Lane
+from hookline_service.pipeline.dispatch.lane import Lane
 
 
 class LaneCondition(StrEnum):

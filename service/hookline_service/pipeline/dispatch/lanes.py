@@ -24,11 +24,13 @@ take turns within a tenant, and tenants between them; `shares.py` says how much 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 from hookline_service.domain.subscription import SubscriptionState
+from hookline_service.pipeline.clock import Clock
 from hookline_service.pipeline.dispatch.delay_queue import DelayQueue
 from hookline_service.pipeline.dispatch.dispatcher import Dispatcher
 from hookline_service.pipeline.dispatch.lane import (
@@ -37,21 +39,16 @@ from hookline_service.pipeline.dispatch.lane import (
     UNKNOWN_TENANT,
     Job,
     Lane,
+    LaneConfig,
     LaneState,
+    Message,
 )
 from hookline_service.pipeline.dispatch.lane_views import LaneCounts, LaneView, counts_of, top_of
 from hookline_service.pipeline.dispatch.outcome_log import tell_circuit_opened
 from hookline_service.pipeline.dispatch.queue_budget import QueueBudget
 from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from uuid import UUID
-
-    from hookline_service.pipeline.clock import Clock
-    from hookline_service.pipeline.dispatch.lane import LaneConfig, Message
-    from hookline_service.pipeline.timers import Timers
-    from hookline_service.store.lanes import PendingRow
+from hookline_service.pipeline.timers import Timers
+from hookline_service.store.lanes import PendingRow
 
 __all__ = ["LaneCounts", "LaneView", "Lanes"]
 

@@ -6,23 +6,15 @@ a time (`key_order.py` says when which). Must not know what a row's key is: it h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from uuid import UUID
 
-from hookline_service.pipeline.dispatch.intake import ROWS_PER_READ
-from hookline_service.pipeline.dispatch.lane import LaneState
-from hookline_service.store.lanes import KeyWish, PageWish
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from uuid import UUID
-
-    from hookline_service.pipeline.dispatch.intake import Intake
-    from hookline_service.pipeline.dispatch.key_order import KeyOrder
-    from hookline_service.pipeline.dispatch.lane import Lane
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.store.lanes import LaneStore
-
+from hookline_service.pipeline.dispatch.intake import ROWS_PER_READ, Intake
+from hookline_service.pipeline.dispatch.key_order import KeyOrder
+from hookline_service.pipeline.dispatch.lane import Lane, LaneState
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.store.lanes import KeyWish, LaneStore, PageWish
 
 REST_PER_PAGE = 4
 """A walk that finds nothing takes a fifth of the time at most, however slow its pages are."""

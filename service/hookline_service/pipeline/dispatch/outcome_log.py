@@ -8,21 +8,17 @@ find the rest.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import structlog
 
-from hookline_service.domain.delivery import DeliveryState, Exhaust, Succeed
+from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.delivery import DeliveryState, Exhaust, Move, Succeed
 from hookline_service.domain.ids import DELIVERY_ID, format_type_id, unix_ms_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from hookline_service.domain.attempt import AttemptOutcome, Outcome
-    from hookline_service.domain.delivery import Move
-    from hookline_service.pipeline.dispatch.lane import Job, Lane
-    from hookline_service.store.recording import Recorded
-    from hookline_service.telemetry.meters import Meters
+from hookline_service.pipeline.dispatch.lane import Job, Lane
+from hookline_service.store.recording import Recorded
+from hookline_service.telemetry.meters import Meters
 
 _log = structlog.get_logger(__name__)
 

@@ -7,10 +7,7 @@ beyond: `LANE_QUEUE_MIN` places, and one event for a lane that holds none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hookline_service.pipeline.dispatch.lane import Lane
+from hookline_service.pipeline.dispatch.lane import Lane
 
 LANE_QUEUE_MIN, LANE_QUEUE_MAX = 16, 4_000
 SHARE = 4

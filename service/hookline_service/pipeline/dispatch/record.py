@@ -8,17 +8,21 @@ transaction. Nothing is lost where a record fails: its row is still pending, and
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from time import perf_counter
-from typing import TYPE_CHECKING, assert_never
+from typing import assert_never
+from uuid import UUID
 
 import structlog
 
-from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.domain.delivery import (
     DeliveryState,
     Exhaust,
     HoldGone,
+    Move,
     Release,
     RetryLater,
     Succeed,
@@ -30,6 +34,7 @@ from hookline_service.domain.instants import from_unix_us
 from hookline_service.domain.retry import RetrySchedule
 from hookline_service.domain.subscription import SubscriptionStateReason
 from hookline_service.pipeline.batch_queue import BatchQueue
+from hookline_service.pipeline.clock import DatabaseTime
 from hookline_service.pipeline.dispatch.db_errors import (
     REPEAT_S,
     deadlock_backoff_s,
@@ -37,28 +42,24 @@ from hookline_service.pipeline.dispatch.db_errors import (
     tell_repeated,
     tell_unstorable,
 )
+from hookline_service.pipeline.dispatch.lane import Job
+from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.pipeline.dispatch.outcome_log import (
     measure,
     tell_disabled,
     tell_exhausted,
     tell_own_fault,
 )
+from hookline_service.pipeline.membership.ownership import Ownership
 from hookline_service.store.database import TRANSIENT
-from hookline_service.store.recording import Consequences, Disabling, OutcomeRows, Recorded
+from hookline_service.store.recording import (
+    Consequences,
+    Disabling,
+    OutcomeRows,
+    Recorded,
+    RecordStore,
+)
 from hookline_service.telemetry.meters import Meters
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from random import Random
-    from uuid import UUID
-
-    from hookline_service.domain.attempt import Outcome
-    from hookline_service.domain.delivery import Move
-    from hookline_service.pipeline.clock import DatabaseTime
-    from hookline_service.pipeline.dispatch.lane import Job
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.pipeline.membership.ownership import Ownership
-    from hookline_service.store.recording import RecordStore
 
 _log = structlog.get_logger(__name__)
 

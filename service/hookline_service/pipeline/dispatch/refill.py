@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from uuid import UUID
 
 import structlog
 
 from hookline_service.pipeline.dispatch.intake import ROWS_PER_READ, Intake
+from hookline_service.pipeline.dispatch.lane import Lane
+from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
+from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.pipeline.dispatch.ordered import OrderedReader
 from hookline_service.store.database import TRANSIENT
-from hookline_service.store.lanes import RefillWish
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from uuid import UUID
-
-    from hookline_service.pipeline.dispatch.lane import Lane
-    from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.store.lanes import LaneStore
+from hookline_service.store.lanes import LaneStore, RefillWish
 
 _log = structlog.get_logger(__name__)
 

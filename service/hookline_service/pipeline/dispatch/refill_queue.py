@@ -8,14 +8,9 @@ looked up before the lane takes its turn.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from uuid import UUID
 
-from hookline_service.pipeline.dispatch.lane import UNKNOWN_TENANT
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from hookline_service.pipeline.dispatch.lane import Lane
+from hookline_service.pipeline.dispatch.lane import UNKNOWN_TENANT, Lane
 
 TENANT_SHARE = 4
 """A tenant may have so many times what is free of the places for new lanes (ADR 10)."""

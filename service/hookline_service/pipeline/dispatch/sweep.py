@@ -20,20 +20,16 @@ after as long a rest as the one before took.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 from uuid import UUID
 
 import structlog
 
+from hookline_service.pipeline.clock import Clock, DatabaseTime
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.membership.ownership import Ownership
 from hookline_service.store.database import TRANSIENT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from hookline_service.pipeline.clock import Clock, DatabaseTime
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.pipeline.membership.ownership import Ownership
-    from hookline_service.store.lanes import LaneHead, LaneStore
+from hookline_service.store.lanes import LaneHead, LaneStore
 
 _log = structlog.get_logger(__name__)
 

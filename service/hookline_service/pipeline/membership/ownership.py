@@ -28,20 +28,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection, Iterable, Sequence
+from random import Random
+from typing import Protocol
 from uuid import UUID
 
 import structlog
 
 from hookline_service.domain.ids import BUCKET_COUNT, make_uuid7
+from hookline_service.pipeline.clock import Clock, DatabaseTime
 from hookline_service.store.database import TRANSIENT
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
-    from random import Random
-
-    from hookline_service.pipeline.clock import Clock, DatabaseTime
-    from hookline_service.store.ownership import BucketLease, OwnershipStore, Survey
+from hookline_service.store.ownership import BucketLease, OwnershipStore, Survey
 
 DRIFT_S = 1.0
 BURST_S = 0.05

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import structlog
 
@@ -14,16 +15,16 @@ from hookline_service.domain.errors import (
     Violation,
     invalid,
 )
-from hookline_service.domain.event import EventTypeState
+from hookline_service.domain.event import EventType, EventTypeState, NewEvent
 from hookline_service.domain.names import event_type_name
-from hookline_service.schema.checker import OverBudgetError, SchemaUnusableError
+from hookline_service.schema.checker import (
+    Finding,
+    OverBudgetError,
+    Schema,
+    SchemaChecker,
+    SchemaUnusableError,
+)
 from hookline_service.store.database import OutcomeUnknownError, history_changed, unavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from hookline_service.domain.event import EventType, NewEvent
-    from hookline_service.schema.checker import Finding, Schema, SchemaChecker
 
 _log = structlog.get_logger(__name__)
 

@@ -19,9 +19,10 @@ so that OK means stored, and UNAVAILABLE means that nothing was.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from uuid import UUID
 
 import structlog
 
@@ -32,6 +33,9 @@ from hookline_service.domain.errors import (
     Reason,
     UnavailableError,
 )
+from hookline_service.pipeline.publishing.group import Group, PublishCall
+from hookline_service.pipeline.publishing.hand_off import GroupBuilder
+from hookline_service.pipeline.publishing.matching import Matcher
 from hookline_service.store.database import (
     TRANSIENT,
     ContentionError,
@@ -40,17 +44,9 @@ from hookline_service.store.database import (
     RejectedError,
     unavailable,
 )
+from hookline_service.store.publishing import PublishRows, PublishStore
+from hookline_service.store.routes import IndexReader
 from hookline_service.telemetry.instruments import UNOBSERVED, Instruments
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from uuid import UUID
-
-    from hookline_service.pipeline.publishing.group import Group, PublishCall
-    from hookline_service.pipeline.publishing.hand_off import GroupBuilder
-    from hookline_service.pipeline.publishing.matching import Matcher
-    from hookline_service.store.publishing import PublishRows, PublishStore
-    from hookline_service.store.routes import IndexReader
 
 _log = structlog.get_logger(__name__)
 

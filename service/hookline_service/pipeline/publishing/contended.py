@@ -11,20 +11,16 @@ each a part of the wait. After a commit a tenant goes back; a call that waited t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING
 
 import structlog
 
 from hookline_service.domain.errors import Reason, UnavailableError
 from hookline_service.domain.names import tenant_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hookline_service.pipeline.publishing.commit import GroupCommitter, GroupLimits
-    from hookline_service.pipeline.publishing.group import PublishCall
-    from hookline_service.pipeline.publishing.publish_queue import PublishQueue
+from hookline_service.pipeline.publishing.commit import GroupCommitter, GroupLimits
+from hookline_service.pipeline.publishing.group import PublishCall
+from hookline_service.pipeline.publishing.publish_queue import PublishQueue
 
 _log = structlog.get_logger(__name__)
 

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from random import Random
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+from uuid import UUID
 
 import orjson
 
 from hookline_service.domain.errors import AlreadyExistsError, NotFoundError, Reason
-from hookline_service.domain.event import default_source
+from hookline_service.domain.event import NewEvent, default_source
 from hookline_service.domain.ids import EVENT_ID, delivery_id_of, format_type_id, make_uuid7
 from hookline_service.domain.names import event_name
 from hookline_service.domain.ordering import key_hash_of
-from hookline_service.store.event_rows import row_of
-from hookline_service.store.publishing import NO_HISTORY, PublishRows
-
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from random import Random
-    from uuid import UUID
-
-    from hookline_service.domain.event import NewEvent
-    from hookline_service.pipeline.dispatch.lane import Lane
-    from hookline_service.pipeline.publishing.matching import TenantIndex
-    from hookline_service.store.event_rows import EventRow
-    from hookline_service.store.publishing import DeliveryRow, Key, KeyRow, TakenKey
+from hookline_service.pipeline.dispatch.lane import Lane
+from hookline_service.pipeline.publishing.tenant_index import TenantIndex
+from hookline_service.store.event_rows import EventRow, row_of
+from hookline_service.store.publishing import (
+    NO_HISTORY,
+    DeliveryRow,
+    Key,
+    KeyRow,
+    PublishRows,
+    TakenKey,
+)
 
 
 class Published(NamedTuple):

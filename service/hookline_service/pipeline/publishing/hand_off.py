@@ -6,21 +6,16 @@ straight into the lanes that this node owns, without a word from Postgres.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
+from uuid import UUID
 
 from hookline_service.domain.event import accepted
 from hookline_service.domain.ids import EVENT_ID, format_type_id
 from hookline_service.domain.instants import from_unix_ms
+from hookline_service.pipeline.clock import DatabaseTime
 from hookline_service.pipeline.dispatch.lane import Message
-from hookline_service.pipeline.publishing.group import Group
-
-if TYPE_CHECKING:
-    from random import Random
-    from uuid import UUID
-
-    from hookline_service.pipeline.clock import DatabaseTime
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.pipeline.publishing.group import PublishCall
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.publishing.group import Group, PublishCall
 
 
 class GroupBuilder:

@@ -7,12 +7,10 @@ evicted just before its turn, and every call would read its index from Postgres.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from random import Random
+from typing import Final
 
-if TYPE_CHECKING:
-    from random import Random
-
-    from hookline_service.pipeline.publishing.matching import TenantIndex
+from hookline_service.pipeline.publishing.tenant_index import TenantIndex
 
 TENANT_BYTES: Final = 1_000
 SUBSCRIPTION_BYTES: Final = 700

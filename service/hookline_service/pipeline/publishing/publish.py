@@ -10,27 +10,22 @@ after some vain attempts their tenant is set apart (`contended.py`), so that oth
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from hookline_service.domain.errors import Reason, UnavailableError, invalid, over_limit
+from hookline_service.domain.event import NewEvent
+from hookline_service.domain.limits import Limits
 from hookline_service.pipeline.batch_queue import ENOUGH
+from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
 from hookline_service.pipeline.publishing.commit import MAX_MISSES, GroupCommitter, GroupLimits
 from hookline_service.pipeline.publishing.contended import ContendedTenants
-from hookline_service.pipeline.publishing.group import PublishCall, Published
+from hookline_service.pipeline.publishing.group import Group, PublishCall, Published
 from hookline_service.pipeline.publishing.publish_queue import PublishQueue
+from hookline_service.pipeline.publishing.quota import PendingQuota
 from hookline_service.store.database import history_changed
 from hookline_service.telemetry.instruments import UNOBSERVED, Instruments
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from hookline_service.domain.event import NewEvent
-    from hookline_service.domain.limits import Limits
-    from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
-    from hookline_service.pipeline.publishing.group import Group
-    from hookline_service.pipeline.publishing.quota import PendingQuota
 
 __all__ = ["Published", "Publisher"]
 

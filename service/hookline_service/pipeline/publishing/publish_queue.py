@@ -17,16 +17,12 @@ have; something is always left for one more.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import TYPE_CHECKING
 
 from hookline_service.domain.errors import Reason, ResourceExhaustedError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hookline_service.domain.limits import Limits
-    from hookline_service.pipeline.publishing.group import PublishCall
+from hookline_service.domain.limits import Limits
+from hookline_service.pipeline.publishing.group import PublishCall
 
 SHARE = 4
 _ADVICE_S = 0.5

@@ -11,18 +11,15 @@ look may overshoot by what is published in that time. What is delivered counts f
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
+from uuid import UUID
 
 import structlog
 
 from hookline_service.domain.errors import Reason, ResourceExhaustedError
 from hookline_service.domain.names import tenant_name
+from hookline_service.store.backlog import BacklogStore
 from hookline_service.store.database import TRANSIENT
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from hookline_service.store.backlog import BacklogStore
 
 LOOK_S: Final = 5.0
 ADVICE_S: Final = 30.0

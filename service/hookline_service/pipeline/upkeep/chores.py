@@ -8,21 +8,17 @@ their turn, and goes on in the next round, which then begins at once.
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 
 from hookline_service.store.database import TRANSIENT, RejectedError
+from hookline_service.store.upkeep import UpkeepStore
 from hookline_service.telemetry.instruments import UNOBSERVED
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-    from datetime import datetime
-
-    from hookline_service.store.upkeep import UpkeepStore
-    from hookline_service.telemetry.meters import Meters
+from hookline_service.telemetry.meters import Meters
 
 _log = structlog.get_logger(__name__)
 

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import structlog
 
-from hookline_service.store.database import TRANSIENT, RejectedError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from hookline_service.pipeline.clock import DatabaseTime
-    from hookline_service.pipeline.dispatch.deliver import Deliverer
-    from hookline_service.pipeline.dispatch.lanes import Lanes
-    from hookline_service.pipeline.membership.ownership import Ownership
-    from hookline_service.store.database import Database
-    from hookline_service.store.status import StatusStore
-    from hookline_service.targets.http.transport import WebhookTransport
-    from hookline_service.telemetry.meters import Meters
+from hookline_service.pipeline.clock import DatabaseTime
+from hookline_service.pipeline.dispatch.deliver import Deliverer
+from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.membership.ownership import Ownership
+from hookline_service.store.database import TRANSIENT, Database, RejectedError
+from hookline_service.store.status import StatusStore
+from hookline_service.targets.http.transport import WebhookTransport
+from hookline_service.telemetry.meters import Meters
 
 _log = structlog.get_logger(__name__)
 

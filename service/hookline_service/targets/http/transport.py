@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Self
 
 import httpx
 
@@ -51,9 +51,6 @@ from hookline_service.targets.http.proxy import EgressProxy, ProxyRoute
 from hookline_service.targets.http.resolver import Resolver
 from hookline_service.targets.http.route import DirectRoute
 from hookline_service.targets.http.tls_handshake import make_tls_context
-
-if TYPE_CHECKING:
-    from typing import Self
 
 _NO_BODY = httpx.ByteStream(b"")
 
