@@ -1,4 +1,4 @@
-"""The documents as data: their headings, links and fenced blocks. Must not know what runs them."""
+"""Markdown pages as data: headings, links, tables and fenced blocks. Does not run anything."""
 
 import functools
 import pathlib
@@ -23,19 +23,19 @@ class Block:
 
     page: pathlib.PurePosixPath
     line: int
-    """Of its first line of text."""
+    """Line number of the first line of text."""
     info: str
-    """What stands behind the backticks: a language, and perhaps more."""
+    """The text after the opening backticks: a language, and optional marks."""
     text: str
 
     @property
     def language(self) -> str:
-        """The first word of its info; empty where there is none."""
+        """The first word of `info`; empty if there is none."""
         return self.info.partition(" ")[0]
 
     @property
     def place(self) -> str:
-        """Where it is, for a message."""
+        """`PATH:LINE`, for error messages."""
         return f"{self.page}:{self.line}"
 
 
@@ -47,30 +47,35 @@ class Page:
     text: str
 
     def blocks(self) -> Iterator[Block]:
-        """Its fenced blocks, in order."""
+        """Yield the fenced blocks, in order."""
         for match in _FENCE.finditer(self.text):
             line = self.text.count("\n", 0, match.start("text")) + 1
             yield Block(self.path, line, match["info"].strip(), textwrap.dedent(match["text"]))
 
     @property
     def prose(self) -> str:
-        """All that is no fenced block."""
+        """The text without fenced blocks."""
         return _FENCE.sub("", self.text)
 
+    @property
+    def on_one_line(self) -> str:
+        """The prose with each run of white space as one space, so that line breaks do not count."""
+        return " ".join(self.prose.split())
+
     def anchors(self) -> set[str]:
-        """What a link may name after `#`, as code hosts make it from headings."""
+        """Return the anchors of the headings, in the form that code hosts generate."""
         return {_anchor_of(title) for _, title in _HEADING.findall(self.prose)}
 
     def links(self) -> list[str]:
-        """The targets of its links."""
+        """Return the targets of the links."""
         return _LINK.findall(self.prose)
 
     def code(self) -> list[str]:
-        """What stands between single backticks."""
+        """Return the code spans."""
         return _CODE.findall(self.prose)
 
     def table(self, heading: str) -> list[list[str]]:
-        """The rows of the first table below a heading, without its head; cells as they stand."""
+        """Return the rows of the first table below a heading, without its head row."""
         _, _, below = self.text.partition(f" {heading}\n")
         rows = re.search(r"^\|.*\n\|[ :|-]+\n((?:\|.*\n)+)", below, re.MULTILINE)
         assert rows is not None, f"{self.path}: no table below {heading!r}"
@@ -86,11 +91,11 @@ def _anchor_of(title: str) -> str:
 
 @functools.cache
 def page(path: str) -> Page:
-    """One page, by its path from the root."""
+    """Return one page by its path from the root."""
     return Page(pathlib.PurePosixPath(path), (ROOT / path).read_text(encoding="utf-8"))
 
 
 @functools.cache
 def pages() -> tuple[Page, ...]:
-    """Every Markdown file of the repository."""
+    """Return every Markdown file of the repository."""
     return tuple(page(str(path)) for path in files() if path.suffix == ".md")

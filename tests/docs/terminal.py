@@ -1,9 +1,9 @@
-"""Whoever reads a page and types along: runs its blocks in order against a running service.
+"""Run the blocks of a page in order against a running service.
 
-`console` blocks are commands with what they print; `console background` holds one that goes on
-running, whose output is compared at the end of the page, since later commands make it print. A
-`python` block that begins with `# NAME.py` is saved under that name, for a command to run. `sh`
-blocks are only shown: they change a machine, or ask for one that is not here.
+`console` blocks are commands with their output. `console background` holds a command that keeps
+running; its output is compared at the end of the page, because later commands make it print. A
+`python` block that begins with `# NAME.py` is saved under that name for a later command. `sh`
+blocks are not run: they change a machine, or need one that the tests do not have.
 """
 
 import os
@@ -28,15 +28,15 @@ TIMEOUT_S = 60.0
 SETTLES_WITHIN_S = 20.0
 SHOWN_PORT = "50051"
 RECEIVER_PORTS = ("8080", "8081", "8082")
-# Read again until they show what they are to show: what they ask for takes its time to happen.
+# Repeated until the output matches: these commands read state that changes asynchronously.
 _READS = re.compile(r"^hookline (event|status)|/(Get|List)[A-Za-z]+\s*$")
 _FAILS = ("ERROR:", "hookline: ")
-# Makefile targets that do no more than run a command.
+# Makefile targets that only run a command.
 _TARGETS = {"make demo": "hookline demo"}
 
 
 class Background:
-    """A command that goes on running; what it has printed so far is `printed`."""
+    """A command that keeps running; `printed` is its output so far."""
 
     def __init__(self, step: Step, command: str, cwd: pathlib.Path, env: dict[str, str]) -> None:
         self.step = step
@@ -71,12 +71,12 @@ class Background:
             self._first.put(line)
 
     def wait_for_a_line(self) -> None:
-        """Return once it has printed something."""
+        """Return after the first line of output."""
         self._first.get(timeout=TIMEOUT_S)
 
 
 class Terminal:
-    """A person's terminals, for one page."""
+    """The terminals in which one page is run."""
 
     def __init__(self, dev: Dev, grpcurl: pathlib.Path, directory: pathlib.Path) -> None:
         self._dev = dev
@@ -99,7 +99,7 @@ class Terminal:
             HOOKLINE_SERVER=dev.target,
             HOOKLINE_DATA_DIR=str(dev.data_dir),
         )
-        # The page's `hookline dev` has its data here, as it says by default.
+        # The default data directory of the page's `hookline dev`.
         (directory / ".hookline").symlink_to(dev.data_dir)
 
     def __enter__(self) -> Self:
@@ -109,7 +109,7 @@ class Terminal:
         self._stack.close()
 
     async def follow(self, page: Page) -> None:
-        """Run a whole page; AssertionError: it shows what does not happen."""
+        """Run a whole page; raise AssertionError if an output differs from what the page shows."""
         for block in page.blocks():
             if block.language == "console":
                 await self._type(block)
@@ -124,7 +124,9 @@ class Terminal:
 
     def _save(self, block: Block) -> None:
         match = re.match(r"# (\w+\.py)\n", block.text)
-        assert match is not None, f"{block.place}: a program is to begin with its name"
+        assert match is not None, (
+            f"{block.place}: a program must begin with a comment of its file name"
+        )
         program = self._directory / match[1]
         program.write_text(self._meanings.real(block.text), encoding="utf-8")
 
@@ -172,8 +174,8 @@ class Terminal:
             timeout=TIMEOUT_S,
             check=False,
         )
-        is_to_fail = step.output.startswith(_FAILS)
-        assert (result.returncode != 0) == is_to_fail, self._difference(step, result.stdout)
+        must_fail = step.output.startswith(_FAILS)
+        assert (result.returncode != 0) == must_fail, self._difference(step, result.stdout)
         return result.stdout
 
     def _fits(self, step: Step, printed: str) -> bool:
@@ -191,6 +193,6 @@ def _free_port() -> int:
 
 @contextmanager
 def terminal(dev: Dev, grpcurl: pathlib.Path, directory: pathlib.Path) -> Iterator[Terminal]:
-    """A terminal in a directory of its own; what it started is ended with it."""
+    """Open a terminal in its own directory; end the commands that it started on exit."""
     with Terminal(dev, grpcurl, directory) as typed:
         yield typed

@@ -1,4 +1,4 @@
-"""The examples of the pages that people type along with, run as they stand against a service."""
+"""Run the sessions in the docs, unchanged, against a service."""
 
 import pathlib
 import re
@@ -13,35 +13,35 @@ from tests.e2e.processes import Dev, data_directory, running_dev
 
 pytestmark = pytest.mark.timeout(180)
 
-TYPED = ("README.md", "docs/operating.md", "docs/integrating.md", "docs/production.md")
+RUN = ("README.md", "docs/operating.md", "docs/integrating.md", "docs/production.md")
 RUN_ELSEWHERE = ("clients/python/README.md",)  # by tests/e2e/test_client_readme.py
 SHOWN_LANGUAGES = {"toml", "yaml", "console", "python", "sh", "text", ""}
 
 
 @pytest.fixture(scope="module")
 def dev() -> Iterator[Dev]:
-    """The service that all pages are typed against."""
+    """The service that all pages run against."""
     with data_directory() as path, running_dev(path) as running:
         yield running
         assert running.stop() == 0
 
 
-@pytest.mark.parametrize("path", TYPED)
-async def test_what_a_page_shows_happens(
+@pytest.mark.parametrize("path", RUN)
+async def test_sessions_of_a_page_print_what_it_shows(
     path: str, dev: Dev, grpcurl: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     with terminal(dev, grpcurl, tmp_path) as typed:
         await typed.follow(page(path))
 
 
-def test_no_example_stands_where_it_is_not_run() -> None:
+def test_every_session_is_on_a_page_that_is_run() -> None:
     commands = re.compile(r"^\s*(?:\$ )?(?:grpcurl|hookline) ", re.MULTILINE)
     unrun = [
         block.place
         for each in pages()
         if str(each.path) not in RUN_ELSEWHERE
         for block in each.blocks()
-        if (block.language in {"console", "python"} and str(each.path) not in TYPED)
+        if (block.language in {"console", "python"} and str(each.path) not in RUN)
         or (block.language not in {"console", "sh"} and commands.search(block.text))
         or block.language not in SHOWN_LANGUAGES
     ]
@@ -65,11 +65,13 @@ def test_no_example_stands_where_it_is_not_run() -> None:
         ("made by … today\n", "made by hand today\n", True),
     ],
 )
-def test_outputs_are_compared_by_what_matters(shown: str, printed: str, *, expected: bool) -> None:
+def test_output_comparison_ignores_times_and_durations(
+    shown: str, printed: str, *, expected: bool
+) -> None:
     assert Meanings({}).fits(shown, printed) is expected
 
 
-def test_an_id_stays_the_one_that_it_was() -> None:
+def test_id_is_bound_at_its_first_appearance() -> None:
     shown, real = "evt_" + "0" * 26, "evt_" + "1" * 26
     meanings = Meanings({"50051": "4321"})
     assert not meanings.fits(f"{shown} {shown}\n", f"{real} evt_{'2' * 26}\n")

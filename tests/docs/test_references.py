@@ -1,4 +1,4 @@
-"""What the documents name exists: links, files, tests, RPCs. What they promise, a test holds."""
+"""Links, files, tests, RPCs and identifiers that the docs name exist; each promise has a test."""
 
 import ast
 import pathlib
@@ -20,7 +20,7 @@ _FOREIGN = {
     "DISCARD", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_RESOURCE_ATTRIBUTES", "default_pool_size",
     "remote_apply", "schedstat", "synchronous_standby_names",
 }  # fmt: skip
-"""What pages name and nothing here reads by itself."""
+"""Identifiers of other programs."""
 
 
 def identify(each: Page) -> str:
@@ -28,23 +28,23 @@ def identify(each: Page) -> str:
 
 
 @pytest.mark.parametrize("each", pages(), ids=identify)
-def test_links_lead_somewhere(each: Page) -> None:
+def test_link_targets_exist(each: Page) -> None:
     broken = []
     for link in each.links():
         path, _, anchor = link.partition("#")
         target = (ROOT / each.path.parent / path).resolve() if path else ROOT / each.path
         is_elsewhere = re.match(r"https?:", link) is not None
-        leads_somewhere = is_elsewhere or (
+        exists = is_elsewhere or (
             target.exists()
             and (not anchor or anchor in page(str(target.relative_to(ROOT))).anchors())
         )
-        if not leads_somewhere:
+        if not exists:
             broken.append(link)
     assert broken == []
 
 
 @pytest.mark.parametrize("each", pages(), ids=identify)
-def test_paths_that_are_named_exist(each: Page) -> None:
+def test_named_paths_exist(each: Page) -> None:
     known = {str(path) for path in files()}
     folders = {str(parent) for path in files() for parent in path.parents}
     missing = [
@@ -58,8 +58,8 @@ def test_paths_that_are_named_exist(each: Page) -> None:
     assert missing == []
 
 
-def test_words_of_code_that_are_named_exist() -> None:
-    """Else a page would go on naming what was renamed. Decisions may: they are of their day."""
+def test_named_identifiers_exist() -> None:
+    """Detect names that the code no longer has. ADRs are exempt: they describe their time."""
     kept = [path for path in files() if path.suffix not in {".binpb", ".md"}]
     code = "\n".join(text(path) for path in kept if path.parts[:2] != ("tests", "docs"))
     known = set(re.findall(r"[A-Za-z_]\w+", f"{code} {' '.join(map(str, kept))}"))
@@ -76,7 +76,7 @@ def test_words_of_code_that_are_named_exist() -> None:
 
 
 def functions_of(path: str) -> set[str]:
-    """Every function that a file defines."""
+    """Return the names of all functions in a file."""
     if not (ROOT / path).is_file():
         return set()
     module = tree(pathlib.PurePosixPath(path))
@@ -85,7 +85,7 @@ def functions_of(path: str) -> set[str]:
 
 
 @pytest.mark.parametrize("each", pages(), ids=identify)
-def test_tests_that_are_named_exist(each: Page) -> None:
+def test_named_tests_exist(each: Page) -> None:
     named = _TEST.findall(each.text)
     missing = [f"{path}::{name}" for path, name in named if name not in functions_of(path)]
     assert missing == []
@@ -94,38 +94,35 @@ def test_tests_that_are_named_exist(each: Page) -> None:
 @pytest.mark.parametrize(
     "heading, count", [("The promises", PROMISES), ("The rules of the data path", RULES)]
 )
-def test_each_promise_and_each_rule_is_held_by_a_test_or_comes_later(
-    heading: str, count: int
-) -> None:
+def test_each_promise_and_each_rule_has_a_test(heading: str, count: int) -> None:
     rows = GUARANTEES.table(heading)
     assert [int(row[0]) for row in rows] == list(range(1, count + 1))
-    unheld = [row[0] for row in rows if not _TEST.search(row[-1]) and row[-1] != _LATER]
-    assert unheld == []
+    untested = [row[0] for row in rows if not _TEST.search(row[-1]) and row[-1] != _LATER]
+    assert untested == []
 
 
-def test_each_danger_at_each_boundary_is_held_by_a_test() -> None:
+def test_each_threat_at_each_boundary_has_a_test() -> None:
     security = page("docs/security.md")
-    picture, *_ = (block.text for block in security.blocks())
+    diagram, *_ = (block.text for block in security.blocks())
     headings = re.findall(r"^## (\d\. .+)$", security.text, re.MULTILINE)
-    assert [heading[0] for heading in headings] == sorted(set(re.findall(r"\d", picture)))
+    assert [heading[0] for heading in headings] == sorted(set(re.findall(r"\d", diagram)))
     rows = [row for heading in headings for row in security.table(heading)]
     assert len(rows) > 40
     assert [row[0] for row in rows if not (row[1] and _TEST.search(row[2]))] == []
 
 
-def test_every_rule_says_where_in_the_code_it_is_kept() -> None:
+def test_each_rule_names_its_code() -> None:
     rows = GUARANTEES.table("The rules of the data path")
     assert [row[0] for row in rows if "service/" not in row[2]] == []
 
 
-def test_every_test_that_is_named_alone_stands_in_a_table() -> None:
-    """Else nobody would notice that a promise lost its test."""
+def test_guarantees_name_a_test_for_each_promise_and_rule() -> None:
     assert len(_TEST.findall(GUARANTEES.text)) >= PROMISES + RULES
 
 
-def test_what_is_not_built_is_told_in_the_readme() -> None:
+def test_readme_lists_every_unimplemented_rpc() -> None:
     _, _, below = page("README.md").text.partition("## What is not built yet\n")
-    told = below.partition("\n## ")[0]
+    listed = below.partition("\n## ")[0]
     refused = [
         name
         for kind in vars(unimplemented).values()
@@ -134,10 +131,10 @@ def test_what_is_not_built_is_told_in_the_readme() -> None:
         if name[0].isupper()
     ]
     by_family = {"GetReplay", "ListReplays", "CancelReplay", "StartReplay"}
-    assert "eplays" in told
-    assert [n for n in refused if n not in by_family and f"`{n}`" not in told] == []
+    assert "eplays" in listed
+    assert [n for n in refused if n not in by_family and f"`{n}`" not in listed] == []
     built = {"PublishEvents", "SendTestEvent", "RetryDelivery", "ListEvents"}
-    assert [name for name in re.findall(r"`([A-Z]\w+)`", told) if name in built] == []
+    assert [name for name in re.findall(r"`([A-Z]\w+)`", listed) if name in built] == []
 
 
 def docstring_of(path: pathlib.PurePosixPath) -> str:
@@ -145,7 +142,7 @@ def docstring_of(path: pathlib.PurePosixPath) -> str:
 
 
 def modules_of(folder: pathlib.PurePosixPath) -> set[str]:
-    """The modules and packages directly in a package."""
+    """Return the modules and packages directly in a package."""
     below = [path for path in files() if path.is_relative_to(folder) and path.suffix == ".py"]
     return {path.relative_to(folder).parts[0].removesuffix(".py") for path in below}
 
@@ -162,10 +159,10 @@ def modules_of(folder: pathlib.PurePosixPath) -> set[str]:
         ),
     ],
 )  # fmt: skip
-def test_the_pipeline_lists_its_modules_in_reading_order(package: str) -> None:
+def test_pipeline_packages_list_their_modules(package: str) -> None:
     folder = PACKAGE / package
-    told = docstring_of(folder / "__init__.py")
-    listed = re.findall(r"^ *([a-z_]+(?:, [a-z_]+)*)  ", told, re.MULTILINE)
+    docstring = docstring_of(folder / "__init__.py")
+    listed = re.findall(r"^ *([a-z_]+(?:, [a-z_]+)*)  ", docstring, re.MULTILINE)
     named = [name for line in listed for name in line.split(", ")]
     assert sorted(named) == sorted(modules_of(folder) - {"__init__"})
 
@@ -173,7 +170,7 @@ def test_the_pipeline_lists_its_modules_in_reading_order(package: str) -> None:
 @pytest.mark.parametrize(
     "package", ["api", "api/middleware", "store", "store/embedded", "targets/http"]
 )
-def test_a_large_package_names_each_of_its_modules(package: str) -> None:
+def test_large_packages_name_each_of_their_modules(package: str) -> None:
     folder = PACKAGE / package
     named = re.findall(r"`([\w*]+)`", docstring_of(folder / "__init__.py"))
     stems = modules_of(folder) - {"sql", "embedded"}
@@ -181,15 +178,7 @@ def test_a_large_package_names_each_of_its_modules(package: str) -> None:
     assert unnamed == {"__init__"}
 
 
-def test_every_table_of_the_database_is_told_of() -> None:
-    folder = pathlib.PurePosixPath("service/hookline_service/store/sql/migrations")
-    scripts = "".join(text(path) for path in files() if path.parent == folder)
-    made = set(re.findall(r"^CREATE TABLE (\w+)", scripts, re.MULTILINE))
-    rows = page("docs/ARCHITECTURE.md").table("Storage")
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == made
-
-
-def test_the_changelog_is_kept_as_keepachangelog_says() -> None:
+def test_changelog_follows_keep_a_changelog() -> None:
     text = page("CHANGELOG.md").text
     assert text.startswith("# Changelog\n")
     versions = re.findall(r"^## \[(\S+?)\]", text, re.MULTILINE)

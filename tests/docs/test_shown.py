@@ -1,4 +1,4 @@
-"""What pages show and nobody types along: shell, command line and contract accept it at least."""
+"""Shell blocks that are not run are at least accepted by the shell, the CLI and the contract."""
 
 import pathlib
 import re
@@ -29,7 +29,7 @@ def place_of(block: Block) -> str:
 
 
 @pytest.mark.parametrize("block", SHELL, ids=place_of)
-def test_a_shell_can_read_it(block: Block) -> None:
+def test_shell_block_has_valid_syntax(block: Block) -> None:
     read = subprocess.run(
         ["/bin/sh", "-n"], input=block.text, capture_output=True, text=True, check=False
     )
@@ -37,19 +37,19 @@ def test_a_shell_can_read_it(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", SHELL, ids=place_of)
-def test_the_command_line_knows_its_commands(block: Block) -> None:
+def test_hookline_commands_are_accepted_by_the_parser(block: Block) -> None:
     for command in _COMMAND.findall(block.text):
-        make_parser().parse_args(shlex.split(command)[1:])  # SystemExit: it does not
+        make_parser().parse_args(shlex.split(command)[1:])  # SystemExit: not accepted
 
 
-def test_some_commands_were_seen() -> None:
+def test_shell_blocks_contain_commands_and_calls() -> None:
     commands = [command for block in SHELL for command in _COMMAND.findall(block.text)]
     assert len(commands) > 10
     assert sum(len(_CALL.findall(block.text)) for block in SHELL) >= 1
 
 
 @pytest.mark.parametrize("block", SHELL, ids=place_of)
-def test_the_contract_knows_its_calls(block: Block) -> None:
+def test_grpcurl_calls_are_valid_requests(block: Block) -> None:
     pool = descriptor_pool.Default()
     for request, service, name in _CALL.findall(block.text):
         assert service in CONTRACT_SERVICES
@@ -57,7 +57,7 @@ def test_the_contract_knows_its_calls(block: Block) -> None:
         json_format.Parse(request, message_factory.GetMessageClass(method.input_type)())
 
 
-def test_every_target_of_make_that_is_named_exists() -> None:
+def test_named_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", text(pathlib.PurePosixPath("Makefile")), re.MULTILINE))
     named = {
         target
@@ -69,7 +69,7 @@ def test_every_target_of_make_that_is_named_exists() -> None:
     assert named - targets == set()
 
 
-def test_every_variable_that_is_named_is_read() -> None:
+def test_named_variables_are_read() -> None:
     known = {*Settings.variables(), *NOT_OURS, *OTEL_VARIABLES}
     known |= {
         "HOOKLINE_TEST_FAULTS",
@@ -88,7 +88,7 @@ def test_every_variable_that_is_named_is_read() -> None:
     assert unknown == set()
 
 
-def test_the_file_of_client_names_is_read(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_documented_client_names_file_is_accepted(tmp_path_factory: pytest.TempPathFactory) -> None:
     (shown,) = [b for b in page("docs/production.md").blocks() if b.language == "toml"]
     path = tmp_path_factory.mktemp("shown") / "clients.toml"
     path.write_text(shown.text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One law, told in four places: the table, its picture in the code and here, and SQL's CHECKs."""
+"""The transition table agrees with its two diagrams, with the schema and with the storage table."""
 
 import re
 
@@ -20,45 +20,45 @@ from tests.docs.pages import page
 
 ARCHITECTURE = page("docs/ARCHITECTURE.md")
 SCHEMA = "\n".join(migration.sql for migration in all_migrations())
-WORDS = {
+LABELS = {
     Trigger.ACCEPTED: "accepted",
     Trigger.FAILED: "failed",
     Trigger.FAILED_LAST: "failed, no attempts left",
-    Trigger.GONE: "refused by 410",
-    Trigger.INTERNAL_ERROR: "own fault",
+    Trigger.GONE: "answered with 410",
+    Trigger.INTERNAL_ERROR: "internal error",
     Trigger.RETRIED: "retried by an operator",
     Trigger.CANCELLED: "cancelled",
     Trigger.OUTLIVED: "too old",
 }
 
 
-def picture() -> list[str]:
+def diagram() -> list[str]:
     (block,) = [block for block in ARCHITECTURE.blocks() if "SUCCEEDED" in block.text]
     return block.text.splitlines()
 
 
-def moves_of(lines: list[str]) -> set[tuple[str, str, str]]:
-    """What the arrows of the picture say: from, why, to."""
-    moves = set()
+def transitions_of(lines: list[str]) -> set[tuple[str, str, str]]:
+    """Return the transitions that the arrows of the diagram show: from, trigger, to."""
+    transitions = set()
     for line in lines:
         if arrow := re.search(r"(?:PENDING |├|└)──([a-z ,]+)─+▶ ([A-Z]+)", line):
-            moves.add(("PENDING", arrow[1], arrow[2]))
+            transitions.add(("PENDING", arrow[1], arrow[2]))
         if back := re.search(r"└─([a-z0-9, ]+)$", line):
-            moves |= {("PENDING", why, "PENDING") for why in back[1].split(", ")}
+            transitions |= {("PENDING", why, "PENDING") for why in back[1].split(", ")}
     joined = [re.search(r"▶ ([A-Z]+) ─*[┐┼┘]", line) for line in lines]
     (why,) = [arrow[1] for line in lines if (arrow := re.search(r"┼──([a-z ]+)──▶ PENDING", line))]
-    return moves | {(state[1], why, "PENDING") for state in joined if state}
+    return transitions | {(state[1], why, "PENDING") for state in joined if state}
 
 
-def test_the_picture_is_drawn_from_the_table() -> None:
-    law = {(state, WORDS[trigger], then) for (state, trigger), then in TRANSITIONS.items()}
-    assert moves_of(picture()) == law
+def test_diagram_in_the_docs_shows_the_transition_table() -> None:
+    expected = {(state, LABELS[trigger], then) for (state, trigger), then in TRANSITIONS.items()}
+    assert transitions_of(diagram()) == expected
 
 
-def test_the_engine_shows_the_same_picture() -> None:
+def test_diagram_in_the_docstring_is_the_one_in_the_docs() -> None:
     assert delivery.__doc__ is not None
-    shown = [line.removeprefix("    ") for line in delivery.__doc__.splitlines()]
-    assert "\n".join(picture()) in "\n".join(shown)
+    lines = [line.removeprefix("    ") for line in delivery.__doc__.splitlines()]
+    assert transitions_of(lines) == transitions_of(diagram())
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,10 @@ def test_the_engine_shows_the_same_picture() -> None:
         ("tenants", "state", set(TenantState)),
     ],
 )
-def test_the_database_checks_the_same_words(table: str, column: str, allowed: set[str]) -> None:
-    """The check that the last migration leaves."""
+def test_database_check_allows_the_values_of_the_enum(
+    table: str, column: str, allowed: set[str]
+) -> None:
+    """Compare the CHECK that the last migration leaves."""
     of_table = re.findall(
         rf"(?:CREATE TABLE {table} \(|ALTER TABLE {table} ADD)(.*?);$",
         SCHEMA,
@@ -88,10 +90,10 @@ def test_the_database_checks_the_same_words(table: str, column: str, allowed: se
         for check in re.findall(rf"CHECK \({column} IN \(([^)]*)\)", body)
     ]
     assert checks
-    assert set(re.findall(r"'(\w+)'", checks[-1])) == {str(word) for word in allowed}
+    assert set(re.findall(r"'(\w+)'", checks[-1])) == {str(value) for value in allowed}
 
 
-def test_every_table_is_explained() -> None:
+def test_every_table_of_the_schema_is_documented() -> None:
     names = [row[0] for row in ARCHITECTURE.table("Storage")]
-    told = set(re.findall(r"`(\w+)`", " ".join(names)))
-    assert told == set(re.findall(r"CREATE TABLE (\w+)", SCHEMA))
+    documented = set(re.findall(r"`(\w+)`", " ".join(names)))
+    assert documented == set(re.findall(r"CREATE TABLE (\w+)", SCHEMA))

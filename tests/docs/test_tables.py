@@ -1,4 +1,4 @@
-"""The figures and words of the pages, and the contract's bounds, are those of the code."""
+"""Figures, settings, states and log events in the docs and in the contract match the code."""
 
 import base64
 import pathlib
@@ -23,9 +23,9 @@ from hookline_service.domain.subscription import (
 )
 from tests.architecture.repository import python_files, text
 from tests.docs.pages import page
+from tests.protos import contract
 
 LIMITS = Limits()
-PROTOS = pathlib.PurePosixPath("protos/hookline/v1")
 OPERATING = page("docs/operating.md")
 SETTINGS = page("docs/settings.md").table("Settings")
 SERVE = {
@@ -41,7 +41,7 @@ def in_backticks(cell: str) -> list[str]:
 
 
 def outcome(environ: dict[str, str], role: Role) -> Settings | tuple[str, ...]:
-    """What settings come to: what they are, or all that is wrong with them."""
+    """Return the settings, or all problems of them."""
     try:
         return Settings.from_environ(environ, role)
     except SettingsError as error:
@@ -53,14 +53,14 @@ def test_every_setting_is_in_the_table_once() -> None:
     assert sorted(named) == sorted(Settings.variables())
 
 
-def test_every_variable_that_is_no_setting_is_told_below_the_table() -> None:
+def test_every_other_variable_is_documented_below_the_table() -> None:
     below = page("docs/settings.md").text.rpartition("\n|")[2]
-    told = set(re.findall(r"HOOKLINE_\w+", below))
-    assert told >= NOT_OURS - {"HOOKLINE_TEST_DATABASE"}
+    documented = set(re.findall(r"HOOKLINE_\w+", below))
+    assert documented >= NOT_OURS - {"HOOKLINE_TEST_DATABASE"}
 
 
 @pytest.mark.parametrize("row", SETTINGS, ids=lambda row: row[0])
-def test_a_default_is_what_holds_where_nothing_is_set(row: list[str]) -> None:
+def test_documented_default_applies_when_the_variable_is_unset(row: list[str]) -> None:
     (name, *_), defaults = in_backticks(row[0]), in_backticks(row[1])
     if not defaults:
         assert row[1] == "unset"
@@ -75,15 +75,15 @@ def test_a_default_is_what_holds_where_nothing_is_set(row: list[str]) -> None:
 
 
 def is_within_bounds(name: str, value: str) -> bool:
-    """Whether a value is allowed by itself; what it contradicts is another matter."""
-    told = outcome({name: value}, Role.DEV)
-    return isinstance(told, Settings) or not any("must be" in problem for problem in told)
+    """Return whether a value is allowed by itself, ignoring conflicts with other settings."""
+    result = outcome({name: value}, Role.DEV)
+    return isinstance(result, Settings) or not any("must be" in problem for problem in result)
 
 
 @pytest.mark.parametrize(
     "row", [row for row in SETTINGS if re.match(r"`[\d.]+` to `", row[2])], ids=lambda row: row[0]
 )
-def test_what_is_allowed_ends_where_the_table_says(row: list[str]) -> None:
+def test_documented_bounds_are_enforced(row: list[str]) -> None:
     (name,), (low, high) = in_backticks(row[0]), in_backticks(row[2])
     assert is_within_bounds(name, low)
     assert is_within_bounds(name, high)
@@ -96,85 +96,82 @@ def test_what_is_allowed_ends_where_the_table_says(row: list[str]) -> None:
 @pytest.mark.parametrize(
     "row", [row for row in SETTINGS if re.fullmatch(r"`\w+`(, `\w+`)+", row[2])], ids=lambda r: r[0]
 )
-def test_words_that_the_table_allows_are_read(row: list[str]) -> None:
-    ((name,), words) = in_backticks(row[0]), in_backticks(row[2])
-    assert [word for word in words if not is_within_bounds(name, word)] == []
+def test_documented_choices_are_accepted(row: list[str]) -> None:
+    ((name,), choices) = in_backticks(row[0]), in_backticks(row[2])
+    assert [choice for choice in choices if not is_within_bounds(name, choice)] == []
     assert not is_within_bounds(name, "nonsense")
 
 
 @pytest.mark.parametrize(
-    "proto, said, bound",
+    "element, figure, bound",
     [
-        ("event", "What there is to say about it, at most {} KiB", LIMITS.max_data_bytes // 1024),
-        ("event", "values at most\n  // {} KiB", LIMITS.max_attribute_bytes // 1024),
-        ("event", "nesting deeper than {}.", LIMITS.max_json_depth),
-        ("event", "At most {}; names\n  // `[a-z0-9]{{1,64}}`", MAX_ATTRIBUTES),
-        ("event_service", "1 to {:,} events; the request", LIMITS.max_batch_events),
-        ("event_service", "the request has {} MiB at most", LIMITS.max_batch_bytes // 1024**2),
-        (
-            "event_type",
-            "references stay within it. At most {} KiB",
-            LIMITS.max_schema_bytes // 1024,
-        ),
-        ("subscription", "1 to {} patterns", LIMITS.max_patterns),
-        ("subscription", "own marks, to filter by. At most {};", LIMITS.max_labels),
-        ("tenant", "own marks, to filter by. At most {};", LIMITS.max_labels),
-        ("tenant_service", "0 means {}; above", LIMITS.default_page_size),
-        ("tenant_service", "above {:,} counts as", LIMITS.max_page_size),
-        ("tenant_service", "A page also ends at {} MiB", LIMITS.max_page_bytes // 1024**2),
-        ("policy", "{} to 100,000. Default: 0, no limit", 0.001),
-        ("policy", "1 to {:,}. Default: 0, which means 64", MAX_IN_FLIGHT),
-        ("policy", "Default: 0, which means {}.", DEFAULT_MAX_IN_FLIGHT),
-        ("policy", "With nothing\n// set there are {} attempts", len(DEFAULT_DELAYS_S)),
-        ("target", "1 to {:.0f} seconds", MAX_TIMEOUT_S),
-        ("target", "Default: {:.0f} seconds", DEFAULT_TIMEOUT_S),
+        ("Event.data", "{} KiB", LIMITS.max_data_bytes // 1024),
+        ("Event.attributes", "{} KiB", LIMITS.max_attribute_bytes // 1024),
+        ("Event.attributes", "{}", MAX_ATTRIBUTES),
+        ("Event.json_data", "{}", LIMITS.max_json_depth),
+        ("PublishEventsRequest.events", "{:,}", LIMITS.max_batch_events),
+        ("PublishEventsRequest.events", "{} MiB", LIMITS.max_batch_bytes // 1024**2),
+        ("EventType.json_schema", "{} KiB", LIMITS.max_schema_bytes // 1024),
+        ("Subscription.event_types", "{}", LIMITS.max_patterns),
+        ("Subscription.labels", "{}", LIMITS.max_labels),
+        ("Tenant.labels", "{}", LIMITS.max_labels),
+        ("ListTenantsRequest.page_size", "{}", LIMITS.default_page_size),
+        ("ListTenantsRequest.page_size", "{:,}", LIMITS.max_page_size),
+        ("ListTenantsResponse.tenants", "{} MiB", LIMITS.max_page_bytes // 1024**2),
+        ("DeliveryLimits.max_per_second", "{}", 0.001),
+        ("DeliveryLimits.max_in_flight", "{:,}", MAX_IN_FLIGHT),
+        ("DeliveryLimits.max_in_flight", "{}", DEFAULT_MAX_IN_FLIGHT),
+        ("RetryPolicy", "{} attempts", len(DEFAULT_DELAYS_S)),
+        ("HttpTarget.timeout", "{:.0f} seconds", MAX_TIMEOUT_S),
+        ("HttpTarget.timeout", "{:.0f} seconds", DEFAULT_TIMEOUT_S),
     ],
 )
-def test_a_bound_that_the_contract_tells_is_the_default(
-    proto: str, said: str, bound: float
+def test_bound_in_a_comment_of_the_contract_is_the_default(
+    element: str, figure: str, bound: float
 ) -> None:
-    assert said.format(bound) in text(PROTOS / f"{proto}.proto")
+    """Compare the figure and its unit alone, whatever the sentence around it."""
+    (comment,) = {each.comment for each in contract.elements() if each.name == element}
+    written = re.escape(figure.format(bound))
+    assert re.search(rf"(?<![\d.,]){written}(?![\d]|[.,]\d)", " ".join(comment.split()))
 
 
-def test_a_node_has_as_many_connections_as_is_said() -> None:
+def test_documented_connections_of_a_node_are_the_sessions_that_it_opens() -> None:
     sessions = re.findall(
         r'\bsession\("', text(pathlib.PurePosixPath("service/hookline_service/app/engine.py"))
     )
     assert len(sessions) == SESSIONS
-    said = f"`HOOKLINE_POOL_SIZE` + `HOOKLINE_PATH_POOL_SIZE` + {SESSIONS} connections"
-    assert said in page("docs/production.md").text
-    assert "a node has ten of its own" in page("docs/settings.md").text
+    formula = rf"`HOOKLINE_POOL_SIZE` \+ `HOOKLINE_PATH_POOL_SIZE` \+ {SESSIONS}\b"
+    assert re.search(formula, page("docs/production.md").on_one_line)
 
 
-def test_every_state_and_every_way_out_of_it_is_told() -> None:
-    rows = {row[0]: row[2] for row in OPERATING.table("What becomes of a delivery")}
+def test_every_delivery_state_and_its_exits_are_documented() -> None:
+    rows = {row[0]: row[2] for row in OPERATING.table("States and outcomes of a delivery")}
     assert set(rows) == set(DeliveryState)
-    for state, ways in rows.items():
+    for state, exits in rows.items():
         can_be_retried = (DeliveryState(state), Trigger.RETRIED) in TRANSITIONS
-        assert ("RetryDelivery" in ways) == can_be_retried
+        assert ("RetryDelivery" in exits) == can_be_retried
 
 
-def test_every_outcome_of_an_attempt_is_told() -> None:
-    rows = OPERATING.table("What becomes of a delivery")
-    _, _, below = OPERATING.text.partition("What an attempt comes to:")
-    told = re.findall(r"^\| ([A-Z_]+) \|", below.partition("**The schedule.**")[0], re.MULTILINE)
-    assert rows
-    assert told == list(AttemptOutcome)
+def test_every_attempt_outcome_is_documented() -> None:
+    _, _, below = OPERATING.text.partition("## States and outcomes of a delivery\n")
+    section = below.partition("\n## ")[0]
+    rows = re.findall(r"^\| ([A-Z_]+) \|", section, re.MULTILINE)
+    assert rows == [*DeliveryState, *AttemptOutcome]
 
 
-def test_the_schedule_is_the_one_that_is_kept() -> None:
-    match = re.search(r"there are (\d+) attempts: after (.*?), each", OPERATING.text, re.DOTALL)
+def test_documented_retry_schedule_is_the_default() -> None:
+    match = re.search(r"there are (\d+) attempts: after (.*?), each", OPERATING.on_one_line)
     assert match is not None
     delays = re.findall(r"(\d+) (s|min|h)", match[2])
     assert [int(n) * _UNITS_S[unit] for n, unit in delays] == list(DEFAULT_DELAYS_S)
     assert int(match[1]) == len(DEFAULT_DELAYS_S)
 
 
-def test_every_warning_of_the_log_is_explained_and_none_that_there_is_not() -> None:
-    rows = OPERATING.table("What to watch")
-    told = {event for row in rows for event in in_backticks(row[0])}
+def test_documented_log_events_are_those_that_the_code_logs() -> None:
+    rows = OPERATING.table("Monitoring")
+    documented = {event for row in rows for event in in_backticks(row[0])}
     service = "\n".join(text(path) for path in python_files() if path.parts[0] == "service")
-    assert len(told) > 10
-    assert {event for event in told if f'"{event}"' not in service} == set()
-    warned = set(re.findall(r'_log\.(?:warning|error)\(\s*"(\w+)"', service))
-    assert warned - told == set()
+    assert len(documented) > 10
+    assert {event for event in documented if f'"{event}"' not in service} == set()
+    logged = set(re.findall(r'_log\.(?:warning|error)\(\s*"(\w+)"', service))
+    assert logged - documented == set()

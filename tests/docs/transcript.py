@@ -1,9 +1,9 @@
-"""A console block as steps, and how what it shows is compared with what happens.
+"""A console block as steps, and the comparison of the shown output with the real one.
 
-A page shows one real run. Another run draws other ids, secrets and times, so these stand for those
-of the run at hand: an id is bound to the real one where it first appears in an output, and must be
-the same one wherever it appears again, in commands too. Times and durations are compared by their
-shape. A line of `...` leaves out any lines, `…` a part of one; white space counts once.
+A page shows one real run. Another run has other ids, secrets and times. An id on the page is bound
+to the real id at its first appearance in an output, and stands for it afterwards, also in commands.
+Times and durations are compared by their format. A line `...` matches any lines, `…` any part of a
+line; runs of white space are equal.
 """
 
 import re
@@ -45,7 +45,7 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command of a page, and what it prints there."""
+    """One command of a page and its output there."""
 
     place: str
     command: str
@@ -53,7 +53,7 @@ class Step:
 
 
 def steps(block: Block) -> Iterator[Step]:
-    """The commands of a block; one goes on while a quotation is open, or the line's end escaped."""
+    """Yield the commands of a block; a command continues over open quotes and escaped line ends."""
     lines = block.text.splitlines()
     position = 0
     while position < len(lines):
@@ -81,21 +81,21 @@ def _goes_on(command: str) -> bool:
 
 
 class Meanings:
-    """What the ids, secrets and ports of a page stand for in this run."""
+    """The real ids, secrets and ports of this run, by those on the page."""
 
     def __init__(self, ports: dict[str, str]) -> None:
-        """`ports`: those of the page, and the real ones."""
+        """`ports`: the real port by the port on the page."""
         self._ports = ports
         self._drawn: dict[str, str] = {}
 
     def real(self, text: str) -> str:
-        """A command or a program of the page, as it is to be run."""
+        """Return a command or a program of the page with real ids and ports."""
         for shown, drawn in self._drawn.items():
             text = text.replace(shown, drawn)
         return self._with_real_ports(text)
 
     def fits(self, shown: str, printed: str) -> bool:
-        """Whether an output is what the page shows; binds what appears for the first time."""
+        """Return whether an output matches the page; bind ids that appear for the first time."""
         pattern, groups = self._pattern(_squeezed(self._with_real_ports(shown)))
         match = re.fullmatch(pattern, _squeezed(printed))
         if match is None:
@@ -109,7 +109,7 @@ class Meanings:
         return text
 
     def _pattern(self, shown: str) -> tuple[str, dict[str, str]]:
-        """A regular expression for an output, and its groups by the tokens that they bind."""
+        """Return a regular expression for an output, and its group names by token."""
         groups: dict[str, str] = {}
         parts: list[str] = []
         end = 0

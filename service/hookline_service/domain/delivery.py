@@ -7,7 +7,7 @@ each with the version that the decider saw.
 
     PENDING ──accepted──▶ SUCCEEDED
        │ ▲
-       │ └─failed, refused by 410, own fault, retried by an operator
+       │ └─failed, answered with 410, internal error, retried by an operator
        ├──failed, no attempts left──▶ EXHAUSTED ──┐
        ├──cancelled────────────────▶ CANCELLED ───┼──retried by an operator──▶ PENDING
        └──too old──────────────────▶ EXPIRED ─────┘
