@@ -16,7 +16,8 @@ from collections import Counter
 
 import uvloop
 
-from tests.hostile.scenario import Attack, Target
+from tests.hostile.scenario import Attack
+from tests.hostile.stage import Target
 
 
 async def attack_on(attack: Attack, target: Target, seconds: float, ends: Counter[str]) -> None:

@@ -20,7 +20,8 @@ from hookline.v1.event_service_pb2 import (
 )
 from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from tests.hostile import wire
-from tests.hostile.scenario import Scenario, Target
+from tests.hostile.scenario import Scenario
+from tests.hostile.stage import Target
 from tests.hostile.wire import Connection
 
 CHECK = "/grpc.health.v1.Health/Check"

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from tests.hostile.receivers import publish_for_ever, subscribed
-from tests.hostile.scenario import Scenario, Target
+from tests.hostile.scenario import Scenario
+from tests.hostile.stage import Target
 
 NAMES = 200
 CLOSED_PORT = 1024

@@ -23,7 +23,8 @@ from hookline.v1.subscription_service_pb2 import (
     CreateSubscriptionRequest,
     DeleteSubscriptionRequest,
 )
-from tests.hostile.scenario import Scenario, Target
+from tests.hostile.scenario import Scenario
+from tests.hostile.stage import Target
 from tests.targets.http.receiver import OK, Connected, Receiver, Script, answer
 
 TENANT = "tenants/hostile"

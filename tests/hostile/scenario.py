@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 
 from tests.e2e.processes import environment
 from tests.hostile.probe import Phase
-from tests.hostile.stage import Stage
+from tests.hostile.stage import Stage, Target
 
 ATTACKER = (sys.executable, "-P", "-m", "tests.hostile.attacker")
 RECOVERED_CALLS = 10
@@ -32,18 +32,6 @@ RECOVERED_CALLS = 10
 RECOVERY_MAX_S = 30.0
 ENDS_WITHIN_S = 5.0
 """An attacker that was told to end; then it is killed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What an attack may use: the node, and keys that are the attacker's own."""
-
-    host: str
-    port: int
-    publish_token: str
-    """Of the tenant `hostile`, with the scope publish."""
-    operate_token: str
-    """Of the same tenant, with manage and operate."""
 
 
 Attack = Callable[[Target], Awaitable[None]]

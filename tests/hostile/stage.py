@@ -19,7 +19,6 @@ from hookline.v1.tenant_service_pb2 import CreateTenantRequest
 from tests.e2e.processes import Node, run_hookline
 from tests.hostile.known_target import known_target
 from tests.hostile.probe import Probe
-from tests.hostile.scenario import Target
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 SAMPLE_S = 0.01
@@ -32,6 +31,18 @@ class Peak:
     """The most memory that a process had."""
 
     mb: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an attack may use: the node, and keys that are the attacker's own."""
+
+    host: str
+    port: int
+    publish_token: str
+    """Of the tenant `hostile`, with the scope publish."""
+    operate_token: str
+    """Of the same tenant, with manage and operate."""
 
 
 @dataclass(frozen=True, slots=True)
