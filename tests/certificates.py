@@ -44,10 +44,12 @@ class Authority:
         private, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
         signer = load_pem_private_key(self._authority.private_key_pem.bytes(), None)
         assert isinstance(signer, ec.EllipticCurvePrivateKey)
+        issuer = x509.load_pem_x509_certificate(self.pem)
+        key_id = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         leaf = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
-            .issuer_name(x509.load_pem_x509_certificate(self.pem).subject)
+            .issuer_name(issuer.subject)
             .public_key(private.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(days=1))
@@ -55,6 +57,10 @@ class Authority:
             .add_extension(
                 x509.SubjectAlternativeName([_general_name(one) for one in identities]),
                 critical=True,
+            )
+            .add_extension(  # RFC 5280 asks for it, and Python 3.13 refuses a certificate without
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_id),
+                critical=False,
             )
             .sign(signer, SHA256())
         )

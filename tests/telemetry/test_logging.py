@@ -70,7 +70,8 @@ def test_the_console_is_for_people_and_without_colour_where_it_is_no_terminal() 
 
 @pytest.mark.parametrize("log_format", ["JSON", "CONSOLE"])
 def test_local_variables_are_never_logged(log_format: str) -> None:
-    assert "whsec_hidden" not in "\n".join(logged(log_format)).replace('fails("whsec_hidden")', "")
+    text = "\n".join(logged(log_format)).replace('\\"', '"')
+    assert "whsec_hidden" not in text.replace('fails("whsec_hidden")', "")  # a line of the source
 
 
 @pytest.mark.parametrize("level, count", [("DEBUG", 4), ("INFO", 3), ("WARNING", 2), ("ERROR", 1)])

@@ -233,9 +233,13 @@ def _parse_ipv6(text: str) -> str:
     if "%" in text:
         raise TargetUrlError("must not have a zone id in its address")
     try:
-        return str(ipaddress.IPv6Address(text))
+        address = ipaddress.IPv6Address(text)
     except ValueError:
         raise TargetUrlError("has brackets around something that is not an IPv6 address") from None
+    if address.ipv4_mapped is not None:  # Python 3.13 writes it with dots; URLs are stored without
+        high, low = divmod(int(address.ipv4_mapped), 1 << 16)
+        return f"::ffff:{high:x}:{low:x}"
+    return str(address)
 
 
 def size_of_headers(headers: Mapping[str, str]) -> int:

@@ -133,8 +133,11 @@ class Resolver:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for asked in self._asked.values():
-            asked.cancel()
+        for host, asked in self._asked.items():
+            # From Python 3.12 on, `gather` may return before the callback of a finished lookup has
+            # run: that callback, `_ended`, resolves the future.
+            if host not in self._lookups:
+                asked.cancel()
         if self._system_lookup is not None:
             self._system_lookup.close()
 
