@@ -15,8 +15,10 @@ from hookline_service.domain.ids import bucket_of, make_uuid7
 from hookline_service.domain.instants import from_unix_ms
 from hookline_service.domain.retry import RetrySchedule
 from hookline_service.domain.subscription import HttpTarget, PayloadFormat, SubscriptionState
+from hookline_service.pipeline.dispatch.dispatcher import Dispatcher, QueueBudget
 from hookline_service.pipeline.dispatch.lane import Job, Lane, LaneConfig, Message
 from hookline_service.pipeline.dispatch.lanes import Lanes
+from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
 from hookline_service.pipeline.timers import Timers
 from hookline_service.store.lanes import PendingRow
 from hookline_service.targets.http.prepared import PreparedTarget, prepare_target
@@ -49,12 +51,34 @@ class HandClock:
 class LaneHarness:
     """Lanes that nothing drives but the test."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_queued_jobs: int = 50_000,
+        max_queued_bytes: int = 64 * 1024 * 1024,
+        max_lane_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
         self.clock = HandClock()
         self.timers = Timers(self.clock)
         self.owned = set(range(256))
-        self.lanes = Lanes(self.clock, self.timers, lambda bucket: bucket in self.owned, **options)
-        self.sending = self.lanes.sending
+        self.notified: list[tuple[UUID, int]] = []
+        """Subscriptions, and their buckets, of which another node was notified."""
+        self.swept: list[int] = []
+        """Buckets that the sweep was asked to visit."""
+        refill_queue = RefillQueue(max_lane_bytes)
+        self.dispatcher = Dispatcher(
+            self.clock, self.timers, QueueBudget(max_queued_jobs, max_queued_bytes), refill_queue
+        )
+        self.lanes = Lanes(
+            self.clock,
+            self.timers,
+            self.dispatcher,
+            refill_queue,
+            lambda bucket: bucket in self.owned,
+            notify_owner=lambda uid, bucket: self.notified.append((uid, bucket)),
+            sweep_buckets=self.swept.extend,
+            max_lane_bytes=max_lane_bytes,
+        )
         self._random = Random(3)
 
     def new_id(self) -> UUID:
@@ -68,14 +92,14 @@ class LaneHarness:
     def lane(self, *, tenant_uid: UUID | None = None, **fields: object) -> Lane:
         """A lane that is COMPLETE and may send, and whose target has answered before."""
         lane = self.new_lane(tenant_uid=tenant_uid, **fields)
-        lane.is_suspect = False
+        lane.set_suspect(is_suspect=False)
         return lane
 
     def new_lane(self, *, tenant_uid: UUID | None = None, **fields: object) -> Lane:
         """The same, of whose target nothing is known."""
         lane = self.dirty_lane()
         self.lanes.configure(lane, self.config(tenant_uid=tenant_uid, **fields))
-        self.lanes.begin_refill(lane)
+        lane.begin_refill()
         self.lanes.end_refill(lane, found_all=True)
         self.lanes.take_wanted()
         return lane
@@ -149,7 +173,7 @@ class LaneHarness:
 
     def refill(self, lane: Lane, rows: Iterable[PendingRow], *, found_all: bool = True) -> None:
         """What the refiller does, all at once."""
-        self.lanes.begin_refill(lane)
+        lane.begin_refill()
         for row in rows:
             key = "" if row.key_hash is None else str(row.key_hash)
             self.lanes.accept(lane, row, self.message(ordering_key=key, lane=lane))
@@ -158,14 +182,14 @@ class LaneHarness:
     def take_all(self) -> list[Job]:
         """Every job that may be sent now."""
         taken: list[Job] = []
-        while (job := self.sending.take(2_000)) is not None:
+        while (job := self.dispatcher.take(2_000)) is not None:
             taken.append(job)
         return taken
 
     def answer(self, job: Job, status: int) -> None:
         """The target answers; its outcome is not recorded yet."""
         kind = AttemptOutcome.ACCEPTED if 200 <= status < 300 else AttemptOutcome.HTTP_ERROR
-        self.sending.answered(job, Outcome(kind, 1, URL, http_status=status))
+        self.dispatcher.answered(job, Outcome(kind, 1, URL, http_status=status))
 
     def succeed(self, job: Job) -> None:
         """Accepted, and recorded."""
@@ -181,5 +205,5 @@ class LaneHarness:
 
     def release(self, job: Job, *, delay_s: float = 1.0) -> None:
         """A fault of our own."""
-        self.sending.answered(job, Outcome(AttemptOutcome.INTERNAL_ERROR, 0, ""))
+        self.dispatcher.answered(job, Outcome(AttemptOutcome.INTERNAL_ERROR, 0, ""))
         self.lanes.released(job, delay_s)

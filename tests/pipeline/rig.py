@@ -24,10 +24,12 @@ from hookline_service.pipeline.clock import DatabaseTime, SystemClock
 from hookline_service.pipeline.coordination.changes import Changes
 from hookline_service.pipeline.coordination.notifications import Notifier
 from hookline_service.pipeline.dispatch.deliver import Deliverer
+from hookline_service.pipeline.dispatch.dispatcher import Dispatcher, QueueBudget
 from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
 from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.pipeline.dispatch.record import Recorder
 from hookline_service.pipeline.dispatch.refill import Refiller
+from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
 from hookline_service.pipeline.dispatch.sweep import Sweeper
 from hookline_service.pipeline.membership.ownership import Ownership
 from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
@@ -126,14 +128,7 @@ class Rig:
         self.secrets = TenantSecrets(self.box)
         self.time = DatabaseTime(self.clock)
         self.timers = Timers(self.clock)
-        self.lanes = Lanes(
-            self.clock,
-            self.timers,
-            lambda bucket: self.ownership.owns(bucket),  # noqa: PLW0108 - it comes after lanes
-            max_queued_jobs=self.max_queued_jobs,
-            max_queued_bytes=self.max_queued_bytes,
-            max_lane_bytes=self.max_lane_bytes,
-        )
+        self._make_lanes()
         session = self._session
         self.ownership_store = OwnershipStore(session("heartbeat"))
         self.ownership = Ownership(
@@ -188,6 +183,27 @@ class Rig:
             self.upkeep.history_changed,
         ]
 
+    def _make_lanes(self) -> None:
+        refill_queue = RefillQueue(self.max_lane_bytes)
+        dispatcher = Dispatcher(
+            self.clock,
+            self.timers,
+            QueueBudget(self.max_queued_jobs, self.max_queued_bytes),
+            refill_queue,
+            on_ready=lambda: self.deliverer.wake_one(),  # noqa: PLW0108 - constructed later
+            on_drained=lambda: self.ownership.poke(),  # noqa: PLW0108 - constructed later
+        )
+        self.lanes = Lanes(
+            self.clock,
+            self.timers,
+            dispatcher,
+            refill_queue,
+            lambda bucket: self.ownership.owns(bucket),  # noqa: PLW0108 - constructed later
+            notify_owner=lambda uid, bucket: self.notifier.tell_due(uid, bucket),  # noqa: PLW0108 - the same
+            sweep_buckets=lambda buckets: self.sweeper.visit_soon(buckets),  # noqa: PLW0108 - the same
+            max_lane_bytes=self.max_lane_bytes,
+        )
+
     def _make_sending(self) -> None:
         self.recorder = Recorder(
             RecordStore(self._session("record")), self.lanes, self.ownership, self.time, self.random
@@ -197,7 +213,7 @@ class Rig:
         )
         self.sender = WebhookSender(self.transport)
         self.deliverer = Deliverer(
-            self.lanes,
+            self.lanes.dispatcher,
             self.sender,
             self.recorder,
             self.time,

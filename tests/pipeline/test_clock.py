@@ -23,7 +23,7 @@ def test_the_databases_time_is_learned_from_the_middle_of_the_round_trip() -> No
     clock = TwoClocks()
     time = DatabaseTime(clock)
 
-    time.learn(1_800_000_100.0, sent_s=clock.now_s - 0.4, received_s=clock.now_s)
+    time.measure(1_800_000_100.0, sent_s=clock.now_s - 0.4, received_s=clock.now_s)
 
     assert time.unix_s() == pytest.approx(1_800_000_100.2)
     clock.now_s += 10
@@ -37,7 +37,7 @@ def test_a_node_whose_wall_clock_is_far_off_is_not_trusted(ahead_s: float, is_tr
     clock = TwoClocks()
     time = DatabaseTime(clock)
 
-    time.learn(clock.wall - ahead_s, clock.now_s, clock.now_s)
+    time.measure(clock.wall - ahead_s, clock.now_s, clock.now_s)
 
     assert time.is_trusted == is_trusted
     assert time.skew_s == pytest.approx(ahead_s)
@@ -47,7 +47,7 @@ def test_a_node_whose_wall_clock_is_far_off_is_not_trusted(ahead_s: float, is_tr
 def test_a_step_of_the_wall_clock_moves_no_instant() -> None:
     clock = TwoClocks()
     time = DatabaseTime(clock)
-    time.learn(clock.wall, clock.now_s, clock.now_s)
+    time.measure(clock.wall, clock.now_s, clock.now_s)
 
     clock.wall += 3_600
 

@@ -61,7 +61,7 @@ async def test_an_ordered_backlog_goes_whole_and_its_tenant_after_it(
     assert lane is not None
     await until(lambda: not lane.needs_reading(), "nobody looks for more")
     assert (lane.known, lane.bytes_held, lane.unrecorded, lane.order) == ({}, 0, 0, None)
-    assert (rig.lanes.shares.jobs, rig.lanes.shares.bytes) == (0, 0)
+    assert (rig.lanes.budget.jobs, rig.lanes.budget.bytes) == (0, 0)
     assert {row["state_reason"] for row in await rig.finished()} == {"SUBSCRIPTION_DELETED"}
     assert len(receiver.ids) == 13
     await Tenants(rig.database).delete("acme")
@@ -74,7 +74,7 @@ async def test_a_tombstone_is_not_read_for_the_keys_that_it_was_told_of(
     harness.lanes.next_of_key(lane, 7)
 
     harness.lanes.deleted(lane)
-    harness.lanes.begin_refill(lane)
+    lane.begin_refill()
     harness.lanes.end_refill(lane, found_all=True)
 
     assert not lane.needs_reading()

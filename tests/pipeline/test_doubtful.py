@@ -69,7 +69,7 @@ class World:
 
     def _read(self) -> None:
         for lane in self.harness.lanes.take_wanted():
-            room = max(1, min(31, self.harness.lanes.shares.room(lane)))
+            room = max(1, min(31, self.harness.lanes.budget.free_jobs(lane)))
             due = [one for one in self.table.get(lane, ()) if not lane.holds(one)][:room]
             rows = [self.harness.row(lane, delivery_id) for delivery_id in due]
             self.harness.refill(lane, rows, found_all=len(due) < room)
@@ -77,7 +77,7 @@ class World:
     def _send(self) -> None:
         now_s = self.harness.clock.now_s
         while len(self._wire) < SLOTS:
-            job = self.harness.sending.take(SLOTS - len(self._wire))
+            job = self.harness.dispatcher.take(SLOTS - len(self._wire))
             if job is None:
                 break
             lane = job.lane
@@ -119,7 +119,7 @@ async def test_targets_that_hang_hurt_nobody_and_recover_together(harness: LaneH
 def take_all(harness: LaneHarness, free: int) -> list[Job]:
     """Take jobs until none may be, with so many slots that are free at first."""
     taken: list[Job] = []
-    while len(taken) < free and (job := harness.sending.take(free - len(taken))) is not None:
+    while len(taken) < free and (job := harness.dispatcher.take(free - len(taken))) is not None:
         taken.append(job)
     return taken
 
@@ -150,7 +150,7 @@ async def test_who_stood_aside_comes_back_whenever_one_is_recorded(harness: Lane
         sent += len(taken)
         on_the_wire += taken
     assert sent == 30, "each once, in spite of all failing"
-    assert not harness.sending.has_ready()
+    assert not harness.dispatcher.has_ready()
 
 
 async def test_an_answer_makes_a_lane_trusted_with_all_it_has_sent(harness: LaneHarness) -> None:
@@ -170,7 +170,7 @@ async def test_who_is_answered_while_it_stands_aside_waits_for_none_of_the_other
         harness.publish(one, 10)
     on_the_wire = take_all(harness, 20)
     assert len(on_the_wire) == 10
-    assert harness.sending.take(10) is None, "all the others stand aside"
+    assert harness.dispatcher.take(10) is None, "all the others stand aside"
     harness.succeed(on_the_wire[0])
     assert on_the_wire[0].lane is lane
     assert lane in [job.lane for job in take_all(harness, 11)[:3]]
@@ -180,7 +180,7 @@ async def test_a_failure_and_a_long_silence_make_a_lane_doubtful(harness: LaneHa
     for makes_doubtful in ("failure", "silence"):
         lane = harness.lane()
         harness.publish(lane, 40)
-        first = harness.sending.take(20)
+        first = harness.dispatcher.take(20)
         assert first is not None
         if makes_doubtful == "failure":
             harness.fail(first)

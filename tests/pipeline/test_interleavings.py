@@ -107,7 +107,7 @@ async def test_each_delivery_succeeds_exactly_once(
 
         async def is_done() -> bool:
             for lane in rig.lanes.all():
-                lane.circuit_open_until_s = 0.0  # an open circuit need not be waited for
+                lane.pause(0.0)  # an open circuit need not be waited for
                 rig.lanes.touch(lane.subscription_uid, lane.bucket)
             rig.timers.poke()
             return not await rig.pending()

@@ -22,14 +22,14 @@ async def harness() -> LaneHarness:
 async def test_a_lost_bucket_is_forgotten_whole(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 3)
-    job = harness.sending.take(2_000)
+    job = harness.dispatcher.take(2_000)
     assert job is not None
 
     harness.lanes.buckets_lost([lane.bucket])
 
     assert harness.lanes.get(lane.subscription_uid) is None
     assert harness.take_all() == []
-    assert (harness.lanes.shares.jobs, harness.lanes.shares.bytes) == (0, 0)
+    assert (harness.lanes.budget.jobs, harness.lanes.budget.bytes) == (0, 0)
     harness.answer(job, 500)
     harness.lanes.mismatched(job)
     assert harness.lanes.take_wanted() == []
@@ -40,7 +40,7 @@ async def test_a_lane_that_was_lost_disturbs_not_the_one_in_its_place(harness: L
     old = harness.lane()
     (delivery_id,) = harness.publish(old)
     (job,) = harness.take_all()
-    harness.lanes.begin_refill(old)
+    old.begin_refill()
     harness.lanes.buckets_lost([old.bucket])
     harness.lanes.touch(old.subscription_uid, old.bucket)
     new = harness.lanes.get(old.subscription_uid)
@@ -71,7 +71,7 @@ async def test_buckets_of_others_make_no_lanes(harness: LaneHarness) -> None:
 async def test_a_bucket_is_quiet_once_all_that_was_sent_is_recorded(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 2)
-    job = harness.sending.take(2_000)
+    job = harness.dispatcher.take(2_000)
     assert job is not None
 
     assert harness.lanes.quiet_buckets([lane.bucket]) == set()
@@ -85,7 +85,7 @@ async def test_a_bucket_is_quiet_once_all_that_was_sent_is_recorded(harness: Lan
 async def test_a_forgotten_retry_hides_nothing_that_is_on_the_wire(harness: LaneHarness) -> None:
     lane = harness.lane()
     first, _ = harness.publish(lane, 2)
-    job = harness.sending.take(2_000)
+    job = harness.dispatcher.take(2_000)
     assert job is not None
     harness.fail(job, delay_s=30)
     harness.take_all()
@@ -98,7 +98,7 @@ async def test_a_forgotten_retry_hides_nothing_that_is_on_the_wire(harness: Lane
 async def test_a_bucket_that_is_no_surplus_any_more_sends_again(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 2)
-    busy = harness.sending.take(2_000)
+    busy = harness.dispatcher.take(2_000)
     harness.lanes.quiet_buckets([lane.bucket])
     assert busy is not None
     assert harness.take_all() == []
@@ -130,7 +130,7 @@ async def test_lanes_are_evicted_but_those_with_something_to_send_or_a_rate(
     assert set(harness.lanes.all()) == {paced, queued, sent}
     assert idle.is_gone
     harness.turn(31)
-    assert harness.lanes.shares.bytes == 2, "only what is queued"
+    assert harness.lanes.budget.bytes == 2, "only what is queued"
 
 
 async def test_of_an_open_circuit_its_rest_is_kept_when_its_lane_is_evicted(
@@ -187,20 +187,16 @@ async def test_what_rests_is_woken_by_a_change_and_forgotten_with_its_bucket(
     harness.lanes.changed(changed.subscription_uid, changed.bucket)
     harness.owned.discard(lost.bucket)
     harness.lanes.buckets_lost([lost.bucket])
-    asked: list[object] = []
-    harness.lanes.on_foreign = lambda uid, _bucket: asked.append(uid)
     harness.turn(CIRCUIT_BACKOFF_S)
 
     assert [lane.subscription_uid for lane in harness.lanes.take_wanted()] == [
         changed.subscription_uid
     ]
-    assert asked == []
+    assert harness.notified == []
 
 
 async def test_memory_for_lanes_has_a_bound_in_bytes_and_what_is_left_out_is_found_again() -> None:
     harness = LaneHarness(max_lane_bytes=4 * LANE_BYTES)
-    left_out: list[int] = []
-    harness.lanes.on_left_out = left_out.append
     idle = [harness.lane() for _ in range(4)]
     large = {f"x-{n}": "v" * 1_000 for n in range(5)}
     assert harness.config(target=target_with(large)).memory_bytes > LANE_BYTES + 5_000
@@ -211,13 +207,13 @@ async def test_memory_for_lanes_has_a_bound_in_bytes_and_what_is_left_out_is_fou
     assert len(list(harness.lanes.all())) == 4
     assert sum(lane.is_gone for lane in idle) == 2
     harness.lanes.configure(busy[0], harness.config(version=2, target=target_with(large)))
-    assert left_out == []
+    assert harness.swept == []
 
     uid = harness.new_id()
     harness.lanes.touch(uid, bucket_of(uid))
 
     assert harness.lanes.get(uid) is None
-    assert left_out == [bucket_of(uid)]
+    assert harness.swept == [bucket_of(uid)]
     assert not any(lane.is_gone for lane in busy)
 
 

@@ -11,7 +11,7 @@ from hookline_service.domain.ordering import FIRST_KEY_HASH, LAST_KEY_HASH
 from hookline_service.store import lanes
 from hookline_service.store.database import Database
 from hookline_service.store.deliveries import SQL as DELIVERIES
-from hookline_service.store.lanes import ORDER_SQL, LaneStore, PageWish
+from hookline_service.store.lanes import ORDER_SQL, LaneStore, PageRequest
 from hookline_service.store.lanes import SQL as LANES
 from tests.store.rows import Place, Rows, rows_in
 from tests.store.test_delivery_costs import blocks_read
@@ -67,7 +67,7 @@ async def test_a_walk_ends_with_the_last_hash_there_can_be(
     monkeypatch.setattr(lanes, "KEYS_PER_PAGE_MIN", 1)
     place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
     await queue_up(rows, place, LAST_KEY_HASH, 2)
-    wish = PageWish(bucket_of(place.uid), place.uid, place.tenant_uid, 10, FIRST_KEY_HASH)
+    wish = PageRequest(bucket_of(place.uid), place.uid, place.tenant_uid, 10, FIRST_KEY_HASH)
     store = LaneStore(Database(database_url).session("refill"))
     try:
         page = (await store.first_of_lanes([wish], []))[place.uid]
@@ -89,7 +89,7 @@ async def test_lanes_that_share_a_statement_share_how_far_it_walks(
     for place in places:
         for key_hash in range(12):
             await queue_up(rows, place, key_hash, 1)
-    wishes = [PageWish(bucket_of(p.uid), p.uid, p.tenant_uid, 99, 0) for p in places]
+    wishes = [PageRequest(bucket_of(p.uid), p.uid, p.tenant_uid, 99, 0) for p in places]
     store = LaneStore(Database(database_url).session("refill"))
     try:
         found = [await store.first_of_lanes(wishes[:count], []) for count in (1, 2, 20)]

@@ -15,10 +15,12 @@ from hookline_service.pipeline.clock import Clock, DatabaseTime
 from hookline_service.pipeline.coordination.changes import Changes
 from hookline_service.pipeline.coordination.notifications import Notifier
 from hookline_service.pipeline.dispatch.deliver import Deliverer
+from hookline_service.pipeline.dispatch.dispatcher import Dispatcher, QueueBudget
 from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
 from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.pipeline.dispatch.record import Recorder
 from hookline_service.pipeline.dispatch.refill import Refiller
+from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
 from hookline_service.pipeline.dispatch.sweep import Sweeper
 from hookline_service.pipeline.membership.ownership import Ownership
 from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
@@ -152,12 +154,27 @@ class Engine:
             await session.close()
 
     def _make_lanes(self, settings: Settings, clock: Clock) -> Lanes:
+        """Construct the lanes first: ownership, sweep, notifier and deliverer depend on them.
+
+        What lanes call back of these is looked up at the call.
+        """
+        refill_queue = RefillQueue(settings.max_lane_bytes)
+        dispatcher = Dispatcher(
+            clock,
+            self.timers,
+            QueueBudget(settings.max_queued_deliveries, settings.max_queued_delivery_bytes),
+            refill_queue,
+            on_ready=lambda: self.deliverer.wake_one(),  # noqa: PLW0108 - constructed later
+            on_drained=lambda: self.ownership.poke(),  # noqa: PLW0108 - constructed later
+        )
         return Lanes(
             clock,
             self.timers,
-            self._owns,
-            max_queued_jobs=settings.max_queued_deliveries,
-            max_queued_bytes=settings.max_queued_delivery_bytes,
+            dispatcher,
+            refill_queue,
+            lambda bucket: self.ownership.owns(bucket),  # noqa: PLW0108 - constructed later
+            notify_owner=lambda uid, bucket: self.notifier.tell_due(uid, bucket),  # noqa: PLW0108 - the same
+            sweep_buckets=lambda buckets: self.sweeper.visit_soon(buckets),  # noqa: PLW0108 - the same
             max_lane_bytes=settings.max_lane_bytes,
         )
 
@@ -176,7 +193,7 @@ class Engine:
         self.transport = _make_transport(settings)
         sender = WebhookSender(self.transport, unix_s=self.time.unix_s)
         self.deliverer = Deliverer(
-            self.lanes,
+            self.lanes.dispatcher,
             sender,
             self.recorder,
             self.time,
@@ -209,10 +226,6 @@ class Engine:
             GroupLimits(lock_wait_s=wait_s),
             instruments,
         )
-
-    def _owns(self, bucket: int) -> bool:
-        """Lanes and ownership know one another; lanes come first."""
-        return self.ownership.owns(bucket)
 
 
 def _make_transport(settings: Settings) -> WebhookTransport:

@@ -1,4 +1,4 @@
-"""The one timer structure of a node: whatever waits for a moment within the next minute."""
+"""Timers: everything on a node that waits for a time within the next minute."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hookline_service.pipeline.clock import Clock
 
 
 class Timers:
-    """A heap of moments, and one timer of the event loop for the earliest.
+    """A heap of actions by time, and one timer of the event loop for the earliest.
 
-    Bounded by who adds to it: each lane has a quota. A clock that a test turns takes effect by
-    `poke`.
+    Callers bound its size: each lane has a quota. Where a test advances the clock, `poke` runs what
+    is due.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -34,16 +34,16 @@ class Timers:
             self._arm()
 
     def poke(self) -> None:
-        """Run what has come due, now."""
+        """Run the actions that are due."""
         now_s = self._clock.boottime_s()
         try:
             while self._heap and self._heap[0][0] <= now_s:
                 heapq.heappop(self._heap)[2]()
         finally:
-            self._arm()  # whatever one action does, the others have their moment
+            self._arm()  # an action that fails does not stop the others
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all actions."""
         self._heap.clear()
         self._arm()
 

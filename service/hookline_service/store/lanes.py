@@ -1,6 +1,6 @@
-"""What memory reads of the hot table: the sweep, refills, changes; the rows of deleted lanes.
+"""Reads of the hot table for lanes: sweeps, refills, the change log; cancels of deleted lanes.
 
-Lanes of ordered subscriptions are read by their keys: the first of some, or the first of each.
+Lanes of ordered subscriptions are read by ordering key: the earliest row of some keys, or of each.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SQL = Statements("lanes")
 ORDER_SQL = Statements("ordering")
 
 CHANGES_PER_PAGE = 2_000
-"""How many changes are in memory at once."""
+"""How many changes one statement reads."""
 
 KEYS_PER_PAGE = 5_000
-"""How many keys one statement walks through, some microseconds each: other lanes wait for it."""
+"""How many keys one statement walks through, some microseconds each; other lanes wait for it."""
 KEYS_PER_PAGE_MIN = 500
-"""How many of a lane it does, however many lanes share it."""
+"""How many keys of each lane it walks through at least, however many lanes share it."""
 
 SMALL_DATA_BYTES = 4_096
-"""Events with no more data are read with their rows."""
+"""Events with up to so much data are read with their rows, larger ones apart."""
 
 EventKey = tuple["UUID", "UUID"]
 """(tenant uid, event id)."""
@@ -40,30 +40,31 @@ EventKey = tuple["UUID", "UUID"]
 
 @dataclass(frozen=True, slots=True)
 class LaneHead:
-    """A due row of a lane, its earliest where lanes are walked."""
+    """A due row of a lane; in a walk through lanes, its earliest."""
 
     bucket: int
     subscription_uid: UUID
     delivery_id: UUID
     tenant_uid: UUID | None
-    """None: it is not due, or its subscription is held; returned because it is the last."""
+    """None: the row is not due, or its subscription is paused or disabled; it is returned because
+    it is the last one."""
     is_last: bool
-    """As many of its bucket were looked at as may be: there may be more."""
+    """Whether the bucket's limit was reached at this row: there may be more."""
 
 
 @dataclass(frozen=True, slots=True)
-class RefillWish:
-    """A lane that has room, and for how many deliveries."""
+class RefillRequest:
+    """A lane to read, and how many deliveries it may take."""
 
     bucket: int
     subscription_uid: UUID
     tenant_uid: UUID
-    wanted: int
+    limit: int
 
 
 @dataclass(slots=True)
 class PendingRow:
-    """A due row as a refill found it. Treated as immutable."""
+    """A due row as a refill read it. Treated as immutable."""
 
     subscription_uid: UUID
     delivery_id: UUID
@@ -74,14 +75,14 @@ class PendingRow:
     attempts_until: int | None
     data_bytes: int
     key_hash: int | None = None
-    """Of its ordering key, where its subscription is ordered."""
+    """The hash of its ordering key, where its subscription is ordered."""
     event: Event | None = None
-    """None: it is to be read apart."""
+    """None: it is to be read by `LaneStore.events`."""
 
 
 @dataclass(frozen=True, slots=True)
-class KeyWish:
-    """One key of a lane."""
+class KeyRequest:
+    """An ordering key of a lane to read."""
 
     bucket: int
     subscription_uid: UUID
@@ -90,13 +91,13 @@ class KeyWish:
 
 
 @dataclass(frozen=True, slots=True)
-class PageWish:
-    """All keys of a lane from a hash on, and how many deliveries it has room for."""
+class PageRequest:
+    """A page of a lane's ordering keys to read, and how many deliveries the lane may take."""
 
     bucket: int
     subscription_uid: UUID
     tenant_uid: UUID
-    wanted: int
+    limit: int
     from_hash: int
 
 
@@ -107,67 +108,67 @@ class KeyHead:
     row: PendingRow
     key_hash: int
     due_in_s: float
-    """Below zero: it is due."""
+    """Seconds until it is due; zero or less: it is due."""
 
 
 @dataclass(slots=True)
 class Page:
-    """What a walk through a lane's keys came to."""
+    """The result of reading a page of a lane's ordering keys."""
 
     rows: list[PendingRow] = field(default_factory=list)
     next_hash: int | None = None
-    """Where the walk goes on; None: it came to the end."""
+    """The hash at which the walk continues; None: it reached the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that owners must look at again."""
+    """An entry of the change log: a row that bucket owners must read again."""
 
     kind: str
     bucket: int | None
     subscription_uid: UUID | None
     delivery_id: UUID | None
     key_hash: int | None = None
-    """Of a pending delivery's ordering key, where its subscription is ordered."""
+    """The hash of a pending delivery's ordering key, where its subscription is ordered."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeCursor:
-    """Which changes have been read: all that a snapshot sees, and some that a later one does."""
+    """The changes that were read: all that a snapshot sees, and some that a later one sees."""
 
     seen: str
-    """A `pg_snapshot`: every change that it sees has been read."""
+    """A `pg_snapshot`: every change that it sees was read."""
     until: str | None = None
-    """The later snapshot, while what became visible up to it is read in pages; None: no page is
-    left."""
+    """The later snapshot, while the changes that became visible up to it are read in pages; None:
+    no page is left."""
     after: tuple[str, int] = ("0", 0)
-    """(xid, change_id) of the last change of the page before."""
+    """(xid, change_id) of the last change of the previous page."""
 
 
 class LaneStore:
-    """Reads for lanes, on a connection of its own."""
+    """Statements for lanes, on a session of its own."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     async def open(self) -> None:
-        """Connect, where what is to be run next was not made from what was read before."""
+        """Connect, where the next statement does not depend on what an earlier connection read."""
         await self._session.open()
 
     async def heads(self, after: Mapping[int, UUID], most: int) -> list[LaneHead]:
-        """Return the earliest due row of each lane that is not held, of some buckets.
+        """Return the earliest due row of each lane of some buckets that is not paused or disabled.
 
         At most `most` lanes of a bucket are visited, in the order of their subscriptions' uids,
-        from the one after that given on.
+        beginning after the uid given for the bucket.
         """
         rows = await self._session.fetch(SQL.heads, list(after), list(after.values()), most)
         return [LaneHead(*row) for row in rows]
 
     async def arrivals(self, buckets: Iterable[int], since_ms: int, most: int) -> list[LaneHead]:
-        """Return due rows of lanes that are not held, one a lane, that came since a moment.
+        """Return rows that were published, or came due, since `since_ms`: one for each lane.
 
-        Those are the rows published since, and those for later that came due since. At most `most`
-        of each kind and bucket are looked at.
+        Lanes that are paused or disabled are left out. At most `most` rows of each kind and bucket
+        are read.
         """
         rows = await self._session.fetch(
             SQL.arrivals, list(buckets), first_uuid_of(since_ms), from_unix_ms(since_ms), most
@@ -175,67 +176,73 @@ class LaneStore:
         return [LaneHead(*row) for row in rows]
 
     async def tenants(self, subscription_uids: Sequence[UUID]) -> dict[UUID, UUID]:
-        """Return the tenants of subscriptions, deleted ones too."""
+        """Return the tenants of subscriptions, including deleted ones."""
         rows = await self._session.fetch(SQL.tenants, subscription_uids)
         return {row[0]: row[1] for row in rows}
 
     async def refill(
-        self, wishes: Sequence[RefillWish], in_memory: Iterable[UUID]
+        self, requests: Sequence[RefillRequest], in_memory: Iterable[UUID]
     ) -> list[PendingRow]:
-        """What is due in the lanes and not in memory, up to what each wants, with small events."""
+        """Return due rows that are not in memory, up to each lane's limit, with small events."""
         rows = await self._session.fetch(
             SQL.refill,
-            [wish.bucket for wish in wishes],
-            [wish.subscription_uid for wish in wishes],
-            [wish.tenant_uid for wish in wishes],
-            [wish.wanted for wish in wishes],
+            [request.bucket for request in requests],
+            [request.subscription_uid for request in requests],
+            [request.tenant_uid for request in requests],
+            [request.limit for request in requests],
             list(in_memory),
             SMALL_DATA_BYTES,
         )
         events: dict[UUID, Event] = {}
         return [_with_event(row, events) for row in rows]
 
-    async def first_of_keys(self, wishes: Sequence[KeyWish]) -> list[KeyHead]:
-        """The earliest pending delivery of each key that has any."""
+    async def first_of_keys(self, requests: Sequence[KeyRequest]) -> list[KeyHead]:
+        """Return the earliest pending delivery of each key that has one."""
         rows = await self._session.fetch(
             ORDER_SQL.heads,
-            [wish.bucket for wish in wishes],
-            [wish.subscription_uid for wish in wishes],
-            [wish.tenant_uid for wish in wishes],
-            [wish.key_hash for wish in wishes],
+            [request.bucket for request in requests],
+            [request.subscription_uid for request in requests],
+            [request.tenant_uid for request in requests],
+            [request.key_hash for request in requests],
         )
         return [KeyHead(_pending_of(row), row["key_hash"], row["due_in_s"]) for row in rows]
 
     async def first_of_lanes(
-        self, wishes: Sequence[PageWish], in_memory: Iterable[tuple[UUID, int]]
+        self, requests: Sequence[PageRequest], in_memory: Iterable[tuple[UUID, int]]
     ) -> dict[UUID, Page]:
-        """What is due first of its key, and of no key in memory; by the lane's subscription."""
+        """Return a page for each subscription: due rows that are the earliest of their key.
+
+        `in_memory` lists keys, by subscription, that are left out.
+        """
         uids, hashes = list(zip(*in_memory, strict=True)) or [(), ()]
         found = await self._session.fetch(
             ORDER_SQL.page,
-            [wish.bucket for wish in wishes],
-            [wish.subscription_uid for wish in wishes],
-            [wish.tenant_uid for wish in wishes],
-            [wish.wanted for wish in wishes],
-            [wish.from_hash for wish in wishes],
-            max(KEYS_PER_PAGE // len(wishes), KEYS_PER_PAGE_MIN),
+            [request.bucket for request in requests],
+            [request.subscription_uid for request in requests],
+            [request.tenant_uid for request in requests],
+            [request.limit for request in requests],
+            [request.from_hash for request in requests],
+            max(KEYS_PER_PAGE // len(requests), KEYS_PER_PAGE_MIN),
             uids,
             hashes,
         )
         rows_of: dict[UUID, list[asyncpg.Record]] = defaultdict(list)
         for row in found:
             rows_of[row["subscription_uid"]].append(row)
-        return {wish.subscription_uid: _page_of(rows_of[wish.subscription_uid]) for wish in wishes}
+        return {
+            request.subscription_uid: _page_of(rows_of[request.subscription_uid])
+            for request in requests
+        }
 
     async def events(self, keys: Sequence[EventKey]) -> dict[UUID, Event]:
-        """Events by id; one that is gone is missing."""
+        """Return events by id, without those that no longer exist."""
         rows = await self._session.fetch(
             SQL.events, [key[0] for key in keys], [key[1] for key in keys]
         )
         return {row["event_id"]: event_of(row) for row in rows}
 
     async def change_cursor(self) -> ChangeCursor:
-        """Return the cursor from which on changes are to be read; all before it are visible now."""
+        """Return a cursor behind every change that is visible now."""
         rows = await self._session.fetch(SQL.current_snapshot)
         return ChangeCursor(rows[0][0])
 
@@ -244,7 +251,7 @@ class LaneStore:
     ) -> tuple[list[Change], ChangeCursor]:
         """Return up to `limit` changes after a cursor, each once, and the next cursor.
 
-        A next cursor with `until` set: there may be more pages.
+        There may be more pages where the next cursor's `until` is set.
         """
         rows = await self._session.fetch(
             SQL.changes, cursor.seen, cursor.until, *cursor.after, limit
@@ -270,7 +277,7 @@ class LaneStore:
         await self._session.fetch(SQL.ping)
 
     async def cancel_deleted(self, bucket: int, subscription_uid: UUID, limit: int) -> int:
-        """Cancel up to `limit` rows of a deleted subscription; how many there were."""
+        """Cancel up to `limit` pending deliveries of a deleted subscription; return how many."""
         return len(await self._session.fetch(SQL.cancel_deleted, bucket, subscription_uid, limit))
 
     async def close(self) -> None:
@@ -279,7 +286,7 @@ class LaneStore:
 
 
 def _with_event(row: asyncpg.Record, events: dict[UUID, Event]) -> PendingRow:
-    """The row, and its event; one that several are of is made once."""
+    """Return the row with its event; an event that several rows share is created once."""
     event = events.get(row["event_id"])
     if event is None and row["data"] is not None:
         event = events[row["event_id"]] = event_of(row)

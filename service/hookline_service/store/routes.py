@@ -1,6 +1,6 @@
-"""What the data path reads of subscriptions: a tenant's index to match by, and the routes of lanes.
+"""Reads of subscriptions for the data path: a tenant's matching index, and the routes of lanes.
 
-Both are one statement each, so that what they return belongs together (DATAPATH rule 9).
+Each is one statement, so that its rows are of one snapshot (rule 9 of the data path).
 """
 
 from __future__ import annotations
@@ -38,38 +38,38 @@ _NO_UID = UUID(int=0)
 
 
 class Reader(Protocol):
-    """What runs a statement: a `Database` or a `Session`."""
+    """Runs statements: a `Database` or a `Session`."""
 
     async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
-        """The rows of one statement."""
+        """Return the rows of one statement."""
 
 
 class IndexReader(Reader, Protocol):
-    """A reader that says on which history it reads."""
+    """A reader with the id of the history that it reads."""
 
     @property
     def history_id(self) -> UUID | None:
-        """That of its connections."""
+        """The history of its connections; None before the first one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRow:
-    """Everything that a lane needs to know of its subscription."""
+    """The properties of a subscription that its lane depends on."""
 
     subscription: Subscription
     tenant_uid: UUID
     bucket: int
     version: int
-    """Of the subscription's row; a change decided on this row names it."""
+    """The version of the subscription's row; a change that depends on this row names it."""
     is_deleted: bool
-    """A tombstone: what is still pending is to be cancelled."""
+    """Whether it is a tombstone: its pending deliveries are to be cancelled."""
     failing_since: datetime | None
     secrets: tuple[LiveSecret, ...]
-    """Those live when read, newest first: one, or two in a rotation; a tombstone has none."""
+    """Those valid when read, newest first: one, or two in a rotation; a tombstone has none."""
     target_secrets: TargetSecrets = UNCHANGED
-    """What its requests carry besides, in clear."""
+    """Secret headers and the client certificate of its requests, decrypted."""
     secret_fault: str = ""
-    """Why a secret could not be opened; deliveries wait, for the fault is ours. Empty: none."""
+    """Why a secret could not be decrypted, so that deliveries wait; empty: all were."""
 
 
 class IndexRow(NamedTuple):
@@ -80,7 +80,7 @@ class IndexRow(NamedTuple):
     event_types: tuple[str, ...]
     is_deleted: bool
     first_delay_s: float
-    """From an event's acceptance to its first attempt."""
+    """Seconds from an event's acceptance to its first attempt."""
     max_attempts: int
     payload_format: PayloadFormat
     is_ordered: bool
@@ -88,19 +88,22 @@ class IndexRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class IndexLoad:
-    """A tenant's epoch, and what changed since the one that was known."""
+    """A tenant's epoch, and the subscriptions that changed since an earlier epoch."""
 
     tenant_uid: UUID
     epoch: int
     is_whole: bool
-    """True: `changed` is every live subscription, and replaces what was known."""
+    """Whether `changed` is every live subscription, and replaces what was loaded before."""
     changed: tuple[IndexRow, ...]
 
 
 async def load_routes(
     reader: Reader, secrets: TenantSecrets, uids: Sequence[UUID]
 ) -> list[RouteRow]:
-    """The routes of these subscriptions, tombstones too, in no order; unknown uids are left out."""
+    """Return the routes of these subscriptions, unordered, including tombstones.
+
+    Uids without a subscription are left out.
+    """
     if not uids:
         return []
     return [_route_of(row, secrets) for row in await reader.fetch(SQL.read, list(uids))]
@@ -108,11 +111,11 @@ async def load_routes(
 
 def _route_of(row: asyncpg.Record, secrets: TenantSecrets) -> RouteRow:
     live: tuple[LiveSecret, ...] = ()
-    told, fault = UNCHANGED, ""
+    in_clear, fault = UNCHANGED, ""
     try:
         if not row["deleted_at"]:
             live = open_signing_secrets(row, secrets)
-            told = open_target_secrets(row, secrets)
+            in_clear = open_target_secrets(row, secrets)
     except SealedSecretError as error:
         live, fault = (), str(error)
     return RouteRow(
@@ -123,7 +126,7 @@ def _route_of(row: asyncpg.Record, secrets: TenantSecrets) -> RouteRow:
         is_deleted=row["deleted_at"] is not None,
         failing_since=row["failing_since"],
         secrets=live,
-        target_secrets=told,
+        target_secrets=in_clear,
         secret_fault=fault,
     )
 
@@ -131,11 +134,12 @@ def _route_of(row: asyncpg.Record, secrets: TenantSecrets) -> RouteRow:
 async def load_index(
     reader: Reader, tenant_id: str, have_epoch: int = 0, have_uid: UUID | None = None
 ) -> IndexLoad | None:
-    """The index of a live tenant, as far as it changed after `have_epoch`; None: no such tenant.
+    """Return the changes of a live tenant's index after `have_epoch`; None: no such tenant.
 
-    `have_uid` is the tenant uid that `have_epoch` belongs to: a recreated name, like no epoch at
-    all, is loaded whole, and so is a tenant of which a later tombstone was pruned. Epoch and
-    subscriptions are of one snapshot: all changes up to `epoch` are in, no later one is.
+    `have_uid` is the tenant uid that `have_epoch` belongs to. The whole index is returned without
+    an epoch, for a tenant that was created anew under the same name, and where a later tombstone
+    was pruned. Epoch and subscriptions are of one snapshot: it includes all changes up to `epoch`
+    and no later one.
     """
     rows = await reader.fetch(SQL.load_index, tenant_id, have_epoch, have_uid or _NO_UID)
     if not rows:

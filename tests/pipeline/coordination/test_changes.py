@@ -199,7 +199,7 @@ async def test_a_cancelled_delivery_is_not_sent(rig: Rig, receiver: Receiver) ->
     sent = receiver.ids[0]
 
     await rig.operator.cancel("acme", last)
-    await until(lambda: rig.lanes.shares.jobs == 1, "it is taken out of the queue")
+    await until(lambda: rig.lanes.budget.jobs == 1, "it is taken out of the queue")
     receiver.gate.set()
     await until(lambda: rig.recorder.recorded == 2, "the others go out")
 
@@ -331,7 +331,7 @@ async def test_deliveries_are_read_anew_after_changes_of_them_were_missed(
     receiver.gate = asyncio.Event()
     await rig.publisher.publish("acme", [order_created(n) for n in range(3)])
     await receiver.wait_for(1)
-    await until(lambda: rig.lanes.shares.jobs == 2, "the others are queued in memory")
+    await until(lambda: rig.lanes.budget.jobs == 2, "the others are queued in memory")
     await rig.changes.stop()
     lane, cancelled = rig.lanes.get(uid), (await rig.pending())[-1]["delivery_id"]
     await rig.operator.cancel("acme", cancelled)
@@ -439,7 +439,7 @@ async def test_one_change_of_a_lane_stands_for_all_its_deliveries(
     await receiver.wait_for(1)
     lane = rig.lanes.get(uid)
     assert lane is not None
-    await until(lambda: rig.lanes.shares.jobs == 19, "the others are queued in memory")
+    await until(lambda: rig.lanes.budget.jobs == 19, "the others are queued in memory")
     await rig.changes.stop()
     kept = (await rig.pending())[-1]["delivery_id"]
     await rig.database.fetch(

@@ -6,7 +6,7 @@ import pytest
 
 from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.domain.subscription import SubscriptionState
-from hookline_service.pipeline.dispatch.delay_queue import TIMERS_PER_LANE
+from hookline_service.pipeline.dispatch.dispatcher import TIMERS_PER_LANE
 from hookline_service.pipeline.dispatch.lane import CIRCUIT_BACKOFF_MAX_S, CIRCUIT_FAILURES, Lane
 from tests.pipeline.lane_harness import URL, LaneHarness
 
@@ -145,7 +145,7 @@ async def test_ten_failures_in_a_row_open_the_circuit_and_nothing_is_read(
 ) -> None:
     lane = harness.lane()
     harness.publish(lane, CIRCUIT_FAILURES + 5)
-    jobs = [harness.sending.take(2_000) for _ in range(CIRCUIT_FAILURES)]
+    jobs = [harness.dispatcher.take(2_000) for _ in range(CIRCUIT_FAILURES)]
 
     opened: list[bool] = []
     for job in jobs:
@@ -180,7 +180,7 @@ async def test_one_probe_goes_at_a_time_and_the_next_waits_for_its_record(
     open_circuit(harness, lane)
     harness.turn(5)
     assert harness.lanes.take_wanted() == [lane]
-    assert harness.lanes.shares.room(lane) == 1
+    assert harness.lanes.budget.free_jobs(lane) == 1
     harness.refill(lane, [harness.row(lane), harness.row(lane)], found_all=False)
 
     (probe,) = harness.take_all()
@@ -253,7 +253,7 @@ async def test_an_operator_who_resumes_or_moves_the_target_closes_the_circuit(
 ) -> None:
     lane = harness.lane()
     open_circuit(harness, lane)
-    lane.failing_since_us = 5
+    assert lane.failing_since_us is not None
 
     harness.lanes.configure(lane, harness.config(version=2, url="http://127.0.0.1:1025/"))
 
@@ -312,13 +312,16 @@ async def test_one_event_that_we_cannot_send_does_not_hold_up_its_lane(
     assert len(harness.take_all()) == 1
 
 
-async def test_what_an_attempt_of_ours_teaches_is_nothing(harness: LaneHarness) -> None:
-    lane = harness.lane(max_in_flight=8)
-    lane.concurrency_limit = 2.0
-    harness.publish(lane)
-    (job,) = harness.take_all()
+async def test_an_internal_error_does_not_change_the_concurrency_limit(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane(max_in_flight=4)
+    harness.publish(lane, 2)
+    throttled, job = harness.take_all()
+    harness.answer(throttled, 429)
+    assert lane.concurrency_limit == 2
 
-    harness.sending.answered(job, Outcome(AttemptOutcome.INTERNAL_ERROR, 0, URL))
+    harness.dispatcher.answered(job, Outcome(AttemptOutcome.INTERNAL_ERROR, 0, URL))
 
     assert lane.concurrency_limit == 2
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from hookline_service.pipeline.dispatch.fair_scheduler import FairScheduler
+from hookline_service.pipeline.dispatch.dispatcher import FairScheduler
 from tests.pipeline.lane_harness import LaneHarness
 
 
@@ -33,7 +33,7 @@ async def test_a_tenant_with_many_lanes_has_one_turn_as_one_with_one(harness: La
         harness.publish(harness.lane(tenant_uid=big), 4)
     harness.publish(harness.lane(tenant_uid=small), 20)
 
-    first = [harness.sending.take(2_000) for _ in range(40)]
+    first = [harness.dispatcher.take(2_000) for _ in range(40)]
 
     assert Counter(job.lane.tenant_uid for job in first if job) == {big: 20, small: 20}
 
@@ -41,11 +41,11 @@ async def test_a_tenant_with_many_lanes_has_one_turn_as_one_with_one(harness: La
 async def test_a_backlog_does_not_keep_a_newcomer_waiting(harness: LaneHarness) -> None:
     harness.publish(harness.lane(max_in_flight=1_000), 1_000)
     for _ in range(10):
-        harness.sending.take(2_000)
+        harness.dispatcher.take(2_000)
     newcomer = harness.lane()
     harness.publish(newcomer)
 
-    taken = [harness.sending.take(2_000) for _ in range(2)]
+    taken = [harness.dispatcher.take(2_000) for _ in range(2)]
 
     assert newcomer in [job.lane for job in taken if job]
 
@@ -96,7 +96,7 @@ async def test_a_tenant_whose_targets_hang_leaves_slots_for_the_others(
 
     def take() -> bool:
         free = slots - taken.total()
-        job = harness.sending.take(free) if free else None
+        job = harness.dispatcher.take(free) if free else None
         taken.update([job.lane.tenant_uid] if job else [])
         return job is not None
 
@@ -108,21 +108,21 @@ async def test_a_tenant_whose_targets_hang_leaves_slots_for_the_others(
             pass
 
     assert taken == {tenants[0]: 800, tenants[1]: 160, tenants[2]: 32}
-    assert harness.sending.has_ready()
+    assert harness.dispatcher.has_ready()
 
 
 async def test_what_is_recorded_gives_a_tenant_its_share_again(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 5)
-    (job, *_) = [harness.sending.take(1) for _ in range(4)]
-    assert harness.sending.take(1) is None
+    (job, *_) = [harness.dispatcher.take(1) for _ in range(4)]
+    assert harness.dispatcher.take(1) is None
     assert job is not None
 
     harness.answer(job, 200)
-    assert harness.sending.take(1) is None
+    assert harness.dispatcher.take(1) is None
     harness.lanes.finished(job)
 
-    assert harness.sending.take(1) is not None
+    assert harness.dispatcher.take(1) is not None
 
 
 def anyone(tenant_uid: UUID) -> bool:

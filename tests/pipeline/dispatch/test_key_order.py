@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hookline_service.domain.ordering import FIRST_KEY_HASH
-from hookline_service.pipeline.dispatch.delay_queue import TIMER_HORIZON_S, TIMERS_PER_LANE
+from hookline_service.pipeline.dispatch.dispatcher import TIMER_HORIZON_S, TIMERS_PER_LANE
 from hookline_service.pipeline.dispatch.key_order import TOUCHED_MAX, KeyOrder
 from hookline_service.pipeline.dispatch.lane import Lane, LaneState
 from tests.pipeline.lane_harness import LaneHarness
@@ -97,7 +97,7 @@ async def test_a_retry_is_not_kept_for_another_may_be_the_earliest_by_then(
     assert not lane.known
     assert not order.busy
     assert order.take_touched(10) == [1]
-    harness.lanes.waiting.keep_key(lane, 1, 5.0, harness.lanes.next_of_key)
+    harness.lanes.delay_queue.keep_key(lane, 1, 5.0, harness.lanes.next_of_key)
     harness.lanes.next_of_key(lane, 1)
     assert not order.touched, "behind what is waited for nothing is the earliest"
     harness.turn(5.0)
@@ -107,7 +107,7 @@ async def test_a_retry_is_not_kept_for_another_may_be_the_earliest_by_then(
 async def test_a_key_whose_wait_is_over_early_goes_on_by_name(harness: LaneHarness) -> None:
     """Somebody cancelled what it waited for: what is behind need not wait for that one's timer."""
     lane, order = ordered(harness)
-    harness.lanes.waiting.keep_key(lane, 1, 50.0, harness.lanes.next_of_key)
+    harness.lanes.delay_queue.keep_key(lane, 1, 50.0, harness.lanes.next_of_key)
     harness.refill(lane, [harness.row(lane, key_hash=1)])
     (job,) = harness.take_all()
 
@@ -120,12 +120,12 @@ async def test_a_key_has_one_timer_and_a_lane_its_quota(harness: LaneHarness) ->
     lane, order = ordered(harness)
 
     for key_hash in [1, 1, *range(TIMERS_PER_LANE + 5)]:
-        harness.lanes.waiting.keep_key(lane, key_hash, 5.0, harness.lanes.next_of_key)
-    harness.lanes.waiting.keep_key(lane, -1, TIMER_HORIZON_S + 1, harness.lanes.next_of_key)
+        harness.lanes.delay_queue.keep_key(lane, key_hash, 5.0, harness.lanes.next_of_key)
+    harness.lanes.delay_queue.keep_key(lane, -1, TIMER_HORIZON_S + 1, harness.lanes.next_of_key)
 
-    assert len(harness.timers) == lane.timed == len(order.waiting) == TIMERS_PER_LANE
+    assert len(harness.timers) == lane.timer_count == len(order.waiting) == TIMERS_PER_LANE
     harness.turn(5.0)
-    assert (lane.timed, order.waiting) == (0, set())
+    assert (lane.timer_count, order.waiting) == (0, set())
     assert len(order.touched) == TIMERS_PER_LANE
 
 
@@ -159,9 +159,9 @@ async def test_a_walk_rests_where_it_led_nowhere_and_goes_on_by_itself(
 ) -> None:
     lane, order = ordered(harness)
     lane.mark_dirty()
-    harness.lanes.begin_refill(lane)
+    lane.begin_refill()
 
-    harness.lanes.end_refill(lane, found_all=False, rests_s=0.5)
+    harness.lanes.end_refill(lane, found_all=False, walk_pause_s=0.5)
 
     harness.lanes.touch(lane.subscription_uid, lane.bucket)
     assert not wants(harness, lane), "whoever asks meanwhile does not hasten it"
@@ -181,7 +181,7 @@ async def test_of_a_key_that_was_changed_what_was_read_before_is_not_sent(
     lane, order = ordered(harness)
     harness.refill(lane, [harness.row(lane, key_hash=1), harness.row(lane, key_hash=2)])
     order.waiting.add(3)
-    harness.lanes.begin_refill(lane)
+    lane.begin_refill()
 
     for key_hash in (1, 3, 4):
         harness.lanes.forget(lane, harness.new_id(), key_hash)

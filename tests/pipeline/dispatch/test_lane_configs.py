@@ -76,7 +76,7 @@ async def test_both_secrets_sign_until_the_overlap_is_over(rig: Rig, receiver: R
     assert lane is not None
 
     await rotate(rig, tenant_uid, uid, overlap_s=100.0)
-    await until(lambda: lane.watched_expiry is not None, "the rotation is heard of")
+    await until(lambda: lane.secret_expiry is not None, "the rotation is heard of")
     await send_one(rig)
     assert verifies(receiver, SECRET)
     assert verifies(receiver, NEW_SECRET)

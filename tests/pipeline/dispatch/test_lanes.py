@@ -3,8 +3,8 @@
 import pytest
 
 from hookline_service.domain.subscription import SubscriptionState
-from hookline_service.pipeline.dispatch.delay_queue import TIMER_HORIZON_S, TIMERS_PER_LANE
-from hookline_service.pipeline.dispatch.lane import ENOUGH_QUEUED, LaneState
+from hookline_service.pipeline.dispatch.dispatcher import TIMER_HORIZON_S, TIMERS_PER_LANE
+from hookline_service.pipeline.dispatch.lane import NOTIFIED_QUEUE_MAX, LaneState
 from tests.pipeline.lane_harness import LaneHarness
 
 
@@ -44,7 +44,7 @@ async def test_a_lane_that_is_read_drops_hand_offs_and_must_be_read_again(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
-    harness.lanes.begin_refill(lane)
+    lane.begin_refill()
 
     harness.publish(lane)
     harness.lanes.end_refill(lane, found_all=True)
@@ -57,24 +57,23 @@ async def test_a_busy_lane_heeds_another_nodes_word_once_its_queue_is_short(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
-    harness.publish(lane, ENOUGH_QUEUED + 2)
-    woken: list[None] = []
-    harness.lanes.on_wanted = lambda: woken.append(None)
+    harness.publish(lane, NOTIFIED_QUEUE_MAX + 2)
+    harness.lanes.refill_queue.joined.clear()
     harness.lanes.touch(lane.subscription_uid, lane.bucket, from_peer=True)
 
     harness.publish(lane)
-    assert not woken, "nobody is woken to read what is not to be read yet"
-    assert len(lane.known) == ENOUGH_QUEUED + 3, "it takes hand-offs meanwhile"
-    harness.sending.take(2_000)
-    harness.sending.take(2_000)
+    assert not harness.lanes.refill_queue.joined.is_set(), "the refiller is not woken yet"
+    assert len(lane.known) == NOTIFIED_QUEUE_MAX + 3, "it takes hand-offs meanwhile"
+    harness.dispatcher.take(2_000)
+    harness.dispatcher.take(2_000)
     assert harness.lanes.take_wanted() == []
-    harness.sending.take(2_000)
+    harness.dispatcher.take(2_000)
     assert harness.lanes.take_wanted() == [lane]
 
 
 async def test_the_sweep_makes_a_busy_lane_dirty_at_once(harness: LaneHarness) -> None:
     lane = harness.lane()
-    harness.publish(lane, ENOUGH_QUEUED + 2)
+    harness.publish(lane, NOTIFIED_QUEUE_MAX + 2)
     harness.lanes.touch(lane.subscription_uid, lane.bucket)
 
     assert harness.lanes.take_wanted() == [lane]
@@ -84,19 +83,19 @@ async def test_a_word_that_comes_while_a_busy_lane_is_read_is_heeded_after(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
-    harness.publish(lane, ENOUGH_QUEUED + 1)
+    harness.publish(lane, NOTIFIED_QUEUE_MAX + 1)
     harness.lanes.touch(lane.subscription_uid, lane.bucket, from_peer=True)
-    harness.lanes.begin_refill(lane)
+    lane.begin_refill()
     harness.lanes.end_refill(lane, found_all=True)
-    harness.sending.take(2_000)
+    harness.dispatcher.take(2_000)
     assert harness.lanes.take_wanted() == [], "the read was later than the word"
 
     harness.publish(lane)
-    harness.lanes.begin_refill(lane)
+    lane.begin_refill()
     harness.lanes.touch(lane.subscription_uid, lane.bucket, from_peer=True)
     harness.lanes.end_refill(lane, found_all=True)
     assert harness.lanes.take_wanted() == []
-    harness.sending.take(2_000)
+    harness.dispatcher.take(2_000)
     assert harness.lanes.take_wanted() == [lane]
 
 
@@ -114,7 +113,7 @@ async def test_a_lane_is_complete_only_if_the_read_found_all(harness: LaneHarnes
 
 async def test_whoever_objects_during_a_read_makes_another_necessary(harness: LaneHarness) -> None:
     lane = harness.lane()
-    harness.lanes.begin_refill(lane)
+    lane.begin_refill()
     harness.lanes.touch(lane.subscription_uid, lane.bucket)
     harness.lanes.end_refill(lane, found_all=True)
 
@@ -126,7 +125,7 @@ async def test_what_is_announced_is_the_publishers_to_hand_over(harness: LaneHar
     """A read that began before the announcement may bring the row after the commit."""
     lane = harness.lane()
     delivery_id = harness.new_id()
-    harness.lanes.begin_refill(lane)
+    lane.begin_refill()
     harness.lanes.announce(lane.subscription_uid, delivery_id)
     harness.lanes.accept(lane, harness.row(lane, delivery_id), harness.message())
     harness.lanes.end_refill(lane, found_all=True)
@@ -168,7 +167,7 @@ async def test_what_others_changed_during_a_read_is_discarded(harness: LaneHarne
     """Cancelled between the statement and its answer: the row is stale, and must not be sent."""
     lane = harness.lane()
     cancelled, other = harness.new_id(), harness.new_id()
-    harness.lanes.begin_refill(lane)
+    lane.begin_refill()
     harness.lanes.forget(lane, cancelled)
     for delivery_id in (cancelled, other):
         harness.lanes.accept(lane, harness.row(lane, delivery_id), harness.message())
@@ -187,8 +186,8 @@ async def test_forgetting_takes_a_job_out_of_the_queue(harness: LaneHarness) -> 
     harness.lanes.forget(lane, first)
 
     assert [job.delivery_id for job in harness.take_all()] == [second]
-    assert harness.lanes.shares.jobs == 0
-    assert harness.lanes.shares.bytes == 0
+    assert harness.lanes.budget.jobs == 0
+    assert harness.lanes.budget.bytes == 0
 
 
 async def test_forgetting_what_is_on_the_wire_does_not_let_it_be_sent_twice(
@@ -232,7 +231,7 @@ async def test_forgetting_what_waits_for_its_time_ends_its_waiting(harness: Lane
     harness.turn(31)
 
     assert harness.take_all() == []
-    assert harness.lanes.shares.bytes == 0
+    assert harness.lanes.budget.bytes == 0
 
 
 async def test_a_retry_within_the_minute_waits_in_memory(harness: LaneHarness) -> None:
@@ -262,12 +261,12 @@ async def test_a_lane_keeps_no_more_waiting_retries_than_its_quota(harness: Lane
     lane = harness.lane(max_in_flight=500)
     harness.publish(lane, TIMERS_PER_LANE + 5)
     jobs = harness.take_all()
-    lane.failures = -1_000  # the circuit is another matter
 
     for job in jobs:
         harness.fail(job, delay_s=30)
+        lane.close_circuit()  # it would open, and drop the queue
 
-    assert len(lane.known) == lane.timed == TIMERS_PER_LANE
+    assert len(lane.known) == lane.timer_count == TIMERS_PER_LANE
     assert lane.state is LaneState.DIRTY
 
 
@@ -275,17 +274,17 @@ async def test_what_waits_counts_for_the_bytes_that_are_held() -> None:
     small = LaneHarness(max_queued_bytes=4_000)
     lane = small.lane()
     small.publish(lane, 3, data=b"x" * 250)
-    assert small.lanes.shares.bytes == 750
+    assert small.lanes.budget.bytes == 750
     jobs = small.take_all()
-    assert small.lanes.shares.bytes == 0
+    assert small.lanes.budget.bytes == 0
     for job in jobs:
         small.fail(job, delay_s=30)
-    assert small.lanes.shares.bytes == 750
+    assert small.lanes.budget.bytes == 750
 
     small.turn(31)
 
     assert len(small.take_all()) == 3
-    assert small.lanes.shares.bytes == 0
+    assert small.lanes.budget.bytes == 0
 
 
 @pytest.mark.parametrize("state", [SubscriptionState.PAUSED, SubscriptionState.DISABLED])
@@ -313,7 +312,7 @@ async def test_a_row_that_is_read_while_its_lane_is_paused_is_not_queued(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
-    harness.lanes.begin_refill(lane)
+    lane.begin_refill()
     harness.lanes.configure(lane, harness.config(version=2, state=SubscriptionState.PAUSED))
     harness.lanes.accept(lane, harness.row(lane), harness.message())
     harness.lanes.end_refill(lane, found_all=True)

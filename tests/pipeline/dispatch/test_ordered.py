@@ -9,7 +9,7 @@ import pytest
 
 from hookline_service.domain.event import NewEvent
 from hookline_service.pipeline.dispatch.lane import LaneState
-from hookline_service.store.lanes import Page, PageWish
+from hookline_service.store.lanes import Page, PageRequest
 from tests.pipeline.dispatch.test_refill import lane_of
 from tests.pipeline.ordering import arrivals, first_arrivals, keyed
 from tests.pipeline.pair import pair, uid_of
@@ -41,7 +41,9 @@ async def looked_over(rig: Rig) -> None:
     walks = 0
     ask = rig.lane_store.first_of_lanes
 
-    async def count(wishes: list[PageWish], in_memory: list[tuple[UUID, int]]) -> dict[UUID, Page]:
+    async def count(
+        wishes: list[PageRequest], in_memory: list[tuple[UUID, int]]
+    ) -> dict[UUID, Page]:
         nonlocal walks
         found = await ask(wishes, in_memory)
         walks += 1
@@ -345,7 +347,7 @@ async def test_a_fault_of_our_own_blocks_the_key_for_its_moment(
     monkeypatch.setattr(rig.deliverer, "_may_send", lambda: False)
     (first, _) = await publish(rig, keyed("a", 0), keyed("a", 1))
     lane = await lane_of(rig, uid)
-    await until(lambda: lane.timed == 1, "it waits for its moment")
+    await until(lambda: lane.timer_count == 1, "it waits for its moment")
     assert [job.message.event.event_id for job in lane.known.values()] == [first]
     monkeypatch.undo()
     rig.deliverer._may_send = rig.ownership.may_send  # noqa: SLF001 - put back what was broken

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hookline_service.pipeline.dispatch.queue_budget import LANE_QUEUE_MAX, LANE_QUEUE_MIN
+from hookline_service.pipeline.dispatch.dispatcher import LANE_QUEUE_MAX, LANE_QUEUE_MIN
 from tests.pipeline.lane_harness import LaneHarness
 
 KIB = 1_024
@@ -27,7 +27,7 @@ async def test_the_more_lanes_there_are_the_smaller_is_the_part_of_each() -> Non
 
     assert parts == sorted(parts, reverse=True)
     assert parts[-1] >= LANE_QUEUE_MIN
-    assert harness.lanes.shares.jobs <= 1_000 + 40 * LANE_QUEUE_MIN
+    assert harness.lanes.budget.jobs <= 1_000 + 40 * LANE_QUEUE_MIN
 
 
 async def test_large_events_of_one_lane_leave_bytes_for_the_others() -> None:
@@ -38,7 +38,7 @@ async def test_large_events_of_one_lane_leave_bytes_for_the_others() -> None:
 
     assert greedy == 3
     assert modest > 100
-    assert harness.lanes.shares.bytes < 1_024 * KIB
+    assert harness.lanes.budget.bytes < 1_024 * KIB
 
 
 async def test_a_lane_that_holds_nothing_may_have_one_event_of_any_size() -> None:
@@ -66,7 +66,7 @@ async def test_what_leaves_a_lane_is_given_back() -> None:
     harness = LaneHarness()
     lane = harness.lane()
     harness.publish(lane, 10, b"x" * 100)
-    assert (harness.lanes.shares.jobs, harness.lanes.shares.bytes, lane.bytes_held) == (
+    assert (harness.lanes.budget.jobs, harness.lanes.budget.bytes, lane.bytes_held) == (
         10,
         1_000,
         1_000,
@@ -74,7 +74,7 @@ async def test_what_leaves_a_lane_is_given_back() -> None:
 
     harness.take_all()
 
-    assert (harness.lanes.shares.jobs, harness.lanes.shares.bytes, lane.bytes_held) == (0, 0, 0)
+    assert (harness.lanes.budget.jobs, harness.lanes.budget.bytes, lane.bytes_held) == (0, 0, 0)
 
 
 async def test_a_lane_is_read_again_once_it_holds_half_of_what_it_may() -> None:
@@ -86,7 +86,7 @@ async def test_a_lane_is_read_again_once_it_holds_half_of_what_it_may() -> None:
 
     took = 0
     while not harness.lanes.take_wanted():
-        assert harness.sending.take(2_000) is not None
+        assert harness.dispatcher.take(2_000) is not None
         took += 1
 
     assert 30 <= took <= 50

@@ -10,7 +10,7 @@ import pytest
 
 from hookline_service.domain.ids import bucket_of, delivery_id_of, format_type_id
 from hookline_service.pipeline.dispatch.lane import Lane, LaneState
-from hookline_service.store.lanes import RefillWish
+from hookline_service.store.lanes import RefillRequest
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
 
@@ -19,12 +19,12 @@ class Reads:
     """Counts what is asked of the hot table, and may hold an answer back."""
 
     def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.wishes: list[RefillWish] = []
+        self.wishes: list[RefillRequest] = []
         self.rows = 0
         store = rig.lane_store
         ask = store.refill
 
-        async def refill(wishes: list[RefillWish], in_memory: list[UUID]) -> object:
+        async def refill(wishes: list[RefillRequest], in_memory: list[UUID]) -> object:
             self.wishes += wishes
             rows = await ask(wishes, in_memory)
             self.rows += len(rows)
@@ -214,7 +214,7 @@ async def test_a_commit_between_a_reads_statement_and_its_answer_is_sent_once(
     store, hand_over = rig.lane_store, rig.builder.hand_over
     ask = store.refill
 
-    async def refill(wishes: list[RefillWish], in_memory: list[UUID]) -> object:
+    async def refill(wishes: list[RefillRequest], in_memory: list[UUID]) -> object:
         """Between what memory holds and the statement: a whole publish, but for its hand-off."""
         monkeypatch.setattr(rig.builder, "hand_over", lambda *group: handed.append(group))
         await rig.publisher.publish("acme", [order_created()])
@@ -244,7 +244,7 @@ async def test_a_cancel_between_a_reads_statement_and_its_answer_holds(
     first = (await rig.pending())[0]["delivery_id"]
     ask = rig.lane_store.refill
 
-    async def refill(wishes: list[RefillWish], in_memory: list[UUID]) -> object:
+    async def refill(wishes: list[RefillRequest], in_memory: list[UUID]) -> object:
         rows = await ask(wishes, in_memory)
         await rig.operator.cancel("acme", first)
         await rig.changes.read()

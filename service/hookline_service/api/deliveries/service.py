@@ -123,7 +123,7 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
         """A delivery with what this node alone knows of why it waits."""
         if delivery.is_due:
             lane = self._lanes.get(delivery.subscription_uid)
-            reason = reason_of(lane, delivery.delivery_id, self._lanes.sending.may_take)
+            reason = reason_of(lane, delivery.delivery_id, self._lanes.dispatcher.may_take)
             delivery = replace(delivery, state_reason=reason)
         return delivery_message(delivery)
 

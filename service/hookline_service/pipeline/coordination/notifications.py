@@ -83,7 +83,6 @@ class Notifier:
         self.failures = 0
         """Statements that failed; what they were to say, polling finds."""
         store.on_heard = self._hear
-        lanes.on_foreign = self.tell_due
         ownership.on_moved = self.tell_moved
         changes.on_foreign = self.tell_changed
 

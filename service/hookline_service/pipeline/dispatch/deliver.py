@@ -15,8 +15,8 @@ import structlog
 from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.domain.subscription import PayloadFormat
 from hookline_service.pipeline.clock import DatabaseTime
+from hookline_service.pipeline.dispatch.dispatcher import Dispatcher
 from hookline_service.pipeline.dispatch.lane import Job, Message
-from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.pipeline.dispatch.record import Recorder
 from hookline_service.targets.http.payload import Payload, build_payload
 from hookline_service.targets.http.sender import WebhookSender
@@ -42,7 +42,7 @@ class Deliverer:
 
     def __init__(
         self,
-        lanes: Lanes,
+        dispatcher: Dispatcher,
         sender: WebhookSender,
         recorder: Recorder,
         time: DatabaseTime,
@@ -51,7 +51,7 @@ class Deliverer:
         max_in_flight: int = MAX_IN_FLIGHT,
         tracer: Tracer | None = None,
     ) -> None:
-        self._sending = lanes.sending
+        self._dispatcher = dispatcher
         self._sender = sender
         self._recorder = recorder
         self._time = time
@@ -65,8 +65,6 @@ class Deliverer:
         self._idle: list[asyncio.Future[None]] = []
         self._workers: set[asyncio.Task[None]] = set()
         self._is_stopping = False
-        self._is_taking = False
-        self._sending.on_ready = self._look
         recorder.on_recorded = self._free
         recorder.watch(lambda: max_in_flight - self._free_slots)
 
@@ -93,16 +91,12 @@ class Deliverer:
         self._free_slots += count
         self._wake(count)
 
-    def _look(self) -> None:
-        if not self._is_taking:  # whoever takes looks itself whether there is more
-            self._wake_one()
-
     def _wake(self, most: int) -> None:
-        if self._sending.has_ready():
+        if self._dispatcher.has_ready():
             for _ in range(max(1, min(most, len(self._idle), self._burst_left))):
-                self._wake_one()
+                self.wake_one()
 
-    def _wake_one(self) -> None:
+    def wake_one(self) -> None:
         """Have one more worker look for a job; where it may not send yet, it is woken later."""
         if self._is_stopping or self._free_slots <= 0 or self._burst_left <= 0:
             return
@@ -131,9 +125,7 @@ class Deliverer:
         """What a worker may send now; None: it is to wait until it is woken."""
         if self._free_slots <= 0 or self._burst_left <= 0:
             return None
-        self._is_taking = True
-        job = self._sending.take(self._free_slots)
-        self._is_taking = False
+        job = self._dispatcher.take(self._free_slots)
         if job is None:
             return None
         self._free_slots -= 1
@@ -141,8 +133,8 @@ class Deliverer:
         if not self._is_counting:
             self._is_counting = True
             loop.call_soon(self._count_turn, loop, TURNS_OF_OTHERS)
-        if self._sending.has_ready():
-            self._wake_one()
+        if self._dispatcher.has_ready():
+            self.wake_one()
         return job
 
     def _count_turn(self, loop: asyncio.AbstractEventLoop, turns: int) -> None:
@@ -170,7 +162,7 @@ class Deliverer:
             outcome = Outcome(AttemptOutcome.INTERNAL_ERROR, 0, "", error="an error of our own")
         if job.trace is not None:
             job.trace.answered(outcome)
-        self._sending.answered(job, outcome)
+        self._dispatcher.answered(job, outcome)
         self._recorder.add(job, outcome, start_us)
 
     async def _attempt(self, job: Job, start_us: int) -> Outcome:

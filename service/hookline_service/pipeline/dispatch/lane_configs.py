@@ -1,4 +1,4 @@
-"""What lanes must know of their subscriptions: read, secrets opened, targets made ready."""
+"""Configurations of lanes: subscriptions are read, secrets decrypted, targets prepared."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from hookline_service.targets.http.signature import Signer, parse_secret
 _log = structlog.get_logger(__name__)
 
 FAULT_LOG_PAUSE_S = 60.0
-"""Of lanes that cannot be made ready one is logged, and then none for so long but counted."""
+"""After a fault was logged, others are counted, not logged, for this long."""
 
 
 class LaneConfigs:
-    """Configures lanes from their subscriptions' rows."""
+    """Configures lanes from the rows of their subscriptions."""
 
     def __init__(
         self,
@@ -49,34 +49,34 @@ class LaneConfigs:
         self._clock = clock
         self._time = time
         self._user_agent = user_agent
-        self._quiet_until_s = 0.0
-        self._unlogged = 0
+        self._log_again_s = 0.0
+        self._faults_unlogged = 0
 
     async def configure(self, lanes: Sequence[Lane]) -> None:
-        """Read the lanes' subscriptions anew and tell the lanes."""
+        """Read the subscriptions of these lanes, and configure the lanes."""
         by_uid = {lane.subscription_uid: lane for lane in lanes}
         for route in await load_routes(self._reader, self._secrets, list(by_uid)):
             lane = by_uid[route.subscription.uid]
             if route.is_deleted:
                 self._lanes.deleted(lane)
             elif route.secret_fault:
-                self._refuse(lane, route, "secret_unreadable", route.secret_fault)
+                self._set_fault(lane, route, "secret_unreadable", route.secret_fault)
             else:
-                self._take_in(lane, route)
+                self._configure_one(lane, route)
 
     async def reconfigure(self, uids: Sequence[UUID]) -> None:
-        """The same for subscriptions that changed, where memory has a lane of theirs."""
+        """The same for subscriptions that were changed, where memory has their lanes."""
         lanes = [lane for uid in uids if (lane := self._lanes.get(uid)) is not None]
         if lanes:
             await self.configure(lanes)
         for lane in lanes:
-            if lane.is_gone:  # evicted meanwhile: there may be something to send
+            if lane.is_gone:  # evicted during the read: its deliveries may be sent again
                 self._lanes.changed(lane.subscription_uid, lane.bucket)
 
     async def prepare(self, subscription_uid: UUID) -> tuple[RouteRow, PreparedTarget] | None:
-        """A subscription's row and target, outside any lane; None where it is gone.
+        """Return a subscription's row and target, apart from its lane; None where it is gone.
 
-        Raises `UnavailableError` where its secret cannot be opened: the fault is ours.
+        Raises `UnavailableError` where its secret cannot be decrypted: an error on our side.
         """
         for route in await load_routes(self._reader, self._secrets, [subscription_uid]):
             if route.secret_fault:
@@ -88,34 +88,34 @@ class LaneConfigs:
                 return route, self._target_of(route)
         return None
 
-    def _take_in(self, lane: Lane, route: RouteRow) -> None:
-        """Configure a lane, but where the target is outside today's grammar: others go on."""
+    def _configure_one(self, lane: Lane, route: RouteRow) -> None:
+        """Configure one lane; a target that this version rejects does not stop the others."""
         try:
             config = self._config_of(route)
         except ValueError as error:
-            self._refuse(lane, route, "target_unusable", str(error))
+            self._set_fault(lane, route, "target_unusable", str(error))
             return
         self._lanes.configure(lane, config)
         self._watch_expiry(lane, route.secrets)
 
-    def _refuse(self, lane: Lane, route: RouteRow, event: str, fault: str) -> None:
-        """Hold a lane: the fault is ours, not the target's. Its deliveries wait in Postgres.
+    def _set_fault(self, lane: Lane, route: RouteRow, event: str, fault: str) -> None:
+        """Stop a lane for an error on our side, not the target's; its deliveries wait in Postgres.
 
-        There may be thousands, all for one reason: the log has one of them a minute.
+        Thousands of lanes may have the same fault: one a minute is logged.
         """
-        is_news = lane.fault != fault
-        self._lanes.unusable(lane, _name_of(route), fault)
-        if not is_news:
+        is_new = lane.fault != fault
+        self._lanes.set_fault(lane, _name_of(route), fault)
+        if not is_new:
             return
         now_s = self._clock.boottime_s()
-        if now_s < self._quiet_until_s:
-            self._unlogged += 1
+        if now_s < self._log_again_s:
+            self._faults_unlogged += 1
             return
-        _log.error(event, subscription=_name_of(route), error=fault, others=self._unlogged)
-        self._quiet_until_s, self._unlogged = now_s + FAULT_LOG_PAUSE_S, 0
+        _log.error(event, subscription=_name_of(route), error=fault, others=self._faults_unlogged)
+        self._log_again_s, self._faults_unlogged = now_s + FAULT_LOG_PAUSE_S, 0
 
     def _config_of(self, route: RouteRow) -> LaneConfig:
-        """Raises ValueError where the target is outside today's grammar."""
+        """Return the configuration; raises `ValueError` where this version rejects the target."""
         subscription = route.subscription
         target = self._target_of(route)
         return LaneConfig(
@@ -136,28 +136,28 @@ class LaneConfigs:
 
     def _target_of(self, route: RouteRow) -> PreparedTarget:
         signer = Signer([parse_secret(secret.text) for secret in route.secrets])
-        told = route.target_secrets
+        in_clear = route.target_secrets
         return prepare_target(
             route.subscription.target,
             signer,
             user_agent=self._user_agent,
             tenant_id=route.subscription.tenant_id,
-            secret_headers=told.headers,
-            identity=ClientIdentity(*told.certificate) if told.certificate else None,
+            secret_headers=in_clear.headers,
+            identity=ClientIdentity(*in_clear.certificate) if in_clear.certificate else None,
         )
 
     def _watch_expiry(self, lane: Lane, secrets: Sequence[LiveSecret]) -> None:
-        """A rotation's old secret signs no more once its overlap is over; one timer sees to it."""
+        """Have the subscription read again when the overlap of a rotated secret ends."""
         expiries = [secret.expire_time for secret in secrets if secret.expire_time is not None]
         first = min(expiries, default=None)
-        if first is None or lane.watched_expiry == first:
+        if first is None or lane.secret_expiry == first:
             return
-        lane.watched_expiry = first
+        lane.expect_secret_expiry(first)
         left_s = first.timestamp() - self._time.unix_s()
 
         def expire() -> None:
-            if lane.watched_expiry == first:
-                lane.watched_expiry = None
+            if lane.secret_expiry == first:
+                lane.expect_secret_expiry(None)
                 self._lanes.outdate(lane)
 
         self._timers.add(self._clock.boottime_s() + max(0.0, left_s), expire)

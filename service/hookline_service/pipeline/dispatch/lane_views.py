@@ -1,4 +1,4 @@
-"""How the lanes stand, for an operator."""
+"""The condition of lanes, for operators: counts, the largest lanes, why a delivery waits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hookline_service.pipeline.dispatch.lane import Lane
 
 
 class LaneCondition(StrEnum):
-    """What keeps a lane from sending freely."""
+    """What prevents a lane from sending."""
 
     READY = "READY"
     OPEN = "OPEN"
     """Its circuit is open."""
     LIMITED = "LIMITED"
-    """Its rate or its window is used up."""
+    """Its rate limit or its concurrency limit is reached."""
     HELD = "HELD"
-    """Its subscription is paused or disabled, or we cannot make it ready."""
+    """Its subscription is paused or disabled, or the node cannot prepare its target."""
 
 
 _REASONS = {
@@ -33,7 +33,7 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class LaneCounts:
-    """How many lanes this node has, and how many of them cannot send freely."""
+    """The number of lanes of this node, and of those that something prevents from sending."""
 
     total: int
     open: int
@@ -56,7 +56,7 @@ class LaneView:
 
 
 def counts_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool]) -> LaneCounts:
-    """How the lanes stand, counted."""
+    """Count lanes by their condition."""
     found = Counter(condition_of(lane, may_take) for lane in lanes)
     return LaneCounts(
         len(lanes),
@@ -67,7 +67,7 @@ def counts_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool]) -> Lane
 
 
 def top_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool], count: int) -> list[LaneView]:
-    """The lanes with the most in memory."""
+    """Return the lanes with the most deliveries in memory."""
     return [
         LaneView(
             lane.name,
@@ -85,7 +85,7 @@ def top_of(lanes: Collection[Lane], may_take: Callable[[Lane], bool], count: int
 def reason_of(
     lane: Lane | None, delivery_id: UUID, may_take: Callable[[Lane], bool]
 ) -> DeliveryStateReason | None:
-    """Why a delivery that is due is not sent; None where it is, will be at once, or elsewhere."""
+    """Return why a due delivery waits; None where it is sent, or about to be, or elsewhere."""
     if lane is None:
         return None
     job = lane.known.get(delivery_id)
@@ -95,7 +95,7 @@ def reason_of(
 
 
 def condition_of(lane: Lane, may_take: Callable[[Lane], bool]) -> LaneCondition:
-    """What keeps a lane from sending, if anything does."""
+    """Return what prevents a lane from sending, or READY."""
     if lane.fault or (lane.config is not None and not lane.sends()):
         return LaneCondition.HELD
     if lane.is_circuit_open:

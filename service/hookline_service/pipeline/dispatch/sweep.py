@@ -1,20 +1,21 @@
-"""The sweep: finds what is due and not in memory, whatever hand-off or notification was lost.
+"""The sweep: finds due deliveries that memory lacks, whatever hand-off or notification was lost.
 
-Theory of operation. A round visits every lane with anything pending, one index descent each, and
-marks those lanes DIRTY whose earliest due row memory does not hold. A turn comes every second and
-visits up to `LANES_PER_TURN` lanes. So a node with few such lanes visits all of them every second.
-Of a node with a million a round takes minutes, and each turn that did not visit every lane looks
-besides at what came since the last look:
+Theory of operation. A round visits every lane with pending deliveries, one index descent each, and
+marks a lane DIRTY where memory lacks its earliest due row. A turn is taken every second and visits
+up to `LANES_PER_TURN` lanes. So a node with few such lanes visits all of them every second. On a
+node with a million lanes a round takes minutes; each turn that did not visit every lane then also
+looks at the arrivals since the last look:
 
-    rows published since              by the primary key, for a delivery's id begins with its time
-    rows for later that came due      by `pending_later`, which holds nothing else
+    rows published since                    by the primary key: a delivery's id begins with its time
+    rows with a later due time, now due     by `pending_later`, an index of these rows alone
 
-Neither look visits a row that waits for tomorrow, or has been due for long. What both miss, such as
-a row whose commit took longer than `OVERLAP_S`, the round finds.
+Neither look reads rows that are due tomorrow, or that have been due for long. The round finds what
+both miss, such as a row whose commit took longer than `OVERLAP_S`.
 
-Where buckets are to be visited at once, because they were gained, more came than a look may return,
-or memory had no room for a lane, turns follow one another while few lanes wait to be read, each
-after as long a rest as the one before took.
+Some buckets are visited before all others: those that were gained, those with more arrivals than a
+look may return, and those of a lane for which memory had no space. While there are any, turns
+follow one another as long as few lanes are queued for a refill; each pauses for as long as the one
+before took.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ _log = structlog.get_logger(__name__)
 
 INTERVAL_S = 1.0
 LANES_PER_TURN = 1_024
-"""5 to 10 ms of CPU for the database."""
+"""5 to 10 ms of the database's CPU."""
 ARRIVALS_PER_BUCKET = 500
 OVERLAP_S = 5.0
-"""How long a commit may take whose rows the next look still sees."""
+"""The next look still sees the rows of a commit that took up to this long."""
 _FIRST = UUID(int=0)
 
 
 class Sweeper:
-    """Walks through the lanes of the owned buckets, and looks at what came."""
+    """Walks through the lanes of the owned buckets, and looks at arrivals."""
 
     def __init__(
         self,
@@ -59,39 +60,37 @@ class Sweeper:
         self._time = time
         self._clock = clock
         self._round: dict[int, UUID] = {}
-        """The buckets that the round has yet to visit, and the last lane visited of each."""
+        """The buckets that the round has yet to visit, each with the last lane visited."""
         self._urgent: dict[int, UUID] = {}
         """The same, of buckets that are visited before all others."""
         self._again: set[int] = set()
-        """Of the urgent ones, those that are visited once more, for something may be missed."""
+        """Urgent buckets that are visited once more, since the visit may have missed something."""
         self._since_ms: int | None = None
-        """What came before was looked at."""
+        """Arrivals before this were looked at."""
         self._look_at_s = 0.0
         self.is_failing = False
-        """Whether the last turn neither visited nor looked."""
+        """Whether the last turn could neither visit nor look."""
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        lanes.on_gained = self.visit_soon
-        lanes.on_left_out = lambda bucket: self.visit_soon((bucket,))
 
     def start(self) -> None:
-        """Begin to sweep."""
+        """Start the task that sweeps."""
         self._task = asyncio.create_task(self._run(), name="sweeper")
 
     async def stop(self) -> None:
-        """End."""
+        """Stop it, and close its session."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._store.close()
 
     def sweep_soon(self) -> None:
-        """Take the next turn now, without waiting for the second to pass."""
+        """Take the next turn now."""
         self._look_at_s = 0.0
         self._wake.set()
 
     def visit_soon(self, buckets: Iterable[int]) -> None:
-        """Visit every lane of these buckets as soon as there is room for what is found."""
+        """Visit every lane of these buckets as soon as the refill queue has places."""
         was_urgent = bool(self._urgent)
         for bucket in buckets:
             if bucket in self._urgent:
@@ -111,11 +110,11 @@ class Sweeper:
                 is_failed = False
             except TRANSIENT as error:
                 _log.warning("sweep_failed", error=str(error))
-            except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
+            except Exception:  # noqa: BLE001 - logged with its traceback; the next turn goes on
                 _log.exception("sweep_broken")
             took_s = loop.time() - began_s
-            hurries = self._urgent and self._lanes.refills.is_low and not is_failed
-            pause_s = took_s if hurries else max(INTERVAL_S - took_s, min(took_s, INTERVAL_S))
+            is_urgent = self._urgent and self._lanes.refill_queue.is_low and not is_failed
+            pause_s = took_s if is_urgent else max(INTERVAL_S - took_s, min(took_s, INTERVAL_S))
             try:
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
@@ -123,7 +122,7 @@ class Sweeper:
                 continue
 
     async def sweep(self) -> None:
-        """Take one turn: visit some lanes; unless that was all, look at what came since."""
+        """Take one turn: visit some lanes, and look at arrivals unless that was every lane."""
         if self.is_failing:
             await self._store.ping()  # a node without buckets visits nothing
         now_ms = self._time.unix_ms()
@@ -131,7 +130,7 @@ class Sweeper:
             is_whole = await self._visit()
         except Exception:
             self.is_failing = True
-            await self._look(now_ms)  # which does not depend on the walk
+            await self._look(now_ms)  # it does not depend on the walk
             self.is_failing = False
             raise
         self.is_failing = False
@@ -141,7 +140,7 @@ class Sweeper:
             await self._look(now_ms)
 
     async def _visit(self) -> bool:
-        """Visit the next lanes; whether these were all lanes of all buckets."""
+        """Visit the next lanes; True where these were all lanes of all buckets."""
         owned = self._ownership.buckets
         if not self._urgent and not self._round:
             self._round = dict.fromkeys(owned, _FIRST)
@@ -152,17 +151,17 @@ class Sweeper:
         if not after:
             return not owned
         heads = await self._store.heads(after, max(1, LANES_PER_TURN // len(after)))
-        went_on = {head.bucket: head.subscription_uid for head in heads if head.is_last}
+        last_of = {head.bucket: head.subscription_uid for head in heads if head.is_last}
         for bucket in after:
-            if bucket in went_on:
-                walk[bucket] = went_on[bucket]
+            if bucket in last_of:
+                walk[bucket] = last_of[bucket]
             elif bucket in self._again and walk is self._urgent:
                 self._again.discard(bucket)
                 walk[bucket] = _FIRST
             else:
                 del walk[bucket]
-        self._take_in(heads)
-        return not went_on and len(after) == len(owned) and set(after.values()) == {_FIRST}
+        self._mark_dirty(heads)
+        return not last_of and len(after) == len(owned) and set(after.values()) == {_FIRST}
 
     async def _look(self, now_ms: int) -> None:
         since_ms = now_ms if self._since_ms is None else self._since_ms
@@ -173,13 +172,13 @@ class Sweeper:
         self._look_at_s = self._clock.boottime_s() + INTERVAL_S
         if full := {head.bucket for head in heads if head.is_last}:
             self.visit_soon(full)
-        self._take_in(heads)
+        self._mark_dirty(heads)
 
-    def _take_in(self, heads: Iterable[LaneHead]) -> None:
-        """Mark every lane DIRTY whose row is not in memory, or that is ordered.
+    def _mark_dirty(self, heads: Iterable[LaneHead]) -> None:
+        """Mark every lane DIRTY that is ordered, or that lacks the row in memory.
 
-        In an ordered lane that row tells nothing of the others: it may wait behind another of its
-        key, or be of a key that is always busy.
+        The earliest row of an ordered lane says nothing about the other rows: it may wait behind
+        another delivery of its key, or belong to a key that is always busy.
         """
         lanes = self._lanes
         for head in heads:

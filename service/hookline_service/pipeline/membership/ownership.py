@@ -56,9 +56,6 @@ _log = structlog.get_logger(__name__)
 class BucketHolder(Protocol):
     """Who holds work by bucket: told what was gained and lost, asked what is quiet."""
 
-    on_quiet: Callable[[], None]
-    """Called when nothing of a bucket that rests is in flight any more."""
-
     def buckets_gained(self, buckets: Iterable[int]) -> None:
         """These are ours now; their pending rows are to be found."""
         ...
@@ -129,7 +126,6 @@ class Ownership:
         self._wake = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
-        holder.on_quiet = self.poke
         self.on_moved: Callable[[], None] = lambda: None
         """Called when others should look at who owns what: this node came, took, gave or left."""
         self.node_id = UUID(int=0)
@@ -222,7 +218,7 @@ class Ownership:
         )
         if database_s is None or self._must_register:
             return False
-        self._time.learn(database_s, sent_s, self._clock.boottime_s())
+        self._time.measure(database_s, sent_s, self._clock.boottime_s())
         if 0 < self._lease_until_s < sent_s - DRIFT_S:
             # No other node expired this one: the database was away from all of them.
             self._expires_nobody_until_s = sent_s + self._lease_s

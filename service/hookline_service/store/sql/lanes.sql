@@ -1,9 +1,9 @@
--- Lanes: what memory reads of the hot table. Rules 14 to 18 of the data path.
+-- Lanes: reads of the hot table. Rules 14 to 18 of the data path.
 
 -- name: heads
--- The earliest pending row of lanes of some buckets, where it is due and its subscription is ACTIVE or deleted: a paused or
--- disabled one costs memory nothing. One index descent a lane; at most $3 lanes of a bucket are visited, from the one after
--- $2 on. The last of so many is returned in any case, since the walk goes on behind it.
+-- The earliest pending row of each lane of some buckets, where it is due and its subscription is ACTIVE or deleted: no lane is
+-- created in memory for a paused or disabled subscription. One index descent for each lane; at most $3 lanes of a bucket are
+-- visited, beginning after $2. The last of $3 lanes is returned in any case, since the walk continues after it.
 SELECT w.bucket, h.subscription_uid, h.delivery_id, s.tenant_uid, h.n = $3 AS is_last
 FROM unnest($1::smallint[], $2::uuid[]) AS w (bucket, after_uid) CROSS JOIN LATERAL (
     WITH RECURSIVE head AS (
@@ -24,9 +24,9 @@ LEFT JOIN LATERAL (
 WHERE s.tenant_uid IS NOT NULL OR h.n = $3
 
 -- name: arrivals
--- What came since a moment, in some buckets: rows published since ($2: the first id of the moment), and rows for later that
--- came due since ($3). Of each kind at most $4 rows of a bucket are looked at, the earliest of each lane is returned, and
--- the last of so many in any case: then there may be more.
+-- Arrivals of some buckets: rows published since $2 (the first id of that time), and rows with a later due time that came due
+-- since $3. At most $4 rows of each kind and bucket are read. The earliest row of each lane is returned, and the last of $4
+-- rows in any case: there may be more then.
 SELECT w.bucket, a.subscription_uid, a.delivery_id, s.tenant_uid, a.is_last
 FROM unnest($1::smallint[]) AS w (bucket) CROSS JOIN LATERAL (
     SELECT DISTINCT ON (c.subscription_uid, c.is_last) c.* FROM (
@@ -50,9 +50,9 @@ WHERE s.tenant_uid IS NOT NULL OR a.is_last
 SELECT subscription_uid, tenant_uid FROM subscriptions WHERE subscription_uid = ANY ($1::uuid[])
 
 -- name: refill
--- What is due in some lanes and not in memory, each lane from its earliest on; never by a cursor. What is in memory is
+-- Due rows of some lanes that are not in memory, the earliest of each lane first; never by a cursor. The ids in memory are
 -- hashed (NOT IN a subquery): `<> ALL` would compare each row with each id. OFFSET 0 keeps the planner from walking a
--- tenant's events before its pending rows. Data of more than $6 bytes are read by `events`, if there is room for them.
+-- tenant's events before its pending rows. Data of more than $6 bytes is read by `events`, where it fits into memory.
 SELECT l.subscription_uid, p.*, l.tenant_uid, l.tenant_id, e.*
 FROM (SELECT w.*, t.tenant_id
       FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::integer[]) AS w (bucket, subscription_uid, tenant_uid, wanted)
@@ -82,9 +82,9 @@ JOIN tenants t ON t.tenant_uid = e.tenant_uid
 SELECT pg_current_snapshot()::text
 
 -- name: changes
--- Up to $5 changes that the snapshot $1 does not see and the snapshot $2 (NULL: the statement's own) does, after ($3, $4) in
--- the order of (xid, change_id). What a snapshot does not see is two parts of the index: the transactions that it lists as in
--- progress, and those from its xmax on. So what was read before is not read again, however long a transaction stays open.
+-- Up to $5 changes that the snapshot $2 (NULL: the statement's own) sees and the snapshot $1 does not, after ($3, $4) in the
+-- order of (xid, change_id). The changes that a snapshot does not see are two ranges of the index: those of transactions that
+-- it lists as in progress, and those from its xmax on. So no change is read twice, however long a transaction stays open.
 SELECT s.snapshot, c.xid::text AS xid, c.change_id, c.kind, c.bucket, c.subscription_uid, c.delivery_id,
        (SELECT p.key_hash FROM pending_deliveries p
         WHERE p.bucket = c.bucket AND p.delivery_id = c.delivery_id) AS key_hash
@@ -112,8 +112,8 @@ LEFT JOIN LATERAL (
 ORDER BY c.xid, c.change_id
 
 -- name: cancel_deleted
--- What is still pending of a deleted subscription, a batch at a time, by the owner of its bucket. Taken in the order of the
--- lane's index, so that a batch looks at its own rows and not at all that are left; deleted in that of the primary key.
+-- Cancels a batch of a deleted subscription's pending deliveries, by the owner of its bucket. Selected in the order of the
+-- lane's index, so that a batch reads its own rows alone; deleted in the order of the primary key, as all writes are.
 WITH cancelled AS (
     DELETE FROM pending_deliveries p
     USING (SELECT * FROM (SELECT q.bucket, q.delivery_id FROM pending_deliveries q
