@@ -115,17 +115,17 @@ async def test_every_panel_and_alert_has_something_to_show(
     assert told - known == set()
 
 
-def test_every_alert_and_panel_is_told_in_the_documents() -> None:
+def test_every_alert_and_panel_is_documented() -> None:
     observability = page("docs/observability.md")
     alerts = re.findall(r"- alert: (\w+)", ALERTS.read_text(encoding="utf-8"))
     assert [row[0] for row in observability.table("The alerts")] == alerts
-    told = " ".join(row[1] for row in observability.table("The dashboard"))
+    documented = " ".join(row[1] for row in observability.table("The dashboard"))
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     titles = {one["title"].partition(", p99")[0] for one in panels if one["type"] != "row"}
-    assert {title for title in titles if title not in told} == set()
+    assert {title for title in titles if title not in documented} == set()
 
 
-def test_a_line_that_a_runbook_sends_to_is_logged() -> None:
+def test_log_events_in_runbooks_are_logged() -> None:
     service = "\n".join(text(path) for path in python_files() if path.parts[0] == "service")
     runbooks = re.findall(r'runbook: "(.*)"', ALERTS.read_text(encoding="utf-8"))
     events = {name for book in runbooks for name in re.findall(r"`(\w+_\w+)`", book)}
