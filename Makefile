@@ -45,13 +45,14 @@ demo: setup ## see it work: events in, signed webhooks out, retries, final state
 test: setup grpcurl prometheus pgbouncer ## the whole suite, against a real Postgres, sockets and gRPC
 	@$(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST)
 
-lint: setup ## ruff, mypy, import-linter, buf
+lint: setup ## ruff, mypy, import-linter, buf, banned words
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/buf lint
 	@$(BIN)/buf format --diff --exit-code
+	@$(BIN)/python -m tests.architecture.language
 
 generate: setup codegen ## generate the stubs from protos/
 	@$(BIN)/python protos/generate.py
