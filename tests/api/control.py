@@ -44,9 +44,8 @@ from hookline_service.store.deliveries import DeliveryStore
 from hookline_service.store.event_types import EventTypes
 from hookline_service.store.subscriptions import Subscriptions
 from hookline_service.store.tenants import Tenants
-from hookline_service.targets.http.egress import EgressPolicy, parse_networks
+from hookline_service.targets.http.egress import EgressPolicy, parse_hosts, parse_networks
 from hookline_service.targets.http.handshake import Handshake
-from hookline_service.targets.http.hosts import parse_hosts
 from tests.api.conftest import CLIENT_OPTIONS, PAGE_KEY, servicers_of
 from tests.api.refusals import Refused, refusal
 from tests.pipeline.rig import Rig, running

@@ -17,8 +17,12 @@ from hookline_service.pipeline.actions.target_handshakes import TargetHandshakes
 from hookline_service.store.subscription_secrets import UNCHANGED
 from hookline_service.store.subscriptions import Subscriptions
 from hookline_service.targets.http.egress import EgressPolicy
-from hookline_service.targets.http.handshake import ConsentRefusedError, Handshake, NobodyAskedError
-from hookline_service.targets.http.prepared import prepare_endpoints
+from hookline_service.targets.http.handshake import (
+    ConsentRefusedError,
+    Handshake,
+    HandshakeUnavailableError,
+)
+from hookline_service.targets.http.sender import prepare_endpoints
 from hookline_service.targets.http.transport import WebhookTransport
 from tests.api.control import ORDERS, ORIGIN, Control, controlling, orders
 from tests.api.refusals import refusal
@@ -159,7 +163,7 @@ async def test_addresses_that_are_not_allowed_are_not_asked_either() -> None:
         with pytest.raises(ConsentRefusedError, match="neither public nor expressly allowed"):
             await Handshake(transport, ORIGIN).ask(endpoints, 5.0, None)
         await transport.aclose()
-        with pytest.raises(NobodyAskedError):
+        with pytest.raises(HandshakeUnavailableError):
             await Handshake(transport, ORIGIN).ask(endpoints, 5.0, None)
     assert receiver.connection_count == 0
 

@@ -11,7 +11,7 @@ from google.protobuf.json_format import MessageToJson
 from hookline.v1.event_pb2 import Event
 from hookline.v1.subscription_service_pb2 import SendTestEventRequest
 from hookline.v1.target_pb2 import ClientCertificate, HttpTarget
-from hookline_service.targets.http.client_certificate import ClientIdentity
+from hookline_service.targets.http.tls import ClientIdentity
 from tests.api.control import ORDERS, URL, Control, controlling, http, orders
 from tests.api.refusals import refusal
 from tests.pipeline.rig import Receiver

@@ -20,7 +20,7 @@ BOUNDED = {
     "telemetry/outbox.py: Thread": "one, for spans",
     "telemetry/providers.py: Thread": "one, at the end",
     "targets/http/resolver.py: ThreadPoolExecutor": "a fixed number",
-    "targets/http/client_certificate.py: to_thread": "asyncio's pool, one for an identity",
+    "targets/http/tls.py: to_thread": "asyncio's pool, one for an identity",
     "identity/issuer_keys.py: to_thread": "one at a time",
     "app/source_watchers.py: to_thread": "one at a time",
 }

@@ -13,7 +13,7 @@ from tests.architecture.repository import PACKAGE, python_files, tree
 TENANT = "a tenant names whom"
 OPERATOR = "an operator names whom, in a setting or on the command line"
 DOORS = {
-    "targets/http/route.py: sock_connect": TENANT,
+    "targets/http/dialer.py: sock_connect": TENANT,
     "targets/http/dialer.py: create_connection": TENANT,
     "targets/http/resolver.py: getaddrinfo": TENANT,
     "supervisor/port.py: getaddrinfo": OPERATOR,

@@ -23,8 +23,7 @@ from hookline_service.domain.target import (
     parse_host,
     parse_target_url,
 )
-from hookline_service.targets.http.egress import EgressPolicy, parse_networks
-from hookline_service.targets.http.hosts import parse_hosts
+from hookline_service.targets.http.egress import EgressPolicy, parse_hosts, parse_networks
 from hookline_service.targets.http.proxy import EgressProxy, parse_proxy
 from hookline_service.targets.http.resolver import Resolver
 from hookline_service.targets.http.sender import WebhookSender

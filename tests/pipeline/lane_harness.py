@@ -21,7 +21,7 @@ from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
 from hookline_service.pipeline.timers import Timers
 from hookline_service.store.lanes import PendingRow
-from hookline_service.targets.http.prepared import PreparedTarget, prepare_target
+from hookline_service.targets.http.sender import PreparedTarget, prepare_target
 from hookline_service.targets.http.signature import Signer, parse_secret
 from tests.pipeline.rig import SECRET
 

@@ -48,7 +48,7 @@ from hookline_service.store.recording import RecordStore
 from hookline_service.store.upkeep import UpkeepStore
 from hookline_service.targets.http.handshake import Handshake
 from hookline_service.targets.http.sender import WebhookSender
-from hookline_service.targets.http.tls_handshake import make_tls_context
+from hookline_service.targets.http.tls import make_tls_context
 from hookline_service.targets.http.transport import TransportLimits, WebhookTransport
 from hookline_service.telemetry.instruments import UNOBSERVED, Instruments
 

@@ -16,25 +16,25 @@ from typing import Final, TypeVar
 
 from hookline_service.config.reading import Reader, integer, parse_file, switch
 from hookline_service.domain.target import MAX_HOST_LENGTH
-from hookline_service.targets.http.certificate_budget import CERTIFICATE_BYTES_MAX
 from hookline_service.targets.http.dialer import HANDSHAKES_MAX
 from hookline_service.targets.http.egress import (
-    NAT64_LENGTHS,
-    EgressPolicy,
-    Network,
-    parse_nat64,
-    parse_networks,
-)
-from hookline_service.targets.http.hosts import NO_HOSTS, HostList, parse_hosts
-from hookline_service.targets.http.ports import (
     DEFAULT_DENIED_PORTS,
     DEFAULT_PORTS,
+    NAT64_LENGTHS,
+    NO_HOSTS,
     NO_PORTS,
+    EgressPolicy,
+    HostList,
+    Network,
     PortList,
+    parse_hosts,
+    parse_nat64,
+    parse_networks,
     parse_ports,
 )
 from hookline_service.targets.http.proxy import EgressProxy, parse_proxy
-from hookline_service.targets.http.tls_handshake import HANDSHAKE_BYTES_MAX, make_tls_context
+from hookline_service.targets.http.tenant_shares import CERTIFICATE_BYTES_MAX
+from hookline_service.targets.http.tls import HANDSHAKE_BYTES_MAX, make_tls_context
 
 T = TypeVar("T")
 

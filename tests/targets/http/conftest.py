@@ -15,15 +15,18 @@ import trustme
 
 from hookline_service.domain.attempt import Outcome
 from hookline_service.domain.subscription import HttpTarget, SignatureScheme
-from hookline_service.targets.http.client_certificate import ClientIdentity, MakeTls
 from hookline_service.targets.http.egress import EgressPolicy, parse_networks
 from hookline_service.targets.http.payload import Payload
-from hookline_service.targets.http.prepared import prepare_target
 from hookline_service.targets.http.proxy import EgressProxy
 from hookline_service.targets.http.resolver import Resolver
-from hookline_service.targets.http.sender import WebhookSender
+from hookline_service.targets.http.sender import WebhookSender, prepare_target
 from hookline_service.targets.http.signature import Signer, SigningSecret, generate_secret
-from hookline_service.targets.http.tls_handshake import TargetTlsContext, make_tls_context
+from hookline_service.targets.http.tls import (
+    ClientIdentity,
+    MakeTls,
+    TargetTlsContext,
+    make_tls_context,
+)
 from hookline_service.targets.http.transport import TransportLimits, WebhookTransport
 
 LOOPBACK = EgressPolicy(parse_networks(["127.0.0.0/8"]))

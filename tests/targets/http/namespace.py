@@ -23,9 +23,8 @@ from hookline_service.domain.subscription import HttpTarget, SignatureScheme
 from hookline_service.targets.http.egress import EgressPolicy
 from hookline_service.targets.http.failure import AttemptFailure
 from hookline_service.targets.http.payload import Payload
-from hookline_service.targets.http.prepared import prepare_target
 from hookline_service.targets.http.resolver import Resolver
-from hookline_service.targets.http.sender import WebhookSender
+from hookline_service.targets.http.sender import WebhookSender, prepare_target
 from hookline_service.targets.http.signature import Signer, generate_secret
 from hookline_service.targets.http.transport import WebhookTransport
 from tests.waiting import until

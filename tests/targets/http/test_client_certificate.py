@@ -21,14 +21,15 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPri
 from cryptography.x509.oid import NameOID
 
 from hookline_service.domain.attempt import AttemptOutcome
-from hookline_service.targets.http.client_certificate import (
+from hookline_service.targets.http.tls import (
     ClientIdentity,
     InvalidCertificateError,
+    TargetTlsContext,
     TlsContexts,
     load_identity,
+    make_tls_context,
     read_client_certificate,
 )
-from hookline_service.targets.http.tls_handshake import TargetTlsContext, make_tls_context
 from tests.targets.http.conftest import MakePost, Post, server_tls
 from tests.targets.http.receiver import OK, Connected, Receiver, answering
 

@@ -10,8 +10,7 @@ import pytest
 
 from hookline_service.domain.attempt import AttemptOutcome
 from hookline_service.targets.http.answer import AnswerReader
-from hookline_service.targets.http.connection import Answer, Connection
-from hookline_service.targets.http.origin import Origin
+from hookline_service.targets.http.connection import Answer, Connection, Origin
 from tests.targets.http.conftest import Post
 from tests.targets.http.receiver import OK, Connected, Receiver, Script, answer, answering
 from tests.waiting import until

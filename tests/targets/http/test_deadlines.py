@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 from hookline_service.targets.http.connection import Connection
-from hookline_service.targets.http.deadlines import Deadlines
+from hookline_service.targets.http.transport import Deadlines
 
 TICK_S = 0.1
 

@@ -9,16 +9,17 @@ from dataclasses import replace
 import pytest
 
 from hookline_service.domain.attempt import AttemptOutcome
-from hookline_service.targets.http.client_certificate import ClientIdentity, TlsContexts
-from hookline_service.targets.http.connection import Connection
-from hookline_service.targets.http.dialer import Dialer
-from hookline_service.targets.http.egress import EgressPolicy, parse_networks
+from hookline_service.targets.http.connection import Connection, Origin
+from hookline_service.targets.http.dialer import Dialer, DirectRoute
+from hookline_service.targets.http.egress import EgressPolicy, parse_networks, parse_ports
 from hookline_service.targets.http.failure import AttemptFailure
-from hookline_service.targets.http.origin import Origin
-from hookline_service.targets.http.ports import parse_ports
 from hookline_service.targets.http.resolver import Resolver
-from hookline_service.targets.http.route import DirectRoute
-from hookline_service.targets.http.tls_handshake import TargetTlsContext, make_tls_context
+from hookline_service.targets.http.tls import (
+    ClientIdentity,
+    TargetTlsContext,
+    TlsContexts,
+    make_tls_context,
+)
 from tests.targets.http.conftest import LOOPBACK, SHORT_S, MakePost
 from tests.targets.http.receiver import OK, Connected, Receiver, answering
 from tests.waiting import until

@@ -12,11 +12,11 @@ from hookline_service.targets.http.egress import (
     EgressPolicy,
     embedded_ipv4,
     is_public,
+    parse_hosts,
     parse_nat64,
     parse_networks,
+    parse_ports,
 )
-from hookline_service.targets.http.hosts import parse_hosts
-from hookline_service.targets.http.ports import parse_ports
 
 # Written out again, not imported: a block that vanished from the service must be missed here.
 DENIED_IPV4 = [

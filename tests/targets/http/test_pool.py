@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from hookline_service.targets.http.answer import AnswerReader
-from hookline_service.targets.http.connection import Connection
-from hookline_service.targets.http.origin import Origin
-from hookline_service.targets.http.pool import IdlePool
-from hookline_service.targets.http.transport import WebhookTransport
+from hookline_service.targets.http.connection import Connection, Origin
+from hookline_service.targets.http.transport import IdlePool, WebhookTransport
 from tests.targets.http.conftest import LOOPBACK
 
 HERE = Origin("https", "a.test", 443)

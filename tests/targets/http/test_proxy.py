@@ -11,8 +11,7 @@ import trustme
 from structlog.testing import capture_logs
 
 from hookline_service.domain.attempt import AttemptOutcome
-from hookline_service.targets.http.egress import EgressPolicy, parse_networks
-from hookline_service.targets.http.hosts import parse_hosts
+from hookline_service.targets.http.egress import EgressPolicy, parse_hosts, parse_networks
 from hookline_service.targets.http.proxy import HEAD_BYTES_MAX, EgressProxy, parse_proxy
 from tests.targets.http.conftest import MakePost, Post, server_tls
 from tests.targets.http.proxy import OPEN, Proxy

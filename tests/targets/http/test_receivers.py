@@ -96,7 +96,7 @@ RECEIVERS: dict[str, tuple[Script, AttemptOutcome, str]] = {
     "closes without an answer": (then_close(), CONNECTION_FAILED, "without an answer"),
     "closes within the head": (then_close(HEAD), CONNECTION_FAILED, "within the head"),
     "resets within the head": (then_reset(HEAD), CONNECTION_FAILED, "reset|within the head"),
-    "speaks first": (speak_first, PROTOCOL_ERROR, "spoke before|does not begin with"),
+    "speaks first": (speak_first, PROTOCOL_ERROR, "bytes before any request|does not begin with"),
     # Nonsense instead of a status line.
     "garbage": (then_wait(b"\x00\x12\x04 garbage\r\n\r\n"), PROTOCOL_ERROR, "does not begin"),
     "http/0.9": (then_wait(b"<html>hello</html>"), PROTOCOL_ERROR, "does not begin"),

@@ -12,8 +12,7 @@ import pytest
 
 from hookline_service.domain.attempt import AttemptOutcome
 from hookline_service.targets.http.failure import AttemptFailure
-from hookline_service.targets.http.resolver import Resolver, SystemLookup
-from hookline_service.targets.http.resolver_check import ResolverCheck
+from hookline_service.targets.http.resolver import Resolver, ResolverCheck, SystemLookup
 from tests.targets.http.conftest import SHORT_S, MakePost
 from tests.waiting import until
 

@@ -18,9 +18,8 @@ from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.domain.subscription import HttpTarget, SignatureScheme
 from hookline_service.targets.http.failure import AttemptFailure
 from hookline_service.targets.http.payload import Payload
-from hookline_service.targets.http.prepared import prepare_target
 from hookline_service.targets.http.resolver import Resolver
-from hookline_service.targets.http.sender import EXCERPT_BYTES, WebhookSender
+from hookline_service.targets.http.sender import EXCERPT_BYTES, WebhookSender, prepare_target
 from hookline_service.targets.http.signature import Signer, generate_secret
 from tests.targets.http.conftest import (
     BODY,

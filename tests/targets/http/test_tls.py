@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from hookline_service.domain.attempt import AttemptOutcome, Outcome
-from hookline_service.targets.http.tls_handshake import TargetTls, make_tls_context
+from hookline_service.targets.http.tls import TargetTls, make_tls_context
 from tests.hostile.receivers import chain_of
 from tests.targets.http.conftest import SHORT_S, MakePost, Post, server_tls
 from tests.targets.http.receiver import OK, Connected, Receiver, answering

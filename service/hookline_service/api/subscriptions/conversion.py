@@ -54,8 +54,7 @@ from hookline_service.domain.target import (
     check_urls,
     parse_target_url,
 )
-from hookline_service.targets.http.egress import EgressPolicy
-from hookline_service.targets.http.idn import check_international
+from hookline_service.targets.http.egress import EgressPolicy, check_international
 
 PATH: Final = "subscription."
 HTTP: Final = f"{PATH}http."

@@ -24,7 +24,7 @@ from hookline_service.store.subscription_secrets import (
     CertificatePem,
     TargetSecrets,
 )
-from hookline_service.targets.http.client_certificate import (
+from hookline_service.targets.http.tls import (
     ClientIdentity,
     InvalidCertificateError,
     read_client_certificate,

@@ -19,14 +19,14 @@ from hookline_service.domain.subscription import HttpTarget, Subscription
 from hookline_service.store.data_keys import TenantSecrets
 from hookline_service.store.routes import Reader, load_routes
 from hookline_service.store.subscription_secrets import NO_CERTIFICATE, UNCHANGED, TargetSecrets
-from hookline_service.targets.http.client_certificate import ClientIdentity
 from hookline_service.targets.http.handshake import (
     Consent,
     ConsentRefusedError,
     Handshake,
-    NobodyAskedError,
+    HandshakeUnavailableError,
 )
-from hookline_service.targets.http.prepared import prepare_endpoints
+from hookline_service.targets.http.sender import prepare_endpoints
+from hookline_service.targets.http.tls import ClientIdentity
 
 _MINUTE_S = 60
 
@@ -101,7 +101,7 @@ class TargetHandshakes:
                 Reason.HANDSHAKE_REFUSED,
                 metadata=metadata,
             ) from None
-        except NobodyAskedError as fault:
+        except HandshakeUnavailableError as fault:
             raise UnavailableError(
                 f"the target was not asked: {fault}", Reason.INTERNAL, retry_after_s=1.0
             ) from None

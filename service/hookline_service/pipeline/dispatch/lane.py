@@ -21,7 +21,7 @@ from hookline_service.domain.subscription import PayloadFormat, SubscriptionStat
 from hookline_service.pipeline.dispatch.key_order import KeyOrder
 from hookline_service.store.lanes import PendingRow
 from hookline_service.targets.http.payload import Payload
-from hookline_service.targets.http.prepared import PreparedTarget
+from hookline_service.targets.http.sender import PreparedTarget
 from hookline_service.telemetry.attempts import AttemptTrace
 
 CIRCUIT_FAILURES = 10

@@ -18,9 +18,9 @@ from hookline_service.pipeline.timers import Timers
 from hookline_service.store.data_keys import TenantSecrets
 from hookline_service.store.routes import Reader, RouteRow, load_routes
 from hookline_service.store.subscription_secrets import LiveSecret
-from hookline_service.targets.http.client_certificate import ClientIdentity
-from hookline_service.targets.http.prepared import PreparedTarget, prepare_target
+from hookline_service.targets.http.sender import PreparedTarget, prepare_target
 from hookline_service.targets.http.signature import Signer, parse_secret
+from hookline_service.targets.http.tls import ClientIdentity
 
 _log = structlog.get_logger(__name__)
 

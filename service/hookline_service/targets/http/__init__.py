@@ -1,9 +1,19 @@
-"""One request and its answer: the only room that knows httpx and httptools, and nothing of SQL.
+"""HTTP targets: one signed request and its response. The only package with httpx and httptools.
 
-Read in this order: `sender` (what the pipeline calls), `prepared`, `payload`, `signature` and
-`client_certificate` (what is sent and shown), `transport`, `origin`, `pool`, `certificate_budget`,
-`deadlines`, `dialer`, `resolver`, `resolver_check`, `lookup_turns`, `handshake_turns`,
-`tls_handshake`, `egress`, `hosts`, `ports`, `idn`, `route`, `proxy`, `connection` and `answer` (how
-it travels), `handshake` (how a target is asked first), `failure` (how what goes wrong becomes a
-value).
+Must not use SQL. Read in this order:
+
+`sender`         prepare a target; make an attempt and return its `Outcome`
+`payload`        an event as the body of a request
+`signature`      signing secrets and signatures (Standard Webhooks)
+`transport`      the connection pool, its deadlines and limits
+`connection`     one HTTP/1.1 connection
+`answer`         the parser of responses
+`dialer`         open a connection: resolve, check, connect, TLS
+`egress`         the egress policy: hosts, ports, addresses
+`resolver`       DNS lookups and the check of the resolver
+`tls`            TLS contexts, client certificates, the bound on handshakes
+`proxy`          the way through an egress proxy
+`tenant_shares`  fair shares of lookups, handshakes and certificate memory
+`handshake`      ask a target for its consent (CloudEvents webhooks)
+`failure`        errors of sockets and TLS as one exception
 """

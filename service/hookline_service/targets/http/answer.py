@@ -1,15 +1,15 @@
-"""Reading one answer after another from a connection's bytes, within limits. No sockets here.
+"""The parser of responses: one after another from a connection's bytes, within limits; no I/O.
 
-Theory. A strict parser (llhttp) finds the parts; this file decides what they mean for an attempt:
+Theory. A strict parser (llhttp) finds the parts; this file decides their meaning for an attempt:
 
-- The final answer's status decides as soon as its head is complete. What becomes of the body (cut
-  off, malformed, larger than is read) decides only whether the connection can be used again.
-- Head, interim answers and body together are read up to `limit_bytes`, and no further. The body is
-  never decoded, and only its first `kept_body_bytes` are kept.
-- What is no HTTP/1.x answer, or never completes a head within the limit, is a `BadAnswerError`.
-- Bytes behind a complete answer are never read as another answer: they end the connection.
+- The final response's status decides as soon as its head is complete. A body that is cut off,
+  malformed or too large only prevents the connection from being used again.
+- Head, interim responses and body together are read up to `limit_bytes`. The body is never decoded,
+  and only its first `kept_body_bytes` are kept.
+- A response that is not HTTP/1.x, or whose head exceeds the limit, is a `BadAnswerError`.
+- Bytes after a complete response are never read as another response: they end the connection.
 
-Sources: RFC 9112 sections 4, 6.3 and 9.2; RFC 9110 section 15.2 (interim answers).
+Sources: RFC 9112 sections 4, 6.3 and 9.2; RFC 9110 section 15.2 (interim responses).
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _SWITCHING_PROTOCOLS = 101
 
 
 class BadAnswerError(Exception):
-    """What came is no answer of HTTP/1.1, or larger in its head than is read; the text tells."""
+    """A response that is not HTTP/1.1, or whose head is too large; the text says which."""
 
 
 class AnswerReader:
-    """The answers of one connection, one at a time: `begin`, `feed` until True, then look."""
+    """The responses of one connection: call `begin`, then `feed` until it returns True."""
 
     __slots__ = (
-        "_head_room",
+        "_bytes_left",
+        "_header_fields_left",
         "_interim",
         "_kept",
         "_kept_body_bytes",
-        "_kept_room",
+        "_kept_bytes_left",
         "_lead",
         "_limit_bytes",
         "_parser",
         "_refusal",
-        "_room",
         "head_complete",
         "headers",
         "is_complete",
@@ -63,13 +63,13 @@ class AnswerReader:
         self.begin()
 
     def begin(self) -> None:
-        """Expect a new answer. The one before was complete and reusable, or there was none."""
-        self._room = self._limit_bytes
+        """Start a new response. The one before must be complete and reusable."""
+        self._bytes_left = self._limit_bytes
         self._lead: bytes | None = b""
-        self._head_room = MAX_HEADER_FIELDS
+        self._header_fields_left = MAX_HEADER_FIELDS
         self._interim = False
         self._kept: list[bytes] = []
-        self._kept_room = self._kept_body_bytes
+        self._kept_bytes_left = self._kept_body_bytes
         self._refusal = ""
         self.head_complete = False
         self.is_complete = False
@@ -79,25 +79,25 @@ class AnswerReader:
 
     @property
     def was_started(self) -> bool:
-        """Whether any byte of the answer has come."""
-        return self._room < self._limit_bytes
+        """Whether any byte of the response has arrived."""
+        return self._bytes_left < self._limit_bytes
 
     @property
     def body(self) -> bytes:
-        """The first bytes of the body, at most `kept_body_bytes`, as they came."""
+        """The first bytes of the body, at most `kept_body_bytes`, not decoded."""
         return b"".join(self._kept)
 
     def feed(self, data: bytes) -> bool:
-        """Take bytes as they come; True once the answer is settled. Raises `BadAnswerError`.
+        """Parse received bytes; return True once the response is complete. Raises `BadAnswerError`.
 
-        After True, `is_reusable` tells whether the connection may carry another request. After an
-        exception, or True without `is_reusable`, the reader is spent.
+        After True, `is_reusable` says whether the connection may carry another request. After an
+        exception, or True without `is_reusable`, the reader must not be used again.
         """
         if self._lead is not None:
             self._check_lead(data)
-        if len(data) > self._room:
-            data = data[: self._room]
-        self._room -= len(data)
+        if len(data) > self._bytes_left:
+            data = data[: self._bytes_left]
+        self._bytes_left -= len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -109,14 +109,14 @@ class AnswerReader:
             raise BadAnswerError(f"the answer is no HTTP/1.1: {error}") from None
         if self.is_complete:
             return True
-        if self._room > 0:
+        if self._bytes_left > 0:
             return False
         if self.head_complete:
             return True
         raise BadAnswerError(f"no complete answer head within {self._limit_bytes} bytes")
 
     def _check_lead(self, data: bytes) -> None:
-        # The parser would also take RTSP's and ICE's answers, and skip empty lines in front.
+        # The parser would also accept RTSP and ICE responses, and skip leading empty lines.
         lead = (self._lead or b"") + data[: len(_PROTOCOL)]
         if lead.startswith(_PROTOCOL):
             self._lead = None
@@ -125,26 +125,26 @@ class AnswerReader:
         else:
             raise BadAnswerError("the answer does not begin with HTTP/1.")
 
-    # What follows is called by the parser, in the middle of `feed`.
+    # Callbacks of the parser, during `feed`.
 
     def on_message_begin(self) -> None:
-        """A status line begins: the first, the one after an interim answer, or one too many."""
+        """A status line begins: the first, the one after an interim response, or a surplus one."""
         if self.is_complete:
             self.is_reusable = False
-            # Stops the parser; `feed` keeps the answer that is complete.
+            # Stops the parser; `feed` keeps the complete response.
             raise BadAnswerError("bytes behind the answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header field, or a trailer field, which is dropped."""
+        """Keep a header field; drop a trailer field."""
         if self.head_complete:
             return
-        self._head_room -= 1
-        if self._head_room < 0:
+        self._header_fields_left -= 1
+        if self._header_fields_left < 0:
             self._refuse(f"the answer has more than {MAX_HEADER_FIELDS} header fields")
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head is complete: the status is known, final or interim."""
+        """The head is complete: its status is final or interim."""
         status = self._parser.get_status_code()
         if self._parser.get_http_version() not in _VERSIONS:
             self._refuse("the answer is of another HTTP version than 1.1")
@@ -152,21 +152,21 @@ class AnswerReader:
             self.status = status
             self.head_complete = True
         elif status == _SWITCHING_PROTOCOLS:
-            self._refuse("the answer switches to another protocol, which nobody asked for")
+            self._refuse("the answer switches to another protocol, which was not requested")
         elif status < _INTERIM_STATUS_MIN:
             self._refuse("the answer's status is no HTTP status")
         else:
             self._interim = True
 
     def on_body(self, data: bytes) -> None:
-        """A piece of the body, without its framing."""
-        if self._kept_room > 0:
-            kept = data[: self._kept_room]
-            self._kept_room -= len(kept)
+        """Keep a piece of the body, without its framing."""
+        if self._kept_bytes_left > 0:
+            kept = data[: self._kept_bytes_left]
+            self._kept_bytes_left -= len(kept)
             self._kept.append(kept)
 
     def on_message_complete(self) -> None:
-        """The answer ends here by its own framing; `should_keep_alive` is only right now."""
+        """The response ends by its own framing; `should_keep_alive` is valid only now."""
         if self._interim:
             self._interim = False
             self.headers.clear()

@@ -1,9 +1,15 @@
-"""One HTTP/1.1 connection: writes a request, reads its answer, says what became of it.
+"""One HTTP/1.1 connection: write a request, read its response, report the result.
 
-Knows bytes and callbacks; who is connected to, and which connection a request gets, is for others.
-At any moment it is unconnected, idle, in an exchange, or closed. All of an exchange runs in
-callbacks of the event loop; its caller awaits one future, which comes to an `Answer`, an
-`AttemptFailure`, or `StaleConnectionError`.
+A connection is unconnected, idle, in an exchange, or closed. It handles bytes and callbacks only;
+its owner (`transport`) decides which origin is dialled and which connection carries a request. An
+exchange runs in callbacks of the event loop; its caller awaits one future, which ends as an
+`Answer`, an `AttemptFailure`, or a `StaleConnectionError`.
+
+Connections are shared by origin, never by address. Two names behind one address may have two owners
+with two certificates: a pool by address would send one tenant's request over another's TLS
+connection. All connections of a transport verify against the same authorities. A connection with a
+client certificate is never shared with a sender that shows another one or none, since the target
+may have authorised the connection by it.
 """
 
 from __future__ import annotations
@@ -12,10 +18,35 @@ import asyncio
 import select
 from typing import NamedTuple, Protocol, cast
 
+import httpx
+
 from hookline_service.domain.attempt import AttemptOutcome
+from hookline_service.domain.target import DEFAULT_PORTS
 from hookline_service.targets.http.answer import AnswerReader, BadAnswerError
 from hookline_service.targets.http.failure import AttemptFailure, failure_of_os_error
-from hookline_service.targets.http.origin import Origin
+from hookline_service.targets.http.tls import ClientIdentity
+
+
+class Origin(NamedTuple):
+    """The key of the connection pool: scheme, host, port and client certificate."""
+
+    scheme: str
+    """`http` or `https`."""
+    host: str
+    """A name, or an address without brackets."""
+    port: int
+    identity: ClientIdentity | None = None
+    """The client certificate; None if there is none."""
+
+
+def origin_of(url: httpx.URL) -> Origin:
+    """Return the origin of a URL; raise `httpx.UnsupportedProtocol` unless it is http or https."""
+    if url.scheme not in DEFAULT_PORTS:
+        raise httpx.UnsupportedProtocol(f"cannot send to a URL of the scheme {url.scheme!r}")
+    # `url.host` would decode xn-- names, and raise where they decode to nothing.
+    host = url.raw_host.decode("ascii")
+    return Origin(url.scheme, host, url.port or DEFAULT_PORTS[url.scheme])
+
 
 WRITE_SLICE_BYTES = 65_536
 """Larger requests are written in slices, the next when the socket has taken the one before."""
@@ -24,7 +55,7 @@ _REQUEST_TIMEOUT = 408
 
 
 class Answer(NamedTuple):
-    """A final answer: what is judged, and the beginning of its body."""
+    """A final response with the beginning of its body."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -32,40 +63,40 @@ class Answer(NamedTuple):
 
 
 class StaleConnectionError(Exception):
-    """A kept-alive connection turned out to be closed before it carried any byte of an answer.
+    """A kept-alive connection was closed before it carried any byte of a response.
 
-    The target had closed it while it was idle, and its notice crossed the request. The request is
-    sent once more, on a new connection: every attempt of a delivery carries the same `webhook-id`,
-    by which a receiver knows a repeated one, so that repeating is allowed although POST is not
-    idempotent (RFC 9110 section 9.2.2), and a target's idle timeout costs it no attempt. On a new
-    connection the same is a failure of the attempt, so a request is sent twice at most.
+    The target closed it while it was idle, at the time the request was written. The request is sent
+    once more on a new connection, so that a target's idle timeout costs no attempt. The repetition
+    is allowed although POST is not idempotent (RFC 9110 section 9.2.2): every attempt of a delivery
+    carries the same `webhook-id`, by which a receiver recognises a duplicate. On a new connection
+    the same event is a failure of the attempt, so a request is sent twice at most.
     """
 
 
 class ConnectionOwner(Protocol):
-    """Whoever keeps connections: told when one is free, going or gone, and watching its time."""
+    """The owner of connections: receives their events and keeps their deadlines."""
 
     def connected(self, connection: Connection) -> None:
-        """The connection stands."""
+        """The connection is established."""
 
     def released(self, connection: Connection) -> None:
-        """An exchange is over, and the connection can carry another."""
+        """The exchange ended; the connection can carry another."""
 
     def closing(self, connection: Connection) -> None:
         """The connection must not be used again."""
 
     def closed(self, connection: Connection) -> None:
-        """The connection is gone, its descriptor free."""
+        """The connection is closed and its descriptor free."""
 
     def watch(self, connection: Connection, deadline: float) -> None:
         """Call the connection's `expire` once the loop's clock passes `deadline`."""
 
     def unwatch(self, connection: Connection) -> None:
-        """The exchange is over: its deadline means nothing any more."""
+        """Forget the deadline: the exchange ended."""
 
 
 class Connection(asyncio.Protocol):
-    """A connection to an origin, kept by an owner."""
+    """A connection to an origin."""
 
     __slots__ = (
         "_failure",
@@ -96,7 +127,7 @@ class Connection(asyncio.Protocol):
         self.origin = origin
         self.remote_address = remote_address
         self.handshake_bytes = 0
-        """What the peer sent in the TLS handshake: its certificates are kept as long as this."""
+        """Bytes received in the TLS handshake; its certificates live as long as the connection."""
         self.idle_since = 0.0
         self.watched_slot = 0
         self._owner = owner
@@ -112,18 +143,18 @@ class Connection(asyncio.Protocol):
 
     @property
     def has_unread(self) -> bool:
-        """Whether bytes that nobody asked for, or the peer's end, wait in the socket.
+        """Whether unsolicited bytes, or the peer's end of stream, wait in the socket.
 
-        The event loop reads what came before it looked last; what came since, only the system has.
-        Asked before an idle connection is used: an answer that is here already answers nothing.
+        The event loop has read only what arrived before its last poll. The transport checks this
+        before it uses an idle connection: a response that arrived early belongs to no request.
         """
         return bool(self._unread.poll(0))
 
     def start(self, head: bytes, body: bytes, deadline: float) -> asyncio.Future[Answer]:
-        """Send a request; the future comes to its answer. `deadline` is on the loop's clock.
+        """Send a request; the future yields its `Answer`. `deadline` is on the loop's clock.
 
-        Raises `AttemptFailure` where the connection closed before anything was sent on it. Whoever
-        stops waiting calls `abandon`.
+        Raises `AttemptFailure` if the connection closed before anything was sent on it. A caller
+        that stops waiting must call `abandon`.
         """
         if self._failure is not None or self._transport is None:
             raise self._failure or AttemptFailure(
@@ -143,21 +174,21 @@ class Connection(asyncio.Protocol):
         return waiter
 
     def abandon(self, waiter: asyncio.Future[Answer]) -> None:
-        """Give up an exchange that nobody waits for. Does nothing once the exchange is over."""
+        """Abort the exchange of a caller that gave up; do nothing if it has ended."""
         if self._waiter is waiter:
             self._waiter = None
             self._owner.unwatch(self)
             self.abort()
 
     def abort(self) -> None:
-        """Close at once, whatever is unsent or unread."""
+        """Close at once and drop unsent and unread bytes."""
         self._rest = None
         self._owner.closing(self)
         if self._transport is not None:
             self._transport.abort()
 
     def expire(self) -> None:
-        """The deadline of the exchange has passed."""
+        """End the exchange with a timeout."""
         if self._waiter is None:
             return
         if self._reader.head_complete:
@@ -173,23 +204,23 @@ class Connection(asyncio.Protocol):
         self._fail(AttemptOutcome.TIMEOUT, message)
 
     def stop(self) -> None:
-        """The service is stopping: an exchange on the wire ends as our own fault."""
+        """End the exchange as INTERNAL_ERROR: the service is stopping."""
         self._fail(AttemptOutcome.INTERNAL_ERROR, "the service is stopping")
 
-    # What follows is called by the event loop.
+    # Callbacks of the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected, and through the TLS handshake where there is one."""
+        """Connected; a TLS handshake is complete."""
         self._transport = cast("asyncio.Transport", transport)
         self._unread.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._owner.connected(self)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of an answer; outside an exchange nobody asked for them."""
+        """Parse bytes of a response; close the connection if they are unsolicited."""
         if self._waiter is None:
             self._failure = AttemptFailure(
                 AttemptOutcome.PROTOCOL_ERROR,
-                "the target spoke before it was asked",
+                "the target sent bytes before any request",
                 remote_address=self.remote_address,
             )
             self.abort()
@@ -201,23 +232,23 @@ class Connection(asyncio.Protocol):
             self._fail(AttemptOutcome.PROTOCOL_ERROR, str(error))
 
     def eof_received(self) -> None:
-        """The peer sends no more; what it could still receive is of no use to anybody."""
+        """Close: the peer sends no more."""
         self._end(None)
         self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Gone, by our own doing or the network's: the last callback."""
+        """The connection is closed; this is the last callback."""
         self._transport = None
         self._owner.closing(self)
         self._end(exc)
         self._owner.closed(self)
 
     def pause_writing(self) -> None:
-        """The socket takes no more for now."""
+        """Pause writing: the socket's buffer is full."""
         self._is_paused = True
 
     def resume_writing(self) -> None:
-        """The socket takes more again."""
+        """Continue writing."""
         self._is_paused = False
         self._write_rest()
 
@@ -229,20 +260,20 @@ class Connection(asyncio.Protocol):
 
     @property
     def _is_written(self) -> bool:
-        """Whether the system has taken the whole request: an answer before that is an early one."""
+        """Whether the operating system has accepted the whole request."""
         transport = self._transport
         return self._rest is None and not (transport and transport.get_write_buffer_size())
 
     def _settle(self) -> None:
-        """The answer is settled: hand it over, and keep the connection if it can be used again."""
+        """Deliver the response; keep the connection if it can be used again."""
         waiter, reader = self._waiter, self._reader
         if waiter is None:
             return
         was_reused, self._is_used = self._is_used, True
         is_reusable = reader.is_reusable and self._is_written
         if reader.status == _REQUEST_TIMEOUT and was_reused and not is_reusable:
-            # The notice of a closed idle connection (RFC 9110 section 15.5.9), not an answer to
-            # this.
+            # It announces the end of an idle connection (RFC 9110 section 15.5.9), and does not
+            # answer this request.
             self._finish(waiter, StaleConnectionError())
             return
         answer = Answer(reader.status, reader.headers, reader.body)
@@ -257,7 +288,7 @@ class Connection(asyncio.Protocol):
             self._finish(waiter, answer)
 
     def _end(self, error: Exception | None) -> None:
-        """The peer, or the network, ended the connection."""
+        """Settle or fail the exchange: the peer or the network ended the connection."""
         waiter = self._waiter
         if waiter is None:
             return
@@ -284,7 +315,7 @@ class Connection(asyncio.Protocol):
         self._finish(self._waiter, failure)
 
     def _finish(self, waiter: asyncio.Future[Answer], end: Answer | Exception) -> None:
-        """End the exchange and the connection with it."""
+        """End the exchange and close the connection."""
         self._waiter = None
         self._owner.unwatch(self)
         self.abort()

@@ -1,33 +1,113 @@
-"""From an origin to an open connection: resolve, refuse what is not allowed, connect, TLS.
+"""Opening a connection to an origin: resolve, apply the egress policy, connect, TLS handshake.
 
-Theory. The host and the port are held against the deployment's lists. All addresses of a name are
-checked before any is tried: one that is not allowed taints the name, since its owner chose it. Then
-they are tried in turn, each with a share of what is left of the deadline, by a route: straight, or
-through an egress proxy. What was checked is what is connected to; the socket's own idea of its peer
-is checked once more before a byte is sent. The name stays with the connection, for SNI and for the
-certificate.
+Theory. The host and the port are checked against the deployment's lists. All addresses of a name
+are checked before any is tried: one denied address blocks the whole name, since the name's owner
+chose it. The addresses are tried in turn, each with a share of the time left, over a route: direct,
+or through an egress proxy (`proxy`). The address that was checked is the address that is connected
+to, and the socket's peer is checked once more before a byte is sent. The name stays with the
+connection, for SNI and certificate verification.
+
+A route only opens sockets: which addresses may be reached, and in which order, is decided here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Protocol
 
 from hookline_service.domain.attempt import AttemptOutcome
-from hookline_service.targets.http.client_certificate import TlsContexts
-from hookline_service.targets.http.connection import Connection
+from hookline_service.targets.http.connection import Connection, Origin
 from hookline_service.targets.http.egress import EgressPolicy, is_address
 from hookline_service.targets.http.failure import OWN_ERRNOS, AttemptFailure, failure_of_os_error
-from hookline_service.targets.http.handshake_turns import HandshakeTurns
-from hookline_service.targets.http.origin import Origin
 from hookline_service.targets.http.resolver import Resolver
-from hookline_service.targets.http.route import BLOCKED, Route, RouteFailure
-from hookline_service.targets.http.tls_handshake import HandshakeTooLargeError, TargetTlsContext
+from hookline_service.targets.http.tenant_shares import HandshakeQueue
+from hookline_service.targets.http.tls import HandshakeTooLargeError, TargetTlsContext, TlsContexts
+
+BLOCKED = "the host leads to an address that is neither public nor expressly allowed"
+
+
+class Route(Protocol):
+    """A way to open a socket to a target."""
+
+    @property
+    def takes_names(self) -> bool:
+        """Whether the route takes names; the proxy then resolves and checks them."""
+
+    async def open(self, host: str, port: int, limit: float, tenant_id: str = "") -> socket.socket:
+        """Return a socket to the host; `limit` is on the loop's clock.
+
+        `tenant_id` is the tenant that owns the target. Raises `AttemptFailure`, or `RouteFailure`
+        if all other addresses would fail, too.
+        """
+
+
+class RouteFailure(AttemptFailure):
+    """The route itself failed, for every target: an internal error."""
+
+    def __init__(self, message: str, *, is_shortage: bool = False) -> None:
+        super().__init__(AttemptOutcome.INTERNAL_ERROR, message, is_shortage=is_shortage)
+
+
+class DirectRoute:
+    """The direct route: connect to the address itself."""
+
+    takes_names = False
+
+    def __init__(self, egress: EgressPolicy) -> None:
+        self._egress = egress
+
+    async def open(
+        self,
+        host: str,
+        port: int,
+        limit: float,
+        tenant_id: str = "",  # noqa: ARG002 - as of `Route`
+    ) -> socket.socket:
+        """Return a connected socket whose peer address is allowed."""
+        try:
+            async with asyncio.timeout_at(limit):
+                sock, peer = await connect_socket(host, port)
+        except TimeoutError:
+            message = "no connection could be made before the deadline"
+            raise AttemptFailure(AttemptOutcome.TIMEOUT, message, remote_address=host) from None
+        except OSError as error:
+            if ":" in host and error.errno == errno.EADDRNOTAVAIL:
+                raise _no_ipv6(host) from None
+            raise failure_of_os_error(error, remote_address=host) from None
+        if not self._egress.allows(peer):
+            sock.close()
+            raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, BLOCKED)
+        return sock
+
+
+async def connect_socket(address: str, port: int) -> tuple[socket.socket, str]:
+    """Return a connected socket and its peer's address; raise OSError."""
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)  # noqa: FBT003 - the standard library's own signature
+        await loop.sock_connect(sock, (address, port))
+        return sock, sock.getpeername()[0]
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _no_ipv6(address: str) -> AttemptFailure:
+    """A machine without IPv6 always reports EADDRNOTAVAIL: a retry of ours would not help."""
+    return AttemptFailure(
+        AttemptOutcome.CONNECTION_FAILED,
+        "this machine has no IPv6 to reach the address with",
+        remote_address=address,
+    )
+
 
 MakeConnection = Callable[[Origin, str | None], Connection]
-"""A new connection to an origin, at the address that is being tried; None where nobody knows it."""
+"""Make a connection to an origin at an address; None if only the proxy resolves it."""
 
 HANDSHAKES_MAX = 64
 """TLS handshakes that run at once."""
@@ -37,7 +117,7 @@ _PORT_BLOCKED = "the port is not one that this service may send to"
 
 
 class Dialer:
-    """Opens connections within a deadline; raises `AttemptFailure` where it cannot."""
+    """Opens connections within a deadline; raises `AttemptFailure` if it cannot."""
 
     def __init__(
         self,
@@ -50,7 +130,7 @@ class Dialer:
         address_share_max_s: float = 5.0,
         handshakes_max: int = HANDSHAKES_MAX,
     ) -> None:
-        """Bounds of one dial, and of all: `handshakes_max` TLS handshakes run at once.
+        """Bound one dial, and all of them: `handshakes_max` TLS handshakes run at once.
 
         At most `addresses_max` addresses of a name are tried, all but the last of them for no
         longer than `address_share_max_s` seconds.
@@ -61,12 +141,12 @@ class Dialer:
         self._tls = tls
         self._addresses_max = addresses_max
         self._address_share_max_s = address_share_max_s
-        self._handshakes = HandshakeTurns(handshakes_max)
+        self._handshakes = HandshakeQueue(handshakes_max)
 
     async def dial(
         self, origin: Origin, deadline: float, make: MakeConnection, tenant_id: str = ""
     ) -> Connection:
-        """A new connection; `deadline` is on the loop's clock, `tenant_id` named the host."""
+        """Open a connection; `deadline` is on the loop's clock, `tenant_id` owns the target."""
         loop = asyncio.get_running_loop()
         if not self._egress.allows_host(origin.host):
             raise AttemptFailure(AttemptOutcome.ADDRESS_BLOCKED, _HOST_BLOCKED)
@@ -88,14 +168,14 @@ class Dialer:
                     raise
                 failures.append(failure)
         try:
-            raise _verdict(failures)
+            raise _first_failure(failures)
         finally:
             # The failure's traceback holds this frame: with the list in it, a cycle would keep each
             # failed handshake with all its certificates until a garbage collection.
             failures.clear()
 
     async def _places_of(self, host: str, deadline: float, tenant_id: str) -> tuple[str, ...]:
-        """The addresses to try, all of them allowed; or the name, where the route judges it."""
+        """Return the addresses to try, all allowed; or the name, if the proxy checks it."""
         if is_address(host):
             addresses: tuple[str, ...] = (host,)
         elif self._route.takes_names:
@@ -111,8 +191,8 @@ class Dialer:
             async with asyncio.timeout_at(deadline):
                 return await self._resolver.resolve(host, tenant_id)
         except TimeoutError:
-            # Nobody can tell a slow target's name servers from our own slow resolver; the lookup
-            # goes on, and its verdict is there for the next attempt.
+            # A target's slow name servers look like our own slow resolver. The lookup continues,
+            # and its result serves the next attempt.
             raise AttemptFailure(
                 AttemptOutcome.INTERNAL_ERROR, "the host's name did not resolve before the deadline"
             ) from None
@@ -120,7 +200,7 @@ class Dialer:
     async def _connect(
         self, origin: Origin, place: str, limit: float, make: MakeConnection, tenant_id: str
     ) -> Connection:
-        """A connection through the route to an address, or to a name where the route takes it."""
+        """Open a connection through the route to an address, or to a name."""
         context = await self._context_of(origin, limit)
         sock = await self._route.open(place, origin.port, limit, tenant_id)
         address = place if is_address(place) else None
@@ -129,7 +209,7 @@ class Dialer:
             async with asyncio.timeout_at(limit):
                 if context is None:
                     return await self._greet(origin, sock, address, None, make)
-                async with self._handshakes.turn(tenant_id):
+                async with self._handshakes.slot(tenant_id):
                     is_begun = True
                     return await self._greet(origin, sock, address, context, make)
         except TimeoutError:
@@ -172,7 +252,7 @@ class Dialer:
         context: TargetTlsContext | None,
         make: MakeConnection,
     ) -> Connection:
-        """What a connected socket becomes: a connection, through TLS where that is asked for."""
+        """Wrap a connected socket in a connection, after a TLS handshake if `context` is given."""
         loop = asyncio.get_running_loop()
         try:
             transport, connection = await loop.create_connection(
@@ -198,7 +278,7 @@ class Dialer:
 
 
 def _handshake_failure(error: OSError | ValueError, address: str | None) -> AttemptFailure:
-    """The failure of a handshake that ended without TLS saying why: reset, closed, an odd name."""
+    """The failure of a handshake that ended without a TLS error: reset, closed, an odd name."""
     if isinstance(error, OSError):
         failure = failure_of_os_error(error, remote_address=address)
         if failure.kind is not AttemptOutcome.CONNECTION_FAILED:
@@ -210,8 +290,8 @@ def _handshake_failure(error: OSError | ValueError, address: str | None) -> Atte
     )
 
 
-def _verdict(failures: list[AttemptFailure]) -> AttemptFailure:
-    """What several addresses come to: the failure of the best one, save for faults of our own."""
+def _first_failure(failures: list[AttemptFailure]) -> AttemptFailure:
+    """Return the failure of the first address; internal errors only if there are no others."""
     for failure in failures:
         if failure.kind is not AttemptOutcome.INTERNAL_ERROR:
             return failure

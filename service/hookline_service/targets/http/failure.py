@@ -1,8 +1,8 @@
-"""What can go wrong with a request, as one exception; foreign errors are translated into it.
+"""Failures of an attempt as one exception, into which foreign errors are translated.
 
-Nothing of asyncio's, OpenSSL's or the operating system's errors crosses this edge: the transport
-raises `AttemptFailure` alone, and the sender turns it into an `Outcome`. Texts are for whoever owns
-the target: they carry no address that a name led to, no header and no byte of an answer.
+Errors of asyncio, OpenSSL and the operating system end here: the transport raises `AttemptFailure`
+only, and the sender turns it into an `Outcome`. Texts are for the owner of the target: they contain
+no resolved address, no header and no byte of a response.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hookline_service.domain.attempt import AttemptOutcome
 OWN_ERRNOS = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENETDOWN, errno.EADDRNOTAVAIL}
 )
-"""What this machine lacks, never the target's doing: descriptors, memory, a network, a port."""
+"""Shortages of this machine, never of the target: descriptors, memory, a network, a port."""
 
 _SENTENCES = {
     errno.ECONNREFUSED: "the connection was refused",
@@ -34,11 +34,11 @@ _SENTENCES = {
 
 
 class AttemptFailure(httpx.TransportError):
-    """A request that got no answer, and why.
+    """A request without a response, and the reason.
 
     `kind` is never ACCEPTED or HTTP_ERROR. `was_sent`: any byte of the request may have
-    reached a server. `remote_address` is the address connected to, if any was. `is_shortage` says
-    that this machine lacks what idle connections hold: descriptors, memory, ports.
+    reached a server. `remote_address` is the address connected to, if any. `is_shortage`: the
+    machine lacks what idle connections hold: descriptors, memory, ports.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class AttemptFailure(httpx.TransportError):
 
 
 def failure_of_os_error(error: OSError, *, remote_address: str | None = None) -> AttemptFailure:
-    """What an error of the operating system, or of TLS, comes to before anything was sent."""
+    """Translate an error of the operating system or of TLS, raised before anything was sent."""
     if isinstance(error, ssl.SSLError):
         return AttemptFailure(
             AttemptOutcome.TLS_FAILED, tls_sentence(error), remote_address=remote_address
@@ -74,7 +74,7 @@ def failure_of_os_error(error: OSError, *, remote_address: str | None = None) ->
 
 
 def connection_sentence(error: OSError) -> str:
-    """One line that says what became of a connection."""
+    """Describe a connection error in one line."""
     if error.errno in _SENTENCES:
         return _SENTENCES[error.errno]
     name = errno.errorcode.get(error.errno or 0)
@@ -82,10 +82,10 @@ def connection_sentence(error: OSError) -> str:
 
 
 def tls_sentence(error: ssl.SSLError) -> str:
-    """One line that says why TLS failed: OpenSSL's reason, never a name or a byte of the peer's."""
+    """Describe a TLS error in one line: OpenSSL's reason, no name and no byte of the peer."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        # X509_V_ERR_HOSTNAME_MISMATCH and its kin quote the name asked for: known to the target's
-        # owner.
+        # X509_V_ERR_HOSTNAME_MISMATCH and its kin quote the name asked for: which the target's
+        # owner may see.
         return f"the certificate did not verify: {error.verify_message.rstrip('.')}"
     reason = (error.reason or "the handshake failed").replace("_", " ").lower()
     return f"TLS failed: {reason}"

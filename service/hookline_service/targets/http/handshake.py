@@ -1,12 +1,12 @@
-"""The handshake of the CloudEvents webhook specification: a target is asked before it is sent to.
+"""The handshake of the CloudEvents webhook specification: ask a target for its consent.
 
-An OPTIONS request names who wants to send (`WebHook-Request-Origin`) and how fast
+An OPTIONS request names this deployment (`WebHook-Request-Origin`) and the rate it wants
 (`WebHook-Request-Rate`); the target consents with a 2xx that allows this origin, or any, and may
-say a rate, in requests a minute. It travels as deliveries do, through the same transport and its
-checks, and carries the target's own headers, but no signature: there is nothing to sign.
+set a rate, in requests a minute. The request uses the same transport and checks as deliveries, and
+the target's own headers, but no signature: there is no body to sign.
 
 Source: "HTTP 1.1 Web Hooks for Event Delivery" 1.0.2, section 4. Consent by a callback is not
-offered.
+supported.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import httpx
 from hookline_service.domain.attempt import AttemptOutcome
 from hookline_service.domain.audit_view import redacted_url
 from hookline_service.targets.http.failure import AttemptFailure
-from hookline_service.targets.http.prepared import Endpoint
+from hookline_service.targets.http.sender import Endpoint
 
 _RATE = re.compile(rb"[1-9][0-9]{0,8}", re.ASCII)
 _ANY = b"*"
 
 
 class ConsentRefusedError(Exception):
-    """The target does not consent, or did not say so; the text is for people.
+    """The target did not consent; the text is for people.
 
-    Receivers take tokens in a URL's query: only the names in it are told.
+    Receivers take tokens in a URL's query, so the text contains only the names of its parameters.
     """
 
     def __init__(self, url: str, text: str, *, http_status: int | None = None) -> None:
@@ -39,19 +39,19 @@ class ConsentRefusedError(Exception):
         self.http_status = http_status
 
 
-class NobodyAskedError(Exception):
-    """The question could not be put, by our own fault."""
+class HandshakeUnavailableError(Exception):
+    """The request could not be sent because of an internal error."""
 
 
 class Consent(NamedTuple):
     """What a target allows."""
 
     per_minute: int | None
-    """Requests; None: as many as one likes."""
+    """Requests a minute; None: no limit."""
 
 
 class Handshake:
-    """Asks targets for their consent."""
+    """Sends handshake requests."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport, origin_name: str) -> None:
         """`origin_name` names this deployment to targets."""
@@ -61,10 +61,10 @@ class Handshake:
     async def ask(
         self, endpoints: Sequence[Endpoint], timeout_s: float, per_minute: int | None
     ) -> Consent:
-        """Ask every URL of a target, within one deadline; the lowest of the rates they allow.
+        """Ask every URL of a target within one deadline; return the lowest of their rates.
 
-        `per_minute` is the rate that is asked for. Raises `ConsentRefusedError` and
-        `NobodyAskedError`.
+        `per_minute` is the requested rate. Raises `ConsentRefusedError` and
+        `HandshakeUnavailableError`.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         rates: list[int] = []
@@ -96,13 +96,13 @@ class Handshake:
             response = await self._transport.handle_async_request(request)
         except AttemptFailure as failure:
             if failure.kind is AttemptOutcome.INTERNAL_ERROR:
-                raise NobodyAskedError(failure.message) from None
+                raise HandshakeUnavailableError(failure.message) from None
             raise ConsentRefusedError(endpoint.url, f"was not reached: {failure.message}") from None
         await response.aclose()
         return self._rate_of(response, endpoint.url)
 
     def _rate_of(self, response: httpx.Response, url: str) -> int | None:
-        """What an answer allows; None: any rate."""
+        """Return the rate that a response allows; None: any rate."""
         status = response.status_code
         if not 200 <= status < 300:  # noqa: PLR2004 - 2xx is what success is called
             raise ConsentRefusedError(url, f"answered {status}", http_status=status)

@@ -1,7 +1,7 @@
-"""How an event is laid into a request's body: once per event and format, then sent as it is.
+"""The body of a request: an event in one of the payload formats, built once per event and format.
 
-Bytes accepted are bytes sent: JSON data is spliced into the envelope, never parsed and written
-anew, so numbers, key order and white space stay the publisher's.
+Bytes accepted are bytes sent: JSON data is copied into the envelope, never parsed and serialized
+again, so that numbers, key order and white space remain the publisher's.
 
 Sources: Standard Webhooks 1.0.0 ("Payload structure"), CloudEvents 1.0.2 JSON event format.
 """
@@ -25,24 +25,24 @@ CORE_MEMBERS = frozenset(
         "data", "data_base64",
     }
 )  # fmt: skip
-"""CloudEvents' own names, which no attribute of an event may take (refused at publish)."""
+"""CloudEvents' own names, which no attribute of an event may use (rejected at publish)."""
 
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """The bytes that are signed and sent, and what they call themselves."""
+    """The bytes that are signed and sent, and their content type."""
 
     body: bytes
     content_type: bytes
 
 
 def build_payload(event: Event, payload_format: PayloadFormat) -> Payload:
-    """The body of every request that carries this event in this format.
+    """Build the body of every request with this event in this format.
 
-    Raises ValueError where a RAW event's content type could not stand in a header: the event should
-    never have been accepted.
+    Raises ValueError if a RAW event's content type is not valid in a header: publishing should have
+    rejected the event.
     """
     match payload_format:
         case PayloadFormat.STANDARD:
@@ -89,5 +89,5 @@ def _json_data(event: Event) -> bytes:
 
 
 def format_time(moment: datetime) -> str:
-    """RFC 3339 in UTC, with microseconds only where there are any: `2026-11-24T03:00:00Z`."""
+    """Format a time by RFC 3339 in UTC, microseconds only if not zero: `2026-11-24T03:00:00Z`."""
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"

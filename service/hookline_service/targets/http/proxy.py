@@ -1,18 +1,18 @@
-"""Out through an egress proxy: a tunnel (HTTP CONNECT) for every connection, `http://` ones too.
+"""The route through an egress proxy: an HTTP CONNECT tunnel for every connection.
 
-Theory. The addresses of a name are checked as without a proxy, and the tunnel is asked for by the
-checked address, so that the proxy resolves nothing and a name cannot lead elsewhere a second time.
-Where only the proxy can resolve, the operator says so (`HOOKLINE_EGRESS_PROXY_RESOLVES`), and it is
-the proxy that guards: it is given names, and literal addresses are still checked here. TLS runs
-inside the tunnel and is verified against the target's name; the proxy sees who, not what.
+Theory. The addresses of a name are checked as without a proxy, and CONNECT names the checked
+address, so that the proxy resolves nothing and a name cannot resolve to another address later.
+Where only the proxy can resolve, the operator sets `HOOKLINE_EGRESS_PROXY_RESOLVES`: the proxy then
+receives names and must check their addresses; literal addresses are still checked here. TLS runs
+inside the tunnel and is verified against the target's name; the proxy sees hosts, not contents.
 
-Whose fault is a tunnel that is refused? What the proxy itself lacks (no connection, no answer that
-is HTTP, bad credentials) is ours: no target can answer for it. "Forbidden", a 5xx and silence may
-be the target's doing or a proxy that is cut off, and proxies use them for both. So witnesses are
-asked for: other targets that tunnels led to before. A tenant may have a target that the proxy
-reaches whatever becomes of its uplink, on its own machine or network, and must not make an outage
-cost others' attempts. So one tenant's witnesses count for that tenant alone; for all, the proxy
-works where the witnesses of two tenants open, and of most that were asked.
+Attribution of a failed tunnel. Failures of the proxy itself (no connection, no HTTP response, bad
+credentials) are internal errors. 403, a 5xx and a timeout are ambiguous: proxies use them both when
+the target fails and when the proxy's own uplink is down. To decide, the route probes witnesses:
+other targets that earlier tunnels reached. A tenant may have a target that the proxy reaches
+without its uplink, on the proxy's own machine or network, and must not make an outage cost other
+tenants their attempts. So one tenant's witnesses count for that tenant only. For all others the
+proxy works if tunnels to witnesses of at least two tenants open, and to most of those probed.
 
 Sources: RFC 9110 sections 9.3.6 (CONNECT) and 11.7.2; RFC 7617 (Basic).
 """
@@ -34,25 +34,25 @@ import structlog
 
 from hookline_service.domain.attempt import AttemptOutcome
 from hookline_service.domain.target import TargetUrlError, parse_target_url
+from hookline_service.targets.http.dialer import RouteFailure, connect_socket
 from hookline_service.targets.http.egress import is_address
 from hookline_service.targets.http.failure import AttemptFailure, failure_of_os_error
 from hookline_service.targets.http.resolver import Resolver
-from hookline_service.targets.http.route import RouteFailure, connect_socket
 
 HEAD_BYTES_MAX: Final = 16_384
-"""What is read of the proxy's answer to CONNECT."""
+"""The limit on the head of the proxy's response to CONNECT."""
 WITNESSES_MAX: Final = 4
 """Of each tenant."""
 WITNESS_TENANTS_MAX: Final = 256
 WITNESSES_ASKED: Final = 3
 WITNESS_SHARE: Final = 0.8
-"""The part of the time for asking that a witness has: a silent one is then one of several."""
+"""The part of the probe time that one witness may take, so that a silent one is not the last."""
 WITNESS_TENANTS_NEEDED: Final = 2
-"""So many tenants' targets must be reached before another tenant's target is blamed."""
+"""Tenants whose targets must be reached before a failure counts against another tenant's target."""
 VERDICT_TTL_S: Final = 2.0
 PROBE_S_MAX: Final = 2.0
 PROBE_SHARE: Final = 0.25
-"""The part of an attempt's time, up to `PROBE_S_MAX`, that is kept for asking the witness."""
+"""The part of an attempt's time, up to `PROBE_S_MAX`, that is reserved for probing witnesses."""
 
 Place = tuple[str, int]
 """A host and a port that a tunnel leads to."""
@@ -62,7 +62,7 @@ _HEAD_END = b"\r\n\r\n"
 
 
 class Refusal(NamedTuple):
-    """Why there is no tunnel, where that may be the target's doing."""
+    """An ambiguous failure of a tunnel: possibly the target's."""
 
     kind: AttemptOutcome
     message: str
@@ -88,18 +88,18 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EgressProxy:
-    """A proxy, as an operator names it. Its credentials stand in no repr."""
+    """A proxy as configured by an operator. Its credentials are not part of its repr."""
 
     host: str
     port: int
     authorization: str = field(default="", repr=False)
-    """The value of `proxy-authorization`; empty: none is sent."""
+    """The value of `proxy-authorization`; empty: the header is not sent."""
     resolves: bool = False
-    """It is given names, and guards what they lead to."""
+    """The proxy receives names, resolves them and checks their addresses."""
 
 
 def parse_proxy(text: str) -> EgressProxy:
-    """`http://[user:password@]host:port`; raises ValueError, with nothing of what was given."""
+    """Parse `http://[user:password@]host:port`; raise ValueError, without the input."""
     scheme, separator, rest = text.partition("://")
     credentials, at, place = rest.rpartition("@")
     try:
@@ -121,7 +121,7 @@ def _basic(credentials: str) -> str:
 
 
 class _Verdict:
-    """An answer that is sought by one asker at a time, and serves all for `VERDICT_TTL_S`."""
+    """A cached result: one caller at a time computes it, and it is valid for `VERDICT_TTL_S`."""
 
     def __init__(self) -> None:
         self._asking = asyncio.Lock()
@@ -129,7 +129,7 @@ class _Verdict:
         self._found_at = float("-inf")
 
     async def of(self, ask: Callable[[], Awaitable[bool]]) -> bool:
-        """The latest answer, or a new one where it is old."""
+        """Return the cached result, or compute a new one if it has expired."""
         loop = asyncio.get_running_loop()
         async with self._asking:
             if loop.time() - self._found_at > VERDICT_TTL_S:
@@ -139,46 +139,46 @@ class _Verdict:
 
 
 class _Witnesses:
-    """Where tunnels of one tenant led to, the latest last, and whether one still opens."""
+    """Places that tunnels of one tenant reached, the latest last, and their probe's result."""
 
     def __init__(self) -> None:
         self.verdict = _Verdict()
         self._places: OrderedDict[Place, None] = OrderedDict()
 
     def add(self, place: Place) -> None:
-        """A tunnel led there."""
+        """Remember a place that a tunnel reached."""
         self._places[place] = None
         self._places.move_to_end(place)
         if len(self._places) > WITNESSES_MAX:
             self._places.popitem(last=False)
 
     def discard(self, place: Place) -> None:
-        """No tunnel leads there any more."""
+        """Forget a place that is no longer reached."""
         self._places.pop(place, None)
 
     def but(self, accused: Place) -> list[Place]:
-        """The places beside one, the latest first."""
+        """Return all places except one, the latest first."""
         return [place for place in reversed(self._places) if place != accused]
 
 
 class ProxyRoute:
-    """Tunnels through one proxy."""
+    """The route through one proxy."""
 
     def __init__(self, proxy: EgressProxy, resolver: Resolver) -> None:
         self._proxy = proxy
         self._resolver = resolver
         self._witnesses: OrderedDict[str, _Witnesses] = OrderedDict()
-        """By tenant; the one for which a tunnel opened last comes last."""
+        """By tenant; the tenant of the latest tunnel comes last."""
         self._verdict = _Verdict()
         self._is_failing = False
 
     @property
     def takes_names(self) -> bool:
-        """Whether the proxy resolves, and guards."""
+        """Whether the proxy resolves names."""
         return self._proxy.resolves
 
     async def open(self, host: str, port: int, limit: float, tenant_id: str = "") -> socket.socket:
-        """A tunnel to the host within the limit, the time to find out whose fault included."""
+        """Open a tunnel to the host; `limit` includes the time to probe witnesses."""
         left_s = limit - asyncio.get_running_loop().time()
         answer_by = limit - min(PROBE_S_MAX, max(0.0, left_s) * PROBE_SHARE)
         try:
@@ -186,21 +186,21 @@ class ProxyRoute:
             if isinstance(found, Refusal):
                 await self._blame(found, (host, port), tenant_id, limit)
         except RouteFailure as failure:
-            self._tell(failure)
+            self._log_change(failure)
             raise
-        self._tell(None)
+        self._log_change(None)
         self._opened((host, port), tenant_id)
         return found
 
     def _opened(self, place: Place, tenant_id: str) -> None:
-        """A tunnel of the tenant's led there: it can be a witness."""
+        """Add a reached place to the tenant's witnesses."""
         self._witnesses.setdefault(tenant_id, _Witnesses()).add(place)
         self._witnesses.move_to_end(tenant_id)
         if len(self._witnesses) > WITNESS_TENANTS_MAX:
             self._witnesses.popitem(last=False)
 
     async def _tunnel(self, host: str, port: int, limit: float) -> socket.socket | Refusal:
-        """A tunnel, or how it was refused where that may be the host's doing."""
+        """Return a tunnel, or the refusal if it may be the host's failure."""
         sock = await self._reach(limit)
         try:
             async with asyncio.timeout_at(limit):
@@ -222,7 +222,7 @@ class ProxyRoute:
         return _AMBIGUOUS[status]
 
     async def _reach(self, limit: float) -> socket.socket:
-        """A connection to the proxy itself: its addresses in turn, each with its share of time."""
+        """Connect to the proxy itself: its addresses in turn, each with a share of the time."""
         loop = asyncio.get_running_loop()
         is_shortage = False
         with suppress(TimeoutError, AttemptFailure):
@@ -241,7 +241,7 @@ class ProxyRoute:
         raise RouteFailure("the egress proxy cannot be reached", is_shortage=is_shortage)
 
     async def _connect(self, sock: socket.socket, host: str, port: int) -> int:
-        """Ask for a tunnel; the answer's status. Raises OSError and `RouteFailure`."""
+        """Send CONNECT and return the response's status. Raises OSError and `RouteFailure`."""
         loop = asyncio.get_running_loop()
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         lines = [f"CONNECT {place} HTTP/1.1", f"host: {place}"]
@@ -259,19 +259,19 @@ class ProxyRoute:
             raise RouteFailure("the egress proxy did not answer in HTTP")
         status = int(line[1])
         if 200 <= status < 300 and not head.endswith(_HEAD_END):  # noqa: PLR2004 - as above
-            # It came through the tunnel: nobody asked the target yet.
+            # These bytes came through the tunnel before any request was sent.
             raise AttemptFailure(
-                AttemptOutcome.PROTOCOL_ERROR, "the target spoke before it was asked"
+                AttemptOutcome.PROTOCOL_ERROR, "the target sent bytes before any request"
             )
         return status
 
     async def _blame(
         self, refusal: Refusal, accused: Place, tenant_id: str, limit: float
     ) -> NoReturn:
-        """Raise the target's failure where the proxy works for others, else `RouteFailure`."""
+        """Raise the target's failure if the proxy works for others, otherwise `RouteFailure`."""
         if not await self._works(accused, tenant_id, limit):
             raise RouteFailure(refusal.message)
-        self._tell(None)
+        self._log_change(None)
         raise AttemptFailure(refusal.kind, refusal.message)
 
     async def _works(self, accused: Place, tenant_id: str, limit: float) -> bool:
@@ -294,7 +294,7 @@ class ProxyRoute:
         return False
 
     async def _works_for_most(self, accused: Place, limit: float) -> bool:
-        """Whether the latest witnesses of most tenants asked are reached, and of enough."""
+        """Whether the latest witnesses of most probed tenants are reached, and of enough."""
         asked = [(one, one.but(accused)) for one in reversed(self._witnesses.values())]
         asked = [(one, places) for one, places in asked if places][:WITNESSES_ASKED]
         if len(asked) < WITNESS_TENANTS_NEEDED:
@@ -306,13 +306,13 @@ class ProxyRoute:
         return opened >= WITNESS_TENANTS_NEEDED and 2 * opened > len(asked)
 
     async def _leads_to(self, place: Place, of: _Witnesses, limit: float) -> bool:
-        """Whether a tunnel to a witness opens; one to which none does is no witness any more."""
+        """Whether a tunnel to a witness opens; forget the witness if it does not."""
         found: socket.socket | Refusal | None
         try:
             found = await self._tunnel(*place, limit)
         except RouteFailure:
             return False
-        except AttemptFailure:  # the target spoke before it was asked
+        except AttemptFailure:  # the target sent bytes before any request
             found = None
         if isinstance(found, socket.socket):
             found.close()
@@ -320,8 +320,8 @@ class ProxyRoute:
         of.discard(place)
         return False
 
-    def _tell(self, failure: RouteFailure | None) -> None:
-        """Log when it begins to fail and when it works again, not each attempt between."""
+    def _log_change(self, failure: RouteFailure | None) -> None:
+        """Log when the proxy begins to fail and when it works again, not each attempt."""
         is_failing = failure is not None
         if is_failing is self._is_failing:
             return

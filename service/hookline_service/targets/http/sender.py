@@ -1,25 +1,132 @@
-"""One attempt: sign, send, judge. What the pipeline calls, and all it needs to know of HTTP.
+"""The sender of HTTP targets: prepare a target once, then sign, send and classify each attempt.
 
-`send` raises for nothing that the network or the target does: every attempt comes to an `Outcome`.
-Cancellation passes through, and closes the connection.
+`PreparedTarget` holds all that does not change between requests, so that a request costs a
+signature and a few bytes. It is prepared once per revision of a subscription.
+
+`send` raises for nothing that the network or the target does: every attempt ends as an `Outcome`.
+Cancellation propagates, and closes the connection.
 
 Failover. Where no connection to the target's URL can be made, its failover URLs are tried in turn
-within the same deadline. Once a byte may have been sent, none is: the server may have taken the
-event.
+within the same deadline. Once a byte of the request may have been sent, no other URL is tried: the
+server may have accepted the event.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import httpx
 
 from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.domain.retry import parse_retry_after
+from hookline_service.domain.subscription import HttpTarget
+from hookline_service.domain.target import TargetUrl, check_headers, parse_target_url
+from hookline_service.targets.http.connection import Origin
 from hookline_service.targets.http.failure import AttemptFailure
 from hookline_service.targets.http.payload import Payload
-from hookline_service.targets.http.prepared import Endpoint, PreparedTarget
+from hookline_service.targets.http.signature import Signer
+from hookline_service.targets.http.tls import ClientIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One URL of a target."""
+
+    url: str
+    http_url: httpx.URL
+    origin: Origin
+    request_target: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    """The headers of every request to it, `host` first."""
+    tenant_id: str
+    """The tenant that owns the URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTarget:
+    """The prepared URLs, deadline and signing keys of one subscription."""
+
+    endpoints: tuple[Endpoint, ...]
+    """The target's URL, then its failover URLs."""
+    timeout_s: float
+    signer: Signer
+
+
+def prepare_target(
+    target: HttpTarget,
+    signer: Signer,
+    *,
+    user_agent: str,
+    tenant_id: str = "",
+    secret_headers: Mapping[str, str] | None = None,
+    identity: ClientIdentity | None = None,
+) -> PreparedTarget:
+    """Make a tenant's target ready; `user_agent` is `hookline/<version>`.
+
+    `identity` is the certificate that its https servers are shown.
+
+    Raises ValueError where a URL or a header is outside the grammar of `domain/target.py`: such a
+    target should never have been accepted, and a line break in it would forge a request.
+    """
+    endpoints = prepare_endpoints(
+        target,
+        user_agent=user_agent,
+        tenant_id=tenant_id,
+        secret_headers=secret_headers,
+        identity=identity,
+    )
+    return PreparedTarget(endpoints=endpoints, timeout_s=target.timeout_s, signer=signer)
+
+
+def prepare_endpoints(
+    target: HttpTarget,
+    *,
+    user_agent: str,
+    tenant_id: str = "",
+    secret_headers: Mapping[str, str] | None = None,
+    identity: ClientIdentity | None = None,
+) -> tuple[Endpoint, ...]:
+    """The URLs of a target, made ready; raises as `prepare_target` does."""
+    violations = check_headers(target.headers, secret_headers or {})
+    if violations:
+        raise ValueError(f"{violations[0].field} {violations[0].description}")
+    common = (
+        (b"user-agent", user_agent.encode("ascii")),
+        (b"accept", b"*/*"),
+        (b"accept-encoding", b"identity"),
+        *(
+            (name.encode("ascii"), value.encode("ascii"))
+            for headers in (target.headers, secret_headers or {})
+            for name, value in headers.items()
+        ),
+    )
+    return tuple(_endpoint_of(url, common, identity, tenant_id) for url in target.urls)
+
+
+def _endpoint_of(
+    url: str,
+    common: tuple[tuple[bytes, bytes], ...],
+    identity: ClientIdentity | None,
+    tenant_id: str,
+) -> Endpoint:
+    parsed = parse_target_url(url)
+    shown = identity if parsed.scheme == "https" else None
+    return Endpoint(
+        url=url,
+        http_url=httpx.URL(url),
+        origin=Origin(parsed.scheme, parsed.host, parsed.port, shown),
+        request_target=parsed.request_target.encode("ascii"),
+        headers=((b"host", _host_header(parsed)), *common),
+        tenant_id=tenant_id,
+    )
+
+
+def _host_header(parsed: TargetUrl) -> bytes:
+    host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
+    return (host if parsed.is_default_port else f"{host}:{parsed.port}").encode("ascii")
+
 
 EXCERPT_BYTES = 1_024
 

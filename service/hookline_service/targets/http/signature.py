@@ -1,11 +1,11 @@
-"""Signatures by Standard Webhooks 1.0.0: secrets, and the signing of a request's exact bytes.
+"""Signatures by Standard Webhooks 1.0.0: secrets, and the signatures of a request's exact bytes.
 
 Signed content is `id.timestamp.body`. Two schemes: `v1`, HMAC-SHA256 under a shared secret
 (`whsec_`), and `v1a`, ed25519 under a key pair (`whsk_`, its public half `whpk_`). During a
 rotation every live secret signs, and the header lists all signatures, so that a receiver verifies
 with either.
 
-Secrets show themselves only through `text`; neither their repr nor an error carries any of one.
+A secret is readable only through `text`; its repr and errors contain no part of it.
 
 Source: the Standard Webhooks specification, "Signature scheme" and "Secret serialization".
 """
@@ -34,7 +34,7 @@ ED25519_SEED_BYTES = 32
 
 
 class InvalidSecretError(ValueError):
-    """An imported secret that cannot sign; the text says why, without any of the secret."""
+    """An imported secret that cannot sign; the text says why, without any part of the secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,14 @@ class SigningSecret:
 
     @property
     def text(self) -> str:
-        """The secret as its owner sees it once: `whsec_…`, or `whsk_…` (seed and public key)."""
+        """The serialized secret: `whsec_…`, or `whsk_…` (seed and public key)."""
         if self.scheme is SignatureScheme.HMAC_SHA256:
             return HMAC_PREFIX + _to_base64(self.key)
         return ED25519_PREFIX + _to_base64(self.key + _public_bytes(self.key))
 
     @property
     def public_key(self) -> str:
-        """`whpk_…`, by which anybody verifies; empty for HMAC, which has no public half."""
+        """The public verification key `whpk_…`; empty for HMAC."""
         if self.scheme is SignatureScheme.HMAC_SHA256:
             return ""
         return ED25519_PUBLIC_PREFIX + _to_base64(_public_bytes(self.key))
@@ -62,12 +62,12 @@ class SigningSecret:
 def generate_secret(
     scheme: SignatureScheme, random_bytes: Callable[[int], bytes] = secrets.token_bytes
 ) -> SigningSecret:
-    """A new secret of 32 random bytes."""
+    """Generate a secret of 32 random bytes."""
     return SigningSecret(scheme, random_bytes(NEW_KEY_BYTES))
 
 
 def parse_secret(text: str) -> SigningSecret:
-    """An imported secret; raises `InvalidSecretError`.
+    """Parse an imported secret; raise `InvalidSecretError`.
 
     `whsec_` takes base64 of 24 to 64 bytes. `whsk_` takes base64 of the 32-byte seed, alone or with
     its public key behind it.
@@ -89,7 +89,7 @@ def parse_secret(text: str) -> SigningSecret:
 
 
 class Signer:
-    """Signs with every live secret of a subscription; prepared once, used for each attempt."""
+    """Signs with every live secret of a subscription; made once, used for each attempt."""
 
     __slots__ = ("_ed25519_keys", "_hmac_keys")
 
@@ -107,7 +107,7 @@ class Signer:
         )
 
     def sign(self, webhook_id: str, timestamp_s: int, body: bytes) -> str:
-        """The value of `webhook-signature`: one signature for each live secret, by spaces.
+        """Return the value of `webhook-signature`: one signature for each live secret.
 
         `timestamp_s` is the attempt's Unix time in seconds, `body` exactly the bytes that will be
         sent.

@@ -1,11 +1,16 @@
-"""Client certificates: what a target may be shown of who sends, and TLS with one of them.
+"""TLS to targets: the bound on handshakes, and client certificates.
 
-Theory. Python's TLS reads a certificate and its key from files only. They are given to it in memory
-that looks like a file (memfd) where there is such a thing, else in a file of our own that is
-removed at once. A TLS context costs milliseconds and the memory of all authorities, so a bounded
-number of them is kept; connections hold on to theirs.
+Handshakes. Nearly all of a handshake's bytes are the target's certificates, and OpenSSL reads up to
+100 KB of them (and of the names in a certificate request). Crafted certificates take fourteen times
+their bytes once they are parsed, and are kept as long as the connection. OpenSSL parses a message
+once it is complete, so the bytes are counted before OpenSSL receives them.
 
-No error here carries any part of a key.
+Client certificates. Python's TLS reads a certificate and its key from files only. They are passed
+in a memory file (memfd) where the platform has one, otherwise in a temporary file that is removed
+at once. A TLS context costs milliseconds and the memory of all authorities, so a bounded number of
+contexts is kept; each connection keeps a reference to its own.
+
+No error of this file contains any part of a key.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import asyncio
 import hashlib
 import os
 import ssl
+import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -27,7 +33,77 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from hookline_service.domain.subscription import ClientCertificate
-from hookline_service.targets.http.tls_handshake import TargetTlsContext
+
+HANDSHAKE_BYTES_MAX = 16_384
+"""Ordinary chains have 3 to 8 KB."""
+
+
+class HandshakeTooLargeError(ssl.SSLError):
+    """The target sent more than `bytes_max` bytes in its handshake."""
+
+    def __init__(self, bytes_max: int) -> None:
+        super().__init__(f"more than {bytes_max} bytes")
+        self.bytes_max = bytes_max
+
+
+class TargetTls(ssl.SSLObject):
+    """The client side of one connection; counts the bytes that the peer sends in the handshake."""
+
+    incoming: ssl.MemoryBIO
+    handshake_bytes_max: int
+    handshake_bytes: int = 0
+    """Bytes of the handshake that OpenSSL has read."""
+
+    def do_handshake(self) -> None:
+        """Continue the handshake; raise `HandshakeTooLargeError` before more bytes are parsed."""
+        received = self.incoming.pending
+        if self.handshake_bytes + received > self.handshake_bytes_max:
+            raise HandshakeTooLargeError(self.handshake_bytes_max)
+        try:
+            super().do_handshake()
+        finally:
+            self.handshake_bytes += received - self.incoming.pending
+
+
+class TargetTlsContext(ssl.SSLContext):
+    """A TLS context whose connections bound the handshake."""
+
+    sslobject_class = TargetTls
+    handshake_bytes_max: int = HANDSHAKE_BYTES_MAX
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,  # noqa: FBT001, FBT002 - as of `SSLContext`
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """Return the TLS state of one connection."""
+        tls = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        assert isinstance(tls, TargetTls)  # noqa: S101 - as `sslobject_class` says
+        tls.incoming = incoming
+        tls.handshake_bytes_max = self.handshake_bytes_max
+        return tls
+
+
+def make_tls_context(
+    extra_ca_file: Path | None = None, *, handshake_bytes_max: int = HANDSHAKE_BYTES_MAX
+) -> TargetTlsContext:
+    """Make the TLS context of requests: always verified, HTTP/1.1 only.
+
+    `extra_ca_file` adds authorities to the system's, for internal targets.
+    """
+    context = TargetTlsContext(ssl.PROTOCOL_TLS_CLIENT)  # requires a certificate for the host
+    if sys.version_info >= (3, 13):  # as `ssl.create_default_context` does from there on
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
+    context.handshake_bytes_max = handshake_bytes_max
+    context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    if extra_ca_file is not None:
+        context.load_verify_locations(extra_ca_file)
+    return context
+
 
 MAX_CHAIN_BYTES = 32 * 1024
 MAX_KEY_BYTES = 16 * 1024
@@ -37,11 +113,11 @@ _SUBJECT_LENGTH_MAX = 512
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 MakeTls = Callable[[], TargetTlsContext]
-"""A new TLS context, as every request uses it but for the certificate."""
+"""Make a TLS context without a client certificate."""
 
 
 class InvalidCertificateError(ValueError):
-    """A certificate that cannot be shown; `is_of_key`: it is its key that is wrong."""
+    """An unusable client certificate; `is_of_key`: the problem is its key."""
 
     def __init__(self, text: str, *, is_of_key: bool = False) -> None:
         super().__init__(text)
@@ -49,7 +125,7 @@ class InvalidCertificateError(ValueError):
 
 
 class ClientIdentity:
-    """A certificate chain and its key, ready to be shown; equal to another of the same bytes."""
+    """A client certificate chain and its key; equal to another of the same bytes."""
 
     __slots__ = ("_digest", "chain", "private_key")
 
@@ -69,7 +145,7 @@ class ClientIdentity:
 
 
 def read_client_certificate(identity: ClientIdentity, now: datetime) -> ClientCertificate:
-    """What may be told of a certificate; raises `InvalidCertificateError` where it cannot be used.
+    """Return the public facts of a certificate; raise `InvalidCertificateError` if unusable.
 
     The chain is PEM, the certificate itself first; the key is unencrypted PEM.
     """
@@ -127,10 +203,10 @@ def _check_key(leaf: x509.Certificate, private_key: str) -> None:
 
 
 class TlsContexts:
-    """TLS contexts by the certificate that they show; none is shown by the common one."""
+    """TLS contexts by client certificate; the common one has none."""
 
     def __init__(self, make: MakeTls, *, kept_max: int = 64) -> None:
-        """`kept_max`: contexts that are kept beside the common one, about 1 MB each."""
+        """`kept_max` is the number of contexts kept beside the common one, about 1 MB each."""
         self._make = make
         self._kept_max = kept_max
         self._common = make()
@@ -139,11 +215,11 @@ class TlsContexts:
 
     @property
     def kept_count(self) -> int:
-        """Contexts with certificates that are kept."""
+        """Kept contexts with a client certificate."""
         return len(self._kept)
 
     async def of(self, identity: ClientIdentity | None) -> TargetTlsContext:
-        """The context that shows a certificate; raises ssl.SSLError where it cannot be shown."""
+        """Return the context for a client certificate; raise ssl.SSLError if it is unusable."""
         if identity is None:
             return self._common
         async with self._making:
@@ -163,9 +239,9 @@ class TlsContexts:
 
 
 def load_identity(context: ssl.SSLContext, identity: ClientIdentity) -> None:
-    """Let a context show a certificate; raises ssl.SSLError where OpenSSL does not take it."""
+    """Load a client certificate into a context; raise ssl.SSLError if OpenSSL rejects it."""
     with _as_file(f"{identity.chain}\n{identity.private_key}\n".encode("ascii")) as path:
-        # A password is never asked for at the terminal of the service.
+        # An empty password, so that OpenSSL never prompts at the service's terminal.
         context.load_cert_chain(path, password=b"")
 
 
