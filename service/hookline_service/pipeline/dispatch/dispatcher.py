@@ -59,7 +59,7 @@ class QueueBudget:
 
     def free_jobs(self, lane: Lane) -> int:
         """Return how many more jobs a lane may queue; negative where it queues too many."""
-        if lane.is_circuit_open:
+        if lane.circuit_backoff_s > 0:  # open or half-open: one probe
             return 1 - len(lane.queue)
         most = min(LANE_QUEUE_MAX, max(LANE_QUEUE_MIN, (self.max_jobs - self.jobs) // QUEUE_SHARE))
         if lane.config is not None and lane.config.max_per_second is not None:
@@ -239,7 +239,7 @@ class Dispatcher:
             return
         lane.end_attempt(job)
         self._count_in_flight(job, -1)
-        if lane.answered_failures or lane.is_circuit_open:
+        if lane.answered_failures or lane.circuit_backoff_s > 0:
             self.list_if_ready(lane)
         if self._suspended and not lane.unrecorded and lane.bucket in self._suspended:
             self._on_drained()

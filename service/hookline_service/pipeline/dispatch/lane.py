@@ -477,7 +477,7 @@ class Lane:
         record. After as many answered failures as open the circuit, none is sent before they are
         recorded; nor after a single 410, which may disable the subscription.
         """
-        if self.is_circuit_open:
+        if self.circuit_backoff_s > 0:
             return self.unrecorded == 0
         if self.answered_failures >= CIRCUIT_FAILURES and self.unrecorded > self.in_flight:
             return False
@@ -540,7 +540,7 @@ class Lane:
         """Take in a recorded success; True where it closed the circuit."""
         self.failures = 0
         self.failing_since_us = None
-        if not self.is_circuit_open:
+        if self.circuit_backoff_s == 0:
             return False
         self.close_circuit()
         return True
