@@ -19,7 +19,7 @@ class TwoClocks(HandClock):
         return self.wall
 
 
-def test_the_databases_time_is_learned_from_the_middle_of_the_round_trip() -> None:
+def test_database_time_is_measured_at_the_middle_of_the_round_trip() -> None:
     clock = TwoClocks()
     time = DatabaseTime(clock)
 
@@ -33,7 +33,7 @@ def test_the_databases_time_is_learned_from_the_middle_of_the_round_trip() -> No
 
 
 @pytest.mark.parametrize("ahead_s,is_trusted", [(4.9, 1), (-4.9, 1), (5.1, 0), (-6, 0)])
-def test_a_node_whose_wall_clock_is_far_off_is_not_trusted(ahead_s: float, is_trusted: int) -> None:
+def test_a_wall_clock_with_too_much_skew_is_not_trusted(ahead_s: float, is_trusted: int) -> None:
     clock = TwoClocks()
     time = DatabaseTime(clock)
 
@@ -44,7 +44,7 @@ def test_a_node_whose_wall_clock_is_far_off_is_not_trusted(ahead_s: float, is_tr
     assert MAX_SKEW_S == 5
 
 
-def test_a_step_of_the_wall_clock_moves_no_instant() -> None:
+def test_a_step_of_the_wall_clock_does_not_change_database_time() -> None:
     clock = TwoClocks()
     time = DatabaseTime(clock)
     time.measure(clock.wall, clock.now_s, clock.now_s)
@@ -54,14 +54,14 @@ def test_a_step_of_the_wall_clock_moves_no_instant() -> None:
     assert time.unix_s() == pytest.approx(1_800_000_000.0)
 
 
-def test_the_machines_clock_counts_a_suspend() -> None:
+def test_the_system_clock_is_monotonic_and_has_unix_time() -> None:
     clock = SystemClock()
 
     assert clock.boottime_s() <= clock.boottime_s()
     assert clock.wall_s() > 1_700_000_000
 
 
-async def test_every_heartbeat_teaches_the_databases_time(
+async def test_every_heartbeat_measures_database_time(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await rig.turn(3_600)
@@ -80,7 +80,7 @@ async def test_every_heartbeat_teaches_the_databases_time(
 
 @pytest.mark.parametrize("step_s", [3_600, -3_600])
 @pytest.mark.parametrize("is_ordered", [False, True])
-async def test_a_node_whose_wall_clock_is_set_loses_doubles_and_delays_nothing(
+async def test_a_step_of_the_wall_clock_loses_doubles_and_delays_no_delivery(
     rig: Rig, receiver: Receiver, step_s: float, *, is_ordered: bool
 ) -> None:
     """Its lease, its retries, ids, signatures and history are as if nobody had touched it."""

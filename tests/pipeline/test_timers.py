@@ -8,7 +8,7 @@ from tests.pipeline.lane_harness import HandClock
 from tests.waiting import PATIENCE_S
 
 
-async def test_what_is_due_happens_in_the_order_of_its_time() -> None:
+async def test_due_actions_run_in_order_of_time() -> None:
     clock, happened = HandClock(), list[str]()
     timers = Timers(clock)
     timers.add(clock.now_s + 3, lambda: happened.append("third"))
@@ -24,7 +24,7 @@ async def test_what_is_due_happens_in_the_order_of_its_time() -> None:
     timers.clear()
 
 
-async def test_the_loop_wakes_for_the_earliest_without_being_poked() -> None:
+async def test_the_event_loop_runs_the_earliest_action() -> None:
     clock, woken = SystemClock(), asyncio.Event()
     timers = Timers(clock)
     timers.add(clock.boottime_s() + 60, lambda: None)
@@ -51,7 +51,7 @@ async def test_an_action_may_add_another() -> None:
     assert happened == [0, 1, 2]
 
 
-async def test_an_action_that_fails_does_not_stop_those_that_come_after() -> None:
+async def test_a_failed_action_does_not_stop_later_ones() -> None:
     clock, woken, failed = SystemClock(), asyncio.Event(), asyncio.Event()
     timers = Timers(clock)
 
@@ -69,7 +69,7 @@ async def test_an_action_that_fails_does_not_stop_those_that_come_after() -> Non
         await woken.wait()
 
 
-async def test_cleared_timers_do_nothing() -> None:
+async def test_cleared_timers_do_not_run() -> None:
     clock, happened = HandClock(), list[str]()
     timers = Timers(clock)
     timers.add(clock.now_s, lambda: happened.append("x"))

@@ -24,7 +24,7 @@ async def rows(database_url: str) -> AsyncIterator[Rows]:
         yield rows
 
 
-async def test_a_hundred_thousand_due_at_one_moment_are_not_sorted(rows: Rows) -> None:
+async def test_a_refill_does_not_sort_a_hundred_thousand_due_rows(rows: Rows) -> None:
     place = await rows.subscription(await rows.tenant("acme"), "orders")
     event_id, bucket = await rows.event(place.tenant_uid), bucket_of(place.uid)
     await rows.connection.execute(
@@ -54,7 +54,7 @@ async def test_a_hundred_thousand_due_at_one_moment_are_not_sorted(rows: Rows) -
     assert len(sorts) == 1, "of what it tells, a batch at most"
 
 
-async def test_a_turn_of_the_sweep_costs_the_same_with_a_hundred_thousand_waiting_lanes(
+async def test_the_cost_of_a_sweep_turn_does_not_depend_on_waiting_lanes(
     rows: Rows,
 ) -> None:
     """Each lane has a retry tomorrow; one has much besides that has been due for an hour."""
@@ -85,7 +85,7 @@ async def test_a_turn_of_the_sweep_costs_the_same_with_a_hundred_thousand_waitin
     assert await blocks_read(rows, SQL.arrivals, look) <= 50
 
 
-async def test_a_row_that_is_due_when_it_is_published_costs_the_index_of_later_ones_nothing(
+async def test_rows_due_at_publish_are_not_in_the_index_of_later_rows(
     rows: Rows,
 ) -> None:
     (definition,) = await rows.connection.fetch(

@@ -41,7 +41,7 @@ async def queue_up(rows: Rows, place: Place, key_hash: int, count: int) -> None:
     )
 
 
-async def test_a_hundred_thousand_behind_one_key_are_not_looked_at(rows: Rows) -> None:
+async def test_a_hundred_thousand_rows_behind_one_key_are_not_read(rows: Rows) -> None:
     place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
     await queue_up(rows, place, 5, 100_000)
     for key_hash in (1, 9):
@@ -60,7 +60,7 @@ async def test_a_hundred_thousand_behind_one_key_are_not_looked_at(rows: Rows) -
     assert [row["key_hash"] for row in found] == [1, 9, None]
 
 
-async def test_a_walk_ends_with_the_last_hash_there_can_be(
+async def test_a_walk_ends_at_the_largest_hash(
     rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "KEYS_PER_PAGE", 1)
@@ -78,7 +78,7 @@ async def test_a_walk_ends_with_the_last_hash_there_can_be(
     assert page.next_hash is None
 
 
-async def test_lanes_that_share_a_statement_share_how_far_it_walks(
+async def test_lanes_in_one_statement_share_its_limit_of_keys(
     rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a statement for many lanes would keep all others waiting, for seconds."""
@@ -100,7 +100,7 @@ async def test_lanes_that_share_a_statement_share_how_far_it_walks(
     assert {page.next_hash for page in found[2].values()} == {2}
 
 
-async def test_a_batch_of_a_deleted_backlog_looks_at_its_own_rows(rows: Rows) -> None:
+async def test_a_cancelled_batch_reads_its_own_rows(rows: Rows) -> None:
     place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
     await queue_up(rows, place, 5, 1_000)
     batch = (bucket_of(place.uid), place.uid, 10)
@@ -110,7 +110,7 @@ async def test_a_batch_of_a_deleted_backlog_looks_at_its_own_rows(rows: Rows) ->
     assert await blocks_read(rows, LANES.cancel_deleted, batch) <= few + 50
 
 
-async def test_whether_a_delivery_waits_behind_others_is_seen_at_the_first_of_them(
+async def test_is_behind_is_found_at_the_first_earlier_row(
     rows: Rows,
 ) -> None:
     place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
@@ -128,7 +128,7 @@ async def test_whether_a_delivery_waits_behind_others_is_seen_at_the_first_of_th
     assert await blocks_read(rows, DELIVERIES.details, shown) <= 40
 
 
-async def test_a_walk_ends_after_so_many_keys_however_many_there_are(rows: Rows) -> None:
+async def test_a_page_ends_after_its_limit_of_keys(rows: Rows) -> None:
     """All of them wait for a retry, but the last."""
     place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
     event_id = await rows.event(place.tenant_uid)

@@ -47,7 +47,7 @@ async def test_the_index_of_a_tenant_is_all_its_live_subscriptions(plane: Contro
     ]
 
 
-async def test_a_later_load_brings_what_changed_since(plane: ControlPlane) -> None:
+async def test_a_later_load_returns_the_changes_since(plane: ControlPlane) -> None:
     await plane.create("same")
     deleted, changed = await plane.create("deleted"), await plane.create("changed")
     have = await plane.index()
@@ -67,7 +67,7 @@ async def test_a_later_load_brings_what_changed_since(plane: ControlPlane) -> No
     assert (again.epoch, again.changed) == (load.epoch, ())
 
 
-async def test_the_index_tells_the_budget_of_each_policy(plane: ControlPlane) -> None:
+async def test_the_index_has_the_attempt_budget_of_each_policy(plane: ControlPlane) -> None:
     policies = {
         "none": (RetryPolicy(), 0.0, 10),
         "schedule": (RetryPolicy(schedule_s=(7.0, 1.0)), 7.0, 2),
@@ -87,7 +87,7 @@ async def test_an_unknown_tenant_has_no_index(plane: ControlPlane) -> None:
     assert await load_index(plane.database, "acme", 1) is None
 
 
-async def test_loads_beside_changes_miss_none(plane: ControlPlane) -> None:
+async def test_loads_concurrent_with_changes_miss_none(plane: ControlPlane) -> None:
     """Epoch and changes are of one snapshot: what a load leaves out, the next one brings."""
     known: dict[UUID, IndexRow] = {}
     is_over = False
@@ -180,7 +180,7 @@ async def test_unknown_uids_have_no_routes(plane: ControlPlane) -> None:
     assert await load_routes(plane.database, plane.secrets, []) == []
 
 
-async def test_a_secret_without_its_key_is_a_fault_of_that_route_alone(plane: ControlPlane) -> None:
+async def test_a_secret_without_its_master_key_affects_its_route_alone(plane: ControlPlane) -> None:
     readable = await plane.create("readable")
     both_keys = keyed(b"n" * 32, b"k" * 32)
     await plane.tenants.create("other", "", {})
@@ -195,7 +195,7 @@ async def test_a_secret_without_its_key_is_a_fault_of_that_route_alone(plane: Co
     assert opened.secrets[0].text == SECRET
 
 
-async def test_a_secret_moved_to_another_subscription_does_not_open(plane: ControlPlane) -> None:
+async def test_a_secret_moved_to_another_subscription_is_not_decrypted(plane: ControlPlane) -> None:
     victim, thief = await plane.create("victim"), await plane.create("thief")
     await plane.rows(
         """UPDATE signing_keys SET sealed_secret =
@@ -207,7 +207,7 @@ async def test_a_secret_moved_to_another_subscription_does_not_open(plane: Contr
     assert "moved" in (await plane.route(thief.uid)).secret_fault
 
 
-async def test_no_secret_stands_anywhere_in_the_database(plane: ControlPlane) -> None:
+async def test_the_database_holds_no_secret_in_clear_text(plane: ControlPlane) -> None:
     await plane.create()
     await plane.subscriptions.rotate("acme", "orders", secret(OTHER), overlap_s=60)
     tables = await plane.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
@@ -250,14 +250,14 @@ async def test_both_secrets_sign_until_the_overlap_ends(plane: ControlPlane) -> 
     assert await live(plane, made) == [OTHER]
 
 
-async def test_an_overlap_of_nothing_ends_the_old_secret_at_once(plane: ControlPlane) -> None:
+async def test_an_overlap_of_zero_expires_the_old_secret_at_once(plane: ControlPlane) -> None:
     made = await plane.create()
     rotation = await plane.subscriptions.rotate("acme", "orders", secret(OTHER), overlap_s=0)
     assert await live(plane, made) == [OTHER]
     assert rotation.previous_expire_time <= await plane.subscriptions.now()
 
 
-async def test_a_third_secret_ends_the_oldest(plane: ControlPlane) -> None:
+async def test_a_third_secret_expires_the_oldest(plane: ControlPlane) -> None:
     made = await plane.create()
     for text in (OTHER, THIRD):
         await plane.subscriptions.rotate("acme", "orders", secret(text), overlap_s=3_600)
@@ -275,7 +275,9 @@ async def test_importing_the_current_secret_again_changes_nothing(plane: Control
     assert await live(plane, made) == [OTHER, SECRET]
 
 
-async def test_rotations_at_once_leave_two_live_and_one_current(plane: ControlPlane) -> None:
+async def test_concurrent_rotations_leave_two_valid_secrets_and_one_current(
+    plane: ControlPlane,
+) -> None:
     made = await plane.create()
     texts = [f"whsec_{letter * 32}" for letter in "abc"]
     answers = await asyncio.gather(
@@ -291,7 +293,7 @@ async def test_rotations_at_once_leave_two_live_and_one_current(plane: ControlPl
     assert expire_times.count(None) == 1
 
 
-async def test_a_rotation_is_the_way_out_of_a_lost_master_key(plane: ControlPlane) -> None:
+async def test_a_rotation_recovers_from_a_lost_master_key(plane: ControlPlane) -> None:
     made = await plane.create()
     other = await plane.create("other")
     lost = keyed(b"n" * 32)
@@ -313,7 +315,7 @@ CALLS: dict[str, Callable[[ControlPlane], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_subscription_that_never_stands_still_is_told_not_waited_for(
+async def test_a_constantly_changing_subscription_fails_with_concurrent_change(
     plane: ControlPlane, call: str
 ) -> None:
     await plane.create()

@@ -28,7 +28,7 @@ def open_circuit(harness: LaneHarness, lane: Lane) -> None:
 # ------------------------------------------------------------------------------------ the window
 
 
-async def test_no_more_than_max_in_flight_are_on_the_wire(harness: LaneHarness) -> None:
+async def test_requests_are_limited_to_max_in_flight(harness: LaneHarness) -> None:
     lane = harness.lane(max_in_flight=3)
     harness.publish(lane, 10)
 
@@ -39,7 +39,9 @@ async def test_no_more_than_max_in_flight_are_on_the_wire(harness: LaneHarness) 
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-async def test_a_throttling_answer_halves_the_window(harness: LaneHarness, status: int) -> None:
+async def test_a_throttling_answer_halves_the_concurrency_limit(
+    harness: LaneHarness, status: int
+) -> None:
     lane = harness.lane(max_in_flight=8)
     harness.publish(lane, 20)
     jobs = harness.take_all()
@@ -52,7 +54,7 @@ async def test_a_throttling_answer_halves_the_window(harness: LaneHarness, statu
     assert len(harness.take_all()) == 1
 
 
-async def test_the_window_never_falls_below_one_and_grows_again_by_success(
+async def test_the_concurrency_limit_stays_above_zero_and_grows_by_success(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane(max_in_flight=8)
@@ -79,7 +81,7 @@ async def test_the_window_never_falls_below_one_and_grows_again_by_success(
 
 
 @pytest.mark.parametrize("rate", [0.5, 10.0, 3_000.0])
-async def test_a_rate_is_kept_exactly_and_smoothly(harness: LaneHarness, rate: float) -> None:
+async def test_a_rate_limit_spaces_requests_evenly(harness: LaneHarness, rate: float) -> None:
     lane = harness.lane(max_per_second=rate, max_in_flight=1_000)
     harness.publish(lane, 30)
     sent_at: list[float] = []
@@ -94,7 +96,7 @@ async def test_a_rate_is_kept_exactly_and_smoothly(harness: LaneHarness, rate: f
     assert sent_at[-1] == pytest.approx(29 / rate, rel=0.01)
 
 
-async def test_a_lane_that_was_idle_saves_up_no_burst(harness: LaneHarness) -> None:
+async def test_an_idle_lane_accumulates_no_burst(harness: LaneHarness) -> None:
     lane = harness.lane(max_per_second=10.0)
     harness.publish(lane)
     harness.take_all()
@@ -105,7 +107,7 @@ async def test_a_lane_that_was_idle_saves_up_no_burst(harness: LaneHarness) -> N
     assert len(harness.take_all()) == 1
 
 
-async def test_a_rate_makes_up_for_lateness_of_ours(harness: LaneHarness) -> None:
+async def test_a_rate_limit_makes_up_for_delays_of_the_node(harness: LaneHarness) -> None:
     """The loop wakes 5 ms too late each time; the rate is what was asked for all the same."""
     lane = harness.lane(max_per_second=1_000.0, max_in_flight=1_000)
     harness.publish(lane, 1_000)
@@ -117,7 +119,7 @@ async def test_a_rate_makes_up_for_lateness_of_ours(harness: LaneHarness) -> Non
     assert sent == pytest.approx(1_000, abs=10)
 
 
-async def test_a_lane_that_waits_for_its_rate_is_still_read_in_time(harness: LaneHarness) -> None:
+async def test_a_rate_limited_lane_is_read_while_it_waits(harness: LaneHarness) -> None:
     """Or a fast lane with a backlog would send one queue, then wait for the sweep."""
     lane = harness.lane(max_per_second=100.0)
     lane.mark_dirty()
@@ -127,7 +129,7 @@ async def test_a_lane_that_waits_for_its_rate_is_still_read_in_time(harness: Lan
     assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_another_rate_holds_from_now_on(harness: LaneHarness) -> None:
+async def test_a_changed_rate_limit_applies_at_once(harness: LaneHarness) -> None:
     lane = harness.lane(max_per_second=0.001)
     harness.publish(lane, 2)
     harness.take_all()
@@ -140,7 +142,7 @@ async def test_another_rate_holds_from_now_on(harness: LaneHarness) -> None:
 # ----------------------------------------------------------------------------------- the circuit
 
 
-async def test_ten_failures_in_a_row_open_the_circuit_and_nothing_is_read(
+async def test_ten_consecutive_failures_open_the_circuit(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
@@ -160,7 +162,7 @@ async def test_ten_failures_in_a_row_open_the_circuit_and_nothing_is_read(
     assert harness.lanes.take_wanted() == []
 
 
-async def test_a_success_in_between_begins_the_count_anew(harness: LaneHarness) -> None:
+async def test_a_success_resets_the_failure_count(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 2 * CIRCUIT_FAILURES)
     jobs = harness.take_all()
@@ -173,7 +175,7 @@ async def test_a_success_in_between_begins_the_count_anew(harness: LaneHarness) 
     assert not lane.is_circuit_open
 
 
-async def test_one_probe_goes_at_a_time_and_the_next_waits_for_its_record(
+async def test_a_half_open_circuit_sends_one_probe_until_it_is_recorded(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
@@ -191,7 +193,7 @@ async def test_one_probe_goes_at_a_time_and_the_next_waits_for_its_record(
     assert harness.take_all() == []
 
 
-async def test_the_circuit_backs_off_twice_as_long_up_to_five_minutes(harness: LaneHarness) -> None:
+async def test_the_circuit_backoff_doubles_up_to_five_minutes(harness: LaneHarness) -> None:
     lane = harness.lane()
     open_circuit(harness, lane)
     rests: list[float] = []
@@ -208,7 +210,7 @@ async def test_the_circuit_backs_off_twice_as_long_up_to_five_minutes(harness: L
     assert rests[-1] == pytest.approx(CIRCUIT_BACKOFF_MAX_S)
 
 
-async def test_late_answers_of_before_do_not_lengthen_the_rest(harness: LaneHarness) -> None:
+async def test_late_failures_do_not_extend_the_backoff(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 40)
     for job in harness.take_all():
@@ -217,7 +219,7 @@ async def test_late_answers_of_before_do_not_lengthen_the_rest(harness: LaneHarn
     assert lane.circuit_open_until_s - harness.clock.now_s == pytest.approx(5)
 
 
-async def test_success_closes_the_circuit_and_the_lane_ramps_up(harness: LaneHarness) -> None:
+async def test_a_successful_probe_closes_the_circuit(harness: LaneHarness) -> None:
     lane = harness.lane()
     open_circuit(harness, lane)
     harness.turn(5)
@@ -233,7 +235,7 @@ async def test_success_closes_the_circuit_and_the_lane_ramps_up(harness: LaneHar
 
 
 @pytest.mark.parametrize("status", [500, 200])
-async def test_a_probe_that_was_somebody_elses_is_followed_by_another(
+async def test_a_probe_whose_record_did_not_match_is_followed_by_another(
     harness: LaneHarness, status: int
 ) -> None:
     """Whatever it came to: what is queued behind it is in memory, so no sweep would find it."""
@@ -248,7 +250,7 @@ async def test_a_probe_that_was_somebody_elses_is_followed_by_another(
     assert len(harness.take_all()) == 1
 
 
-async def test_an_operator_who_resumes_or_moves_the_target_closes_the_circuit(
+async def test_a_resume_or_a_new_target_closes_the_circuit(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
@@ -267,7 +269,7 @@ async def test_an_operator_who_resumes_or_moves_the_target_closes_the_circuit(
 # ------------------------------------------------------------------------------------ our faults
 
 
-async def test_faults_of_our_own_count_for_nothing(harness: LaneHarness) -> None:
+async def test_internal_errors_count_neither_attempts_nor_failures(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 3 * CIRCUIT_FAILURES)
 
@@ -282,7 +284,7 @@ async def test_faults_of_our_own_count_for_nothing(harness: LaneHarness) -> None
     assert {(job.version, job.attempt_count) for job in jobs} == {(0, 0)}
 
 
-async def test_a_lane_whose_faults_memory_cannot_keep_rests_instead_of_reading(
+async def test_a_lane_with_too_many_internal_errors_pauses(
     harness: LaneHarness,
 ) -> None:
     """They are due: a lane that did not rest would read and release them as fast as it can."""
@@ -299,7 +301,7 @@ async def test_a_lane_whose_faults_memory_cannot_keep_rests_instead_of_reading(
     assert len(harness.take_all()) == TIMERS_PER_LANE
 
 
-async def test_one_event_that_we_cannot_send_does_not_hold_up_its_lane(
+async def test_an_event_with_an_internal_error_does_not_block_its_lane(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
@@ -326,7 +328,7 @@ async def test_an_internal_error_does_not_change_the_concurrency_limit(
     assert lane.concurrency_limit == 2
 
 
-async def test_no_more_than_a_window_is_spent_before_the_circuit_opens(
+async def test_unrecorded_failures_stop_further_requests(
     harness: LaneHarness,
 ) -> None:
     """However late the record is: answers that failed in a row are waited for."""

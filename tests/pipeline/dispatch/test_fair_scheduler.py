@@ -27,7 +27,7 @@ async def test_lanes_of_a_tenant_take_turns(harness: LaneHarness) -> None:
     assert order == lanes * 4
 
 
-async def test_a_tenant_with_many_lanes_has_one_turn_as_one_with_one(harness: LaneHarness) -> None:
+async def test_a_tenant_gets_one_turn_however_many_lanes_it_has(harness: LaneHarness) -> None:
     big, small = harness.new_id(), harness.new_id()
     for _ in range(50):
         harness.publish(harness.lane(tenant_uid=big), 4)
@@ -38,7 +38,7 @@ async def test_a_tenant_with_many_lanes_has_one_turn_as_one_with_one(harness: La
     assert Counter(job.lane.tenant_uid for job in first if job) == {big: 20, small: 20}
 
 
-async def test_a_backlog_does_not_keep_a_newcomer_waiting(harness: LaneHarness) -> None:
+async def test_a_backlog_does_not_delay_a_new_lane(harness: LaneHarness) -> None:
     harness.publish(harness.lane(max_in_flight=1_000), 1_000)
     for _ in range(10):
         harness.dispatcher.take(2_000)
@@ -50,7 +50,7 @@ async def test_a_backlog_does_not_keep_a_newcomer_waiting(harness: LaneHarness) 
     assert newcomer in [job.lane for job in taken if job]
 
 
-async def test_no_tenant_has_two_turns_in_a_row_while_another_waits(harness: LaneHarness) -> None:
+async def test_no_tenant_gets_two_turns_in_a_row_while_another_waits(harness: LaneHarness) -> None:
     for tenant in (harness.new_id(), harness.new_id(), harness.new_id()):
         for _ in range(3):
             harness.publish(harness.lane(tenant_uid=tenant), 3)
@@ -61,7 +61,7 @@ async def test_no_tenant_has_two_turns_in_a_row_while_another_waits(harness: Lan
     assert all(earlier != later for earlier, later in pairwise(tenants))
 
 
-async def test_a_lane_stands_in_the_round_once(harness: LaneHarness) -> None:
+async def test_a_lane_is_scheduled_once(harness: LaneHarness) -> None:
     turns, lane = FairScheduler(), harness.lane()
     tenant = lane.tenant_uid
 
@@ -74,7 +74,7 @@ async def test_a_lane_stands_in_the_round_once(harness: LaneHarness) -> None:
     assert turns.next(anyone) is lane
 
 
-async def test_a_tenant_that_may_not_is_passed_over_and_keeps_its_place(
+async def test_a_tenant_that_may_not_send_keeps_its_place(
     harness: LaneHarness,
 ) -> None:
     turns, barred, other = FairScheduler(), harness.lane(), harness.lane()
@@ -88,7 +88,7 @@ async def test_a_tenant_that_may_not_is_passed_over_and_keeps_its_place(
     assert not turns
 
 
-async def test_a_tenant_whose_targets_hang_leaves_slots_for_the_others(
+async def test_a_tenant_whose_targets_hang_leaves_slots_for_others(
     harness: LaneHarness,
 ) -> None:
     """It may have four times what is left; each further tenant that does the same, less."""
@@ -111,7 +111,7 @@ async def test_a_tenant_whose_targets_hang_leaves_slots_for_the_others(
     assert harness.dispatcher.has_ready()
 
 
-async def test_what_is_recorded_gives_a_tenant_its_share_again(harness: LaneHarness) -> None:
+async def test_a_record_frees_the_tenants_share(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 5)
     (job, *_) = [harness.dispatcher.take(1) for _ in range(4)]

@@ -28,7 +28,7 @@ def wants(harness: LaneHarness, lane: Lane) -> bool:
     return lane in harness.lanes.take_wanted()
 
 
-async def test_a_key_that_is_published_to_is_looked_at_by_name(harness: LaneHarness) -> None:
+async def test_a_published_key_is_read_by_hash(harness: LaneHarness) -> None:
     lane, order = ordered(harness)
 
     harness.lanes.next_of_key(lane, 7)
@@ -38,7 +38,7 @@ async def test_a_key_that_is_published_to_is_looked_at_by_name(harness: LaneHarn
     assert order.take_touched(10) == [7]
 
 
-async def test_more_keys_than_are_remembered_are_walked_through(harness: LaneHarness) -> None:
+async def test_too_many_touched_keys_cause_a_walk(harness: LaneHarness) -> None:
     lane, order = ordered(harness)
 
     for key_hash in range(TOUCHED_MAX + 1):
@@ -49,7 +49,7 @@ async def test_more_keys_than_are_remembered_are_walked_through(harness: LaneHar
     assert wants(harness, lane)
 
 
-async def test_memory_takes_one_delivery_a_key(harness: LaneHarness) -> None:
+async def test_memory_holds_one_delivery_of_each_key(harness: LaneHarness) -> None:
     lane, _ = ordered(harness)
 
     harness.refill(lane, [harness.row(lane, key_hash=1), harness.row(lane, key_hash=1)])
@@ -58,7 +58,7 @@ async def test_memory_takes_one_delivery_a_key(harness: LaneHarness) -> None:
     assert [job.key_hash for job in harness.take_all()] == [1, 2]
 
 
-async def test_a_key_is_busy_until_it_is_recorded(harness: LaneHarness) -> None:
+async def test_a_key_is_busy_until_its_delivery_is_recorded(harness: LaneHarness) -> None:
     lane, order = ordered(harness)
     harness.refill(lane, [harness.row(lane, key_hash=1)])
     (job,) = harness.take_all()
@@ -72,7 +72,7 @@ async def test_a_key_is_busy_until_it_is_recorded(harness: LaneHarness) -> None:
     assert order.take_touched(10) == [1]
 
 
-async def test_what_came_into_memory_since_it_was_touched_is_not_read_again(
+async def test_a_touched_key_that_became_busy_is_not_read(
     harness: LaneHarness,
 ) -> None:
     """A read that began before its record would find it once more, and it would be sent twice."""
@@ -85,7 +85,7 @@ async def test_what_came_into_memory_since_it_was_touched_is_not_read_again(
     assert order.take_touched(10) == []
 
 
-async def test_a_retry_is_not_kept_for_another_may_be_the_earliest_by_then(
+async def test_a_retry_of_an_ordered_lane_is_not_kept_in_memory(
     harness: LaneHarness,
 ) -> None:
     lane, order = ordered(harness)
@@ -104,7 +104,7 @@ async def test_a_retry_is_not_kept_for_another_may_be_the_earliest_by_then(
     assert order.take_touched(10) == [1]
 
 
-async def test_a_key_whose_wait_is_over_early_goes_on_by_name(harness: LaneHarness) -> None:
+async def test_a_success_ends_the_wait_of_its_key(harness: LaneHarness) -> None:
     """Somebody cancelled what it waited for: what is behind need not wait for that one's timer."""
     lane, order = ordered(harness)
     harness.lanes.delay_queue.keep_key(lane, 1, 50.0, harness.lanes.next_of_key)
@@ -116,7 +116,7 @@ async def test_a_key_whose_wait_is_over_early_goes_on_by_name(harness: LaneHarne
     assert order.take_touched(10) == [1]
 
 
-async def test_a_key_has_one_timer_and_a_lane_its_quota(harness: LaneHarness) -> None:
+async def test_timers_are_limited_to_one_a_key_and_a_quota_a_lane(harness: LaneHarness) -> None:
     lane, order = ordered(harness)
 
     for key_hash in [1, 1, *range(TIMERS_PER_LANE + 5)]:
@@ -129,7 +129,7 @@ async def test_a_key_has_one_timer_and_a_lane_its_quota(harness: LaneHarness) ->
     assert len(order.touched) == TIMERS_PER_LANE
 
 
-async def test_what_leaves_memory_frees_its_key(harness: LaneHarness) -> None:
+async def test_a_dropped_delivery_releases_its_key(harness: LaneHarness) -> None:
     lane, order = ordered(harness)
     cancelled, held = harness.row(lane, key_hash=1), harness.row(lane, key_hash=2)
     harness.refill(lane, [cancelled, held])
@@ -142,7 +142,7 @@ async def test_what_leaves_memory_frees_its_key(harness: LaneHarness) -> None:
     assert lane.state is LaneState.DIRTY
 
 
-async def test_a_fault_of_our_own_keeps_its_key_busy(harness: LaneHarness) -> None:
+async def test_an_internal_error_keeps_its_key_busy(harness: LaneHarness) -> None:
     lane, order = ordered(harness)
     harness.refill(lane, [harness.row(lane, key_hash=1)])
     (job,) = harness.take_all()
@@ -154,7 +154,7 @@ async def test_a_fault_of_our_own_keeps_its_key_busy(harness: LaneHarness) -> No
     assert harness.take_all() == [job]
 
 
-async def test_a_walk_rests_where_it_led_nowhere_and_goes_on_by_itself(
+async def test_a_fruitless_walk_pauses_and_continues_by_timer(
     harness: LaneHarness,
 ) -> None:
     lane, order = ordered(harness)
@@ -174,7 +174,7 @@ async def test_a_walk_rests_where_it_led_nowhere_and_goes_on_by_itself(
     assert len(harness.timers) == 0
 
 
-async def test_of_a_key_that_was_changed_what_was_read_before_is_not_sent(
+async def test_rows_read_before_a_change_of_their_key_are_discarded(
     harness: LaneHarness,
 ) -> None:
     """An operator has brought back an earlier one: whoever reads now finds that first."""
@@ -195,7 +195,7 @@ async def test_of_a_key_that_was_changed_what_was_read_before_is_not_sent(
     assert wants(harness, lane)
 
 
-async def test_a_key_that_was_changed_lets_what_is_on_the_wire_end(harness: LaneHarness) -> None:
+async def test_a_changed_key_does_not_affect_its_sent_delivery(harness: LaneHarness) -> None:
     lane, order = ordered(harness)
     harness.refill(lane, [harness.row(lane, key_hash=1)])
     (job,) = harness.take_all()
@@ -207,7 +207,7 @@ async def test_a_key_that_was_changed_lets_what_is_on_the_wire_end(harness: Lane
     assert order.take_touched(10) == [1]
 
 
-def test_what_is_changed_while_a_walk_rests_it_has_missed() -> None:
+def test_a_change_during_a_pause_makes_the_walk_incomplete() -> None:
     order = KeyOrder()
     order.begin_page(is_disturbed=False)
     assert not order.end_page(5)
@@ -217,7 +217,7 @@ def test_what_is_changed_while_a_walk_rests_it_has_missed() -> None:
     assert not order.end_page(None)
 
 
-def test_only_a_walk_that_nothing_disturbed_has_seen_everything() -> None:
+def test_only_an_undisturbed_walk_is_complete() -> None:
     order = KeyOrder()
     order.begin_page(is_disturbed=True)
     assert order.end_page(None), "what came before it began, it has seen"

@@ -60,14 +60,14 @@ async def send_one(rig: Rig) -> None:
     await until(lambda: rig.recorder.recorded > count, "it is recorded")
 
 
-async def test_a_target_s_names_are_looked_up_for_its_tenant(rig: Rig) -> None:
+async def test_endpoints_carry_their_tenant_for_name_lookups(rig: Rig) -> None:
     uid = await rig.subscription(await rig.tenant(), "http://example.test/")
     prepared = await rig.configs.prepare(uid)
     assert prepared is not None
     assert prepared[1].endpoints[0].tenant_id == "acme"
 
 
-async def test_both_secrets_sign_until_the_overlap_is_over(rig: Rig, receiver: Receiver) -> None:
+async def test_both_secrets_sign_during_the_overlap(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     await send_one(rig)
@@ -87,9 +87,7 @@ async def test_both_secrets_sign_until_the_overlap_is_over(rig: Rig, receiver: R
     assert verifies(receiver, NEW_SECRET)
 
 
-async def test_however_often_a_subscription_is_read_one_timer_waits_for_its_secret(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_one_timer_waits_for_a_secret_expiry(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     await send_one(rig)
@@ -101,7 +99,7 @@ async def test_however_often_a_subscription_is_read_one_timer_waits_for_its_secr
     assert len(rig.timers) == 1
 
 
-async def test_a_secret_that_cannot_be_opened_is_our_fault_and_its_deliveries_wait(
+async def test_deliveries_wait_while_their_secret_is_unreadable(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -128,7 +126,7 @@ async def test_a_secret_that_cannot_be_opened_is_our_fault_and_its_deliveries_wa
     assert view_of(rig, uid).state == "READY"
 
 
-async def test_a_lane_whose_secret_does_not_open_is_shown_by_its_name_and_logged_once_a_minute(
+async def test_unreadable_secrets_are_logged_once_a_minute_with_the_subscription(
     rig: Rig,
     receiver: Receiver,
 ) -> None:
@@ -153,7 +151,7 @@ async def test_a_lane_whose_secret_does_not_open_is_shown_by_its_name_and_logged
     assert told[0]["subscription"] in names
 
 
-async def test_a_rotation_frees_a_lane_whose_secret_did_not_open_at_once(
+async def test_a_rotation_resumes_a_lane_with_an_unreadable_secret(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -170,7 +168,7 @@ async def test_a_rotation_frees_a_lane_whose_secret_did_not_open_at_once(
     assert verifies(receiver, NEW_SECRET)
 
 
-async def test_a_target_that_can_no_longer_be_made_ready_waits_and_holds_up_no_other(
+async def test_an_unusable_target_waits_and_blocks_no_other_lane(
     rig: Rig, receiver: Receiver
 ) -> None:
     """A row that an older version let in, and today's grammar does not."""

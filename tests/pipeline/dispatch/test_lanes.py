@@ -14,7 +14,7 @@ async def harness() -> LaneHarness:
     return LaneHarness()
 
 
-async def test_a_new_lane_is_dirty_and_wants_to_be_read(harness: LaneHarness) -> None:
+async def test_a_new_lane_is_dirty_and_queued_for_a_refill(harness: LaneHarness) -> None:
     lane = harness.dirty_lane()
 
     assert lane.state is LaneState.DIRTY
@@ -29,7 +29,9 @@ async def test_a_complete_lane_takes_hand_offs_in_order(harness: LaneHarness) ->
     assert [job.delivery_id for job in harness.take_all()] == ids
 
 
-async def test_a_dirty_lane_drops_hand_offs_and_asks_to_be_read(harness: LaneHarness) -> None:
+async def test_a_dirty_lane_drops_hand_offs_and_is_queued_for_a_refill(
+    harness: LaneHarness,
+) -> None:
     lane = harness.lane()
     lane.mark_dirty()
 
@@ -40,7 +42,7 @@ async def test_a_dirty_lane_drops_hand_offs_and_asks_to_be_read(harness: LaneHar
     assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_a_lane_that_is_read_drops_hand_offs_and_must_be_read_again(
+async def test_a_hand_off_during_a_refill_requires_another_refill(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
@@ -53,7 +55,7 @@ async def test_a_lane_that_is_read_drops_hand_offs_and_must_be_read_again(
     assert lane.state is LaneState.DIRTY
 
 
-async def test_a_busy_lane_heeds_another_nodes_word_once_its_queue_is_short(
+async def test_a_notified_lane_is_read_once_its_queue_is_short(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
@@ -71,7 +73,7 @@ async def test_a_busy_lane_heeds_another_nodes_word_once_its_queue_is_short(
     assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_the_sweep_makes_a_busy_lane_dirty_at_once(harness: LaneHarness) -> None:
+async def test_a_sweep_marks_a_busy_lane_dirty_at_once(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, NOTIFIED_QUEUE_MAX + 2)
     harness.lanes.touch(lane.subscription_uid, lane.bucket)
@@ -79,7 +81,7 @@ async def test_the_sweep_makes_a_busy_lane_dirty_at_once(harness: LaneHarness) -
     assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_a_word_that_comes_while_a_busy_lane_is_read_is_heeded_after(
+async def test_a_notification_during_a_refill_takes_effect_after_it(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
@@ -99,7 +101,7 @@ async def test_a_word_that_comes_while_a_busy_lane_is_read_is_heeded_after(
     assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_a_lane_is_complete_only_if_the_read_found_all(harness: LaneHarness) -> None:
+async def test_a_lane_is_complete_only_if_the_refill_found_everything(harness: LaneHarness) -> None:
     lane = harness.dirty_lane()
     harness.lanes.configure(lane, harness.config())
 
@@ -111,7 +113,7 @@ async def test_a_lane_is_complete_only_if_the_read_found_all(harness: LaneHarnes
     assert states == [LaneState.DIRTY, LaneState.COMPLETE]
 
 
-async def test_whoever_objects_during_a_read_makes_another_necessary(harness: LaneHarness) -> None:
+async def test_a_lane_marked_dirty_during_a_refill_is_read_again(harness: LaneHarness) -> None:
     lane = harness.lane()
     lane.begin_refill()
     harness.lanes.touch(lane.subscription_uid, lane.bucket)
@@ -121,7 +123,7 @@ async def test_whoever_objects_during_a_read_makes_another_necessary(harness: La
     assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_what_is_announced_is_the_publishers_to_hand_over(harness: LaneHarness) -> None:
+async def test_a_refill_does_not_take_announced_deliveries(harness: LaneHarness) -> None:
     """A read that began before the announcement may bring the row after the commit."""
     lane = harness.lane()
     delivery_id = harness.new_id()
@@ -135,7 +137,7 @@ async def test_what_is_announced_is_the_publishers_to_hand_over(harness: LaneHar
     assert [job.delivery_id for job in harness.take_all()] == [delivery_id]
 
 
-async def test_a_hand_off_to_a_lane_that_was_not_told_of_it_is_dropped(
+async def test_an_unannounced_hand_off_is_dropped(
     harness: LaneHarness,
 ) -> None:
     """The lane was made between announcement and commit; its read has the row, and sent it."""
@@ -153,7 +155,7 @@ async def test_a_hand_off_to_a_lane_that_was_not_told_of_it_is_dropped(
     assert lane.state is LaneState.DIRTY
 
 
-async def test_what_memory_holds_is_not_accepted_again(harness: LaneHarness) -> None:
+async def test_a_row_in_memory_is_not_accepted_again(harness: LaneHarness) -> None:
     lane = harness.lane()
     (queued,) = harness.publish(lane)
     harness.refill(lane, [harness.row(lane, queued)])
@@ -163,7 +165,7 @@ async def test_what_memory_holds_is_not_accepted_again(harness: LaneHarness) -> 
     assert harness.take_all() == []
 
 
-async def test_what_others_changed_during_a_read_is_discarded(harness: LaneHarness) -> None:
+async def test_rows_changed_during_a_refill_are_discarded(harness: LaneHarness) -> None:
     """Cancelled between the statement and its answer: the row is stale, and must not be sent."""
     lane = harness.lane()
     cancelled, other = harness.new_id(), harness.new_id()
@@ -179,7 +181,7 @@ async def test_what_others_changed_during_a_read_is_discarded(harness: LaneHarne
     assert [job.delivery_id for job in harness.take_all()] == [cancelled]
 
 
-async def test_forgetting_takes_a_job_out_of_the_queue(harness: LaneHarness) -> None:
+async def test_forget_removes_a_queued_job(harness: LaneHarness) -> None:
     lane = harness.lane()
     first, second = harness.publish(lane, 2)
 
@@ -190,7 +192,7 @@ async def test_forgetting_takes_a_job_out_of_the_queue(harness: LaneHarness) -> 
     assert harness.lanes.budget.bytes == 0
 
 
-async def test_forgetting_what_is_on_the_wire_does_not_let_it_be_sent_twice(
+async def test_forget_does_not_send_a_sent_job_twice(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
@@ -207,7 +209,7 @@ async def test_forgetting_what_is_on_the_wire_does_not_let_it_be_sent_twice(
     assert [job.version for job in harness.take_all()] == [1]
 
 
-async def test_what_was_changed_while_our_fault_kept_it_is_not_sent_again(
+async def test_a_changed_job_is_not_sent_again_after_an_internal_error(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
@@ -222,7 +224,7 @@ async def test_what_was_changed_while_our_fault_kept_it_is_not_sent_again(
     assert lane.known == {}
 
 
-async def test_forgetting_what_waits_for_its_time_ends_its_waiting(harness: LaneHarness) -> None:
+async def test_forget_drops_a_delayed_job(harness: LaneHarness) -> None:
     lane = harness.lane()
     (delivery_id,) = harness.publish(lane)
     harness.fail(harness.take_all()[0], delay_s=30)
@@ -234,7 +236,7 @@ async def test_forgetting_what_waits_for_its_time_ends_its_waiting(harness: Lane
     assert harness.lanes.budget.bytes == 0
 
 
-async def test_a_retry_within_the_minute_waits_in_memory(harness: LaneHarness) -> None:
+async def test_a_retry_within_a_minute_waits_in_memory(harness: LaneHarness) -> None:
     lane = harness.lane()
     (delivery_id,) = harness.publish(lane)
     harness.fail(harness.take_all()[0], delay_s=TIMER_HORIZON_S)
@@ -247,7 +249,7 @@ async def test_a_retry_within_the_minute_waits_in_memory(harness: LaneHarness) -
     assert (job.delivery_id, job.version, job.attempt_count) == (delivery_id, 1, 1)
 
 
-async def test_a_later_retry_is_left_to_postgres(harness: LaneHarness) -> None:
+async def test_a_later_retry_waits_in_postgres_alone(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane)
 
@@ -257,7 +259,7 @@ async def test_a_later_retry_is_left_to_postgres(harness: LaneHarness) -> None:
     assert len(harness.timers) == 0
 
 
-async def test_a_lane_keeps_no_more_waiting_retries_than_its_quota(harness: LaneHarness) -> None:
+async def test_delayed_retries_of_a_lane_are_limited(harness: LaneHarness) -> None:
     lane = harness.lane(max_in_flight=500)
     harness.publish(lane, TIMERS_PER_LANE + 5)
     jobs = harness.take_all()
@@ -270,7 +272,7 @@ async def test_a_lane_keeps_no_more_waiting_retries_than_its_quota(harness: Lane
     assert lane.state is LaneState.DIRTY
 
 
-async def test_what_waits_counts_for_the_bytes_that_are_held() -> None:
+async def test_delayed_retries_count_as_held_bytes() -> None:
     small = LaneHarness(max_queued_bytes=4_000)
     lane = small.lane()
     small.publish(lane, 3, data=b"x" * 250)
@@ -288,7 +290,7 @@ async def test_what_waits_counts_for_the_bytes_that_are_held() -> None:
 
 
 @pytest.mark.parametrize("state", [SubscriptionState.PAUSED, SubscriptionState.DISABLED])
-async def test_a_held_lane_lets_go_of_everything_and_is_not_read(
+async def test_a_paused_or_disabled_lane_drops_its_jobs_and_is_not_read(
     harness: LaneHarness, state: SubscriptionState
 ) -> None:
     lane = harness.lane()
@@ -308,7 +310,7 @@ async def test_a_held_lane_lets_go_of_everything_and_is_not_read(
     assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_a_row_that_is_read_while_its_lane_is_paused_is_not_queued(
+async def test_a_row_read_during_a_pause_is_not_queued(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()
@@ -321,7 +323,7 @@ async def test_a_row_that_is_read_while_its_lane_is_paused_is_not_queued(
     assert lane.state is LaneState.DIRTY
 
 
-async def test_an_older_read_of_a_subscription_never_replaces_a_newer(harness: LaneHarness) -> None:
+async def test_an_older_configuration_never_replaces_a_newer(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.lanes.configure(lane, harness.config(version=3, state=SubscriptionState.PAUSED))
 
@@ -330,7 +332,7 @@ async def test_an_older_read_of_a_subscription_never_replaces_a_newer(harness: L
     assert not lane.sends()
 
 
-async def test_a_deleted_lane_asks_to_be_cancelled(harness: LaneHarness) -> None:
+async def test_a_deleted_lane_is_queued_to_be_cancelled(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 2)
 
@@ -340,7 +342,7 @@ async def test_a_deleted_lane_asks_to_be_cancelled(harness: LaneHarness) -> None
     assert harness.lanes.take_wanted() == [lane]
 
 
-async def test_an_outdated_lane_sends_nothing_but_decides_by_what_it_knew(
+async def test_an_outdated_lane_keeps_its_configuration_and_sends_nothing(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane()

@@ -10,8 +10,8 @@ import pytest
 from hookline_service.domain.event import NewEvent
 from hookline_service.pipeline.dispatch.lane import LaneState
 from hookline_service.store.lanes import Page, PageRequest
+from tests.pipeline.dispatch.ordering import arrivals, first_arrivals, keyed
 from tests.pipeline.dispatch.test_refill import lane_of
-from tests.pipeline.ordering import arrivals, first_arrivals, keyed
 from tests.pipeline.pair import pair, uid_of
 from tests.pipeline.rig import Receiver, Rig, running
 from tests.waiting import until
@@ -56,7 +56,9 @@ async def looked_over(rig: Rig) -> None:
     rig.lane_store.first_of_lanes = ask  # type: ignore[method-assign]
 
 
-async def test_a_key_goes_one_at_a_time_and_others_beside_it(rig: Rig, receiver: Receiver) -> None:
+async def test_deliveries_of_a_key_are_sent_one_at_a_time_beside_other_keys(
+    rig: Rig, receiver: Receiver
+) -> None:
     await ordered(rig, receiver)
     receiver.gate = asyncio.Event()
 
@@ -71,7 +73,7 @@ async def test_a_key_goes_one_at_a_time_and_others_beside_it(rig: Rig, receiver:
     assert len(receiver.ids) == 6
 
 
-async def test_events_without_a_key_wait_for_nobody(rig: Rig, receiver: Receiver) -> None:
+async def test_events_without_a_key_do_not_wait(rig: Rig, receiver: Receiver) -> None:
     await ordered(rig, receiver)
     receiver.gate = asyncio.Event()
 
@@ -82,9 +84,7 @@ async def test_events_without_a_key_wait_for_nobody(rig: Rig, receiver: Receiver
     await recorded(rig, 5)
 
 
-async def test_the_same_key_of_two_subscriptions_is_two_orders(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_subscriptions_order_the_same_key_independently(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     for _ in range(2):
         await rig.subscription(tenant_uid, receiver.url, ordered=True)
@@ -98,7 +98,7 @@ async def test_the_same_key_of_two_subscriptions_is_two_orders(
     await recorded(rig, 4)
 
 
-async def test_a_retry_blocks_its_key_and_no_other(rig: Rig, receiver: Receiver) -> None:
+async def test_a_retry_blocks_only_its_own_key(rig: Rig, receiver: Receiver) -> None:
     await ordered(rig, receiver)
     await rig.matcher.index("acme")
     receiver.answers = 500
@@ -116,7 +116,7 @@ async def test_a_retry_blocks_its_key_and_no_other(rig: Rig, receiver: Receiver)
     assert arrivals(receiver) == [("a", 0), ("b", 0), ("a", 0), ("a", 1)]
 
 
-async def test_a_retry_is_sent_when_it_is_due_and_not_when_the_sweep_comes(
+async def test_a_retry_is_sent_when_due_without_a_sweep(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await ordered(rig, receiver, schedule_s=[0.0] + [0.05] * 5)
@@ -142,7 +142,7 @@ async def test_a_retry_is_sent_when_it_is_due_and_not_when_the_sweep_comes(
     assert arrivals(receiver)[1:] == [("a", 0)] * 4 + [("a", 1)]
 
 
-async def test_what_is_given_up_for_good_lets_its_key_go_on(rig: Rig, receiver: Receiver) -> None:
+async def test_an_exhausted_delivery_unblocks_its_key(rig: Rig, receiver: Receiver) -> None:
     await ordered(rig, receiver, schedule_s=[0.0])
     await rig.matcher.index("acme")
     receiver.answers = lambda _: 500 if len(receiver.ids) == 1 else 200
@@ -154,7 +154,7 @@ async def test_what_is_given_up_for_good_lets_its_key_go_on(rig: Rig, receiver: 
     assert [row["state"] for row in await rig.finished()] == ["EXHAUSTED", "SUCCEEDED"]
 
 
-async def test_a_cancel_lets_its_key_go_on(rig: Rig, receiver: Receiver) -> None:
+async def test_a_cancelled_delivery_unblocks_its_key(rig: Rig, receiver: Receiver) -> None:
     await ordered(rig, receiver)
     receiver.answers = lambda _: 500 if len(receiver.ids) == 1 else 200
     events = await publish(rig, keyed("a", 0), keyed("a", 1), keyed("a", 2))
@@ -168,7 +168,7 @@ async def test_a_cancel_lets_its_key_go_on(rig: Rig, receiver: Receiver) -> None
     assert arrivals(receiver) == [("a", 0), ("a", 2)]
 
 
-async def test_a_cancel_of_what_is_on_the_wire_lets_nothing_overtake_it(
+async def test_a_cancelled_delivery_on_the_wire_is_not_overtaken(
     rig: Rig, receiver: Receiver
 ) -> None:
     await ordered(rig, receiver)
@@ -187,7 +187,9 @@ async def test_a_cancel_of_what_is_on_the_wire_lets_nothing_overtake_it(
     await until(lambda: rig.recorder.recorded == 1, "the second is recorded")
 
 
-async def test_a_retry_of_what_waits_behind_another_waits_on(rig: Rig, receiver: Receiver) -> None:
+async def test_a_retried_delivery_still_waits_for_earlier_ones(
+    rig: Rig, receiver: Receiver
+) -> None:
     uid = await ordered(rig, receiver)
     receiver.answers = 500
     events = await publish(rig, keyed("a", 0), keyed("a", 1))
@@ -205,9 +207,7 @@ async def test_a_retry_of_what_waits_behind_another_waits_on(rig: Rig, receiver:
     assert arrivals(receiver) == [("a", 0), ("a", 0), ("a", 1)]
 
 
-async def test_what_is_brought_back_stands_where_it_was_published(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_a_retried_delivery_keeps_its_publish_order(rig: Rig, receiver: Receiver) -> None:
     await ordered(rig, receiver, schedule_s=[0.0, 40.0])
     events = []
     receiver.answers = 500
@@ -227,7 +227,9 @@ async def test_what_is_brought_back_stands_where_it_was_published(
     assert arrivals(receiver) == [("a", 0), ("a", 1), ("a", 0), ("a", 1), ("a", 2)]
 
 
-async def test_410_holds_the_key_and_a_resume_begins_with_it(rig: Rig, receiver: Receiver) -> None:
+async def test_a_resume_after_410_starts_with_the_held_delivery(
+    rig: Rig, receiver: Receiver
+) -> None:
     uid = await ordered(rig, receiver)
     receiver.answers = lambda _: 410 if len(receiver.ids) == 1 else 200
     await publish(rig, keyed("a", 0), keyed("a", 1))
@@ -257,7 +259,7 @@ async def test_a_pause_and_a_resume_keep_the_order(rig: Rig, receiver: Receiver)
     assert first_arrivals(receiver) == {"a": list(range(6))}
 
 
-async def test_a_key_that_expires_goes_on(rig: Rig, receiver: Receiver) -> None:
+async def test_an_expired_delivery_unblocks_its_key(rig: Rig, receiver: Receiver) -> None:
     await ordered(rig, receiver)
     receiver.answers = lambda _: 500 if len(receiver.ids) == 1 else 200
     events = await publish(rig, keyed("a", 0), keyed("a", 1))
@@ -274,9 +276,7 @@ async def test_a_key_that_expires_goes_on(rig: Rig, receiver: Receiver) -> None:
     assert arrivals(receiver) == [("a", 0), ("a", 1)]
 
 
-async def test_what_no_word_told_of_is_found_though_another_key_is_always_busy(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_a_sweep_finds_due_keys_behind_a_busy_key(rig: Rig, receiver: Receiver) -> None:
     """The earliest due row is the busy key's all the time: it says nothing of the others."""
     uid = await ordered(rig, receiver, schedule_s=[0.0, 600.0])
     receiver.answers = lambda _: 500 if len(receiver.ids) == 1 else 200
@@ -296,7 +296,7 @@ async def test_what_no_word_told_of_is_found_though_another_key_is_always_busy(
     await recorded(rig, 4)
 
 
-async def test_what_is_brought_back_goes_before_what_waits_in_memory(
+async def test_a_retried_delivery_is_sent_before_later_ones_in_memory(
     rig: Rig, receiver: Receiver
 ) -> None:
     await ordered(rig, receiver, schedule_s=[0.0], max_in_flight=1)
@@ -323,7 +323,7 @@ async def test_what_is_brought_back_goes_before_what_waits_in_memory(
     assert arrivals(receiver)[1:] == [("busy", 0), ("a", 0), ("a", 1)]
 
 
-async def test_another_nodes_events_are_sent_at_its_word(
+async def test_a_notification_sends_events_published_on_another_node(
     database_url: str, receiver: Receiver
 ) -> None:
     async with pair(database_url) as (owner, other):
@@ -339,7 +339,7 @@ async def test_another_nodes_events_are_sent_at_its_word(
         await until(lambda: owner.recorder.recorded == 10, "all are recorded")
 
 
-async def test_a_fault_of_our_own_blocks_the_key_for_its_moment(
+async def test_an_internal_error_blocks_its_key_until_the_next_attempt(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uid = await ordered(rig, receiver)
@@ -358,7 +358,7 @@ async def test_a_fault_of_our_own_blocks_the_key_for_its_moment(
     assert arrivals(receiver) == [("a", 0), ("a", 1)]
 
 
-async def test_a_share_that_is_full_leaves_nothing_behind(
+async def test_a_full_budget_strands_no_ordered_delivery(
     database_url: str, receiver: Receiver
 ) -> None:
     async with running(database_url, max_queued_jobs=20) as rig:

@@ -16,11 +16,11 @@ def filled(harness: LaneHarness, data: bytes = b"{}", max_per_second: float | No
 
 
 @pytest.mark.parametrize("places,most", [(50_000, LANE_QUEUE_MAX), (1_000, 200)])
-async def test_a_lane_takes_a_quarter_of_the_places_that_are_left(places: int, most: int) -> None:
+async def test_a_lane_may_queue_a_quarter_of_the_free_jobs(places: int, most: int) -> None:
     assert filled(LaneHarness(max_queued_jobs=places)) == most
 
 
-async def test_the_more_lanes_there_are_the_smaller_is_the_part_of_each() -> None:
+async def test_more_lanes_get_smaller_shares() -> None:
     harness = LaneHarness(max_queued_jobs=1_000)
 
     parts = [filled(harness) for _ in range(40)]
@@ -30,7 +30,7 @@ async def test_the_more_lanes_there_are_the_smaller_is_the_part_of_each() -> Non
     assert harness.lanes.budget.jobs <= 1_000 + 40 * LANE_QUEUE_MIN
 
 
-async def test_large_events_of_one_lane_leave_bytes_for_the_others() -> None:
+async def test_large_events_of_one_lane_leave_bytes_for_others() -> None:
     harness = LaneHarness(max_queued_bytes=1_024 * KIB)
 
     greedy = filled(harness, b"x" * 64 * KIB)
@@ -41,13 +41,13 @@ async def test_large_events_of_one_lane_leave_bytes_for_the_others() -> None:
     assert harness.lanes.budget.bytes < 1_024 * KIB
 
 
-async def test_a_lane_that_holds_nothing_may_have_one_event_of_any_size() -> None:
+async def test_an_empty_lane_may_hold_one_event_of_any_size() -> None:
     harness = LaneHarness(max_queued_bytes=100 * KIB)
 
     assert [filled(harness, b"x" * 90 * KIB) for _ in range(2)] == [1, 1]
 
 
-async def test_twice_the_bytes_that_may_be_held_are_never_exceeded_by_more_than_one_event() -> None:
+async def test_held_bytes_exceed_twice_the_limit_by_one_event_at_most() -> None:
     harness = LaneHarness(max_queued_bytes=100 * KIB)
 
     parts = [filled(harness, b"x" * 50 * KIB) for _ in range(10)]
@@ -55,14 +55,14 @@ async def test_twice_the_bytes_that_may_be_held_are_never_exceeded_by_more_than_
     assert parts == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
 
 
-async def test_a_slow_lane_holds_no_more_than_it_can_send_in_a_minute() -> None:
+async def test_a_rate_limited_lane_queues_one_minute_at_most() -> None:
     harness = LaneHarness()
 
     assert filled(harness, max_per_second=2.0) == 120
     assert filled(harness, max_per_second=0.01) == LANE_QUEUE_MIN
 
 
-async def test_what_leaves_a_lane_is_given_back() -> None:
+async def test_taken_jobs_leave_the_budget() -> None:
     harness = LaneHarness()
     lane = harness.lane()
     harness.publish(lane, 10, b"x" * 100)
@@ -77,7 +77,7 @@ async def test_what_leaves_a_lane_is_given_back() -> None:
     assert (harness.lanes.budget.jobs, harness.lanes.budget.bytes, lane.bytes_held) == (0, 0, 0)
 
 
-async def test_a_lane_is_read_again_once_it_holds_half_of_what_it_may() -> None:
+async def test_a_lane_is_read_again_when_its_queue_is_half_empty() -> None:
     harness = LaneHarness(max_queued_jobs=400)
     lane = harness.lane(max_in_flight=100)
     harness.publish(lane, 100)

@@ -77,7 +77,7 @@ async def delivery_of(rig: Rig, subscription_uid: UUID) -> UUID:
     return found
 
 
-async def test_what_no_hand_off_told_of_is_found_by_the_sweep(rig: Rig, receiver: Receiver) -> None:
+async def test_the_sweep_finds_deliveries_without_a_hand_off(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
 
@@ -88,7 +88,7 @@ async def test_what_no_hand_off_told_of_is_found_by_the_sweep(rig: Rig, receiver
     assert await rig.pending() == []
 
 
-async def test_a_hand_off_that_was_dropped_is_found(database_url: str, receiver: Receiver) -> None:
+async def test_dropped_hand_offs_are_found(database_url: str, receiver: Receiver) -> None:
     async with running(database_url, max_queued_jobs=20) as rig:
         tenant_uid = await rig.tenant()
         await rig.subscription(tenant_uid, receiver.url, max_in_flight=1)
@@ -99,7 +99,7 @@ async def test_a_hand_off_that_was_dropped_is_found(database_url: str, receiver:
         assert set(receiver.counts.values()) == {1}
 
 
-async def test_the_sweep_marks_only_lanes_whose_head_is_not_in_memory(
+async def test_the_sweep_marks_only_lanes_that_lack_their_earliest_row(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -122,7 +122,7 @@ async def test_the_sweep_marks_only_lanes_whose_head_is_not_in_memory(
     assert held != missing
 
 
-async def test_nothing_is_read_for_a_paused_subscription(
+async def test_a_paused_subscription_is_not_read(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -145,7 +145,7 @@ async def test_nothing_is_read_for_a_paused_subscription(
     assert set(receiver.counts.values()) == {1}
 
 
-async def test_twenty_thousand_pending_for_a_dead_target_cost_nothing(
+async def test_pending_deliveries_of_a_dead_target_are_not_read(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -201,7 +201,7 @@ async def test_a_later_commit_with_a_smaller_id_is_found(rig: Rig, receiver: Rec
     assert receiver.ids[-1] == format_type_id("evt", early)
 
 
-async def test_a_commit_between_a_reads_statement_and_its_answer_is_sent_once(
+async def test_a_commit_during_a_read_is_sent_once(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The read began before the announcement, and sees the row; the hand-off comes after it."""
@@ -233,7 +233,7 @@ async def test_a_commit_between_a_reads_statement_and_its_answer_is_sent_once(
     assert not lane.announced
 
 
-async def test_a_cancel_between_a_reads_statement_and_its_answer_holds(
+async def test_a_cancel_during_a_read_takes_effect(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -274,7 +274,7 @@ async def test_small_events_are_read_with_their_rows(
     assert set(receiver.counts.values()) == {1}
 
 
-async def test_a_retry_within_the_minute_is_not_read_and_a_later_one_only_from_postgres(
+async def test_retries_within_a_minute_wait_in_memory_and_later_ones_in_postgres(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -292,7 +292,7 @@ async def test_a_retry_within_the_minute_is_not_read_and_a_later_one_only_from_p
     assert await rig.pending() == []
 
 
-async def test_large_events_of_a_slow_lane_leave_memory_for_others(
+async def test_large_events_of_a_slow_lane_leave_memory_for_other_lanes(
     database_url: str, receiver: Receiver
 ) -> None:
     async with running(database_url, max_queued_bytes=64 * 1024) as rig, Receiver() as slow:
@@ -314,9 +314,7 @@ async def test_large_events_of_a_slow_lane_leave_memory_for_others(
         assert set(slow.counts.values()) == {1}
 
 
-async def test_lanes_take_turns_however_long_the_backlog_of_one(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_lanes_take_turns_in_spite_of_a_long_backlog(rig: Rig, receiver: Receiver) -> None:
     tenant_uid, other_uid = await rig.tenant(), await rig.tenant("globex")
     async with Receiver() as flooded:
         await rig.subscription(tenant_uid, flooded.url, max_in_flight=4)
@@ -331,7 +329,7 @@ async def test_lanes_take_turns_however_long_the_backlog_of_one(
         await until(lambda: rig.recorder.recorded == 2_001, "the flood passes")
 
 
-async def test_a_retry_that_is_due_later_is_no_head(rig: Rig, receiver: Receiver) -> None:
+async def test_the_sweep_ignores_rows_that_are_due_later(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     await insert_pending(rig, tenant_uid, uid, 1, due_s=3_600)

@@ -24,7 +24,7 @@ def lanes_of(tenant_uid: UUID, count: int) -> list[Lane]:
     return [Lane(new_uid(), 0, tenant_uid) for _ in range(count)]
 
 
-def test_a_tenant_with_many_lanes_has_one_turn_as_one_with_one() -> None:
+def test_a_tenant_gets_one_turn_however_many_lanes_it_has() -> None:
     queue = queue_of(10_000)
     many, one = lanes_of(new_uid(), 1_000), lanes_of(new_uid(), 1)
     for lane in [*many, *one]:
@@ -34,7 +34,7 @@ def test_a_tenant_with_many_lanes_has_one_turn_as_one_with_one() -> None:
     assert len(queue) == 998
 
 
-def test_a_lane_waits_once() -> None:
+def test_a_lane_is_queued_once() -> None:
     queue = queue_of(10_000)
     (lane,) = lanes_of(new_uid(), 1)
     queue.join(lane)
@@ -45,7 +45,7 @@ def test_a_lane_waits_once() -> None:
     assert queue.take(5) == [lane]
 
 
-def test_a_tenant_leaves_room_for_others() -> None:
+def test_a_tenant_leaves_places_for_other_tenants() -> None:
     queue = queue_of(100)
     large, small = new_uid(), new_uid()
     created = 0
@@ -61,7 +61,7 @@ def test_a_tenant_leaves_room_for_others() -> None:
     assert queue.is_low
 
 
-def test_lanes_of_unknown_tenants_are_taken_apart() -> None:
+def test_lanes_of_unknown_tenants_are_taken_separately() -> None:
     queue = queue_of(100)
     known, unknown = lanes_of(new_uid(), 2), [Lane(new_uid(), 0) for _ in range(3)]
     for lane in [*unknown, *known]:

@@ -52,7 +52,7 @@ def touched(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[UUID]:
     return found
 
 
-async def test_what_comes_in_behind_many_waiting_lanes_is_found_in_a_turn(
+async def test_arrivals_behind_many_waiting_lanes_are_found_in_one_turn(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -67,7 +67,7 @@ async def test_what_comes_in_behind_many_waiting_lanes_is_found_in_a_turn(
 
 
 @pytest.mark.parametrize("what", ["retry", "first attempt"])
-async def test_what_comes_due_behind_many_waiting_lanes_is_found_in_a_turn(
+async def test_rows_coming_due_behind_many_waiting_lanes_are_found_in_one_turn(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -91,7 +91,7 @@ async def test_what_comes_due_behind_many_waiting_lanes_is_found_in_a_turn(
     assert found == [uid]
 
 
-async def test_the_round_finds_what_no_look_sees(
+async def test_the_round_finds_rows_that_no_look_returns(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row that became visible long after its id was made, such as by a slow commit."""
@@ -111,7 +111,7 @@ async def test_the_round_finds_what_no_look_sees(
     assert len(found) <= 2, "once a round"
 
 
-async def test_a_turn_that_visits_all_lanes_looks_at_nothing_else(
+async def test_a_turn_that_visits_all_lanes_does_not_look_at_arrivals(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -125,7 +125,7 @@ async def test_a_turn_that_visits_all_lanes_looks_at_nothing_else(
     await rig.sweeper.sweep()
 
 
-async def test_what_is_held_is_not_returned_and_what_is_deleted_is(
+async def test_heads_leave_out_held_subscriptions_and_return_deleted_ones(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -150,7 +150,7 @@ async def test_what_is_held_is_not_returned_and_what_is_deleted_is(
         assert not any(head.is_last for head in found)
 
 
-async def test_more_than_a_look_returns_is_visited_at_once(
+async def test_buckets_with_more_arrivals_than_a_look_returns_are_visited_at_once(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hookline_service.pipeline.dispatch.sweep.ARRIVALS_PER_BUCKET", 2)
@@ -167,7 +167,7 @@ async def test_more_than_a_look_returns_is_visited_at_once(
     await until(lambda: set(found) == set(uids), "all of them are found in turns without a rest")
 
 
-async def test_a_lane_that_found_no_room_is_created_once_there_is_some(
+async def test_a_lane_without_space_is_created_when_there_is_space(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An event for more subscriptions than memory takes reaches all of them all the same."""
@@ -183,7 +183,7 @@ async def test_a_lane_that_found_no_room_is_created_once_there_is_some(
         assert len(list(rig.lanes.all())) <= 6
 
 
-async def test_a_bucket_of_which_a_lane_found_no_room_is_visited_before_all_others(
+async def test_the_bucket_of_a_lane_without_space_is_visited_first(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visited: list[list[int]] = []
@@ -203,7 +203,7 @@ async def test_a_bucket_of_which_a_lane_found_no_room_is_visited_before_all_othe
     assert visited == [[BUCKET], list(rig.ownership.buckets)]
 
 
-async def test_a_sweep_that_fails_stops_no_read_and_its_walk_no_look(
+async def test_a_failed_walk_stops_neither_refills_nor_looks(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A walk that timed out once kept the node from reading anything."""
@@ -221,9 +221,7 @@ async def test_a_sweep_that_fails_stops_no_read_and_its_walk_no_look(
     await receiver.wait_for(1)
 
 
-async def test_the_tenant_of_a_lane_that_was_named_by_a_notification_is_looked_up(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_the_tenant_of_a_notified_lane_is_looked_up(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     await insert_pending(rig, tenant_uid, uid, 1)
@@ -238,7 +236,7 @@ async def test_the_tenant_of_a_lane_that_was_named_by_a_notification_is_looked_u
     await receiver.wait_for(1)
 
 
-async def test_a_lane_whose_read_failed_is_read_again(
+async def test_a_lane_whose_refill_failed_is_read_again(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -261,7 +259,7 @@ async def test_a_lane_whose_read_failed_is_read_again(
     assert not failures
 
 
-async def test_a_resume_is_heard_of_though_there_is_no_lane(rig: Rig, receiver: Receiver) -> None:
+async def test_a_resume_takes_effect_without_a_lane(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     await rig.set_state(uid, "PAUSED")

@@ -170,7 +170,7 @@ def fill(queue: PublishQueue, tenant_id: str) -> tuple[int, ResourceExhaustedErr
         count += 1
 
 
-def test_a_tenant_leaves_room_for_others() -> None:
+def test_a_tenant_leaves_places_for_other_tenants() -> None:
     queue = queue_of(max_queued_publish_events=100)
     count, refusal = fill(queue, "flood")
 

@@ -39,7 +39,7 @@ async def replaced_target(rig: Rig, uid: UUID) -> AsyncIterator[Receiver]:
         yield replacement
 
 
-async def test_after_its_last_attempt_a_delivery_is_exhausted(rig: Rig, receiver: Receiver) -> None:
+async def test_a_delivery_is_exhausted_after_its_last_attempt(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url, schedule_s=[0.0, 10.0, 10.0])
     receiver.answers, receiver.body = 500, b"sorry"
@@ -77,7 +77,9 @@ async def test_retry_after_is_a_floor(rig: Rig, receiver: Receiver) -> None:
     assert 395 < later_s <= 500
 
 
-async def test_410_disables_holds_and_a_resume_sends(rig: Rig, receiver: Receiver) -> None:
+async def test_410_disables_the_subscription_and_a_resume_sends_again(
+    rig: Rig, receiver: Receiver
+) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     receiver.answers = 410
@@ -100,9 +102,7 @@ async def test_410_disables_holds_and_a_resume_sends(rig: Rig, receiver: Receive
     assert [r["attempt_count"] for r in await rig.finished()] == [2, 1, 1, 1]
 
 
-async def test_a_410_of_a_target_that_was_replaced_meanwhile_disables_nothing(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_a_410_of_a_replaced_target_does_not_disable(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     receiver.gate, receiver.answers = asyncio.Event(), 410
@@ -119,7 +119,7 @@ async def test_a_410_of_a_target_that_was_replaced_meanwhile_disables_nothing(
 
 
 @pytest.mark.parametrize("is_ordered", [False, True])
-async def test_a_410_that_disables_nothing_is_not_asked_for_again(
+async def test_a_replaced_target_is_not_called_again_after_its_410(
     rig: Rig, receiver: Receiver, *, is_ordered: bool
 ) -> None:
     """Nobody told of the new target yet: to ask the old one would spend an attempt each time."""

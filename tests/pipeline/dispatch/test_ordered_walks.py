@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.pipeline.dispatch.ordering import arrivals, keyed
 from tests.pipeline.dispatch.test_ordered import ordered, publish, recorded
-from tests.pipeline.ordering import arrivals, keyed
 from tests.pipeline.rig import Receiver, Rig
 from tests.waiting import until
 
@@ -16,7 +16,7 @@ def pages_of(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hookline_service.store.lanes.KEYS_PER_PAGE_MIN", keys)
 
 
-async def test_a_lane_of_more_keys_than_a_page_is_walked_through_page_by_page(
+async def test_a_lane_with_more_keys_than_a_page_is_walked_by_pages(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All its keys wait for a retry, and what another node wrote is somewhere among them."""
@@ -42,7 +42,7 @@ async def test_a_lane_of_more_keys_than_a_page_is_walked_through_page_by_page(
     assert sorted(arrivals(receiver)[24:]) == [(f"new{n}", 0) for n in range(10)]
 
 
-async def test_a_walk_goes_on_by_itself_where_whole_pages_wait(
+async def test_a_walk_continues_without_a_sweep_past_pages_of_waiting_keys(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sweep is enough, however many pages of keys there are that all wait for a retry."""

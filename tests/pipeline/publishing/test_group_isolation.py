@@ -32,7 +32,7 @@ Outcomes = list[list[Published] | BaseException]
     ],
     ids=["nul", "nul in json", "surrogate in json", "surrogate and key", "surrogate", "an object"],
 )
-async def test_poisonous_data_is_refused_alone(
+async def test_invalid_data_is_refused_without_affecting_its_group(
     rig: Rig, receiver: Receiver, poison: NewEvent
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -50,7 +50,7 @@ async def test_poisonous_data_is_refused_alone(
     await receiver.wait_for(1 + 8)
 
 
-async def test_a_constraint_refuses_one_call_alone(rig: Rig) -> None:
+async def test_a_violated_constraint_refuses_one_call_of_a_group(rig: Rig) -> None:
     await rig.tenant()
     await rig.database.fetch("ALTER TABLE events ADD CHECK (subject <> 'poison')")
 
@@ -65,7 +65,7 @@ async def test_a_constraint_refuses_one_call_alone(rig: Rig) -> None:
     assert (await _outcome(rig, order_created(2)))[0].deduplicated is False
 
 
-async def test_poison_with_keys_leaves_no_key_behind(rig: Rig) -> None:
+async def test_a_refused_call_leaves_no_idempotency_key(rig: Rig) -> None:
     await rig.tenant()
     await rig.database.fetch("ALTER TABLE events ADD CHECK (subject <> 'poison')")
 
@@ -82,7 +82,7 @@ async def test_poison_with_keys_leaves_no_key_behind(rig: Rig) -> None:
     assert not corrected.deduplicated
 
 
-async def test_a_server_without_room_is_unavailable(rig: Rig) -> None:
+async def test_a_full_disk_is_reported_as_unavailable(rig: Rig) -> None:
     """Not the caller's fault and passing: it may repeat, for nothing was stored."""
     await rig.tenant()
     await rig.database.fetch(
@@ -98,7 +98,7 @@ async def test_a_server_without_room_is_unavailable(rig: Rig) -> None:
     await _outcome(rig, order_created())
 
 
-async def test_a_lost_deadlock_is_run_again(rig: Rig) -> None:
+async def test_a_deadlock_victim_is_run_again(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
     await _outcome(rig, order_created(0))
 

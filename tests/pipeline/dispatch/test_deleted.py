@@ -8,9 +8,9 @@ from uuid import UUID
 import pytest
 
 from hookline_service.store.tenants import Tenants
+from tests.pipeline.dispatch.ordering import keyed
 from tests.pipeline.dispatch.test_refill import insert_pending
 from tests.pipeline.lane_harness import LaneHarness
-from tests.pipeline.ordering import keyed
 from tests.pipeline.rig import Receiver, Rig
 from tests.waiting import until
 
@@ -32,7 +32,7 @@ async def delete(rig: Rig, uid: UUID) -> None:
     rig.changes.poke()
 
 
-async def test_an_ordered_backlog_goes_whole_and_its_tenant_after_it(
+async def test_an_ordered_backlog_is_cancelled_and_its_tenant_can_be_deleted(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys on the wire, waiting for a retry, waiting behind others: none is left, none blocked."""
@@ -67,7 +67,7 @@ async def test_an_ordered_backlog_goes_whole_and_its_tenant_after_it(
     await Tenants(rig.database).delete("acme")
 
 
-async def test_a_tombstone_is_not_read_for_the_keys_that_it_was_told_of(
+async def test_the_keys_of_a_tombstone_are_not_read(
     harness: LaneHarness,
 ) -> None:
     lane = harness.lane(is_ordered=True)
@@ -80,7 +80,7 @@ async def test_a_tombstone_is_not_read_for_the_keys_that_it_was_told_of(
     assert not lane.needs_reading()
 
 
-async def test_other_lanes_have_their_turn_between_its_batches(
+async def test_other_lanes_take_turns_between_cancelled_batches(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hookline_service.pipeline.dispatch.refill.CANCEL_BATCH", BATCH)

@@ -19,7 +19,7 @@ async def harness() -> LaneHarness:
     return LaneHarness()
 
 
-async def test_a_lost_bucket_is_forgotten_whole(harness: LaneHarness) -> None:
+async def test_a_lost_bucket_is_dropped_from_memory(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 3)
     job = harness.dispatcher.take(2_000)
@@ -35,7 +35,7 @@ async def test_a_lost_bucket_is_forgotten_whole(harness: LaneHarness) -> None:
     assert harness.lanes.take_wanted() == []
 
 
-async def test_a_lane_that_was_lost_disturbs_not_the_one_in_its_place(harness: LaneHarness) -> None:
+async def test_a_lost_lane_does_not_affect_its_successor(harness: LaneHarness) -> None:
     """Its late records want no read, and a read of its own brings nothing into the new lane."""
     old = harness.lane()
     (delivery_id,) = harness.publish(old)
@@ -59,7 +59,7 @@ async def test_a_lane_that_was_lost_disturbs_not_the_one_in_its_place(harness: L
     assert new.state is LaneState.COMPLETE
 
 
-async def test_buckets_of_others_make_no_lanes(harness: LaneHarness) -> None:
+async def test_no_lane_is_created_for_a_bucket_of_another_node(harness: LaneHarness) -> None:
     harness.owned.clear()
     uid = harness.new_id()
 
@@ -68,7 +68,9 @@ async def test_buckets_of_others_make_no_lanes(harness: LaneHarness) -> None:
     assert harness.lanes.get(uid) is None
 
 
-async def test_a_bucket_is_quiet_once_all_that_was_sent_is_recorded(harness: LaneHarness) -> None:
+async def test_a_bucket_is_quiet_when_all_sent_deliveries_are_recorded(
+    harness: LaneHarness,
+) -> None:
     lane = harness.lane()
     harness.publish(lane, 2)
     job = harness.dispatcher.take(2_000)
@@ -82,7 +84,7 @@ async def test_a_bucket_is_quiet_once_all_that_was_sent_is_recorded(harness: Lan
     assert harness.lanes.quiet_buckets([lane.bucket]) == {lane.bucket}
 
 
-async def test_a_forgotten_retry_hides_nothing_that_is_on_the_wire(harness: LaneHarness) -> None:
+async def test_a_forgotten_retry_does_not_make_a_bucket_quiet(harness: LaneHarness) -> None:
     lane = harness.lane()
     first, _ = harness.publish(lane, 2)
     job = harness.dispatcher.take(2_000)
@@ -95,7 +97,7 @@ async def test_a_forgotten_retry_hides_nothing_that_is_on_the_wire(harness: Lane
     assert harness.lanes.quiet_buckets([lane.bucket]) == set()
 
 
-async def test_a_bucket_that_is_no_surplus_any_more_sends_again(harness: LaneHarness) -> None:
+async def test_a_bucket_that_is_no_longer_surplus_sends_again(harness: LaneHarness) -> None:
     lane = harness.lane()
     harness.publish(lane, 2)
     busy = harness.dispatcher.take(2_000)
@@ -108,7 +110,7 @@ async def test_a_bucket_that_is_no_surplus_any_more_sends_again(harness: LaneHar
     assert len(harness.take_all()) == 1
 
 
-async def test_lanes_are_evicted_but_those_with_something_to_send_or_a_rate(
+async def test_only_idle_lanes_are_evicted(
     harness: LaneHarness,
 ) -> None:
     idle, waiting, paused, deleted, paced, queued, sent = (
@@ -133,7 +135,7 @@ async def test_lanes_are_evicted_but_those_with_something_to_send_or_a_rate(
     assert harness.lanes.budget.bytes == 2, "only what is queued"
 
 
-async def test_of_an_open_circuit_its_rest_is_kept_when_its_lane_is_evicted(
+async def test_the_circuit_of_an_evicted_lane_is_kept(
     harness: LaneHarness,
 ) -> None:
     """Else a dead target were asked again as often as its lane is found anew."""
@@ -158,7 +160,7 @@ async def test_of_an_open_circuit_its_rest_is_kept_when_its_lane_is_evicted(
     assert again.circuit_backoff_s == 2 * CIRCUIT_BACKOFF_S, "and its backoff goes on"
 
 
-async def test_a_lane_that_was_evicted_with_its_failures_begins_with_one_probe(
+async def test_a_lane_of_a_failing_subscription_begins_with_one_probe(
     harness: LaneHarness,
 ) -> None:
     lane = harness.dirty_lane()
@@ -173,7 +175,7 @@ async def test_a_lane_that_was_evicted_with_its_failures_begins_with_one_probe(
     assert not lane.is_circuit_open
 
 
-async def test_what_rests_is_woken_by_a_change_and_forgotten_with_its_bucket(
+async def test_kept_health_ends_with_a_change_or_the_loss_of_its_bucket(
     harness: LaneHarness,
 ) -> None:
     lanes = [harness.lane(max_in_flight=CIRCUIT_FAILURES) for _ in range(2)]
@@ -195,7 +197,7 @@ async def test_what_rests_is_woken_by_a_change_and_forgotten_with_its_bucket(
     assert harness.notified == []
 
 
-async def test_memory_for_lanes_has_a_bound_in_bytes_and_what_is_left_out_is_found_again() -> None:
+async def test_memory_for_lanes_is_bounded_and_buckets_of_missing_lanes_are_swept() -> None:
     harness = LaneHarness(max_lane_bytes=4 * LANE_BYTES)
     idle = [harness.lane() for _ in range(4)]
     large = {f"x-{n}": "v" * 1_000 for n in range(5)}
@@ -217,7 +219,7 @@ async def test_memory_for_lanes_has_a_bound_in_bytes_and_what_is_left_out_is_fou
     assert not any(lane.is_gone for lane in busy)
 
 
-async def test_operators_see_how_the_lanes_stand(harness: LaneHarness) -> None:
+async def test_counts_and_top_show_the_condition_of_lanes(harness: LaneHarness) -> None:
     ready, limited, held = (
         harness.lane(name="a"),
         harness.lane(name="b", max_in_flight=1),

@@ -13,8 +13,8 @@ from random import Random
 
 import pytest
 
+from tests.pipeline.dispatch.ordering import arrivals, first_arrivals, keyed
 from tests.pipeline.frozen import freeze, run_out
-from tests.pipeline.ordering import arrivals, first_arrivals, keyed
 from tests.pipeline.pair import shared, uid_of
 from tests.pipeline.rig import Receiver, Rig, running
 from tests.waiting import until
@@ -45,7 +45,7 @@ async def publish_all(nodes: Callable[[], Sequence[Rig]], seed: int, keys: Seque
 
 @pytest.mark.parametrize("ends", ["killed", "stopped"])
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_each_key_arrives_in_publish_order_whatever_happens(
+async def test_each_key_arrives_in_publish_order_through_failures_and_takeover(
     database_url: str, ends: str, seed: int
 ) -> None:
     async with AsyncExitStack() as stack:

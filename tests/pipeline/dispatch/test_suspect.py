@@ -91,7 +91,7 @@ class World:
                 self.most_doubtful = max(self.most_doubtful, doubtful)
 
 
-async def test_targets_that_hang_hurt_nobody_and_recover_together(harness: LaneHarness) -> None:
+async def test_hanging_targets_delay_no_other_and_recover_together(harness: LaneHarness) -> None:
     """Twice as many as there are slots, each its tenant's only one. Time is the harness's."""
     world = World(harness)
     healthy = harness.lane()
@@ -124,7 +124,7 @@ def take_all(harness: LaneHarness, free: int) -> list[Job]:
     return taken
 
 
-async def test_lanes_that_have_not_been_answered_have_half_of_the_slots(
+async def test_suspect_lanes_use_half_of_the_slots(
     harness: LaneHarness,
 ) -> None:
     for _ in range(50):
@@ -138,7 +138,7 @@ async def test_lanes_that_have_not_been_answered_have_half_of_the_slots(
     assert [job.lane for job in take_all(harness, 50)] == [trusted] * 30
 
 
-async def test_who_stood_aside_comes_back_whenever_one_is_recorded(harness: LaneHarness) -> None:
+async def test_a_record_resumes_a_lane_that_was_held_back(harness: LaneHarness) -> None:
     lanes = [harness.new_lane() for _ in range(30)]
     for lane in lanes:
         harness.publish(lane)
@@ -153,7 +153,7 @@ async def test_who_stood_aside_comes_back_whenever_one_is_recorded(harness: Lane
     assert not harness.dispatcher.has_ready()
 
 
-async def test_an_answer_makes_a_lane_trusted_with_all_it_has_sent(harness: LaneHarness) -> None:
+async def test_a_success_makes_a_lane_trusted_with_its_jobs_in_flight(harness: LaneHarness) -> None:
     lane = harness.new_lane()
     harness.publish(lane, 40)
     first, *_ = take_all(harness, 20)
@@ -162,7 +162,7 @@ async def test_an_answer_makes_a_lane_trusted_with_all_it_has_sent(harness: Lane
     assert len(take_all(harness, 11)) == 7, "16 of 20: its tenant's share is all that bounds it"
 
 
-async def test_who_is_answered_while_it_stands_aside_waits_for_none_of_the_others(
+async def test_a_lane_answered_while_held_back_is_scheduled_at_once(
     harness: LaneHarness,
 ) -> None:
     lane, *others = [harness.new_lane() for _ in range(50)]
@@ -176,7 +176,7 @@ async def test_who_is_answered_while_it_stands_aside_waits_for_none_of_the_other
     assert lane in [job.lane for job in take_all(harness, 11)[:3]]
 
 
-async def test_a_failure_and_a_long_silence_make_a_lane_doubtful(harness: LaneHarness) -> None:
+async def test_a_failure_or_a_long_silence_makes_a_lane_suspect(harness: LaneHarness) -> None:
     for makes_doubtful in ("failure", "silence"):
         lane = harness.lane()
         harness.publish(lane, 40)

@@ -39,7 +39,7 @@ async def publish_one(rig: Rig) -> None:
     await until(lambda: rig.recorder.recorded > count, "its outcome is recorded")
 
 
-async def test_the_first_failure_is_remembered_and_a_success_forgets_it(
+async def test_failing_since_is_the_first_failure_and_a_success_clears_it(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -59,7 +59,7 @@ async def test_the_first_failure_is_remembered_and_a_success_forgets_it(
     assert await failing_since(rig, uid) is None
 
 
-async def test_within_one_batch_the_order_of_outcomes_decides(
+async def test_failing_since_follows_the_order_of_outcomes_in_a_batch(
     rig: Rig, receiver: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Failing before; then a success and a failure in one record: it began to fail just now."""
@@ -92,9 +92,7 @@ async def test_within_one_batch_the_order_of_outcomes_decides(
     assert lane.failing_since_us is not None
 
 
-async def test_failing_for_five_days_without_a_success_disables(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_five_days_of_failures_disable_a_subscription(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url, schedule_s=RARELY)
     receiver.answers = 500
@@ -139,7 +137,7 @@ async def test_a_resumed_subscription_is_not_disabled_by_its_next_failure(
     assert await failing_since(rig, uid) is not None
 
 
-async def test_a_new_owner_counts_on_from_the_database(
+async def test_a_new_owner_reads_failing_since_from_the_database(
     rig: Rig, receiver: Receiver, database_url: str
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -166,7 +164,7 @@ async def test_a_new_owner_counts_on_from_the_database(
         assert lane.failing_since_us == int(since.timestamp() * 1_000_000)
 
 
-async def test_a_subscription_that_is_held_meanwhile_keeps_its_operators_reason(
+async def test_a_410_does_not_replace_the_reason_of_an_operators_pause(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -182,7 +180,9 @@ async def test_a_subscription_that_is_held_meanwhile_keeps_its_operators_reason(
     assert await state_of(rig, uid) == ("PAUSED", "OPERATOR")
 
 
-async def test_a_row_that_did_not_match_disables_nobody(rig: Rig, receiver: Receiver) -> None:
+async def test_a_410_whose_record_did_not_match_disables_no_subscription(
+    rig: Rig, receiver: Receiver
+) -> None:
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     receiver.gate, receiver.answers = asyncio.Event(), 410
