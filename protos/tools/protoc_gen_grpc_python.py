@@ -1,8 +1,7 @@
-"""The missing `protoc-gen-grpc_python`: grpcio-tools has that generator built in only.
+"""A `protoc-gen-grpc_python` plugin: grpcio-tools contains this generator only built in.
 
-Owns the translation of a plugin's request into a call of `grpc_tools.protoc`, and back. Knows
-nothing of buf or of this repository. Files without a service get no output: it would be an empty
-module.
+Translates a request of the plugin protocol into a call of `grpc_tools.protoc`, and its files into
+the response. Files without a service get no output, because it would be an empty module.
 """
 
 import sys
@@ -15,7 +14,7 @@ from grpc_tools import protoc
 
 
 def respond(request: CodeGeneratorRequest) -> CodeGeneratorResponse:
-    """Generate `_pb2_grpc.py` for those requested files that have services."""
+    """Generate `_pb2_grpc.py` for the requested files that have services."""
     response = CodeGeneratorResponse()
     response.supported_features = CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL
     wanted = set(request.file_to_generate)
@@ -26,7 +25,7 @@ def respond(request: CodeGeneratorRequest) -> CodeGeneratorResponse:
         descriptors.write_bytes(FileDescriptorSet(file=request.proto_file).SerializeToString())
         arguments = [f"--descriptor_set_in={descriptors}", f"--grpc_python_out={out}", *files]
         if files and protoc.main(["protoc", *arguments]):
-            response.error = "grpc_tools.protoc failed; its message stands above"
+            response.error = "grpc_tools.protoc failed; see its message above"
         for path in sorted(out.rglob("*.py")):
             name = path.relative_to(out).as_posix()
             response.file.add(name=name, content=path.read_text("utf-8"))

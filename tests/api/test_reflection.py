@@ -148,13 +148,11 @@ async def grpcurl_says(grpcurl: pathlib.Path, api: Api, *arguments: str) -> str:
     return said.decode()
 
 
-async def test_grpcurl_describes_the_contract_with_its_comments(
-    api: Api, grpcurl: pathlib.Path
-) -> None:
+async def test_grpcurl_describe_shows_the_comments(api: Api, grpcurl: pathlib.Path) -> None:
     listed = await grpcurl_says(grpcurl, api, "list")
     assert set(listed.split()) == EXPECTED_SERVICES
     described = await grpcurl_says(grpcurl, api, "describe", "hookline.v1.Event")
-    assert "// Something that happened." in described
+    assert "// An event: something that happened." in described
     assert "string idempotency_key" in described
     for name in sorted(EXPECTED_SERVICES):
         assert name.rpartition(".")[2] in await grpcurl_says(grpcurl, api, "describe", name)

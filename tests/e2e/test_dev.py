@@ -80,7 +80,7 @@ def test_the_lines_that_it_prints_work_as_they_stand(dev: Dev, grpcurl: pathlib.
         typed(command, grpcurl) for command in commands
     )
     assert "hookline.v1.EventService" in listed
-    assert "What a target wants" in described
+    assert "which events are delivered" in described
     assert "whsec_" in created
     assert "evt_" in published
     assert "dlv_" in deliveries

@@ -83,8 +83,8 @@ def test_list_shows_all_services(grpc: Grpcurl) -> None:
 @pytest.mark.parametrize(
     "symbol, comment",
     [
-        ("hookline.v1.EventService", "// Takes events in, durably, and finds them again."),
-        ("hookline.v1.Subscription", "// What a target wants (types, filter)"),
+        ("hookline.v1.EventService", "// Publishes and reads events."),
+        ("hookline.v1.Subscription", "// A subscription: which events are delivered"),
         ("hookline.v1.ErrorReason", "// Example:"),
         ("hookline.v1.PublishEventsRequest", "// Required. 1 to 1,000 events"),
     ],

@@ -1,6 +1,6 @@
-"""The contract keeps buf's rules, and what was released of it stays readable.
+"""The contract passes `buf lint`, and is compatible with the released contract.
 
-Each rule is also broken on a copy: a check that cannot fail proves nothing.
+Each rule is also broken in a copy, to prove that the check can fail.
 """
 
 import re
@@ -36,12 +36,12 @@ def change(path: Path, old: str, new: str) -> None:
     path.write_text(re.sub(old, new, text, count=1))
 
 
-def test_the_contract_keeps_the_rules() -> None:
+def test_contract_passes_buf_lint_and_format() -> None:
     assert buf(ROOT, "lint") == (0, "")
     assert buf(ROOT, "format", "--diff", "--exit-code") == (0, "")
 
 
-def test_no_rule_has_an_exception() -> None:
+def test_buf_configuration_has_no_exceptions() -> None:
     settings = (ROOT / "buf.yaml").read_text()
     assert re.findall(r"^  use:\n((?:    - .+\n)+)", settings, re.MULTILINE) == [
         "    - STANDARD\n    - COMMENTS\n",
@@ -52,16 +52,16 @@ def test_no_rule_has_an_exception() -> None:
     assert not any("buf:lint:ignore" in text for text in protos)
 
 
-def test_a_field_without_a_comment_is_refused(copy: Path) -> None:
+def test_buf_rejects_a_field_without_a_comment(copy: Path) -> None:
     tenant = copy / "protos/hookline/v1/tenant.proto"
     change(tenant, r"  // Output only\. When it was created\.\n", "")
-    code, said = buf(copy, "lint")
+    code, output = buf(copy, "lint")
     assert code != 0
-    assert "tenant.proto" in said
-    assert "create_time" in said
+    assert "tenant.proto" in output
+    assert "create_time" in output
 
 
-def test_the_contract_breaks_nothing_that_was_released() -> None:
+def test_contract_is_compatible_with_the_released_image() -> None:
     assert buf(ROOT, *BREAKING) == (0, "")
 
 
@@ -95,8 +95,10 @@ def without_a_file(folder: Path) -> None:
         (without_a_file, 'file "hookline/v1/operations_service.proto" was deleted'),
     ],
 )
-def test_a_break_is_told(copy: Path, mutate: Callable[[Path], None], complaint: str) -> None:
+def test_buf_reports_a_breaking_change(
+    copy: Path, mutate: Callable[[Path], None], complaint: str
+) -> None:
     mutate(copy / "protos/hookline/v1")
-    code, said = buf(copy, *BREAKING)
+    code, output = buf(copy, *BREAKING)
     assert code != 0
-    assert complaint in said
+    assert complaint in output

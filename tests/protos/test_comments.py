@@ -1,4 +1,4 @@
-"""The contract explains itself: whoever describes it with grpcurl needs no other text."""
+"""Every declaration of the contract has a complete comment, as `grpcurl describe` shows it."""
 
 import re
 
@@ -12,14 +12,14 @@ STATUSES = (
 )  # fmt: skip
 
 
-def test_everything_declared_has_a_comment() -> None:
+def test_every_declaration_has_a_comment() -> None:
     declared = list(contract.elements())
     kinds = {element.kind for element in declared}
     assert kinds == {"message", "field", "oneof", "enum", "value", "service", "rpc"}
     assert [element.name for element in declared if not element.comment] == []
 
 
-def test_a_comment_is_whole_sentences() -> None:
+def test_comments_are_whole_sentences() -> None:
     assert [
         element.name
         for element in contract.elements()
@@ -27,7 +27,7 @@ def test_a_comment_is_whole_sentences() -> None:
     ] == []
 
 
-def test_what_a_caller_may_send_says_whether_it_must() -> None:
+def test_request_fields_are_marked_required_or_optional() -> None:
     requests = [name for name in contract.messages() if name.endswith("Request")]
     sent = contract.reachable(requests)
     assert {"Subscription", "HttpTarget", "RetryPolicy", "Event"} <= sent
@@ -45,12 +45,12 @@ def test_what_a_caller_may_send_says_whether_it_must() -> None:
         name
         for name, comment in comments.items()
         if name.partition(".")[0] in sent
-        and name not in in_oneof  # there the oneof says it for all its members
+        and name not in in_oneof  # the comment of the oneof applies to its members
         and not comment.startswith(MARKERS)
     ] == []
 
 
-def test_what_a_caller_may_leave_out_says_what_then() -> None:
+def test_optional_fields_state_their_default() -> None:
     assert [
         element.name
         for element in contract.elements()
@@ -73,7 +73,7 @@ def test_each_error_reason_has_a_status_and_an_example() -> None:
     assert [name for name, text in reasons.items() if not text.startswith(STATUSES)] == []
 
 
-def test_a_comment_names_only_reasons_that_exist() -> None:
+def test_comments_name_only_existing_reasons() -> None:
     reasons = {
         value.name.removeprefix("ERROR_REASON_") for value in contract.enums()["ErrorReason"].value
     }

@@ -1,4 +1,4 @@
-"""The contract and the engine name the same states, outcomes and reasons."""
+"""The enums of the contract and of the domain have the same values."""
 
 from enum import StrEnum
 
@@ -31,8 +31,8 @@ from tests.protos import contract
         pytest.param(Reason, id="ErrorReason"),
     ],
 )
-def test_the_same_values(engine: type[StrEnum]) -> None:
+def test_contract_and_domain_enums_have_the_same_values(engine: type[StrEnum]) -> None:
     enum = contract.enums()["ErrorReason" if engine is Reason else engine.__name__]
     prefix = enum.value[0].name.removesuffix("UNSPECIFIED")
-    said = {value.name.removeprefix(prefix) for value in enum.value} - {"UNSPECIFIED"}
-    assert {member.value for member in engine} == said
+    in_contract = {value.name.removeprefix(prefix) for value in enum.value} - {"UNSPECIFIED"}
+    assert {member.value for member in engine} == in_contract

@@ -1,7 +1,6 @@
-"""What is generated and committed is what the protos give, and works as users will use it.
+"""The committed generated code matches the protos, and the option of the contract is usable.
 
-Whether it is the same to the byte is `make check`'s matter, which has the generators; here stands
-what can be told without them.
+`make check` compares the code byte by byte, with the generators; these tests run without them.
 """
 
 import importlib
@@ -32,23 +31,23 @@ def built(target: Path, *arguments: str) -> bytes:
     return target.read_bytes()
 
 
-def test_reflection_serves_the_protos_as_they_are(tmp_path: Path) -> None:
+def test_reflection_image_matches_the_protos(tmp_path: Path) -> None:
     fresh = built(tmp_path / "fresh.binpb", "--path", "protos/hookline")
     assert (ROOT / "service/hookline_service/api/descriptors.binpb").read_bytes() == fresh
 
 
-def test_reflection_can_serve_every_import() -> None:
+def test_reflection_image_contains_every_import() -> None:
     image = FileDescriptorSet.FromString(
         (ROOT / "service/hookline_service/api/descriptors.binpb").read_bytes()
     )
-    known: set[str] = set()
+    seen: set[str] = set()
     for file in image.file:
-        assert set(file.dependency) <= known, "an import stands before the file that needs it"
-        known.add(file.name)
+        assert set(file.dependency) <= seen, "an import must precede the file that needs it"
+        seen.add(file.name)
 
 
 @pytest.mark.parametrize("file", contract.files(), ids=lambda file: Path(file.name).stem)
-def test_the_python_code_is_of_these_protos(file: FileDescriptorProto) -> None:
+def test_python_code_matches_the_protos(file: FileDescriptorProto) -> None:
     stem = file.name.removesuffix(".proto").replace("/", ".")
     module = importlib.import_module(f"{stem}_pb2")
     generated = FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
@@ -63,7 +62,7 @@ def test_the_python_code_is_of_these_protos(file: FileDescriptorProto) -> None:
 
 
 def strip_json_names(message: Message) -> None:
-    """Forget what every compiler derives in the same way, and only some of them write down."""
+    """Remove `json_name`, which only some compilers write although all derive the same value."""
     for field, value in message.ListFields():
         if field.name == "json_name":
             message.ClearField("json_name")
@@ -119,13 +118,13 @@ def test_the_example_contracts_declare_event_types_with_examples(tmp_path: Path)
         assert json_format.MessageToDict(example) == json.loads(option.example_json)
 
 
-def test_the_check_tells_what_differs() -> None:
+def test_generate_check_reports_the_differences() -> None:
     differences = runpy.run_path(str(ROOT / "protos/generate.py"))["differences"]
     same, changed, stale, missing = (Path(name) for name in ("same", "changed", "stale", "new"))
     committed = {same: b"1", changed: b"2", stale: b"3"}
     assert differences(committed, committed) == []
     assert differences(committed, {same: b"1", changed: b"x", missing: b"4"}) == [
         "new is missing",
-        "stale comes from no proto",
-        "changed is not what the protos give",
+        "stale belongs to no proto",
+        "changed differs from the generated content",
     ]

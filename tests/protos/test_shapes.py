@@ -1,4 +1,4 @@
-"""The names and shapes on which other people's scripts rely, and the habits that all share."""
+"""The names and shapes of the contract that clients rely on, and the conventions they share."""
 
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
@@ -28,7 +28,7 @@ LIST_PARENTS = {
     "ListApiKeys": None,
     "ListAttempts": "delivery",
 }
-"""What stands in the place of `tenant` in the lists that have no tenant."""
+"""The parent field of the lists that have no `tenant`; None if there is no parent."""
 
 NAMED_VERBS = (
     "Get", "Delete", "Archive", "Pause", "Resume", "Rotate", "Send", "Retry", "Cancel", "Revoke",
@@ -42,7 +42,7 @@ OPTIONAL = {
     "queued_count", "in_flight_count", "consecutive_failure_count",
     "scanned_count", "created_count", "retried_count", "missed_count",
 }  # fmt: skip
-"""What a reader looks for also where it is zero or false, which JSON leaves out otherwise."""
+"""The fields with explicit presence: JSON omits other fields if they are zero or false."""
 
 
 def fields(message: str) -> dict[str, FieldDescriptorProto]:
@@ -54,11 +54,11 @@ def rpcs(prefix: str) -> list[str]:
     return [name for name in names if name.startswith(prefix)]
 
 
-def test_the_services_have_these_rpcs() -> None:
+def test_services_have_the_expected_rpcs() -> None:
     assert {name: " ".join(service) for name, service in contract.methods().items()} == SERVICES
 
 
-def test_streams_are_where_they_are_promised() -> None:
+def test_only_two_rpcs_stream() -> None:
     streams = {
         name: (method.client_streaming, method.server_streaming)
         for service in contract.methods().values()
@@ -68,7 +68,7 @@ def test_streams_are_where_they_are_promised() -> None:
     assert streams == {"StreamPublishEvents": (True, True), "WatchDeliveries": (False, True)}
 
 
-def test_each_file_has_one_noun_and_imports_nobody_elses_types() -> None:
+def test_files_import_only_google_protobuf_and_the_contract() -> None:
     for file in contract.files():
         assert file.name.startswith("hookline/v1/")
         assert all(name.startswith(("google/protobuf/", "hookline/")) for name in file.dependency)
@@ -97,7 +97,7 @@ def test_lists_of_payloads_have_a_view() -> None:
     assert contract.own(fields("ListEventsRequest")["view"].type_name) == "EventView"
 
 
-def test_verbs_carry_a_name() -> None:
+def test_requests_of_custom_verbs_carry_a_name() -> None:
     named = [name for verb in NAMED_VERBS for name in rpcs(verb) if name != "GetStatus"]
     assert len(named) == 18
     for name in named:
@@ -112,7 +112,7 @@ def test_updates_carry_the_resource_and_a_mask() -> None:
         assert (mask.name, mask.type_name) == ("update_mask", ".google.protobuf.FieldMask")
 
 
-def test_answers_wrap_the_resource_under_its_noun() -> None:
+def test_responses_wrap_the_resource_under_its_noun() -> None:
     for verb in ("Create", "Get", "Update"):
         for name in rpcs(verb):
             noun = name.removeprefix(verb)
@@ -123,7 +123,7 @@ def test_answers_wrap_the_resource_under_its_noun() -> None:
             assert first.name == "".join(f"_{c.lower()}" if c.isupper() else c for c in noun)[1:]
 
 
-def test_etags_guard_what_two_people_may_change_at_once() -> None:
+def test_resources_with_concurrent_editors_have_etags() -> None:
     with_etag = {name for name in contract.messages() if "etag" in fields(name)}
     assert with_etag == {
         "EventType", "UpdateEventTypeRequest", "ArchiveEventTypeRequest",
@@ -131,7 +131,7 @@ def test_etags_guard_what_two_people_may_change_at_once() -> None:
     }  # fmt: skip
 
 
-def test_zeros_that_readers_look_for_are_shown() -> None:
+def test_numbers_that_matter_at_zero_are_optional() -> None:
     optional = {
         field.name
         for message in contract.messages().values()

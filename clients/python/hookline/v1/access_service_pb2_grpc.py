@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AccessServiceStub(object):
-    """Keeps the API keys, and shows who did what.
+    """Manages API keys and lists audit entries.
     """
 
     def __init__(self, channel):
@@ -58,33 +58,33 @@ class AccessServiceStub(object):
 
 
 class AccessServiceServicer(object):
-    """Keeps the API keys, and shows who did what.
+    """Manages API keys and lists audit entries.
     """
 
     def CreateApiKey(self, request, context):
-        """Creates a key. Answers, this once, with its token.
+        """Creates an API key. The response is the only one that contains its token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApiKeys(self, request, context):
-        """Lists the keys, newest first, revoked and expired ones too.
+        """Lists API keys, newest first, including revoked and expired ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeApiKey(self, request, context):
-        """Ends a key, for good, within 5 seconds on every node. Revoking a revoked one changes nothing.
-        NOT_FOUND (API_KEY_NOT_FOUND) where there is none.
+        """Revokes an API key permanently; every node rejects it within 5 seconds. Revoking a revoked key
+        changes nothing. Fails with NOT_FOUND (API_KEY_NOT_FOUND) if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEntries(self, request, context):
-        """Lists what was done, newest first.
+        """Lists the entries of the audit log, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,7 +122,7 @@ def add_AccessServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AccessService(object):
-    """Keeps the API keys, and shows who did what.
+    """Manages API keys and lists audit entries.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DeliveryServiceStub(object):
-    """Shows what became of events, and lets operators intervene.
+    """Reads the state of deliveries, and retries, cancels or replays them.
     """
 
     def __init__(self, channel):
@@ -88,11 +88,12 @@ class DeliveryServiceStub(object):
 
 
 class DeliveryServiceServicer(object):
-    """Shows what became of events, and lets operators intervene.
+    """Reads the state of deliveries, and retries, cancels or replays them.
     """
 
     def GetDelivery(self, request, context):
-        """Reads one delivery. NOT_FOUND (DELIVERY_NOT_FOUND) where there is none, or no longer.
+        """Reads one delivery. Fails with NOT_FOUND (DELIVERY_NOT_FOUND) if it does not exist or was
+        deleted after its retention.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,41 +114,42 @@ class DeliveryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RetryDelivery(self, request, context):
-        """Makes a delivery due now, with a new budget of attempts if it was finished. FAILED_PRECONDITION
-        (DELIVERY_ALREADY_SUCCEEDED, EVENT_NEAR_EXPIRY, SUBSCRIPTION_DELETED) where that cannot be; for
-        what succeeded use a replay.
+        """Makes a delivery due now. A finished delivery becomes PENDING again, with the full number of
+        attempts. Fails with FAILED_PRECONDITION (DELIVERY_ALREADY_SUCCEEDED, EVENT_NEAR_EXPIRY,
+        SUBSCRIPTION_DELETED) if the delivery cannot be retried. To send an event of a succeeded
+        delivery again, use StartReplay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelDelivery(self, request, context):
-        """Ends a pending delivery: 2 seconds after OK no attempt starts any more. FAILED_PRECONDITION
-        (DELIVERY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes
-        nothing.
+        """Cancels a pending delivery. No attempt starts later than 2 seconds after OK. Fails with
+        FAILED_PRECONDITION (DELIVERY_ALREADY_FINISHED) if the delivery is in another final state.
+        Cancelling a cancelled delivery changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchDeliveries(self, request, context):
-        """Shows the deliveries of a tenant as they change, until the caller ends it. Changes from before
-        the call are not shown.
+        """Streams the deliveries of a tenant as they change, until the caller ends the call. Changes from
+        before the call are not sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartReplay(self, request, context):
-        """Starts to deliver past events once more. The same `replay_id` and replay again: the first one
-        is answered.
+        """Starts a replay, which delivers past events again. A repeated call with the same `replay_id`
+        and an equal replay returns the first replay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetReplay(self, request, context):
-        """Reads one replay. NOT_FOUND (REPLAY_NOT_FOUND) where there is none.
+        """Reads one replay. Fails with NOT_FOUND (REPLAY_NOT_FOUND) if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,9 +163,9 @@ class DeliveryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelReplay(self, request, context):
-        """Ends a running replay; the deliveries it made stay. FAILED_PRECONDITION
-        (REPLAY_ALREADY_FINISHED) for one that ended otherwise; cancelling a cancelled one changes
-        nothing.
+        """Cancels a running replay. The deliveries that it has created are not cancelled. Fails with
+        FAILED_PRECONDITION (REPLAY_ALREADY_FINISHED) if the replay is in another final state.
+        Cancelling a cancelled replay changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -231,7 +233,7 @@ def add_DeliveryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeliveryService(object):
-    """Shows what became of events, and lets operators intervene.
+    """Reads the state of deliveries, and retries, cancels or replays them.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EventServiceStub(object):
-    """Takes events in, durably, and finds them again.
+    """Publishes and reads events.
     """
 
     def __init__(self, channel):
@@ -63,35 +63,37 @@ class EventServiceStub(object):
 
 
 class EventServiceServicer(object):
-    """Takes events in, durably, and finds them again.
+    """Publishes and reads events.
     """
 
     def PublishEvents(self, request, context):
-        """Stores events and their deliveries, all or none. OK means: committed, and delivered sooner or
-        later whatever crashes. After any other answer nothing is stored or the call is safe to repeat,
-        if each event has an idempotency key.
+        """Stores events and their deliveries in one transaction. OK means that all are committed; each
+        delivery is attempted even if a node crashes (at-least-once). After any other status, either
+        nothing is stored, or the call is safe to repeat if each event has an idempotency key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamPublishEvents(self, request_iterator, context):
-        """The same over a stream, with many messages under way at once. Each is answered for itself, by its
-        `sequence`, as soon as its fate is known: a refusal may come before the answers to messages
-        before it. Messages of one tenant are stored in the order in which they were sent; one that is
-        refused neither ends the stream nor holds up those after it. While 1,000 messages, 10,000 events
-        or 8 MiB of a stream are under way, read and not yet answered, nothing more is read, and flow
-        control slows the client down. The stream ends with INVALID_ARGUMENT (REQUEST_MALFORMED) after
-        bytes that are no message, and with UNAVAILABLE (SHUTTING_DOWN) when its node stops: open
-        another. What was read by then is answered first; what was not answered is safe to repeat, if
-        each event has an idempotency key.
+        """Publishes events over a stream that processes many messages concurrently. Each message gets its
+        own response, identified by its `sequence`, as soon as its result is available: an error
+        response can overtake the responses to earlier messages. Messages of one tenant are stored in
+        the order in which they were sent; a rejected message neither ends the stream nor delays later
+        messages. The service stops reading while 1,000 messages, 10,000 events or 8 MiB of a stream
+        are read and not yet answered; flow control then slows the client down. The stream ends with
+        INVALID_ARGUMENT (REQUEST_MALFORMED) after bytes that are not a message, and with UNAVAILABLE
+        (SHUTTING_DOWN) when its node stops: open a new stream. Messages that were read before that are
+        answered first. Messages without a response are safe to repeat if each event has an idempotency
+        key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetEvent(self, request, context):
-        """Reads one event with its data. NOT_FOUND (EVENT_NOT_FOUND) where there is none, or no longer.
+        """Reads one event with its data. Fails with NOT_FOUND (EVENT_NOT_FOUND) if it does not exist or
+        was deleted after its retention.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +107,7 @@ class EventServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ExplainEvent(self, request, context):
-        """Says why an event did or did not reach a subscription.
+        """Explains why an event was or was not delivered to a subscription.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +150,7 @@ def add_EventServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EventService(object):
-    """Takes events in, durably, and finds them again.
+    """Publishes and reads events.
     """
 
     @staticmethod

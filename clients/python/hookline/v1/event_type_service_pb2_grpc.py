@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EventTypeServiceStub(object):
-    """Keeps the event types: the contracts that published events are checked against.
+    """Manages event types, the contracts that published events are validated against.
     """
 
     def __init__(self, channel):
@@ -68,19 +68,19 @@ class EventTypeServiceStub(object):
 
 
 class EventTypeServiceServicer(object):
-    """Keeps the event types: the contracts that published events are checked against.
+    """Manages event types, the contracts that published events are validated against.
     """
 
     def CreateEventType(self, request, context):
-        """Creates an event type. ALREADY_EXISTS (EVENT_TYPE_ALREADY_EXISTS) where the name is taken, be
-        it archived.
+        """Creates an event type. Fails with ALREADY_EXISTS (EVENT_TYPE_ALREADY_EXISTS) if the name is
+        used, even by an archived event type.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetEventType(self, request, context):
-        """Reads one event type. NOT_FOUND (EVENT_TYPE_NOT_FOUND) where there is none.
+        """Reads one event type. Fails with NOT_FOUND (EVENT_TYPE_NOT_FOUND) if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,24 +94,25 @@ class EventTypeServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateEventType(self, request, context):
-        """Changes an event type. A changed schema is a new revision, and binds events published from then
-        on.
+        """Changes an event type. A changed schema gets a new revision and applies to events published
+        from then on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ArchiveEventType(self, request, context):
-        """Closes an event type for publishing, for good. Archiving an archived one changes nothing.
+        """Archives an event type: its events can no longer be published. This cannot be undone. Archiving
+        an archived event type changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RegisterEventTypes(self, request, context):
-        """Creates or changes, all or none, an event type for each message that carries the option
-        `hookline.v1.event_type`. FAILED_PRECONDITION (SCHEMA_INCOMPATIBLE) where a change breaks
-        readers.
+        """Creates or changes an event type for each message that has the option
+        `hookline.v1.event_type`, in one transaction. Fails with FAILED_PRECONDITION
+        (SCHEMA_INCOMPATIBLE) if a change breaks readers of earlier events.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,7 +160,7 @@ def add_EventTypeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EventTypeService(object):
-    """Keeps the event types: the contracts that published events are checked against.
+    """Manages event types, the contracts that published events are validated against.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class OperationsServiceStub(object):
-    """Shows the service's own state.
+    """Reports the state of the service itself.
     """
 
     def __init__(self, channel):
@@ -43,12 +43,12 @@ class OperationsServiceStub(object):
 
 
 class OperationsServiceServicer(object):
-    """Shows the service's own state.
+    """Reports the state of the service itself.
     """
 
     def GetStatus(self, request, context):
-        """Tells at a glance what runs, how much waits, and where it is stuck: for all tenants, and so to
-        keys for all tenants only.
+        """Reads the nodes, the number of pending deliveries, and the lanes with the largest backlog, over
+        all tenants; only for callers that are not bound to a tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +71,7 @@ def add_OperationsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperationsService(object):
-    """Shows the service's own state.
+    """Reports the state of the service itself.
     """
 
     @staticmethod

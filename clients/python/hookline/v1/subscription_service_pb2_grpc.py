@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SubscriptionServiceStub(object):
-    """Keeps the subscriptions of a tenant.
+    """Manages the subscriptions of a tenant.
     """
 
     def __init__(self, channel):
@@ -83,20 +83,20 @@ class SubscriptionServiceStub(object):
 
 
 class SubscriptionServiceServicer(object):
-    """Keeps the subscriptions of a tenant.
+    """Manages the subscriptions of a tenant.
     """
 
     def CreateSubscription(self, request, context):
-        """Creates a subscription; the very next publish honours it. Answers, this once, with its signing
-        secret.
+        """Creates a subscription, which applies to the next publish call. The response is the only one
+        that contains the generated signing secret.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSubscription(self, request, context):
-        """Reads one subscription. NOT_FOUND (SUBSCRIPTION_NOT_FOUND) where there is none, or none that
-        the caller may see.
+        """Reads one subscription. Fails with NOT_FOUND (SUBSCRIPTION_NOT_FOUND) if it does not exist or
+        the caller may not see it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,46 +110,48 @@ class SubscriptionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateSubscription(self, request, context):
-        """Changes a subscription. Types and filter bind the next publish; target and policies also what
-        is pending.
+        """Changes a subscription. New event types and a new filter apply to the next publish call; a new
+        target and new policies also apply to pending deliveries.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSubscription(self, request, context):
-        """Deletes a subscription; its pending deliveries end CANCELLED. What is on the wire may finish.
+        """Deletes a subscription. Its pending deliveries become CANCELLED. Attempts in flight can still
+        finish.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseSubscription(self, request, context):
-        """Holds a subscription's deliveries: 2 seconds after OK no attempt starts any more. Pausing a
-        paused one changes nothing.
+        """Pauses a subscription: its deliveries are held. No attempt starts later than 2 seconds after
+        OK. Pausing a paused subscription changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeSubscription(self, request, context):
-        """Lets a paused or disabled subscription's deliveries go out again, those that were held first.
+        """Resumes a paused or disabled subscription. The deliveries that were held are sent first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateSigningSecret(self, request, context):
-        """Makes or imports a new signing secret; the old one signs beside it until the overlap ends. At
-        most two are live: a third ends the oldest. Whoever lost the answer rotates again.
+        """Generates or imports a new signing secret. Until the overlap ends, requests are signed with the
+        old and the new secret. At most two secrets are active: a third one ends the oldest. If the
+        response is lost, rotate again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SendTestEvent(self, request, context):
-        """Sends one event to this subscription alone, now, and waits for the answer; works while paused
-        or disabled. One attempt, no retry.
+        """Sends an event to this subscription only, with one attempt and no retry, and waits for the
+        response of the target. Works also while the subscription is paused or disabled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,7 +214,7 @@ def add_SubscriptionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SubscriptionService(object):
-    """Keeps the subscriptions of a tenant.
+    """Manages the subscriptions of a tenant.
     """
 
     @staticmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TenantServiceStub(object):
-    """Keeps the tenants: the customers to whom subscriptions, events and deliveries belong.
+    """Manages tenants, the customers that subscriptions, events and deliveries belong to.
     """
 
     def __init__(self, channel):
@@ -63,27 +63,27 @@ class TenantServiceStub(object):
 
 
 class TenantServiceServicer(object):
-    """Keeps the tenants: the customers to whom subscriptions, events and deliveries belong.
+    """Manages tenants, the customers that subscriptions, events and deliveries belong to.
     """
 
     def CreateTenant(self, request, context):
-        """Creates a tenant; by keys for all tenants only. ALREADY_EXISTS (TENANT_ALREADY_EXISTS) where the
-        id is taken.
+        """Creates a tenant, only for callers that are not bound to a tenant. Fails with ALREADY_EXISTS
+        (TENANT_ALREADY_EXISTS) if the id is used.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTenant(self, request, context):
-        """Reads one tenant. NOT_FOUND (TENANT_NOT_FOUND) where there is none, or none that the caller may
-        see.
+        """Reads one tenant. Fails with NOT_FOUND (TENANT_NOT_FOUND) if it does not exist or the caller
+        may not see it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTenants(self, request, context):
-        """Lists the tenants, newest first; a key of one tenant sees that one.
+        """Lists tenants, newest first. A caller bound to a tenant sees only that tenant.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,9 +97,9 @@ class TenantServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTenant(self, request, context):
-        """Deletes a tenant: at once if it is empty, with `force` as a job that erases all it owns; by keys
-        for all tenants only.
-        FAILED_PRECONDITION (TENANT_NOT_EMPTY, TENANT_PROTECTED) otherwise.
+        """Deletes a tenant, only for callers that are not bound to a tenant. An empty tenant is deleted
+        immediately; with `force`, a job erases everything that belongs to the tenant. Otherwise the
+        call fails with FAILED_PRECONDITION (TENANT_NOT_EMPTY, TENANT_PROTECTED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +142,7 @@ def add_TenantServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TenantService(object):
-    """Keeps the tenants: the customers to whom subscriptions, events and deliveries belong.
+    """Manages tenants, the customers that subscriptions, events and deliveries belong to.
     """
 
     @staticmethod
