@@ -21,8 +21,9 @@ from hookline_service.api.conversion.paging import Pages
 from hookline_service.api.deliveries.service import DeliveryServicer
 from hookline_service.api.events.service import EventServicer
 from hookline_service.api.middleware.authentication import Anonymous, IdentitySource
+from hookline_service.api.middleware.call_observer import CallObserver
 from hookline_service.api.middleware.errors import not_implemented
-from hookline_service.api.middleware.interceptors import MAX_CALLS_DEFAULT, CallObserver
+from hookline_service.api.middleware.interceptors import MAX_CALLS_DEFAULT
 from hookline_service.api.operations.service import OperationsServicer
 from hookline_service.api.server import ApiServer, Servicers
 from hookline_service.api.unimplemented import UnbuiltEventTypeRpcs
@@ -105,7 +106,7 @@ def servicers_of(rig: Rig, **replaced: Any) -> Servicers:  # noqa: ANN401 (any s
         "tenants": refusing(tenants_grpc.TenantServiceServicer),
         "event_types": refusing(UnbuiltEventTypeRpcs),
         "subscriptions": refusing(subscription_service_pb2_grpc.SubscriptionServiceServicer),
-        "journal": AuditLog(rig.database),
+        "audit_log": AuditLog(rig.database),
         "access": AccessServicer(
             keys=ApiKeys(rig.database, DEPLOYMENT_KEY),
             forget=lambda _: None,

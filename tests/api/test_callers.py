@@ -24,9 +24,11 @@ from hookline.v1.tenant_service_pb2 import (
     GetTenantRequest,
 )
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
-from hookline_service.api.middleware.authentication import IdentitySource
-from hookline_service.api.middleware.certificate_callers import CertificateCallers
-from hookline_service.api.middleware.token_callers import TokenCallers
+from hookline_service.api.middleware.authentication import (
+    CertificateSource,
+    IdentitySource,
+    TokenSource,
+)
 from hookline_service.api.server import ApiServer
 from hookline_service.api.tls import server_credentials
 from hookline_service.domain.caller import Caller, Scope
@@ -111,8 +113,8 @@ async def gateway(
         CertificateFiles(*authority.issue("server", "127.0.0.1"), authority.file)
     )
     identities: Sequence[IdentitySource] = [
-        TokenCallers(Tokens(RULES, Keys(parse_key_set(issuer.key_set(), "keys.json")))),
-        CertificateCallers(lambda: known[-1]),
+        TokenSource(Tokens(RULES, Keys(parse_key_set(issuer.key_set(), "keys.json")))),
+        CertificateSource(lambda: known[-1]),
     ]
     server = ApiServer(
         servicers_of(api.rig, tenants=asking),

@@ -238,11 +238,11 @@ async def test_nothing_is_believed_for_long_whatever_becomes_of_the_reading(
         await reads.wait()
         return {}
 
-    monkeypatch.setattr(gateway.source._lookup, "find", never)  # noqa: SLF001
+    monkeypatch.setattr(gateway.source._key_lookup, "find", never)  # noqa: SLF001
     await get(gateway, bearer(token))
     gateway.clock.ahead_s += BELIEVED_S
     waiting = asyncio.ensure_future(refused(gateway, bearer(token)))
-    await until(lambda: bool(gateway.source._questions), "it is asked for")  # noqa: SLF001
+    await until(lambda: bool(gateway.source._lookups), "it is asked for")  # noqa: SLF001
     reads.set()
     assert (await waiting).code is UNAUTHENTICATED
     assert BELIEVED_S + REFRESH_S < 5
@@ -253,7 +253,7 @@ async def test_a_key_expires_at_its_moment_of_the_databases_clock(gateway: Keyed
     await get(gateway, bearer(token))
     gateway.clock.ahead_s += 3_600
     await get(gateway, bearer(token))  # read again: the database's clock was not turned
-    [known] = gateway.source._known.values()  # noqa: SLF001
+    [known] = gateway.source._valid.values()  # noqa: SLF001
     known.read_s = known.expires_s = gateway.clock.boottime_s()
     assert (await refused(gateway, bearer(token))).code is UNAUTHENTICATED
 
@@ -283,18 +283,18 @@ async def test_a_key_in_use_is_not_looked_up_while_a_call_waits(
     gateway: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token, waited = await gateway.token(), 0
-    ask = gateway.source._ask  # noqa: SLF001
+    ask = gateway.source._find  # noqa: SLF001
 
     async def counted(fingerprint: bytes, token: str) -> object:
         nonlocal waited
         waited += 1
         return await ask(fingerprint, token)
 
-    monkeypatch.setattr(gateway.source, "_ask", counted)
+    monkeypatch.setattr(gateway.source, "_find", counted)
     await get(gateway, bearer(token))
     assert waited == 1
     for _ in range(2):
-        [known] = gateway.source._known.values()  # noqa: SLF001
+        [known] = gateway.source._valid.values()  # noqa: SLF001
         read_s = known.read_s
         await until(lambda: known.read_s > read_s, "it is read again")  # noqa: B023
         gateway.clock.ahead_s = read_s + BELIEVED_S - SystemClock().boottime_s() + 0.1
@@ -302,7 +302,7 @@ async def test_a_key_in_use_is_not_looked_up_while_a_call_waits(
     assert waited == 1
     for _ in range(2):  # one that is no good is remembered too
         with pytest.raises(UnauthenticatedError):
-            await gateway.source.authenticate(await unknown(gateway), {}, "")
+            await gateway.source.authenticate(await unknown(gateway), dict, "")
     assert waited == 2
 
 
@@ -310,7 +310,7 @@ async def test_calls_of_a_moment_share_a_question(
     gateway: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token, found = await gateway.token(), 0
-    find, is_open = gateway.source._lookup.find, asyncio.Event()  # noqa: SLF001
+    find, is_open = gateway.source._key_lookup.find, asyncio.Event()  # noqa: SLF001
 
     async def counted(ids: set[str]) -> dict[str, FoundKey]:
         nonlocal found
@@ -318,7 +318,7 @@ async def test_calls_of_a_moment_share_a_question(
         await is_open.wait()
         return await find(ids)
 
-    monkeypatch.setattr(gateway.source._lookup, "find", counted)  # noqa: SLF001
+    monkeypatch.setattr(gateway.source._key_lookup, "find", counted)  # noqa: SLF001
     calls = [asyncio.ensure_future(get(gateway, bearer(token))) for _ in range(20)]
     await until(lambda: gateway.source._waiting == 20, "all wait")  # noqa: SLF001
     assert found == 1
@@ -335,33 +335,33 @@ async def test_what_is_remembered_is_bounded_and_bad_ones_crowd_out_no_good_ones
             await get(gateway, bearer(token))
         for number in range(20):
             with pytest.raises(UnauthenticatedError):
-                await gateway.source.authenticate(bearer(invented(number)), {}, "")
-        assert len(gateway.source._known) == 4  # noqa: SLF001
+                await gateway.source.authenticate(bearer(invented(number)), dict, "")
+        assert len(gateway.source._valid) == 4  # noqa: SLF001
         assert len(gateway.source._refused) == 5  # noqa: SLF001
         for _ in range(4):
             await get(gateway, bearer(await gateway.token()))
-        assert len(gateway.source._known) == 5  # noqa: SLF001
+        assert len(gateway.source._valid) == 5  # noqa: SLF001
 
 
-async def test_more_questions_than_there_is_room_for_are_told_when_to_come_back(
+async def test_more_lookups_than_there_is_room_for_are_told_when_to_come_back(
     database_url: str,
 ) -> None:
     async with keyed(database_url, max_cached=3) as gateway:
         asking = [
             asyncio.ensure_future(
-                gateway.source.authenticate(bearer(await gateway.token()), {}, "")
+                gateway.source.authenticate(bearer(await gateway.token()), dict, "")
             )
             for _ in range(3)
         ]
         late = bearer(await gateway.token())
         await asyncio.gather(*asking)
         asking = [
-            asyncio.ensure_future(gateway.source.authenticate(bearer(invented(n)), {}, ""))
+            asyncio.ensure_future(gateway.source.authenticate(bearer(invented(n)), dict, ""))
             for n in range(3)
         ]
         await asyncio.sleep(0)
         with pytest.raises(ResourceExhaustedError) as full:
-            await gateway.source.authenticate(late, {}, "")
+            await gateway.source.authenticate(late, dict, "")
         assert full.value.metadata == {"limit": "HOOKLINE_MAX_CACHED_KEYS", "maximum": "3"}
         await asyncio.gather(*asking, return_exceptions=True)
 
@@ -370,7 +370,7 @@ async def test_while_the_database_is_away_it_is_told_so_and_nobody_is_called_unk
     gateway: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = await gateway.token()
-    database = gateway.source._lookup._session._database  # noqa: SLF001
+    database = gateway.source._key_lookup._session._database  # noqa: SLF001
     monkeypatch.setattr(database, "_url", "postgresql://127.0.0.1:1/none")
     answer = await refused(gateway, bearer(token))
     assert (answer.code, answer.reason) == (
@@ -384,6 +384,6 @@ async def test_while_the_database_is_away_it_is_told_so_and_nobody_is_called_unk
 async def test_no_token_stays_in_memory(gateway: Keyed) -> None:
     token = await gateway.token()
     await get(gateway, bearer(token))
-    held = repr([vars(gateway.source), [repr(known) for known in gateway.source._known.values()]])  # noqa: SLF001
+    held = repr([vars(gateway.source), [repr(known) for known in gateway.source._valid.values()]])  # noqa: SLF001
     assert token not in held
     assert token.rpartition("_")[2] not in held

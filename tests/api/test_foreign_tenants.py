@@ -16,7 +16,6 @@ import asyncpg
 import grpc
 import pytest
 from google.protobuf import json_format
-from google.protobuf.message_factory import GetMessageClass
 
 from hookline.v1.access_service_pb2 import ListApiKeysRequest, RevokeApiKeyRequest
 from hookline.v1.access_service_pb2_grpc import AccessServiceStub
@@ -29,7 +28,7 @@ from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.subscription_service_pb2 import CreateSubscriptionRequest
 from hookline.v1.tenant_service_pb2 import CreateTenantRequest, ListTenantsRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
-from hookline_service.api.middleware.scopes import RULES
+from hookline_service.api.middleware.methods import METHODS
 from hookline_service.domain.api_key import key_id_in
 from hookline_service.domain.caller import SERVICE, current_caller
 from hookline_service.domain.ids import format_type_id
@@ -39,7 +38,7 @@ from tests.api.control import orders
 from tests.api.keyed import Keyed, bearer, keyed
 from tests.api.publishing import order
 from tests.api.refusals import Refused, refusal
-from tests.api.test_server import METHODS
+from tests.api.rpcs import CONTRACT, opened_by, request_of
 
 NOTHING = "nobody"
 FOREIGN = "beta"
@@ -99,21 +98,16 @@ BESIDES = {
 }
 """Names of others within one's own tenant."""
 CALLS = {method: (method, request) for method, request in NAMED.items()} | BESIDES
-NAMELESS = {
-    "TenantService/CreateTenant",  # for all tenants only: the answer would tell which there are
-    "TenantService/DeleteTenant",
-    "TenantService/ListTenants",
-    "EventTypeService/CreateEventType",
-    "EventTypeService/GetEventType",
-    "EventTypeService/ListEventTypes",
-    "EventTypeService/UpdateEventType",
-    "EventTypeService/ArchiveEventType",
-    "EventTypeService/RegisterEventTypes",
-    "EventService/StreamPublishEvents",  # by itself, below
-    "AccessService/ListApiKeys",
-    "AccessService/RevokeApiKey",
-    "OperationsService/GetStatus",
+NAMING = {
+    name.removeprefix("hookline.v1.")
+    for name in CONTRACT
+    if METHODS[name].resource_field
+    and not METHODS[name].access.is_of_all_tenants
+    and not METHODS[name].takes_stream  # by a test of its own, below
 }
+"""The methods whose requests name a resource, for callers bound to one tenant."""
+OF_NO_TENANT = {"EventTypeService/GetEventType", "AccessService/RevokeApiKey"}
+"""Those of them whose resource is of no tenant, by its name."""
 
 
 @dataclass
@@ -131,19 +125,12 @@ class Foreign:
 
     async def call(self, method: str, request: dict[str, Any], tenant: str) -> Any:  # noqa: ANN401
         """Call it with the request filled for a tenant; of a stream, what comes first."""
-        descriptor = METHODS[f"/hookline.v1.{method}"]
-        message = json_format.ParseDict(
-            _filled(request, tenant, self.ids), GetMessageClass(descriptor.input_type)()
-        )
-        open_call: Any = (
-            self.gateway.channel.unary_stream
-            if descriptor.server_streaming
-            else self.gateway.channel.unary_unary
-        )
-        call = open_call(f"/hookline.v1.{method}")(
+        rpc = METHODS[f"hookline.v1.{method}"]
+        message = json_format.ParseDict(_filled(request, tenant, self.ids), request_of(rpc))
+        call = opened_by(self.gateway.channel, rpc)(
             message.SerializeToString(), metadata=self.metadata, timeout=20
         )
-        return await (anext(aiter(call)) if descriptor.server_streaming else call)
+        return await (anext(aiter(call)) if rpc.answers_stream else call)
 
     async def refused(self, method: str, request: dict[str, Any], tenant: str) -> Refused:
         """What a call is refused with, as if the tenant were called T."""
@@ -228,10 +215,8 @@ async def foreign(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         yield Foreign(gateway, await gateway.token(tenant="acme"), ids, statements)
 
 
-def test_every_method_is_looked_at() -> None:
-    contract = {name.removeprefix("/hookline.v1.") for name in METHODS}
-    assert set(NAMED) | NAMELESS == contract
-    assert not set(NAMED) & NAMELESS
+def test_every_method_that_names_a_tenants_resource_has_a_request_here() -> None:
+    assert set(NAMED) == NAMING - OF_NO_TENANT
 
 
 @pytest.mark.parametrize("kind", sorted(CALLS))
@@ -394,4 +379,4 @@ async def test_a_key_of_another_tenants_events_stands_for_nothing_here(foreign: 
 
 
 def test_what_shows_all_tenants_is_for_who_is_bound_to_none() -> None:
-    assert RULES["hookline.v1.OperationsService/GetStatus"].is_of_all_tenants
+    assert METHODS["hookline.v1.OperationsService/GetStatus"].access.is_of_all_tenants

@@ -1,4 +1,4 @@
-"""The server as a whole: what it serves, what it says of its health, what it does not build yet."""
+"""The whole server: its services, its health, and RPCs that are not implemented."""
 
 from __future__ import annotations
 
@@ -7,51 +7,20 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from hookline.v1 import (
-    access_service_pb2,
-    delivery_service_pb2,
-    event_service_pb2,
-    event_type_service_pb2,
-    operations_service_pb2,
-    subscription_service_pb2,
-    tenant_service_pb2,
-)
-from hookline_service.api import unimplemented
 from hookline_service.api.middleware.authentication import Anonymous
+from hookline_service.api.middleware.methods import METHODS
 from hookline_service.api.server import CONTRACT_SERVICES, ApiServer, CannotListenError
 from hookline_service.domain.limits import Limits
 from tests.api.conftest import Api, servicers_of
 from tests.api.refusals import refusal
+from tests.api.rpcs import CONTRACT, UNBUILT, opened_by, request_of, rpc_of
 from tests.waiting import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 LISTING: Any = health_pb2  # its types have no messages of List
-FILES = (
-    access_service_pb2,
-    delivery_service_pb2,
-    event_service_pb2,
-    event_type_service_pb2,
-    operations_service_pb2,
-    subscription_service_pb2,
-    tenant_service_pb2,
-)
-METHODS = {
-    f"/{service.full_name}/{method.name}": method
-    for file in FILES
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
-UNBUILT = {
-    name
-    for base in vars(unimplemented).values()
-    if isinstance(base, type) and base.__module__ == unimplemented.__name__
-    for name in vars(base)
-    if not name.startswith("_")
-}
 
 
 def health_of(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401 (its stubs have no methods)
@@ -68,12 +37,7 @@ def server_at(api: Api, address: str, *, share_port: bool = False) -> ApiServer:
     )
 
 
-async def test_the_contract_has_seven_services() -> None:
-    assert len(CONTRACT_SERVICES) == 7
-    assert {name.split("/")[1] for name in METHODS} == set(CONTRACT_SERVICES)
-
-
-async def test_health_is_told_for_the_whole_and_for_each_service(api: Api) -> None:
+async def test_health_reports_the_server_and_each_service(api: Api) -> None:
     for status in (SERVING, NOT_SERVING, SERVING):
         await api.server.set_serving(status == SERVING)
         for service in ("", *CONTRACT_SERVICES):
@@ -83,15 +47,15 @@ async def test_health_is_told_for_the_whole_and_for_each_service(api: Api) -> No
             assert answer.status == status
 
 
-async def test_health_of_what_is_not_served_is_not_found(api: Api) -> None:
+async def test_health_of_an_unknown_service_is_not_found(api: Api) -> None:
     answer = await refusal(health_of(api.channel).Check(health_pb2.HealthCheckRequest(service="x")))
     assert answer.code is grpc.StatusCode.NOT_FOUND
-    # Health ends its calls by itself, so that its client may hear of it before we do.
+    # Health aborts its calls itself, so that the client may see the end before the observer does.
     await until(lambda: len(api.calls.ended) == 1, "the call has ended")
     assert api.calls.ended == [("grpc.health.v1.Health/Check", grpc.StatusCode.NOT_FOUND)]
 
 
-async def test_a_change_of_health_is_seen_by_who_watches(api: Api) -> None:
+async def test_a_change_of_health_is_sent_to_watches(api: Api) -> None:
     watch = health_of(api.channel).Watch(health_pb2.HealthCheckRequest(service=""))
     assert (await watch.read()).status == SERVING
     await api.server.set_serving(False)
@@ -107,7 +71,7 @@ async def test_health_lists_every_service(api: Api) -> None:
     assert ("grpc.health.v1.Health/List", grpc.StatusCode.OK) in api.calls.ended
 
 
-async def test_a_watch_of_an_unknown_service_says_so_and_goes_on(api: Api) -> None:
+async def test_a_watch_of_an_unknown_service_reports_that_and_goes_on(api: Api) -> None:
     watch = health_of(api.channel).Watch(health_pb2.HealthCheckRequest(service="unknown"))
     known = health_of(api.channel).Watch(health_pb2.HealthCheckRequest())
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -119,7 +83,7 @@ async def test_a_watch_of_an_unknown_service_says_so_and_goes_on(api: Api) -> No
     known.cancel()
 
 
-async def test_a_server_is_unready_until_it_is_told(api: Api) -> None:
+async def test_a_server_is_unready_until_it_is_set_serving(api: Api) -> None:
     server = server_at(api, "127.0.0.1:0")
     port = await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -140,7 +104,7 @@ async def test_a_taken_port_is_refused_not_shared(api: Api) -> None:
     await server.stop(0)
 
 
-async def test_several_processes_may_share_a_port_if_they_mean_to(api: Api) -> None:
+async def test_several_processes_share_a_port_if_configured(api: Api) -> None:
     servers = [
         ApiServer(
             servicers_of(api.rig),
@@ -165,36 +129,31 @@ async def test_several_processes_may_share_a_port_if_they_mean_to(api: Api) -> N
         await server.stop(0)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-async def test_every_rpc_of_the_contract_answers(api: Api, method: str) -> None:
-    """With an empty request: OK, or a refusal with its reason; what is not built says so."""
-    descriptor = METHODS[method]
-    empty = GetMessageClass(descriptor.input_type)().SerializeToString()
-    streams: dict[tuple[bool, bool], Any] = {
-        (False, False): api.channel.unary_unary,
-        (False, True): api.channel.unary_stream,
-        (True, True): api.channel.stream_stream,
-    }
-    kind = (descriptor.client_streaming, descriptor.server_streaming)
-    call = streams[kind](method)
-    argument = iter([empty]) if descriptor.client_streaming else empty
+@pytest.mark.parametrize("name", CONTRACT)
+async def test_every_rpc_answers_an_empty_request(api: Api, name: str) -> None:
+    """With OK, or a refusal with its reason; an RPC that is not implemented is refused as such."""
+    method = METHODS[name]
+    empty = request_of(method).SerializeToString()
+    call = opened_by(api.channel, method)
+    argument = iter([empty]) if method.takes_stream else empty
 
     async def finish() -> None:
-        if descriptor.server_streaming:
+        if method.answers_stream:
             async for _ in call(argument, timeout=20):
                 pass
         else:
             await call(argument, timeout=20)
 
-    if descriptor.name in UNBUILT:
+    rpc = rpc_of(name)
+    if rpc in UNBUILT:
         answer = await refusal(finish())
         assert (answer.code, answer.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
-        assert descriptor.name in answer.message
+        assert rpc in answer.message
         return
     with contextlib.suppress(grpc.aio.AioRpcError):
         await finish()
-    [(name, code)] = api.calls.ended
-    assert name == method.removeprefix("/")
+    [(ended, code)] = api.calls.ended
+    assert ended == name
     assert code in {
         grpc.StatusCode.OK,
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -202,5 +161,5 @@ async def test_every_rpc_of_the_contract_answers(api: Api, method: str) -> None:
     }
 
 
-def test_what_is_not_built_is_of_the_contract() -> None:
-    assert not UNBUILT - {descriptor.name for descriptor in METHODS.values()}
+def test_unimplemented_rpcs_are_of_the_contract() -> None:
+    assert not UNBUILT - set(map(rpc_of, CONTRACT))

@@ -81,4 +81,4 @@ async def test_a_look_that_breaks_is_logged_and_not_the_last(
     with capture_logs() as logs:
         async with followed(Authority(tmp_path), timedelta(days=90)):
             await looks.more()
-    assert told(logs, "following_broken") == 1
+    assert told(logs, "source_watch_failed") == 1

@@ -1,8 +1,8 @@
-"""The gRPC API: a package for each resource, and what every call passes before it.
+"""The gRPC API: a package for each resource, and the middleware that every call passes.
 
-`server` assembles it, with `tls`, `health` and `reflection`. `middleware` is what every call
-passes: authentication, scopes, admission, audit policy, errors. `conversion` is what all
-resources share. Then a package for each resource, with its service and its conversions: `access`,
-`tenants`, `subscriptions`, `event_types`, `events`, `deliveries`, `operations`. RPCs of the
-contract without an implementation are in `unimplemented`.
+`server` assembles it, with `tls`, `health` and `reflection`. `middleware` has the registry of
+methods, authentication, scopes, admission, audit policy and errors. `conversion` has the
+conversions that all resources share. Each resource has a package with its service and conversions:
+`access`, `tenants`, `subscriptions`, `event_types`, `events`, `deliveries`, `operations`. RPCs of
+the contract without an implementation are in `unimplemented`.
 """

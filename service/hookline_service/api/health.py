@@ -1,7 +1,7 @@
 """grpc.health.v1: Check, List and Watch of a fixed set of services.
 
-The library's servicer keeps the name that each watch asked for, known or not, and lacks List. This
-one keeps nothing of what a caller sends. Source: grpc/health/v1/health.proto.
+The library's servicer keeps the name that each watch asks for, even an unknown one, and lacks List.
+This one keeps nothing of a request. Source: grpc/health/v1/health.proto.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from grpc_health.v1 import health_pb2
 _Context = ServicerContext[Any, Any]
 _States = health_pb2.HealthCheckResponse
 _list: Any = health_pb2
-"""The types of the package do not have the messages of List yet."""
+"""The package's type stubs lack the messages of List."""
 _SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 
 class HealthServicer:
-    """The health of the whole (the empty name) and of each service: all serve, or none does."""
+    """Reports the server (the empty name) and each service: all serve, or none does."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset(("", *services))
@@ -30,7 +30,7 @@ class HealthServicer:
         self._changed = asyncio.Event()
 
     def set_serving(self, serving: bool) -> None:  # noqa: FBT001 (it reads as what it does)
-        """Set what is answered from now on, and send it to every watch."""
+        """Set the state, and send it to every watch."""
         self._is_serving = serving
         self._changed.set()
         self._changed = asyncio.Event()
@@ -77,7 +77,7 @@ class HealthServicer:
                 await changed.wait()
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """What the server registers."""
+        """Return the handler that the server registers."""
         return grpc.method_handlers_generic_handler(
             _SERVICE.full_name,
             {

@@ -1,8 +1,8 @@
 """Server reflection, v1 and v1alpha, that answers with comments.
 
-The library's servicer serves descriptors out of a pool, which forgets source information, and knows
-v1alpha only. This one serves the files of the `buf build` image beside it (`descriptors.binpb`) as
-they are; a pool is used to find them. The messages of both versions are the same on the wire.
+The library's servicer serves descriptors from a pool, which drops source information, and supports
+v1alpha only. This one serves the files of the `buf build` image beside it (`descriptors.binpb`)
+unchanged; a pool is used to find them. The messages of both versions are the same on the wire.
 
 Source: grpc/reflection/v1/reflection.proto.
 """
@@ -27,7 +27,7 @@ _Response = reflection_pb2.ServerReflectionResponse
 
 
 class Descriptors:
-    """Files by name, by symbol and by extension; each answered with all that it depends on."""
+    """Proto files by name, symbol and extension, each returned with its dependencies."""
 
     def __init__(self, files: Iterable[FileDescriptorProto]) -> None:
         self._files = {file.name: file for file in files}
@@ -41,26 +41,26 @@ class Descriptors:
                     self._pool.AddSerializedFile(self._serialized[needed])
 
     def file(self, name: str) -> list[bytes]:
-        """The file and its dependencies, serialised, itself last; KeyError where there is none."""
+        """Return a file and its dependencies, serialised, itself last. Raise KeyError."""
         return [self._serialized[needed] for needed in self._with_dependencies(name)]
 
     def file_of_symbol(self, symbol: str) -> list[bytes]:
-        """The file that defines a message, enum, service, method…; KeyError where none does."""
+        """Return the file that defines a message, enum, service or method. Raise KeyError."""
         try:
             return self.file(self._pool.FindFileContainingSymbol(symbol).name)
         except KeyError:
-            # The pool knows a service by its name, and its methods only through it.
+            # The pool finds services by name, and methods only through their service.
             service, _, method = symbol.rpartition(".")
             descriptor = self._pool.FindServiceByName(service)
             return self.file(descriptor.methods_by_name[method].containing_service.file.name)
 
     def file_of_extension(self, extended: str, number: int) -> list[bytes]:
-        """The file that defines an extension of a message; KeyError where none does."""
+        """Return the file that defines an extension of a message. Raise KeyError."""
         message = self._pool.FindMessageTypeByName(extended)
         return self.file_of_symbol(self._pool.FindExtensionByNumber(message, number).full_name)
 
     def extension_numbers(self, extended: str) -> list[int]:
-        """The numbers of all known extensions of a message; KeyError where there is no message."""
+        """Return the numbers of all extensions of a message. Raise KeyError."""
         message = self._pool.FindMessageTypeByName(extended)
         return sorted(extension.number for extension in self._pool.FindAllExtensions(message))
 
@@ -78,7 +78,7 @@ class Descriptors:
 
 
 def contract() -> Descriptors:
-    """Everything the server speaks: the contract with its comments, errors, health, reflection."""
+    """Return the descriptors of the contract with its comments, errors, health and reflection."""
     image = resources.files("hookline_service.api").joinpath("descriptors.binpb").read_bytes()
     files = list(FileDescriptorSet.FromString(image).file)
     for module in (error_details_pb2, status_pb2, health_pb2, reflection_pb2):
@@ -88,13 +88,13 @@ def contract() -> Descriptors:
 
 
 def _v1_of(v1alpha: FileDescriptorProto) -> FileDescriptorProto:
-    """The v1 file: v1alpha's under its new package, which is all that the two differ in."""
+    """Return the v1 file: v1alpha's with the other package name, the only difference."""
     renamed = text_format.MessageToString(v1alpha).replace("v1alpha", "v1")
     return text_format.Parse(renamed, FileDescriptorProto())
 
 
 class ReflectionServicer:
-    """Answers a stream of questions, one after the other."""
+    """Answers a stream of questions in order."""
 
     def __init__(self, descriptors: Descriptors, services: Sequence[str]) -> None:
         self._descriptors = descriptors
@@ -103,7 +103,7 @@ class ReflectionServicer:
     async def ServerReflectionInfo(
         self, requests: AsyncIterator[_Request], context: object
     ) -> AsyncIterator[_Response]:
-        """One answer for each question, in order; what is not there is an answer, not an error."""
+        """Answer each question in order; an unknown symbol is answered, not raised."""
         del context
         async for request in requests:
             response = _Response(valid_host=request.host, original_request=request)
@@ -114,7 +114,7 @@ class ReflectionServicer:
             yield response
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
-        """The same behaviour under the names of both versions."""
+        """Return the handlers of both versions, which behave the same."""
         handler = grpc.stream_stream_rpc_method_handler(
             self.ServerReflectionInfo,
             request_deserializer=_Request.FromString,

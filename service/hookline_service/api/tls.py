@@ -1,8 +1,8 @@
-"""TLS of the gRPC server: certificates that may be exchanged while it serves.
+"""TLS of the gRPC server, with certificates that are replaced while it serves.
 
-gRPC asks for the certificate before each handshake, on a thread of its core: the answer must be at
-hand. Somebody else follows the files; here is only noticed that what counts is another. Connections
-that are open keep what they began with. TLS 1.2 is the least that gRPC's core speaks.
+gRPC calls for the certificate before each handshake, on a thread of its core, so that it must be in
+memory: `app/source_watchers.py` reads the files. Open connections keep the certificate they began
+with. The oldest version that gRPC's core accepts is TLS 1.2.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from hookline_service.identity.server_certificate import ServerCertificate
 
 
 def server_credentials(current: Callable[[], ServerCertificate]) -> grpc.ServerCredentials:
-    """Credentials that follow `current`, which is called before each handshake, on any thread.
+    """Return credentials that use the result of `current`, called on any thread per handshake.
 
-    Whether clients must show certificates is decided by what it answers now.
+    Whether clients must present certificates is decided now, by what `current` returns.
     """
     served = current()
     requires_client = served.client_ca_pem is not None
 
-    def fetch() -> Any:  # noqa: ANN401 - grpcio's stubs do not know of None
+    def fetch() -> Any:  # noqa: ANN401 - grpcio's stubs lack None
         nonlocal served
         certificate = current()
         if certificate is served:
-            return None  # the core keeps what it has
+            return None  # the core keeps the current one
         served = certificate
         return _configuration(certificate)
 

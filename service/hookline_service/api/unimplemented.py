@@ -1,10 +1,10 @@
-"""RPCs of the contract that a later version builds: refused one by one, never silently absent.
+"""RPCs of the contract that are not implemented yet: each is refused with its name.
 
-A servicer inherits the class of its service here instead of the generated one, and overrides what
-it builds. Once an RPC is built, its refusal here goes.
+A servicer inherits the class of its service here instead of the generated one, and overrides the
+RPCs that it implements. The refusal of an implemented RPC is removed here.
 """
 
-# ruff: noqa: ARG002, D102 (what is refused is not read, and its name says it all)
+# ruff: noqa: ARG002, D102 (the arguments are unused, and the names of the methods suffice)
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hookline_service.api.middleware.errors import not_implemented
 
 
 class UnbuiltDeliveryRpcs(delivery_service_pb2_grpc.DeliveryServiceServicer):
-    """What DeliveryService does not build yet."""
+    """The RPCs of DeliveryService that are not implemented yet."""
 
     def WatchDeliveries(self, request: object, context: object) -> NoReturn:
         raise not_implemented("WatchDeliveries")
@@ -38,14 +38,14 @@ class UnbuiltDeliveryRpcs(delivery_service_pb2_grpc.DeliveryServiceServicer):
 
 
 class UnbuiltEventRpcs(event_service_pb2_grpc.EventServiceServicer):
-    """What EventService does not build yet."""
+    """The RPCs of EventService that are not implemented yet."""
 
     async def ExplainEvent(self, request: object, context: object) -> NoReturn:
         raise not_implemented("ExplainEvent")
 
 
 class UnbuiltEventTypeRpcs(event_type_service_pb2_grpc.EventTypeServiceServicer):
-    """What EventTypeService does not build yet."""
+    """The RPCs of EventTypeService that are not implemented yet."""
 
     async def RegisterEventTypes(self, request: object, context: object) -> NoReturn:
         raise not_implemented("RegisterEventTypes")

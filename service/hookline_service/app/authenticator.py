@@ -1,4 +1,4 @@
-"""The door, put together: the sources that know callers, what they need, and TLS."""
+"""Construction of authentication: the sources of identity, what they need, and TLS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hookline_service.store.secrets import SecretBox
 
 
 class Authenticator:
-    """Who is let in: by API keys, certificates, tokens; where authentication is off, everybody."""
+    """The sources of identity of a node: API keys, tokens, certificates; or none, if it is off."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Authenticator:
         self.api_key_source = ApiKeySource(
             engine.key_lookup, deployment_key, clock, max_cached=settings.max_cached_keys
         )
-        self.following = SourceWatcher(settings)
+        self.source_watcher = SourceWatcher(settings)
         self._is_auth_on = settings.is_auth_on
 
     @classmethod
@@ -43,27 +43,27 @@ class Authenticator:
         engine: Engine,
         clock: Clock,
     ) -> Authenticator:
-        """One, with the deployment's key.
+        """Return an authenticator with the deployment's key.
 
-        Raises `SealedSecretError` where that does not open, and `SourceError` for a file that
-        cannot be used.
+        Raise `SealedSecretError` where the key cannot be decrypted, and `SourceError` for a file
+        that cannot be used.
         """
         key = await load_or_create_deployment_key(database, box, API_KEYS)
         return cls(settings, database, engine, clock, key)
 
     @property
     def identities(self) -> Sequence[IdentitySource]:
-        """Who knows callers, in the order in which to ask."""
+        """The sources of identity, in the order in which they are asked."""
         if not self._is_auth_on:
             return [Anonymous()]
-        return [self.api_key_source, *self.following.authenticators()]
+        return [self.api_key_source, *self.source_watcher.identity_sources()]
 
     def start(self) -> None:
-        """Begin to know."""
+        """Begin to read keys and to watch sources."""
         self.api_key_source.start()
-        self.following.start()
+        self.source_watcher.start()
 
     async def stop(self) -> None:
-        """End."""
-        await self.following.stop()
+        """Stop both."""
+        await self.source_watcher.stop()
         await self.api_key_source.stop()

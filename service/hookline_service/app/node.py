@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import structlog
 
 from hookline_service import VERSION
-from hookline_service.api.middleware.observing import ObservedCalls
+from hookline_service.api.middleware.call_observer import TelemetryObserver
 from hookline_service.api.server import ApiServer, CannotListenError
 from hookline_service.app.authenticator import Authenticator
 from hookline_service.app.engine import SESSIONS, Engine
@@ -121,10 +121,10 @@ class App:
             address=str(settings.listen),
             limits=settings.limits,
             identities=door.identities,
-            credentials=door.following.server_credentials(),
+            credentials=door.source_watcher.server_credentials(),
             max_calls=settings.max_calls,
             share_port=bool(self._place),
-            observer=ObservedCalls(instruments),
+            observer=TelemetryObserver(instruments),
         )
         push(self._stop_serving, server)
         port = await server.start()

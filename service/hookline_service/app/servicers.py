@@ -1,4 +1,4 @@
-"""The API, put together: a servicer for each service of the contract, with what it calls."""
+"""Construction of the API: a servicer for each service of the contract, and what it calls."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def make_servicers(
     database: Database,
     engine: Engine,
     secrets: TenantSecrets,
-    door: Authenticator,
+    authenticator: Authenticator,
     *,
     page_key: bytes,
 ) -> Servicers:
-    """All of them. `page_key` signs page tokens, and is the deployment's."""
+    """Return all servicers. `page_key` signs page tokens, and is the deployment's."""
     limits, pages = settings.limits, Pages(page_key, settings.limits)
     deliveries = DeliveryStore(database)
     return Servicers(
@@ -69,14 +69,14 @@ def make_servicers(
             lanes=engine.lanes,
             version=VERSION,
             node_id=lambda: engine.ownership.node_id,
-            sources=door.following.states,
+            sources=authenticator.source_watcher.states,
         ),
         access=AccessServicer(
-            keys=door.api_keys,
-            forget=door.api_key_source.forget,
+            keys=authenticator.api_keys,
+            forget=authenticator.api_key_source.forget,
             log=engine.audit_log,
             pages=pages,
             limits=limits,
         ),
-        journal=engine.audit_log,
+        audit_log=engine.audit_log,
     )

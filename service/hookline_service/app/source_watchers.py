@@ -1,6 +1,6 @@
-"""What the settings point at and may change while a node runs: looked at every second.
+"""Watchers of the files and issuer keys that the settings name: each is read again every second.
 
-A thread does the looking, since a file may be on a disk that does not answer.
+They are read on a thread, since a disk may not answer.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Final
 import grpc
 import structlog
 
-from hookline_service.api.middleware.authentication import IdentitySource
-from hookline_service.api.middleware.certificate_callers import CertificateCallers
-from hookline_service.api.middleware.token_callers import TokenCallers
+from hookline_service.api.middleware.authentication import (
+    CertificateSource,
+    IdentitySource,
+    TokenSource,
+)
 from hookline_service.api.tls import server_credentials
 from hookline_service.config import Settings
 from hookline_service.config.tokens import TokenSettings, read_key_file
@@ -38,14 +40,14 @@ _log = structlog.get_logger(__name__)
 
 
 class SourceWatcher:
-    """Looks at all sources of a node."""
+    """Watches all sources of a node."""
 
     def __init__(self, settings: Settings) -> None:
-        """Read what the settings point at; raises `SourceError`."""
+        """Read the sources that the settings name. Raise `SourceError`."""
         self._sources: list[Followed] = []
         self._certificate: FollowedFiles[ServerCertificate] | None = None
-        self._certificate_callers: CertificateCallers | None = None
-        self._token_callers: TokenCallers | None = None
+        self._certificate_source: CertificateSource | None = None
+        self._token_source: TokenSource | None = None
         if (files := settings.tls.files) is not None:
             self._certificate = FollowedFiles(
                 CERT, files.paths, lambda: read_server_certificate(files)
@@ -54,20 +56,20 @@ class SourceWatcher:
         if (clients := settings.tls.clients) is not None:
             names = FollowedFiles(CLIENTS, [clients], lambda: read_client_names(clients))
             self._sources.append(names)
-            self._certificate_callers = CertificateCallers(lambda: names.current)
+            self._certificate_source = CertificateSource(lambda: names.current)
         if (rules := settings.tokens.rules) is not None:
-            self._token_callers = TokenCallers(Tokens(rules, self._issuer_keys(settings.tokens)))
+            self._token_source = TokenSource(Tokens(rules, self._issuer_keys(settings.tokens)))
         self._warned: set[tuple[str, datetime]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     def server_credentials(self) -> grpc.ServerCredentials | None:
-        """TLS with the certificate that counts at each handshake; None: plaintext."""
+        """Return TLS with the certificate that is current at each handshake; None: plaintext."""
         certificate = self._certificate
         return None if certificate is None else server_credentials(lambda: certificate.current)
 
-    def authenticators(self) -> Sequence[IdentitySource]:
-        """Who knows callers by what is followed, in the order in which to ask."""
-        sources = (self._token_callers, self._certificate_callers)
+    def identity_sources(self) -> Sequence[IdentitySource]:
+        """Return the sources of identity, in the order in which they are asked."""
+        sources = (self._token_source, self._certificate_source)
         return [source for source in sources if source is not None]
 
     def _issuer_keys(self, tokens: TokenSettings) -> KeySource:
@@ -82,27 +84,27 @@ class SourceWatcher:
                 return fetched
 
     def states(self) -> Sequence[SourceState]:
-        """What is known of each."""
+        """Return the state of each source."""
         return [source.state() for source in self._sources]
 
     def start(self) -> None:
-        """Begin to look."""
-        for source in self._sources:  # each by itself: one that hangs keeps no other waiting
-            self._tasks.append(asyncio.create_task(self._follow(source), name="following"))
+        """Begin to watch."""
+        for source in self._sources:  # each in its own task: one that hangs delays no other
+            self._tasks.append(asyncio.create_task(self._watch(source), name="source watcher"))
 
     async def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _follow(self, source: Followed) -> None:
+    async def _watch(self, source: Followed) -> None:
         while True:
             try:
                 await asyncio.to_thread(source.look)
                 self._warn_of_expiry(source.state())
-            except Exception:  # noqa: BLE001 - what counts goes on; the next look may tell
-                _log.exception("following_broken")
+            except Exception:  # noqa: BLE001 - the last state stays in use, and the next read may succeed
+                _log.exception("source_watch_failed")
             await asyncio.sleep(LOOK_S)
 
     def _warn_of_expiry(self, state: SourceState) -> None:

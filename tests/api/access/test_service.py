@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC
 from typing import Any
 
@@ -28,6 +29,8 @@ from hookline.v1.tenant_service_pb2 import ListTenantsRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
 from hookline_service.api.access.service import AccessServicer
 from hookline_service.api.conversion.paging import Pages
+from hookline_service.api.middleware.methods import METHODS
+from hookline_service.api.middleware.scopes import AUTHENTICATED
 from hookline_service.domain.caller import Scope
 from hookline_service.domain.limits import Limits
 from hookline_service.store.audit import AuditLog
@@ -243,8 +246,10 @@ async def test_nobody_gives_what_he_has_not(
     gateway: Keyed, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The method's rule asks for ADMIN, which has all; should it ask for less, this holds."""
+    name = "hookline.v1.AccessService/CreateApiKey"
     monkeypatch.setattr(
-        "hookline_service.api.middleware.interceptors.RULES", dict.fromkeys(_METHODS, _Anybody())
+        "hookline_service.api.middleware.interceptors.METHODS",
+        {name: replace(METHODS[name], access=AUTHENTICATED)},
     )
     access = AccessServicer(
         keys=gateway.keys,
@@ -273,15 +278,3 @@ async def test_nobody_gives_what_he_has_not(
                 grpc.StatusCode.PERMISSION_DENIED,
                 {"scope": missing},
             )
-
-
-_METHODS = ["hookline.v1.AccessService/CreateApiKey"]
-
-
-class _Anybody:
-    """A rule that lets anybody call."""
-
-    is_open = False
-
-    def check(self, caller: object) -> None:
-        del caller

@@ -49,7 +49,7 @@ class Known:
         self.token = ""
 
     def ask(self) -> asyncio.Task[Caller | None]:
-        return asyncio.create_task(self.source.authenticate(bearer(self.token), {}, ""))
+        return asyncio.create_task(self.source.authenticate(bearer(self.token), dict, ""))
 
     async def revoke_while_it_is_read(self) -> None:
         self.lookup.may_tell.clear()

@@ -15,7 +15,7 @@ from hookline.v1.event_service_pb2_grpc import EventServiceStub
 from hookline.v1.tenant_service_pb2 import GetTenantRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
 from hookline_service.api.middleware.authentication import Identities, bearer_token_in
-from hookline_service.api.middleware.scopes import RULES
+from hookline_service.api.middleware.methods import METHODS
 from hookline_service.domain.caller import Scope, current_caller
 from hookline_service.domain.errors import UnauthenticatedError
 from hookline_service.domain.limits import Limits
@@ -23,9 +23,10 @@ from tests.api.conftest import Api, serving
 from tests.api.identities import Asking, Words, caller
 from tests.api.publishing import order
 from tests.api.refusals import Refused, refusal
-from tests.api.test_server import METHODS
+from tests.api.rpcs import CONTRACT
 from tests.waiting import until
 
+PATHS = [f"/{name}" for name in CONTRACT]
 REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 UNAUTHENTICATED = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
 BOSS = (("who", "boss"),)
@@ -57,7 +58,7 @@ async def send(api: Api, method: str, metadata: Metadata, data: bytes = b"") -> 
     return await refusal(call(data, metadata=metadata, timeout=20))
 
 
-@pytest.mark.parametrize("method", [*sorted(METHODS), REFLECT, "/hookline.v1.X/Y", "/", "/a/b/c"])
+@pytest.mark.parametrize("method", [*PATHS, REFLECT, "/hookline.v1.X/Y", "/", "/a/b/c"])
 async def test_without_a_name_nothing_is_told_not_even_what_there_is(api: Api, method: str) -> None:
     for metadata in ((), STRANGER):
         for data in (b"", b"\xff\xff\xff"):
@@ -105,7 +106,7 @@ async def test_strangers_crowd_out_nobody_who_is_known(database_url: str, words:
         await api.events.ListEvents(ListEventsRequest(tenant="tenants/-"), metadata=BOSS)
 
 
-@pytest.mark.parametrize("method", [*sorted(METHODS), REFLECT, "/hookline.v1.X/Y"])
+@pytest.mark.parametrize("method", [*PATHS, REFLECT, "/hookline.v1.X/Y"])
 async def test_nothing_is_taken_of_a_request_before_its_sender_is_known(
     api: Api, method: str
 ) -> None:
@@ -169,17 +170,17 @@ async def test_who_lacks_a_scope_is_told_which_whatever_he_sends(api: Api) -> No
         assert answer.metadata == {"scope": "PUBLISH"}
 
 
-async def test_a_method_without_a_rule_is_for_nobody(
+async def test_a_method_without_an_entry_in_the_registry_is_unknown(
     database_url: str, words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = "hookline.v1.TenantService/GetTenant"
     monkeypatch.setattr(
-        "hookline_service.api.middleware.interceptors.RULES",
-        {name: rule for name, rule in RULES.items() if name != method},
+        "hookline_service.api.middleware.interceptors.METHODS",
+        {name: entry for name, entry in METHODS.items() if name != method},
     )
     async with serving(database_url, identities=[words]) as api:
         answer = await send(api, f"/{method}", BOSS)
-        assert answer.code is grpc.StatusCode.PERMISSION_DENIED
+        assert answer.code is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_call_knows_for_whom_it_runs(api: Api, asking: Asking) -> None:
@@ -292,13 +293,13 @@ async def test_a_stream_outlives_that_nobody_can_be_asked(api: Api, words: Words
 async def test_the_first_source_that_knows_is_believed_and_one_that_refuses_is_too() -> None:
     first, second = Words(a=caller(Scope.PUBLISH)), Words(a=caller(Scope.ADMIN), b=caller())
     both = Identities([first, second])
-    assert (await both.authenticate((("who", "a"),), {}, "")).scopes == {Scope.PUBLISH}
+    assert (await both.authenticate((("who", "a"),), dict, "")).scopes == {Scope.PUBLISH}
     with pytest.raises(UnauthenticatedError):
-        await both.authenticate((("who", "b"),), {}, "")
+        await both.authenticate((("who", "b"),), dict, "")
     assert len(second.asked) == 0
     for sources in ([], [first, second]):
         with pytest.raises(UnauthenticatedError):
-            await Identities(sources).authenticate((), {}, "")
+            await Identities(sources).authenticate((), dict, "")
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,8 @@ def test_who_waits_for_room_is_asked_again_once_there_is() -> None:
         asked.append("again")
 
     budget.take("greedy", 95)
-    assert not budget.has_room("greedy", look_again)
-    assert budget.has_room("other", look_again)
+    assert not budget.has_capacity("greedy", look_again)
+    assert budget.has_capacity("other", look_again)
     budget.give("greedy", 90)
     assert asked == ["again"]
     budget.give("greedy", 5)

@@ -7,24 +7,25 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import pytest
 
+from hookline.v1.subscription_service_pb2_grpc import SubscriptionServiceServicer
 from hookline.v1.tenant_service_pb2 import (
-    CreateTenantRequest,
-    CreateTenantResponse,
     GetTenantRequest,
     GetTenantResponse,
     ListTenantsRequest,
     ListTenantsResponse,
 )
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceServicer, TenantServiceStub
+from hookline_service.api.middleware.methods import METHODS, Effect
 from hookline_service.domain.errors import NotFoundError, Reason
 from hookline_service.store.database import ContentionError, OutcomeUnknownError
 from tests.api.conftest import Api, refusing, serving
 from tests.api.refusals import refusal
+from tests.api.rpcs import CONTRACT, opened_by, rpc_of
 from tests.waiting import until
 
 SECRET = "hunter2"
@@ -32,7 +33,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Troubled(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
-    """GetTenant does what its name says; CreateTenant loses its answer; ListTenants waits."""
+    """GetTenant fails as its request's name says; ListTenants waits for the gate."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -67,12 +68,6 @@ class Troubled(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
             case _:
                 pass
         return GetTenantResponse()
-
-    async def CreateTenant(
-        self, request: CreateTenantRequest, context: Context
-    ) -> CreateTenantResponse:
-        del request, context
-        raise OutcomeUnknownError(SECRET)
 
     async def ListTenants(
         self, request: ListTenantsRequest, context: Context
@@ -131,9 +126,28 @@ async def test_every_end_of_a_servicer_is_an_answer(
     assert api.calls.ended == [(method, code), (method, grpc.StatusCode.OK)]
 
 
-async def test_a_creation_whose_answer_is_lost_is_not_called_repeatable(api: Api) -> None:
-    answer = await refusal(stub(api).CreateTenant(CreateTenantRequest()))
-    assert (answer.code, answer.reason) == (grpc.StatusCode.UNKNOWN, "DATABASE_UNAVAILABLE")
+async def lose(*_: object) -> NoReturn:
+    raise OutcomeUnknownError(SECRET)
+
+
+async def test_lost_result_is_unavailable_only_where_repeating_does_no_harm(
+    database_url: str,
+) -> None:
+    """Client libraries repeat a call by themselves on UNAVAILABLE."""
+    names = [name for name in CONTRACT if ".SubscriptionService/" in name]
+    kind = type("Losing", (SubscriptionServiceServicer,), dict.fromkeys(map(rpc_of, names), lose))
+    async with serving(database_url, subscriptions=kind()) as api:
+        for name in names:
+            answer = await refusal(opened_by(api.channel, METHODS[name])(b""))
+            is_unsafe = METHODS[name].effect is Effect.UNSAFE_TO_REPEAT
+            code = grpc.StatusCode.UNKNOWN if is_unsafe else UNAVAILABLE
+            assert (answer.code, answer.reason) == (code, "DATABASE_UNAVAILABLE"), name
+
+
+def test_a_rotation_is_unsafe_to_repeat() -> None:
+    """Repeated, it ends the secret that receivers still verify with: at most two are live."""
+    rotation = METHODS["hookline.v1.SubscriptionService/RotateSigningSecret"]
+    assert rotation.effect is Effect.UNSAFE_TO_REPEAT
 
 
 async def test_a_client_that_goes_away_ends_its_call_and_nothing_else(

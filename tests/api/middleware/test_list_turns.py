@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from hookline_service.api.middleware.list_turns import WAITING, ListTurns
+from hookline_service.api.middleware.admission import WAITING_LISTS_FACTOR, ListTurns
 from hookline_service.domain.errors import Reason, ResourceExhaustedError
 
 
@@ -22,7 +22,7 @@ async def test_more_than_are_read_at_once_wait_and_other_tenants_do_not() -> Non
 async def test_too_many_are_refused_and_told_the_setting() -> None:
     turns = ListTurns(1, 8)
     async with turns.turn("tenants/acme"):
-        waiting = [asyncio.create_task(_once(turns)) for _ in range(WAITING - 1)]
+        waiting = [asyncio.create_task(_once(turns)) for _ in range(WAITING_LISTS_FACTOR - 1)]
         await asyncio.sleep(0)
         with pytest.raises(ResourceExhaustedError) as refusal:
             await _once(turns)
@@ -36,7 +36,7 @@ async def test_too_many_are_refused_and_told_the_setting() -> None:
 async def test_one_that_gives_up_waiting_leaves_its_place() -> None:
     turns = ListTurns(1, 8)
     async with turns.turn("tenants/acme"):
-        waiting = [asyncio.create_task(_once(turns)) for _ in range(WAITING - 1)]
+        waiting = [asyncio.create_task(_once(turns)) for _ in range(WAITING_LISTS_FACTOR - 1)]
         await asyncio.sleep(0)
         for task in waiting:
             task.cancel()

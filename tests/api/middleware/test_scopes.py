@@ -1,45 +1,39 @@
-"""The rules of who may call what: one for each method there is, and none for what there is not."""
+"""Access rules: which callers may call each RPC."""
 
 from __future__ import annotations
 
 import pytest
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
 
-from hookline_service.api.middleware.scopes import KNOWN, OPEN, RULES, Rule
-from hookline_service.api.reflection import SERVICES as REFLECTION
+from hookline_service.api.middleware.methods import METHODS
+from hookline_service.api.middleware.scopes import AUTHENTICATED, OPEN, AccessRule
 from hookline_service.domain.caller import Scope
 from hookline_service.domain.errors import PermissionDeniedError
 from tests.api.identities import caller
-from tests.api.test_server import METHODS
+from tests.api.rpcs import CHANGING, CONTRACT
 
-CONTRACT = {name.removeprefix("/") for name in METHODS}
-HEALTH = {
-    f"{service.full_name}/{method.name}"
-    for service in health_pb2.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
-REFLECTING = {
-    f"{service}/{method.name}"
-    for service in REFLECTION
-    for method in reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].methods
-}
+RULES = {name: method.access for name, method in METHODS.items()}
 
 
-def test_every_method_has_a_rule_and_every_rule_a_method() -> None:
-    assert set(RULES) == CONTRACT | HEALTH | REFLECTING
+def methods_in(package: str) -> set[str]:
+    return {
+        name
+        for name, method in METHODS.items()
+        if method.descriptor.containing_service.file.package.startswith(package)
+    }
 
 
-def test_health_is_open_and_nothing_else_is() -> None:
-    assert {name for name, rule in RULES.items() if rule.is_open} == HEALTH
+def test_only_health_is_called_without_authentication() -> None:
+    open_methods = {name for name, rule in RULES.items() if rule.is_open}
+    assert open_methods == methods_in("grpc.health")
 
 
-def test_reflection_is_for_whoever_is_known_and_nothing_of_the_contract_is() -> None:
-    assert {name for name, rule in RULES.items() if rule == KNOWN} == REFLECTING
-    assert [name for name in sorted(CONTRACT) if not RULES[name].scopes] == []
+def test_only_reflection_is_for_every_authenticated_caller() -> None:
+    without_scope = {name for name, rule in RULES.items() if rule == AUTHENTICATED}
+    assert without_scope == methods_in("grpc.reflection")
+    assert [name for name in CONTRACT if not RULES[name].scopes] == []
 
 
-@pytest.mark.parametrize("name", sorted(CONTRACT))
+@pytest.mark.parametrize("name", CONTRACT)
 @pytest.mark.parametrize("scope", Scope)
 def test_a_scope_alone_opens_its_methods_and_no_other(name: str, scope: Scope) -> None:
     rule = RULES[name]
@@ -52,25 +46,23 @@ def test_a_scope_alone_opens_its_methods_and_no_other(name: str, scope: Scope) -
     assert rule.scopes[0] in refused.value.message
 
 
-def test_what_belongs_to_no_tenant_is_not_for_who_is_bound_to_one() -> None:
-    refused = {name for name in CONTRACT if RULES[name].is_of_all_tenants}
-    for name in refused:
-        RULES[name].check(caller())
-        with pytest.raises(PermissionDeniedError, match="bound to one tenant"):
-            RULES[name].check(caller(tenant="acme"))
-    for name in CONTRACT - refused:
+@pytest.mark.parametrize("name", CONTRACT)
+def test_methods_of_all_tenants_refuse_callers_bound_to_one(name: str) -> None:
+    RULES[name].check(caller())
+    if not RULES[name].is_of_all_tenants:
         RULES[name].check(caller(tenant="acme"))
-    assert {name.removeprefix("hookline.v1.") for name in refused} == {
-        "EventTypeService/ArchiveEventType",
-        "EventTypeService/CreateEventType",
-        "EventTypeService/RegisterEventTypes",
-        "EventTypeService/UpdateEventType",
-        "OperationsService/GetStatus",
-        "TenantService/CreateTenant",
-        "TenantService/DeleteTenant",
-    }
+        return
+    with pytest.raises(PermissionDeniedError, match="bound to one tenant"):
+        RULES[name].check(caller(tenant="acme"))
 
 
-def test_an_open_rule_is_the_only_one_that_asks_nobody() -> None:
+def test_changes_of_event_types_refuse_callers_bound_to_one_tenant() -> None:
+    """All tenants share the event types."""
+    changes = [n for n in CHANGING if ".EventTypeService/" in n]
+    assert changes
+    assert all(RULES[name].is_of_all_tenants for name in changes)
+
+
+def test_open_rules_have_no_scopes() -> None:
     assert [rule for rule in RULES.values() if rule.is_open and rule != OPEN] == []
-    assert not Rule().is_open
+    assert not AccessRule().is_open

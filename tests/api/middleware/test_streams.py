@@ -22,13 +22,13 @@ async def test_a_stream_that_takes_no_message_is_cut_off_at_the_second_look() ->
 
     async def streaming() -> HooklineError | None:
         stream = Stream(takes_messages=True)
-        following = asyncio.create_task(Streams(recheck_s=0).follow(stream, nobody))
+        checking = asyncio.create_task(Streams(recheck_s=0).recheck_repeatedly(stream, nobody))
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
             return stream.reason
         finally:
-            following.cancel()
+            checking.cancel()
         return None
 
     async def nobody() -> None:

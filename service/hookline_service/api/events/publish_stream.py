@@ -168,7 +168,7 @@ class PublishStream:
             load.messages < limits.max_stream_messages
             and load.events < limits.max_stream_events
             and load.size_bytes < limits.max_stream_bytes
-            and (not load.messages or self._budget.has_room(self._caller, self._look_for_room))
+            and (not load.messages or self._budget.has_capacity(self._caller, self._look_for_room))
         ):
             self._has_room.set()
         else:

@@ -1,15 +1,15 @@
-"""API keys as a source of identity: what is known of them is kept at hand, and read again.
+"""API keys as a source of identity: results are cached, and read again while they are used.
 
-Theory of operation. A token is told by a keyed hash of it, so that memory holds none; what that
-stands for is believed for `BELIEVED_S` from before it was read. Every `REFRESH_S` what was used
-since is read again, in one statement, so that a key in use is never looked up while a call waits;
-what was not used is forgotten. So a revocation, and a tenant's deletion, count on every node
-within `BELIEVED_S`, whatever becomes of this node's connection, and nobody needs to tell.
+Theory of operation. A token is identified by a keyed hash, so that memory holds no tokens; a result
+is valid for `BELIEVED_S`, counted from before it was read. Every `REFRESH_S` the keys used since
+are read again, in one statement, so that a key in use is never looked up while a call waits; unused
+ones are dropped. So a revocation, and a tenant's deletion, take effect on every node within
+`BELIEVED_S`, even if the node loses its connection, and without any notification.
 
-What is not at hand is looked up, all questions of a moment in one statement, one at a time: the
-database sees a statement and a connection, however many strangers knock. What was found to be no
-good is kept too, by itself, so that it crowds nobody out. Unknown ids and wrong secrets cost the
-same.
+Tokens that are not cached are looked up, all those of a moment in one statement, one statement at a
+time: unauthenticated clients cost the database one statement and one connection, however many there
+are. Invalid tokens are cached in a table of their own, so that they evict no valid ones. Unknown
+ids and wrong secrets take the same time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from hookline_service.store.database import TRANSIENT, unavailable
 BELIEVED_S: Final = 3.0
 REFRESH_S: Final = 1.0
 TOUCH_S: Final = 60.0
-"""How often at most a node notes that a key is in use, in seconds."""
+"""The least interval at which a node records that a key is in use, in seconds."""
 
 _FINGERPRINT_BYTES = 16
 _NO_DIGEST = bytes(DIGEST_BYTES)
@@ -53,30 +53,30 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _Known:
-    """A token that is good, as far as is known."""
+class _ValidKey:
+    """A token that was valid when it was read."""
 
     key_id: str
     digest: bytes
     caller: Caller
     read_s: float
-    """From before it was read."""
+    """The time just before it was read."""
     expires_s: float
     was_used: bool = True
     touched_s: float = -math.inf
 
 
 @dataclass(slots=True)
-class _Question:
+class _Lookup:
     """A token that is being looked up."""
 
     key_id: str
     digest: bytes
-    answer: asyncio.Future[_Known | None]
+    answer: asyncio.Future[_ValidKey | None]
 
 
 class ApiKeySource:
-    """Knows who shows an API key."""
+    """Authenticates calls by an API key."""
 
     def __init__(
         self,
@@ -87,68 +87,68 @@ class ApiKeySource:
         max_cached: int,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """`max_cached`: tokens that are remembered, as many bad ones, and calls that wait."""
-        self._lookup = lookup
+        """`max_cached`: the bound on cached tokens, on invalid ones, and on calls that wait."""
+        self._key_lookup = lookup
         self._deployment_key = deployment_key
         self._clock = clock
         self._max_cached = max_cached
         self._salt = random_bytes(32)
-        self._known: dict[bytes, _Known] = {}
+        self._valid: dict[bytes, _ValidKey] = {}
         self._refused: dict[bytes, float] = {}
-        """Until when a token that is no good is not looked up again."""
-        self._questions: dict[bytes, _Question] = {}
+        """Until when an invalid token is not looked up again."""
+        self._lookups: dict[bytes, _Lookup] = {}
         self._ended: set[str] = set()
-        """Keys that were ended here since the last reading began: it may have seen them alive."""
+        """Keys revoked on this node since the last read began: it may have read them as valid."""
         self._waiting = 0
-        """Calls that wait for an answer."""
+        """Calls that wait for a lookup."""
         self._refreshed_s = -math.inf
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin."""
+        """Begin to read keys."""
         self._task = asyncio.create_task(self._run(), name="api keys")
 
     async def stop(self) -> None:
-        """End; who still waits for an answer is told that this node stops."""
+        """Stop reading; calls that still wait are refused, since the node stops."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for question in self._questions.values():
-            question.answer.cancel()
-        await self._lookup.close()
+        for lookup in self._lookups.values():
+            lookup.answer.cancel()
+        await self._key_lookup.close()
 
     async def authenticate(
         self, metadata: Metadata, auth_context: AuthContext, peer: str
     ) -> Caller | None:
-        """The key that a call shows; None: it shows none."""
+        """Return the caller of an API key; None: the call carries none."""
         del auth_context, peer
         token = bearer_token_in(metadata)
         if token is None or not token.startswith(TOKEN_PREFIX):
             return None
         fingerprint = self._fingerprint(token)
         now_s = self._clock.boottime_s()
-        known: _Known | None = self._known.get(fingerprint)
-        if known is None or now_s >= known.read_s + BELIEVED_S:
+        key: _ValidKey | None = self._valid.get(fingerprint)
+        if key is None or now_s >= key.read_s + BELIEVED_S:
             if self._refused.get(fingerprint, -math.inf) > now_s:
                 raise unauthenticated()
-            known = await self._ask(fingerprint, token)
-        if known is None or self._clock.boottime_s() >= known.expires_s:
+            key = await self._find(fingerprint, token)
+        if key is None or self._clock.boottime_s() >= key.expires_s:
             raise unauthenticated()
-        known.was_used = True
-        return known.caller
+        key.was_used = True
+        return key.caller
 
     def forget(self, key_id: str) -> None:
-        """A call on this node has just ended the key: it counts here at once."""
+        """Drop a key that a call on this node has revoked: it is refused here at once."""
         self._ended.add(key_id)
-        for fingerprint in [f for f, known in self._known.items() if known.key_id == key_id]:
-            del self._known[fingerprint]
+        for fingerprint in [f for f, key in self._valid.items() if key.key_id == key_id]:
+            del self._valid[fingerprint]
 
     def _fingerprint(self, token: str) -> bytes:
         data = token.encode(errors="backslashreplace")
         return blake2b(data, key=self._salt, digest_size=_FINGERPRINT_BYTES).digest()
 
-    async def _ask(self, fingerprint: bytes, token: str) -> _Known | None:
+    async def _find(self, fingerprint: bytes, token: str) -> _ValidKey | None:
         key_id = key_id_in(token)
         if key_id is None:
             return None
@@ -160,15 +160,15 @@ class ApiKeySource:
                 retry_after_s=1.0,
                 metadata={"limit": "HOOKLINE_MAX_CACHED_KEYS", "maximum": str(self._max_cached)},
             )
-        question = self._questions.get(fingerprint)
-        if question is None:
+        lookup = self._lookups.get(fingerprint)
+        if lookup is None:
             answer = asyncio.get_running_loop().create_future()
             digest = digest_of(token, self._deployment_key)
-            question = self._questions[fingerprint] = _Question(key_id, digest, answer)
+            lookup = self._lookups[fingerprint] = _Lookup(key_id, digest, answer)
             self._wake.set()
         self._waiting += 1
         try:
-            return await asyncio.shield(question.answer)
+            return await asyncio.shield(lookup.answer)
         finally:
             self._waiting -= 1
 
@@ -182,91 +182,93 @@ class ApiKeySource:
             self._wake.clear()
             try:
                 await self.read()
-            except Exception as error:  # noqa: BLE001 - whatever it is, who waits is told
+            except Exception as error:  # noqa: BLE001 - waiting calls were given the error
                 if not isinstance(error, TRANSIENT):
-                    _log.exception("api_keys_broken")
+                    _log.exception("api_key_refresh_failed")
 
     async def read(self) -> None:
-        """Answer what is asked; and read again what was used, if it is time for that."""
+        """Answer pending lookups, and read used keys again where that is due."""
         now_s = self._clock.boottime_s()
         is_due = now_s >= self._refreshed_s + REFRESH_S
-        used = {f: known for f, known in self._known.items() if is_due and known.was_used}
-        questions = dict(self._questions)
+        used = {f: key for f, key in self._valid.items() if is_due and key.was_used}
+        lookups = dict(self._lookups)
         self._ended.clear()
-        ids = {q.key_id for q in questions.values()} | {known.key_id for known in used.values()}
+        ids = {q.key_id for q in lookups.values()} | {key.key_id for key in used.values()}
         try:
-            found = await self._lookup.find(ids) if ids else {}
+            found = await self._key_lookup.find(ids) if ids else {}
         except Exception as error:
-            for fingerprint, question in questions.items():
-                del self._questions[fingerprint]
-                if not question.answer.done():
-                    question.answer.set_exception(_for_caller(error))
-                    question.answer.exception()  # nobody may be waiting any more
+            for fingerprint, lookup in lookups.items():
+                del self._lookups[fingerprint]
+                if not lookup.answer.done():
+                    lookup.answer.set_exception(_error_of(error))
+                    lookup.answer.exception()  # its calls may all have been cancelled
             raise
         for key_id in self._ended:
             found.pop(key_id, None)
-        for fingerprint, known in used.items():
-            self._take(fingerprint, known, found.get(known.key_id), now_s)
-        for fingerprint, question in questions.items():
-            del self._questions[fingerprint]
-            answer = self._take(fingerprint, question, found.get(question.key_id), now_s)
-            if not question.answer.done():
-                question.answer.set_result(answer)
+        for fingerprint, key in used.items():
+            self._take(fingerprint, key, found.get(key.key_id), now_s)
+        for fingerprint, lookup in lookups.items():
+            del self._lookups[fingerprint]
+            answer = self._take(fingerprint, lookup, found.get(lookup.key_id), now_s)
+            if not lookup.answer.done():
+                lookup.answer.set_result(answer)
         if is_due:
             self._refreshed_s = now_s
-            self._forget_old(now_s)
-            await self._note_use(now_s)
+            self._drop_expired(now_s)
+            await self._record_use(now_s)
 
     def _take(
-        self, fingerprint: bytes, asked: _Question | _Known, found: FoundKey | None, now_s: float
-    ) -> _Known | None:
-        """Believe what was read from now on."""
-        fits = hmac.compare_digest(asked.digest, _NO_DIGEST if found is None else found.digest)
+        self,
+        fingerprint: bytes,
+        looked_up: _Lookup | _ValidKey,
+        found: FoundKey | None,
+        now_s: float,
+    ) -> _ValidKey | None:
+        """Cache what was read."""
+        fits = hmac.compare_digest(looked_up.digest, _NO_DIGEST if found is None else found.digest)
         if found is None or not (fits and found.is_live and found.expires_in_s > 0):
-            self._known.pop(fingerprint, None)
+            self._valid.pop(fingerprint, None)
             _put(self._refused, fingerprint, now_s + BELIEVED_S, self._max_cached)
-            _log.debug("api_key_refused", key_id=asked.key_id, is_known=found is not None)
+            _log.debug("api_key_refused", key_id=looked_up.key_id, is_known=found is not None)
             return None
-        known = self._known.get(fingerprint)
-        if known is None:
+        key = self._valid.get(fingerprint)
+        if key is None:
             caller = Caller(
                 principal=api_key_name(found.key_id),
                 scopes=found.scopes,
                 tenant_id=found.tenant_id,
                 expire_time=found.expire_time,
             )
-            known = _Known(found.key_id, found.digest, caller, now_s, math.inf)
-            _put(self._known, fingerprint, known, self._max_cached)
-        known.read_s, known.expires_s = now_s, now_s + found.expires_in_s
-        known.was_used = isinstance(asked, _Question)
-        return known
+            key = _ValidKey(found.key_id, found.digest, caller, now_s, math.inf)
+            _put(self._valid, fingerprint, key, self._max_cached)
+        key.read_s, key.expires_s = now_s, now_s + found.expires_in_s
+        key.was_used = isinstance(looked_up, _Lookup)
+        return key
 
-    def _forget_old(self, now_s: float) -> None:
-        self._known = {
-            f: known for f, known in self._known.items() if now_s < known.read_s + BELIEVED_S
-        }
+    def _drop_expired(self, now_s: float) -> None:
+        self._valid = {f: key for f, key in self._valid.items() if now_s < key.read_s + BELIEVED_S}
         self._refused = {f: until_s for f, until_s in self._refused.items() if now_s < until_s}
 
-    async def _note_use(self, now_s: float) -> None:
-        """Once a minute and key: nobody waits for it, and what is lost is a minute."""
-        due = [k for k in self._known.values() if now_s >= k.touched_s + TOUCH_S]
+    async def _record_use(self, now_s: float) -> None:
+        """Record the use of keys, at most once a minute for each; no call waits for it."""
+        due = [k for k in self._valid.values() if now_s >= k.touched_s + TOUCH_S]
         if not due:
             return
         try:
-            await self._lookup.touch({known.key_id for known in due})
+            await self._key_lookup.touch({key.key_id for key in due})
         except TRANSIENT as error:
-            _log.warning("api_key_use_not_noted", error=str(error))
+            _log.warning("api_key_use_not_recorded", error=str(error))
             return
-        for known in due:
-            known.touched_s = now_s
+        for key in due:
+            key.touched_s = now_s
 
 
 def _put(cache: dict[bytes, T], fingerprint: bytes, value: T, most: int) -> None:
-    """Keep it; what was put in first goes where there is no room."""
+    """Cache a value; where the cache is full, its oldest entry is evicted."""
     if len(cache) >= most and fingerprint not in cache:
         del cache[next(iter(cache))]
     cache[fingerprint] = value
 
 
-def _for_caller(error: Exception) -> Exception:
+def _error_of(error: Exception) -> Exception:
     return unavailable(error) if isinstance(error, TRANSIENT) else error

@@ -1,56 +1,58 @@
-"""Which calls the audit log tells of: a word on each method; what has none is refused to everybody.
+"""Audit policies: which calls the audit log records. The policy of each RPC is in `methods.py`.
 
-A change is entered by the store that makes it, in its transaction. A privileged read has none, so
-it is entered here, after the store has answered and before the caller is: where it cannot be
-entered, he learns nothing. A refused call changed and disclosed nothing, and leaves no entry.
+The store records a change, in the transaction that makes it. A privileged read has no transaction:
+it is recorded here, after the store has answered and before the caller is answered, so that a read
+that cannot be recorded is not answered. A refused call changes and discloses nothing, and leaves no
+entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeAlias
 
 from hookline.v1 import event_pb2
 from hookline_service.domain.caller import current_caller
 from hookline_service.domain.names import WILDCARD
 
-_Resource = Callable[[Any, Any], str]
-"""The name of what is read, by the request and the response; a stream has none of these yet."""
-
 
 class AuditLog(Protocol):
-    """Where privileged reads are entered."""
+    """The log that privileged reads are recorded in."""
 
     async def add_read(self, resource: str, tenant_id: str) -> None:
-        """Enter that the current caller read something; returns when that is safe."""
+        """Record a read by the current caller; return once the entry is stored."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """It changes something, and the store enters that."""
+    """The call changes something, and the store records the change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """It reads, and where that is privileged it is entered."""
+    """The call reads, and is recorded if the read is privileged."""
 
-    resource: _Resource
-    is_privileged: Callable[[Any], bool]
-    """By the request."""
+    is_privileged: Callable[[Any, str], bool]
+    """Takes the request and the resource name in it."""
+    answered_field: str = ""
+    """The response's field that holds the resource: its name includes the tenant where the request
+    names all tenants (`tenants/-`). Empty: the entry names what the request names."""
 
-    async def enter(self, journal: AuditLog, request: object, response: object = None) -> None:
-        """Enter it, if it is to be."""
-        if self.is_privileged(request):
-            resource = self.resource(request, response)
-            await journal.add_read(resource, _tenant_id_in(resource))
+    async def record(
+        self, audit_log: AuditLog, request: object, requested: str, response: object = None
+    ) -> None:
+        """Record the read if it is privileged. `requested` is the resource name in the request."""
+        if self.is_privileged(request, requested):
+            field = self.answered_field
+            resource = str(getattr(response, field).name) if field else requested
+            await audit_log.add_read(resource, _tenant_id_in(resource))
 
 
 @dataclass(frozen=True, slots=True)
 class NotAudited:
-    """It is not entered."""
+    """The call is not recorded."""
 
     reason: str
 
@@ -64,113 +66,40 @@ def _tenant_id_in(resource: str) -> str:
     return tenant_id if collection == "tenants" and tenant_id != WILDCARD else ""
 
 
-def _always(request: object) -> bool:
-    del request
+def _always(request: object, requested: str) -> bool:
+    del request, requested
     return True
 
 
-def _asked_for(request: Any) -> str:  # noqa: ANN401 (any message)
-    """What a request names: a resource, or a list's parent."""
-    for field in ("name", "delivery", "tenant"):
-        if found := getattr(request, field, ""):
-            return str(found)
-    return ""
-
-
-def _across(request: Any) -> bool:  # noqa: ANN401 (any message)
-    return _asked_for(request).startswith(f"tenants/{WILDCARD}")
-
-
-def _with_payloads(request: Any) -> bool:  # noqa: ANN401 (any message)
-    return request.view == event_pb2.EVENT_VIEW_FULL or _across(request)
-
-
-def _unbound(request: object) -> bool:
+def _across_tenants(request: object, requested: str) -> bool:
     del request
+    return requested.startswith(f"tenants/{WILDCARD}")
+
+
+def _with_payloads(request: Any, requested: str) -> bool:  # noqa: ANN401 (any message)
+    return request.view == event_pb2.EVENT_VIEW_FULL or _across_tenants(request, requested)
+
+
+def _by_caller_of_all_tenants(request: object, requested: str) -> bool:
+    del request, requested
     return current_caller().tenant_id is None
 
 
-def _parent(request: Any, response: object) -> str:  # noqa: ANN401 (any message)
-    del response
-    return _asked_for(request)
-
-
-def _answered(field: str) -> _Resource:
-    """The answer's name of it: where it was asked for across tenants, that says whose it is."""
-
-    def resource(request: object, response: Any) -> str:  # noqa: ANN401 (any message)
-        del request
-        return str(getattr(response, field).name)
-
-    return resource
-
-
 CHANGES: Final = Changes()
-_DATA_PATH = NotAudited("the data path: what is published is stored as it came, with its time")
-_ORDINARY = NotAudited("an ordinary read: of one tenant, without payloads, or of no tenant's")
-_STATE = NotAudited("the service's state, which monitoring asks for again and again")
+DATA_PATH: Final = NotAudited("publishing stores each event with its time")
+ORDINARY_READ: Final = NotAudited("reads one tenant without payloads, or data of no tenant")
+SERVICE_STATE: Final = NotAudited("reads the service's state, which monitoring polls")
+READS: Final = Reads(_always)
+READS_ACROSS_TENANTS: Final = Reads(_across_tenants)
+READS_PAYLOADS: Final = Reads(_with_payloads)
+READS_BY_CALLER_OF_ALL_TENANTS: Final = Reads(_by_caller_of_all_tenants)
 
-_WORDS: Final[dict[str, dict[str, AuditPolicy]]] = {
-    "hookline.v1.TenantService": {
-        "CreateTenant": CHANGES,
-        "GetTenant": _ORDINARY,
-        "ListTenants": Reads(_parent, _unbound),
-        "UpdateTenant": CHANGES,
-        "DeleteTenant": CHANGES,
-    },
-    "hookline.v1.EventTypeService": {
-        "CreateEventType": CHANGES,
-        "GetEventType": _ORDINARY,
-        "ListEventTypes": _ORDINARY,
-        "UpdateEventType": CHANGES,
-        "ArchiveEventType": CHANGES,
-        "RegisterEventTypes": CHANGES,
-    },
-    "hookline.v1.EventService": {
-        "PublishEvents": _DATA_PATH,
-        "StreamPublishEvents": _DATA_PATH,
-        "GetEvent": Reads(_answered("event"), _always),
-        "ListEvents": Reads(_parent, _with_payloads),
-        "ExplainEvent": Reads(_parent, _across),
-    },
-    "hookline.v1.SubscriptionService": {
-        "CreateSubscription": CHANGES,
-        "GetSubscription": Reads(_answered("subscription"), _across),
-        "ListSubscriptions": Reads(_parent, _across),
-        "UpdateSubscription": CHANGES,
-        "DeleteSubscription": CHANGES,
-        "PauseSubscription": CHANGES,
-        "ResumeSubscription": CHANGES,
-        "RotateSigningSecret": CHANGES,
-        "SendTestEvent": CHANGES,
-    },
-    "hookline.v1.DeliveryService": {
-        "GetDelivery": Reads(_answered("delivery"), _across),
-        "ListDeliveries": Reads(_parent, _across),
-        "ListAttempts": Reads(_parent, _across),
-        "RetryDelivery": CHANGES,
-        "CancelDelivery": CHANGES,
-        "WatchDeliveries": Reads(_parent, _across),
-        "StartReplay": CHANGES,
-        "GetReplay": Reads(_answered("replay"), _across),
-        "ListReplays": Reads(_parent, _across),
-        "CancelReplay": CHANGES,
-    },
-    "hookline.v1.AccessService": {
-        "CreateApiKey": CHANGES,
-        "ListApiKeys": Reads(_parent, _always),
-        "RevokeApiKey": CHANGES,
-        "ListAuditEntries": Reads(_parent, _always),
-    },
-    "hookline.v1.OperationsService": {"GetStatus": _STATE},
-    "grpc.health.v1.Health": {"Check": _STATE, "List": _STATE, "Watch": _STATE},
-    "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": _ORDINARY},
-    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": _ORDINARY},
-}
-AUDIT: Final[Mapping[str, AuditPolicy]] = MappingProxyType(
-    {
-        f"{service}/{method}": word
-        for service, methods in _WORDS.items()
-        for method, word in methods.items()
-    }
-)
+
+def reads_one(field: str) -> Reads:
+    """Return the policy of a read of one resource, recorded across tenants; it answers `field`."""
+    return Reads(_across_tenants, field)
+
+
+def always_reads_one(field: str) -> Reads:
+    """Return the policy of a read of one resource that is always recorded; it answers `field`."""
+    return Reads(_always, field)

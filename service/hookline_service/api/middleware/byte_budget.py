@@ -1,7 +1,7 @@
-"""Bytes that callers make the node hold: one bound for all, and for each caller a share.
+"""Byte budgets: a bound on the bytes that all callers make a node hold, and a share for each.
 
-A caller may hold up to four times what is free, so that one alone gets four fifths, and others find
-room whatever he does. A caller that holds nothing gets whatever is free.
+A caller may hold up to four times what is free, so that one alone gets four fifths and the rest
+stays free for others. A caller that holds nothing gets whatever is free.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ RETRY_AFTER_S: Final = 1.0
 
 
 class ByteBudget:
-    """What may be held at once, and who holds how much of it."""
+    """One budget, and how many bytes of it each caller holds."""
 
     def __init__(self, what: str, setting: str, maximum_bytes: int) -> None:
-        """`what` is held, for the refusal's text: `requests`; `setting` is named by it."""
+        """`what` is held, such as `requests`, and the `setting` are named in refusals."""
         self._what = what
         self._setting = setting
         self._maximum_bytes = maximum_bytes
@@ -27,21 +27,21 @@ class ByteBudget:
 
     @property
     def held_bytes(self) -> int:
-        """By all callers."""
+        """The bytes that all callers hold."""
         return self._held_bytes
 
     def check(self, caller: str) -> None:
-        """Raise where a caller holds more than his share already; who holds nothing passes."""
-        if not self.has_room(caller):
+        """Raise `ResourceExhaustedError` where a caller already holds more than its share."""
+        if not self.has_capacity(caller):
             raise self._refusal(self._by_caller.get(caller, 0))
 
-    def has_room(self, caller: str) -> bool:
-        """Return whether a caller holds nothing, or less than his share."""
+    def has_capacity(self, caller: str) -> bool:
+        """Return whether a caller holds nothing, or less than its share."""
         held = self._by_caller.get(caller, 0)
         return not held or held < SHARE * (self._maximum_bytes - self._held_bytes)
 
     def take(self, caller: str, size: int, *, may_refuse: bool = True) -> None:
-        """Hold so many bytes more. Raises `ResourceExhaustedError` where that is too much."""
+        """Add bytes that a caller holds. Raise `ResourceExhaustedError` where that is too much."""
         held = self._by_caller.get(caller, 0)
         free = self._maximum_bytes - self._held_bytes
         if may_refuse and (size > free or (held and held + size > SHARE * (free - size))):
@@ -60,7 +60,7 @@ class ByteBudget:
         )
 
     def give(self, caller: str, size: int) -> None:
-        """Hold so many bytes less."""
+        """Subtract bytes that a caller held."""
         self._held_bytes -= size
         left = self._by_caller[caller] - size
         if left:

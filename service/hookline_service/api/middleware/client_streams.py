@@ -1,8 +1,8 @@
-"""Streams that send messages: how many are open at once, which gives way, and what they hold.
+"""Bounds on streams that send messages: how many are open at once, and how many bytes they hold.
 
 A client may send a largest message on an open stream at any time, and gRPC's core then holds it
 whole before the node reads it: so each open stream counts as one such message, however little it
-sends (`config/memory.py`). Where all are taken, a stream that has been idle ends for a new one.
+sends (`config/memory.py`). Where all are taken, an idle stream is ended for a new one.
 
 Messages that were read and are not answered yet have one byte budget for all streams. A stream
 beyond it is not read until something was answered; one with nothing to answer may always read one
@@ -32,14 +32,14 @@ class ClientStreams:
     def enter(self, caller: str, stream: Stream) -> None:
         """Count a stream, ending an idle one where a caller has as many as are free.
 
-        It is one of the same caller if that has any. Raises `ResourceExhaustedError` where none has
-        been idle for long enough.
+        An idle stream of the same caller is ended if it has any. Raise `ResourceExhaustedError`
+        where no stream has been idle for long enough.
         """
-        mine = self._counts[caller]
-        if mine >= self._maximum - len(self._open):
-            idle = self._longest_idle(caller if mine else None)
+        own = self._counts[caller]
+        if own >= self._maximum - len(self._open):
+            idle = self._longest_idle(caller if own else None)
             if idle is None:
-                raise self._refusal(mine)
+                raise self._refusal(own)
             idle.end(self._gives_way())
             self.leave(idle)
         self._open[stream] = caller
@@ -72,9 +72,9 @@ class ClientStreams:
             retry_after_s=1.0,
         )
 
-    def _refusal(self, mine: int) -> ResourceExhaustedError:
+    def _refusal(self, own: int) -> ResourceExhaustedError:
         return ResourceExhaustedError(
-            f"{len(self._open)} streams that send messages are open, {mine} of them this caller's,"
+            f"{len(self._open)} streams that send messages are open, {own} of them this caller's,"
             f" and none of those has been idle for {self._idle_s:g} s (HOOKLINE_STREAM_IDLE_S); a"
             f" caller may have as many as are free of {self._maximum}"
             " (HOOKLINE_MAX_CLIENT_STREAMS). Publish by calls, or repeat with a backoff",
@@ -95,27 +95,27 @@ class StreamBudget:
 
     @property
     def held_bytes(self) -> int:
-        """By all streams."""
+        """The bytes that all streams hold."""
         return self._budget.held_bytes
 
     def take(self, caller: str, size: int) -> None:
-        """Hold so many bytes more: what was read is held, whether there is room or not."""
+        """Add bytes of a message that was read, even beyond the budget."""
         self._budget.take(caller, size, may_refuse=False)
 
     def give(self, caller: str, size: int) -> None:
-        """Hold so many bytes less, and have those that wait look again."""
+        """Subtract bytes, and call the waiting streams to check again."""
         self._budget.give(caller, size)
         waiting, self._waiting = self._waiting, {}
-        for look_again in waiting:
-            look_again()
+        for check_again in waiting:
+            check_again()
 
-    def has_room(self, caller: str, look_again: Callable[[], None]) -> bool:
-        """Return whether a caller may hold more; if not, the next `give` calls `look_again`."""
-        if self._budget.has_room(caller):
+    def has_capacity(self, caller: str, check_again: Callable[[], None]) -> bool:
+        """Return whether a caller may hold more; if not, the next `give` calls `check_again`."""
+        if self._budget.has_capacity(caller):
             return True
-        self._waiting[look_again] = None
+        self._waiting[check_again] = None
         return False
 
-    def forget(self, look_again: Callable[[], None]) -> None:
-        """Do not call it any more."""
-        self._waiting.pop(look_again, None)
+    def forget(self, check_again: Callable[[], None]) -> None:
+        """Do not call `check_again` any more."""
+        self._waiting.pop(check_again, None)

@@ -1,8 +1,8 @@
-"""The only translator between the engine's errors and `google.rpc.Status`.
+"""The only translation of the engine's errors into `google.rpc.Status`.
 
-Servicers raise: a `HooklineError` for what a caller may see, the store's exceptions as they come.
-`refusal_of` makes of any exception what the wire carries. The text of an exception that is no
-`HooklineError` never reaches a caller: the log has it.
+Servicers raise a `HooklineError` for what a caller may see, and the store's exceptions as they are.
+`refusal_of` translates any exception into what is sent. The text of an exception that is no
+`HooklineError` is logged and never sent.
 
 Sources: google/rpc/status.proto and error_details.proto (AIP-193); for `grpc-retry-pushback-ms` the
 gRPC retry design (A6).
@@ -36,7 +36,7 @@ NEVER = "-1"
 """Do not make this call again (A6)."""
 
 STATUS_BYTES_MAX = 4_000
-"""Of the whole Status: gRPC may drop trailers from 8 KiB on, and they carry the message twice."""
+"""Of the whole Status: gRPC may drop trailers of 8 KiB and more, and they carry it twice."""
 MESSAGE_LENGTH_MAX = 400
 FIELD_LENGTH_MAX = 200
 DESCRIPTION_LENGTH_MAX = 400
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class Refusal(NamedTuple):
-    """What ends a call: the three things that `ServicerContext.abort` takes."""
+    """The end of a refused call: the three arguments of `ServicerContext.abort`."""
 
     code: grpc.StatusCode
     message: str
@@ -54,7 +54,7 @@ class Refusal(NamedTuple):
 
 
 def not_implemented(what: str, *, field: str = "") -> UnimplementedError:
-    """The refusal of an RPC, or of a value of `field`, that this version does not build yet."""
+    """Return the refusal of an RPC, or of a value of `field`, that is not implemented yet."""
     return UnimplementedError(
         f"{what} is not built yet in this version",
         Reason.NOT_IMPLEMENTED,
@@ -63,7 +63,7 @@ def not_implemented(what: str, *, field: str = "") -> UnimplementedError:
 
 
 def malformed() -> InvalidArgumentError:
-    """The refusal of bytes that are not the message that the method takes."""
+    """Return the refusal of bytes that are not the message that the method takes."""
     return InvalidArgumentError(
         "the request is not a message of the method's type, or holds text that is not UTF-8",
         Reason.REQUEST_MALFORMED,
@@ -71,12 +71,12 @@ def malformed() -> InvalidArgumentError:
 
 
 def interrupted() -> UnavailableError:
-    """The refusal of a call whose work was cancelled under it."""
+    """Return the refusal of a call whose work was cancelled by the node."""
     return UnavailableError("this node stops; another one serves", Reason.SHUTTING_DOWN)
 
 
 def deadline_exceeded() -> Refusal:
-    """The refusal of a call whose deadline had passed before it began."""
+    """Return the refusal of a call whose deadline had passed before it began."""
     return _refusal(
         grpc.StatusCode.DEADLINE_EXCEEDED,
         "the deadline had passed before the call began; nothing was done",
@@ -85,14 +85,14 @@ def deadline_exceeded() -> Refusal:
 
 
 def refusal_of(error: BaseException, *, repeatable: bool) -> Refusal:
-    """What the wire carries for an exception.
+    """Translate an exception.
 
-    `repeatable`: whether the call does no harm when it is made again although it was done. Where a
-    connection broke before the answer came, only such a call may be told UNAVAILABLE.
+    `repeatable`: repeating the call does no harm where it was done already. Where a connection to
+    the database broke before it answered, only such a call is answered UNAVAILABLE.
     """
     match error:
         case HooklineError():
-            return _refusal_of_ours(error)
+            return _refusal_of_known(error)
         case ContentionError():
             return _refusal(
                 grpc.StatusCode.ABORTED,
@@ -100,7 +100,7 @@ def refusal_of(error: BaseException, *, repeatable: bool) -> Refusal:
                 Reason.CONCURRENT_CHANGE,
             )
         case OutcomeUnknownError() if repeatable:
-            return _refusal_of_ours(
+            return _refusal_of_known(
                 UnavailableError(
                     "the connection to the database was lost; repeat the call",
                     Reason.DATABASE_UNAVAILABLE,
@@ -129,7 +129,7 @@ def _refusal(code: grpc.StatusCode, message: str, reason: Reason) -> Refusal:
     return Refusal(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
-def _refusal_of_ours(error: HooklineError) -> Refusal:
+def _refusal_of_known(error: HooklineError) -> Refusal:
     code = grpc.StatusCode[error.code]
     status = _new_status(code, error.message)
     info = error_details_pb2.ErrorInfo(
@@ -175,17 +175,17 @@ def _quota_failure(error: ResourceExhaustedError) -> error_details_pb2.QuotaFail
 def _pack_violations(
     status: status_pb2.Status, info: error_details_pb2.ErrorInfo, violations: Sequence[Violation]
 ) -> str:
-    """Add ErrorInfo and the violations that there is room for; the message then notes the rest."""
+    """Add ErrorInfo and as many violations as fit; return the message, which counts the rest."""
     bad_request = error_details_pb2.BadRequest()
-    room = STATUS_BYTES_MAX - status.ByteSize() - info.ByteSize() - 300
+    free_bytes = STATUS_BYTES_MAX - status.ByteSize() - info.ByteSize() - 300
     for violation in violations:
         entry = error_details_pb2.BadRequest.FieldViolation(
             field=_clip(violation.field, FIELD_LENGTH_MAX),
             description=_clip(violation.description, DESCRIPTION_LENGTH_MAX),
             reason=violation.reason,
         )
-        room -= entry.ByteSize() + 3  # its tag and length
-        if room < 0:
+        free_bytes -= entry.ByteSize() + 3  # its tag and length
+        if free_bytes < 0:
             break
         bad_request.field_violations.append(entry)
     message: str = status.message

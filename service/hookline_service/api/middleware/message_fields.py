@@ -1,8 +1,8 @@
-"""How many fields an encoded message has, counted before it is decoded.
+"""The number of fields in an encoded message, counted before it is decoded.
 
 A field of two bytes becomes an object of hundreds: six megabytes of empty events took 700 MB to
 decode. So a message that could have more fields than a node allows is walked first, tag by tag,
-into its submessages, and no further than to the bound. What is malformed is left to the decoder.
+into its submessages, and no further than to the bound. Malformed messages are left to the decoder.
 Wire format: https://protobuf.dev/programming-guides/encoding/
 """
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import Descriptor
 
 from hookline_service.api.middleware.errors import malformed
+from hookline_service.api.middleware.methods import Method
 
 _VARINT: Final = 0
 _FIXED64: Final = 1
@@ -33,33 +33,33 @@ class MessageReader:
 
     decode: Callable[[bytes], Any]
     descriptor: Descriptor | None
-    """None: of a method that the pool of descriptors lacks; its fields are not counted."""
+    """The request's type; None: of an unknown method, whose fields are not counted."""
+    tenant_id_in: Callable[[Any], str | None]
+    """Returns the tenant that a decoded request names (`Method.tenant_id_in`)."""
 
     @classmethod
-    def of(cls, method: str, decode: Callable[[bytes], Any] | None) -> MessageReader:
-        """Return the reader of a method such as `hookline.v1.EventService/GetEvent`."""
-        try:
-            found = descriptor_pool.Default().FindMethodByName(method.replace("/", "."))
-        except KeyError:
-            return cls(decode or bytes, None)
-        return cls(decode or bytes, found.input_type)
+    def of(cls, method: Method | None, decode: Callable[[bytes], Any] | None) -> MessageReader:
+        """Return the reader of a method; None: an unknown one."""
+        if method is None:
+            return cls(decode or bytes, None, lambda _: None)
+        return cls(decode or bytes, method.descriptor.input_type, method.tenant_id_in)
 
     def has_more_fields(self, data: bytes, most: int) -> bool:
         """Return whether `data` has more than `most` fields; it is not decoded."""
         return self.descriptor is not None and has_more_fields(data, self.descriptor, most)
 
     def __call__(self, data: bytes) -> Any:  # noqa: ANN401 (any message)
-        """Decode a request. Raises `malformed()`."""
+        """Decode a request. Raise `malformed()`."""
         try:
             return self.decode(data)
-        except Exception:  # noqa: BLE001 (DecodeError, and what else a broken message may cause)
+        except Exception:  # noqa: BLE001 (DecodeError, and other errors of a broken message)
             raise malformed() from None
 
 
 def has_more_fields(data: bytes, descriptor: Descriptor, most: int) -> bool:
     """Return whether a message has more than `most` fields, those of its submessages included.
 
-    Takes no time where the message is too short for that.
+    Constant time where the message is too short for that.
     """
     if len(data) <= most * _LEAST_FIELD_BYTES:
         return False
@@ -101,7 +101,7 @@ def _submessages_of(descriptor: Descriptor) -> dict[int, Descriptor]:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return a number and where it ends. Raises IndexError where it does not end."""
+    """Return a number and where it ends. Raise IndexError where it does not end."""
     byte = data[position]
     position += 1
     value, shift = byte & 0x7F, 7

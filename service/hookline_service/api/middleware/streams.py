@@ -1,10 +1,9 @@
-"""The streams of a server: none ends by itself, so what ends them is here.
+"""The open streams of a server, and what ends them: a stream need not end by itself.
 
-A stop ends all of them; a caller who is not known any more has his own ended. A stream that takes
-messages is not cut off: its reading ends with the reason, so that it may answer what it has read.
-Only where it is not waiting for a message and still goes on at the next look, it is cut off.
-
-Must not know what is streamed, nor who may.
+A stop of the server ends all streams; a caller whose credentials are no longer valid has its own
+ended. A stream that takes messages is not cancelled at once: its reading ends with the reason, so
+that it can answer what it has read. It is cancelled only if it does not wait for a message and has
+not ended by the next check.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from hookline_service.domain.errors import (
 )
 
 RECHECK_S: Final = 0.5
-"""How often the caller of a stream is asked for again."""
+"""The interval at which the caller of a stream is authenticated again."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,27 +39,28 @@ class Stream:
         self._task = task
         self._takes_messages = takes_messages
         self._reader: asyncio.Task[Any] | None = None
-        """Who waits for the next message, or until it may be taken."""
+        """The task that waits for the next message, or until it may be taken."""
         self.idle_since_s: float | None = None
-        """Since when its next message is awaited, by the loop's clock; None: none is."""
+        """Since when its next message is awaited, by the loop's clock; None: it is not."""
         self.reason: HooklineError | None = None
-        """Why we have ended it; None: we have not."""
+        """Why the server has ended it; None: it has not."""
 
     def end(self, reason: HooklineError) -> None:
-        """End it, or its reading."""
-        was_told = self.reason is not None
+        """End the stream's reading; where it does not read, the stream."""
+        was_ended = self.reason is not None
         self.reason = self.reason or reason
         if self._reader is not None:
             self._reader.cancel()
-        elif was_told or not self._takes_messages:
+        elif was_ended or not self._takes_messages:
             self._task.cancel()
 
     async def messages(
         self, requests: AsyncIterator[bytes], admit: Callable[[bytes], Any], recheck: Recheck
     ) -> AsyncIterator[Any]:
-        """What the client sends, read, its sender known; raises what ends the reading.
+        """Yield the client's messages, decoded, each after authenticating the caller again.
 
-        Where it comes too fast nothing is refused: no more is taken from the connection meanwhile.
+        Raise the reason for which the stream is ended. Messages that exceed a rate are not refused:
+        none is taken from the connection meanwhile, which is backpressure.
         """
         loop = asyncio.get_running_loop()
         while self.reason is None:
@@ -86,14 +86,16 @@ class Stream:
             await self._or_end(asyncio.sleep(wait_s))
 
     async def _or_end(self, waited_for: Awaitable[T]) -> T:
-        """Wait for it; raises what ends the reading meanwhile."""
+        """Await something. Raise the reason if the stream is ended meanwhile."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - coroutines of a server run in tasks
         self._reader = task
         try:
             return await waited_for
         except asyncio.CancelledError:
-            if self.reason is not None and not task.uncancel():  # else the client is gone as well
+            if (
+                self.reason is not None and not task.uncancel()
+            ):  # else the client has disconnected as well
                 raise self.reason from None
             raise
         finally:
@@ -109,27 +111,26 @@ class Streams:
         self.is_stopping = False
 
     def end_all(self) -> None:
-        """End every one, and refuse new ones."""
+        """End every stream, and refuse new ones."""
         self.is_stopping = True
         for stream in self._open:
             stream.end(interrupted())
 
     def enter(self, stream: Stream) -> None:
-        """It begins. Raises where none may begin any more."""
+        """Count a stream as open. Raise `interrupted()` where the server stops."""
         if self.is_stopping:
             raise interrupted()
         self._open.add(stream)
 
     def leave(self, stream: Stream) -> None:
-        """It has ended."""
+        """Count a stream no more: it has ended."""
         self._open.discard(stream)
 
-    async def follow(self, stream: Stream, recheck: Recheck) -> None:
-        """Ask again and again who calls, and end the stream once nobody knows.
+    async def recheck_repeatedly(self, stream: Stream, recheck: Recheck) -> None:
+        """Authenticate the caller every `recheck_s`, and end the stream once that is refused.
 
-        To be cancelled when it has ended.
-
-        What cannot be told at present ends nothing: each message is asked for by itself.
+        Cancelled by the caller of this when the stream has ended. An error that is no refusal ends
+        nothing: each message is checked by itself.
         """
         while True:
             await asyncio.sleep(self._recheck_s)
@@ -137,5 +138,5 @@ class Streams:
                 await recheck()
             except (UnauthenticatedError, PermissionDeniedError) as error:
                 stream.end(error)
-            except Exception as error:  # noqa: BLE001 - the next message, or call, tells of it
-                _log.debug("a stream's caller could not be asked for: %r", error)
+            except Exception as error:  # noqa: BLE001 - the next message's check raises it
+                _log.debug("a stream's caller could not be authenticated again: %r", error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hookline_service.api.middleware.token_buckets import TokenBuckets
+from hookline_service.api.middleware.rate_limits import TokenBuckets
 
 
 class Clock:

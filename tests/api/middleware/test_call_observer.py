@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from hookline.v1.tenant_service_pb2 import GetTenantRequest, ListTenantsRequest
 from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
-from hookline_service.api.middleware.observing import ObservedCalls
+from hookline_service.api.middleware.call_observer import TelemetryObserver
 from hookline_service.telemetry.instruments import Instruments
 from hookline_service.telemetry.meters import Meters
 from tests.api.conftest import Api, serving
@@ -44,7 +44,7 @@ def troubled() -> Troubled:
 async def api(
     database_url: str, troubled: Troubled, spans: Spans, meters: Meters
 ) -> AsyncIterator[Api]:
-    observer = ObservedCalls(Instruments(spans.tracer, meters))
+    observer = TelemetryObserver(Instruments(spans.tracer, meters))
     async with serving(database_url, tenants=troubled, observer=observer) as api:
         yield api
 
