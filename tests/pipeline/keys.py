@@ -1,4 +1,4 @@
-"""Events with idempotency keys, and what is left of them in the tables."""
+"""Events with idempotency keys, and their rows in the tables."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Act = Callable[[], Awaitable[None]]
 
 
 def keyed(key: str = "k", number: int = 1, **fields: object) -> NewEvent:
-    """An event with an idempotency key."""
+    """Create an event with an idempotency key."""
     return order_created(number, idempotency_key=key, **fields)
 
 
 async def publish(rig: Rig, *events: NewEvent) -> list[Published]:
-    """One call of acme's."""
+    """Publish events of tenant acme in one call."""
     return await rig.publisher.publish("acme", events)
 
 
 async def check_counts(rig: Rig, *, events: int, keys: int, deliveries: int | None = None) -> None:
-    """Each event of acme's fans out to one delivery."""
+    """Check the rows; by default each event has one delivery."""
     (row,) = await rig.database.fetch(
         """SELECT (SELECT count(*) FROM events) AS events,
                   (SELECT count(*) FROM idempotency_keys) AS keys,
@@ -39,7 +39,7 @@ async def check_counts(rig: Rig, *, events: int, keys: int, deliveries: int | No
 
 
 def name_of(published: Published) -> str:
-    """As the contract names it."""
+    """Return the resource name of an event."""
     return event_name("acme", format_type_id("evt", published.event_id))
 
 
@@ -50,7 +50,7 @@ async def _nothing() -> None:
 def at_lookups(
     monkeypatch: pytest.MonkeyPatch, *, before: Act = _nothing, after: Act = _nothing
 ) -> None:
-    """Act between a statement that a taken key refused, the lookup of keys, and its repetition."""
+    """Act before and after each lookup of taken keys, which precedes a repeated statement."""
     find_taken = PublishStore.find_taken
 
     async def find_and_act(store: PublishStore, rows: PublishRows) -> dict[Key, TakenKey]:

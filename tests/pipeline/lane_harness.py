@@ -1,6 +1,7 @@
-"""Lanes on a harness: real lanes and timers, a clock that a test holds in its hand, no database.
+"""Real lanes and timers on a manual clock, without a database.
 
-For what is decided without I/O: who may send, what memory takes and what it leaves to Postgres.
+For decisions without I/O: which lane may send, and which deliveries memory takes or leaves to
+Postgres.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ NOW_MS = 1_800_000_000_000
 
 
 def target_with(headers: dict[str, str]) -> PreparedTarget:
-    """A target of which requests carry such headers."""
+    """Create a target whose requests carry these headers."""
     signer = Signer([parse_secret(SECRET)])
     return prepare_target(HttpTarget(url=URL, headers=headers), signer, user_agent="hookline/0")
 
 
-class HandClock:
-    """Stands still until it is turned."""
+class ManualClock:
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 1_000.0
@@ -49,7 +50,7 @@ class HandClock:
 
 
 class LaneHarness:
-    """Lanes that nothing drives but the test."""
+    """Lanes that only the test drives."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class LaneHarness:
         max_queued_bytes: int = 64 * 1024 * 1024,
         max_lane_bytes: int = 64 * 1024 * 1024,
     ) -> None:
-        self.clock = HandClock()
+        self.clock = ManualClock()
         self.timers = Timers(self.clock)
         self.owned = set(range(256))
         self.notified: list[tuple[UUID, int]] = []
@@ -85,18 +86,18 @@ class LaneHarness:
         return make_uuid7(NOW_MS, self._random.getrandbits(74))
 
     def turn(self, ahead_s: float) -> None:
-        """Let time pass, and what it brings happen."""
+        """Advance the clock, and run the timers that came due."""
         self.clock.now_s += ahead_s
         self.timers.poke()
 
     def lane(self, *, tenant_uid: UUID | None = None, **fields: object) -> Lane:
-        """A lane that is COMPLETE and may send, and whose target has answered before."""
+        """Create a COMPLETE lane that may send, and whose target has answered before."""
         lane = self.new_lane(tenant_uid=tenant_uid, **fields)
         lane.set_suspect(is_suspect=False)
         return lane
 
     def new_lane(self, *, tenant_uid: UUID | None = None, **fields: object) -> Lane:
-        """The same, of whose target nothing is known."""
+        """The same, with a target that has not answered yet."""
         lane = self.dirty_lane()
         self.lanes.configure(lane, self.config(tenant_uid=tenant_uid, **fields))
         lane.begin_refill()
@@ -105,7 +106,7 @@ class LaneHarness:
         return lane
 
     def dirty_lane(self) -> Lane:
-        """A lane as the sweep makes one."""
+        """Create a lane as the sweep does."""
         uid = self.new_id()
         self.lanes.touch(uid, bucket_of(uid))
         lane = self.lanes.get(uid)
@@ -113,7 +114,7 @@ class LaneHarness:
         return lane
 
     def config(self, **fields: object) -> LaneConfig:
-        """What a lane is told of its subscription."""
+        """Create the configuration of a lane."""
         values: dict[str, object] = {
             "name": "tenants/acme/subscriptions/s-1",
             "version": 1,
@@ -134,7 +135,7 @@ class LaneHarness:
     def message(
         self, data: bytes = b"{}", ordering_key: str = "", lane: Lane | None = None
     ) -> Message:
-        """An event of the lane's tenant, ready to be sent."""
+        """Create the message of an event of the lane's tenant."""
         event_id = self.new_id()
         tenant_uid = lane.tenant_uid if lane is not None and lane.config else event_id
         new = NewEvent(type="order.created", data=data, ordering_key=ordering_key)
@@ -142,7 +143,7 @@ class LaneHarness:
         return Message(event, f"evt_{event_id}")
 
     def publish(self, lane: Lane, count: int = 1, data: bytes = b"{}") -> list[UUID]:
-        """What the publisher does: announce, commit, hand over."""
+        """Announce and hand over deliveries, as the publisher does."""
         ids = [self.new_id() for _ in range(count)]
         for delivery_id in ids:
             self.lanes.announce(lane.subscription_uid, delivery_id)
@@ -158,7 +159,7 @@ class LaneHarness:
         key_hash: int | None = None,
         **fields: int,
     ) -> PendingRow:
-        """A due row as a refill finds it."""
+        """Create a due row as a refill reads it."""
         values = {"version": 0, "attempt_count": 0, "data_bytes": 2} | fields
         return PendingRow(
             subscription_uid=lane.subscription_uid,
@@ -172,7 +173,7 @@ class LaneHarness:
         )
 
     def refill(self, lane: Lane, rows: Iterable[PendingRow], *, found_all: bool = True) -> None:
-        """What the refiller does, all at once."""
+        """Refill a lane as the refiller does."""
         lane.begin_refill()
         for row in rows:
             key = "" if row.key_hash is None else str(row.key_hash)
@@ -180,30 +181,30 @@ class LaneHarness:
         self.lanes.end_refill(lane, found_all=found_all)
 
     def take_all(self) -> list[Job]:
-        """Every job that may be sent now."""
+        """Take every job that may be sent now."""
         taken: list[Job] = []
         while (job := self.dispatcher.take(2_000)) is not None:
             taken.append(job)
         return taken
 
     def answer(self, job: Job, status: int) -> None:
-        """The target answers; its outcome is not recorded yet."""
+        """Answer a request; its outcome is not recorded yet."""
         kind = AttemptOutcome.ACCEPTED if 200 <= status < 300 else AttemptOutcome.HTTP_ERROR
         self.dispatcher.answered(job, Outcome(kind, 1, URL, http_status=status))
 
     def succeed(self, job: Job) -> None:
-        """Accepted, and recorded."""
+        """Accept a request, and record that."""
         self.answer(job, 200)
         self.lanes.finished(job)
         self.lanes.succeeded(job.lane)
 
     def fail(self, job: Job, *, delay_s: float = 3_600.0, status: int = 500) -> None:
-        """Refused, and recorded: due again later."""
+        """Fail a request, and record that: it is due again later."""
         self.answer(job, status)
         self.lanes.failed(job.lane, 1)
         self.lanes.rescheduled(job, delay_s)
 
     def release(self, job: Job, *, delay_s: float = 1.0) -> None:
-        """A fault of our own."""
+        """End an attempt with an internal error."""
         self.dispatcher.answered(job, Outcome(AttemptOutcome.INTERNAL_ERROR, 0, ""))
         self.lanes.released(job, delay_s)

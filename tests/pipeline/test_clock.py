@@ -1,15 +1,15 @@
-"""Database time, as a node knows it; and the clocks that it is made of. Rule 4."""
+"""Database time as a node measures it, and the clocks behind it. Rule 4."""
 
 import pytest
 
 from hookline_service.pipeline.clock import MAX_SKEW_S, DatabaseTime, SystemClock
-from tests.pipeline.lane_harness import HandClock
+from tests.pipeline.lane_harness import ManualClock
 from tests.pipeline.rig import Receiver, Rig, order_created
 from tests.waiting import until
 
 
-class TwoClocks(HandClock):
-    """A boottime and a wall clock that go apart."""
+class TwoClocks(ManualClock):
+    """A boottime and a wall clock that are set independently."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ async def test_every_heartbeat_measures_database_time(
 async def test_a_step_of_the_wall_clock_loses_doubles_and_delays_no_delivery(
     rig: Rig, receiver: Receiver, step_s: float, *, is_ordered: bool
 ) -> None:
-    """Its lease, its retries, ids, signatures and history are as if nobody had touched it."""
+    """Lease, retries, ids, signatures and history do not depend on the wall clock."""
     await rig.subscription(
         await rig.tenant(), receiver.url, ordered=is_ordered, schedule_s=[0.0, 40.0]
     )
@@ -94,7 +94,7 @@ async def test_a_step_of_the_wall_clock_loses_doubles_and_delays_no_delivery(
     rig.clock.wall_ahead_s = step_s
     await rig.ownership.heartbeat()
     await rig.publisher.publish("acme", [order_created(2, ordering_key="k")])
-    await until(lambda: rig.recorder.recorded == 2, "the second is refused")
+    await until(lambda: rig.recorder.recorded == 2, "the second fails")
     await rig.publisher.publish("acme", [order_created(3, ordering_key="k")])
     (row, *_) = await rig.database.fetch(
         "SELECT extract(epoch FROM due_at - hookline_now())::float8 AS in_s"
@@ -104,10 +104,10 @@ async def test_a_step_of_the_wall_clock_loses_doubles_and_delays_no_delivery(
     await rig.turn(41)
     await until(lambda: rig.recorder.recorded == 4, "both are delivered")
 
-    assert not rig.time.is_trusted, "it says so, and goes on with what it has"
+    assert not rig.time.is_trusted, "the skew is reported, and the node goes on"
     assert rig.ownership.may_send()
     assert len(receiver.ids) == 4
     now_s = rig.time.unix_s()
-    told = [float(headers["webhook-timestamp"]) for headers, _ in receiver.requests]
-    told += [row["start_time"].timestamp() for row in await rig.attempts()]
-    assert all(abs(instant_s - now_s) < 300 for instant_s in told)
+    sent_s = [float(headers["webhook-timestamp"]) for headers, _ in receiver.requests]
+    sent_s += [row["start_time"].timestamp() for row in await rig.attempts()]
+    assert all(abs(instant_s - now_s) < 300 for instant_s in sent_s)

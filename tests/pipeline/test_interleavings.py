@@ -1,7 +1,7 @@
-"""Publishing, reading and recording at once, at random: nothing is sent twice, nothing is lost.
+"""Publishing, refills and records at random times: nothing is sent twice, nothing is lost.
 
-Rule 14, as a property: the lanes are tiny, so that hand-offs are dropped all the time, and refills,
-commits, records and operators' hands fall into every gap.
+Rule 14, as a property: lanes are small, so that hand-offs are often dropped, and refills, commits,
+records and operators' changes interleave in many ways.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ SUBSCRIPTIONS = 7
 EVENTS = 600
 
 
-class Coin:
-    """A target that refuses some requests, and remembers which attempt of which event it took."""
+class RandomTarget:
+    """A target that fails some requests, and counts the accepted ones of each event."""
 
-    def __init__(self, seed: int, refuses: float) -> None:
+    def __init__(self, seed: int, failure_rate: float) -> None:
         self.random = Random(seed)
-        self.refuses = refuses
+        self.failure_rate = failure_rate
         self.accepted: Counter[str] = Counter()
 
     def __call__(self, webhook_id: str) -> int:
-        if self.random.random() < self.refuses:
+        if self.random.random() < self.failure_rate:
             return 500
         self.accepted[webhook_id] += 1
         return 200
@@ -55,15 +55,15 @@ def is_held(rig: Rig, subscription_uid: UUID) -> bool:
     return lane is None or not lane.sends()
 
 
-async def meddle(rig: Rig, subscriptions: list[UUID], seed: int) -> None:
-    """What makes lanes DIRTY, pauses and resumes them, and reads the hot table, without an end."""
+async def interfere(rig: Rig, subscriptions: list[UUID], seed: int) -> None:
+    """Mark lanes DIRTY, pause and resume them, and sweep, until cancelled."""
     random = Random(seed)
     while True:
         uid = random.choice(subscriptions)
         match random.randrange(5):
             case 0:
                 await rig.set_state(uid, "PAUSED")
-                await until(partial(is_held, rig, uid), "the pause is heard of")
+                await until(partial(is_held, rig, uid), "the pause takes effect")
                 await rig.set_state(uid, "ACTIVE")
             case 1:
                 rig.sweeper.sweep_soon()
@@ -74,18 +74,20 @@ async def meddle(rig: Rig, subscriptions: list[UUID], seed: int) -> None:
             await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("seed,refuses", [(1, 0.0), (2, 0.2), (3, 0.5)])
+@pytest.mark.parametrize("seed,failure_rate", [(1, 0.0), (2, 0.2), (3, 0.5)])
 async def test_each_delivery_succeeds_exactly_once(
-    database_url: str, seed: int, refuses: float
+    database_url: str, seed: int, failure_rate: float
 ) -> None:
     async with running(database_url, seed=seed, max_queued_jobs=100) as rig:
         targets = [Receiver() for _ in range(SUBSCRIPTIONS)]
-        coins = [Coin(seed * 100 + number, refuses) for number in range(SUBSCRIPTIONS)]
+        answers = [
+            RandomTarget(seed * 100 + number, failure_rate) for number in range(SUBSCRIPTIONS)
+        ]
         tenant_uid = await rig.tenant()
         subscriptions: list[UUID] = []
-        for number, (target, coin) in enumerate(zip(targets, coins, strict=True)):
+        for number, (target, answer) in enumerate(zip(targets, answers, strict=True)):
             await target.__aenter__()
-            target.answers = coin
+            target.answers = answer
             subscriptions.append(
                 await rig.subscription(
                     tenant_uid,
@@ -95,19 +97,19 @@ async def test_each_delivery_succeeds_exactly_once(
                 )
             )
 
-        meddling = asyncio.create_task(meddle(rig, subscriptions, seed))
+        interfering = asyncio.create_task(interfere(rig, subscriptions, seed))
         published = await asyncio.gather(
             *(publish_some(rig, seed + writer, EVENTS // 4) for writer in range(4))
         )
-        meddling.cancel()
-        await asyncio.gather(meddling, return_exceptions=True)
+        interfering.cancel()
+        await asyncio.gather(interfering, return_exceptions=True)
         for uid in subscriptions:
             await rig.set_state(uid, "ACTIVE")
         rig.changes.poke()
 
         async def is_done() -> bool:
             for lane in rig.lanes.all():
-                lane.pause(0.0)  # an open circuit need not be waited for
+                lane.pause(0.0)  # the test does not wait for open circuits
                 rig.lanes.touch(lane.subscription_uid, lane.bucket)
             rig.timers.poke()
             return not await rig.pending()
@@ -115,8 +117,8 @@ async def test_each_delivery_succeeds_exactly_once(
         await until(is_done, "all deliveries are finished", within_s=40)
         everything = {name: 1 for names in published for name in names}
         assert len(everything) == EVENTS
-        for coin in coins:
-            assert coin.accepted == everything
+        for answer in answers:
+            assert answer.accepted == everything
         finished = await rig.finished()
         assert Counter(row["state"] for row in finished) == {"SUCCEEDED": EVENTS * SUBSCRIPTIONS}
         attempts = await rig.attempts()

@@ -1,25 +1,25 @@
-"""The one timer structure: what is due happens, in order, by a clock that can be turned."""
+"""Timers: due actions run in order, on a manual clock or by the event loop."""
 
 import asyncio
 
 from hookline_service.pipeline.clock import SystemClock
 from hookline_service.pipeline.timers import Timers
-from tests.pipeline.lane_harness import HandClock
+from tests.pipeline.lane_harness import ManualClock
 from tests.waiting import PATIENCE_S
 
 
 async def test_due_actions_run_in_order_of_time() -> None:
-    clock, happened = HandClock(), list[str]()
+    clock, ran = ManualClock(), list[str]()
     timers = Timers(clock)
-    timers.add(clock.now_s + 3, lambda: happened.append("third"))
-    timers.add(clock.now_s + 1, lambda: happened.append("first"))
-    timers.add(clock.now_s + 1, lambda: happened.append("second"))
-    timers.add(clock.now_s + 9, lambda: happened.append("later"))
+    timers.add(clock.now_s + 3, lambda: ran.append("third"))
+    timers.add(clock.now_s + 1, lambda: ran.append("first"))
+    timers.add(clock.now_s + 1, lambda: ran.append("second"))
+    timers.add(clock.now_s + 9, lambda: ran.append("later"))
 
     clock.now_s += 3
     timers.poke()
 
-    assert happened == ["first", "second", "third"]
+    assert ran == ["first", "second", "third"]
     assert len(timers) == 1
     timers.clear()
 
@@ -37,18 +37,18 @@ async def test_the_event_loop_runs_the_earliest_action() -> None:
 
 
 async def test_an_action_may_add_another() -> None:
-    clock, happened = HandClock(), list[int]()
+    clock, ran = ManualClock(), list[int]()
     timers = Timers(clock)
 
     def again() -> None:
-        happened.append(len(happened))
-        if len(happened) < 3:
+        ran.append(len(ran))
+        if len(ran) < 3:
             timers.add(clock.now_s, again)
 
     timers.add(clock.now_s, again)
     timers.poke()
 
-    assert happened == [0, 1, 2]
+    assert ran == [0, 1, 2]
 
 
 async def test_a_failed_action_does_not_stop_later_ones() -> None:
@@ -70,11 +70,11 @@ async def test_a_failed_action_does_not_stop_later_ones() -> None:
 
 
 async def test_cleared_timers_do_not_run() -> None:
-    clock, happened = HandClock(), list[str]()
+    clock, ran = ManualClock(), list[str]()
     timers = Timers(clock)
-    timers.add(clock.now_s, lambda: happened.append("x"))
+    timers.add(clock.now_s, lambda: ran.append("x"))
 
     timers.clear()
     timers.poke()
 
-    assert happened == []
+    assert ran == []

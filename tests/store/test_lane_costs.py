@@ -1,4 +1,4 @@
-"""What reading a lane costs where much is due at one moment, in blocks that are looked at."""
+"""The cost of reading lanes with much that is due at one time, in blocks read."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ async def test_a_refill_does_not_sort_a_hundred_thousand_due_rows(rows: Rows) ->
         place.tenant_uid, "{}",
     )  # fmt: skip
     sorts = [row[0] for row in discard if "Sort Key" in row[0]]
-    assert len(sorts) == 1, "of what it tells, a batch at most"
+    assert len(sorts) == 1, "it sorts a batch at most"
 
 
 async def test_the_cost_of_a_sweep_turn_does_not_depend_on_waiting_lanes(
     rows: Rows,
 ) -> None:
-    """Each lane has a retry tomorrow; one has much besides that has been due for an hour."""
+    """Each lane has a retry due tomorrow; one also has many rows due for an hour."""
     place = await rows.subscription(await rows.tenant("acme"), "orders")
     event_id, bucket = await rows.event(place.tenant_uid), bucket_of(place.uid)
     await rows.connection.execute(

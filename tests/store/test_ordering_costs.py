@@ -1,4 +1,4 @@
-"""What a refill of an ordered lane costs, in blocks that are looked at. Rule 17."""
+"""The cost of refills of ordered lanes, in blocks read. Rule 17."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def rows(database_url: str) -> AsyncIterator[Rows]:
 
 
 async def queue_up(rows: Rows, place: Place, key_hash: int, count: int) -> None:
-    """Pending deliveries of one key, all of one event: it is their number that counts."""
+    """Insert pending deliveries of one key, all of one event, since only their number matters."""
     event_id = await rows.event(place.tenant_uid)
     await rows.connection.execute(
         """INSERT INTO pending_deliveries (bucket, due_at, ordinal, delivery_id, subscription_uid,
@@ -67,10 +67,10 @@ async def test_a_walk_ends_at_the_largest_hash(
     monkeypatch.setattr(lanes, "KEYS_PER_PAGE_MIN", 1)
     place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
     await queue_up(rows, place, LAST_KEY_HASH, 2)
-    wish = PageRequest(bucket_of(place.uid), place.uid, place.tenant_uid, 10, FIRST_KEY_HASH)
+    request = PageRequest(bucket_of(place.uid), place.uid, place.tenant_uid, 10, FIRST_KEY_HASH)
     store = LaneStore(Database(database_url).session("refill"))
     try:
-        page = (await store.first_of_lanes([wish], []))[place.uid]
+        page = (await store.first_of_lanes([request], []))[place.uid]
     finally:
         await store.close()
 
@@ -81,7 +81,7 @@ async def test_a_walk_ends_at_the_largest_hash(
 async def test_lanes_in_one_statement_share_its_limit_of_keys(
     rows: Rows, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a statement for many lanes would keep all others waiting, for seconds."""
+    """Otherwise a statement for many lanes would delay all others by seconds."""
     monkeypatch.setattr(lanes, "KEYS_PER_PAGE", 10)
     monkeypatch.setattr(lanes, "KEYS_PER_PAGE_MIN", 2)
     tenant_uid = await rows.tenant("acme")
@@ -89,10 +89,10 @@ async def test_lanes_in_one_statement_share_its_limit_of_keys(
     for place in places:
         for key_hash in range(12):
             await queue_up(rows, place, key_hash, 1)
-    wishes = [PageRequest(bucket_of(p.uid), p.uid, p.tenant_uid, 99, 0) for p in places]
+    requests = [PageRequest(bucket_of(p.uid), p.uid, p.tenant_uid, 99, 0) for p in places]
     store = LaneStore(Database(database_url).session("refill"))
     try:
-        found = [await store.first_of_lanes(wishes[:count], []) for count in (1, 2, 20)]
+        found = [await store.first_of_lanes(requests[:count], []) for count in (1, 2, 20)]
     finally:
         await store.close()
 
@@ -129,7 +129,7 @@ async def test_is_behind_is_found_at_the_first_earlier_row(
 
 
 async def test_a_page_ends_after_its_limit_of_keys(rows: Rows) -> None:
-    """All of them wait for a retry, but the last."""
+    """All keys but the last wait for a retry."""
     place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
     event_id = await rows.event(place.tenant_uid)
     await rows.connection.execute(

@@ -1,4 +1,4 @@
-"""What the data path reads of subscriptions: indexes of one snapshot, routes with live secrets."""
+"""Reads of subscriptions: matching indexes of one snapshot, routes with valid secrets."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ async def test_the_index_has_the_attempt_budget_of_each_policy(plane: ControlPla
 
 
 async def test_an_unknown_tenant_has_no_index(plane: ControlPlane) -> None:
-    assert await load_index(plane.database, "nobody") is None
+    assert await load_index(plane.database, "unknown") is None
     await plane.tenants.delete("acme")
     assert await load_index(plane.database, "acme", 1) is None
 
 
 async def test_loads_concurrent_with_changes_miss_none(plane: ControlPlane) -> None:
-    """Epoch and changes are of one snapshot: what a load leaves out, the next one brings."""
+    """Epoch and changes are of one snapshot: the next load has what this one leaves out."""
     known: dict[UUID, IndexRow] = {}
     is_over = False
 
@@ -130,7 +130,7 @@ async def test_loads_concurrent_with_changes_miss_none(plane: ControlPlane) -> N
 async def test_a_change_that_waits_for_another_takes_the_epoch_after_it(
     plane: ControlPlane, database_url: str, kind: str
 ) -> None:
-    """With the epoch that it saw before, a load in between would hide it from the next one."""
+    """With the epoch before the other change, a load in between would hide it from the next."""
     made = await plane.create()
     tenant = await plane.tenants.get("acme")
     calls: dict[str, Callable[[], Awaitable[object]]] = {
@@ -229,7 +229,7 @@ async def test_the_database_holds_no_secret_in_clear_text(plane: ControlPlane) -
 
 
 async def live(plane: ControlPlane, made: Subscription) -> list[str]:
-    """The secrets that sign, newest first; the resource must list as many keys."""
+    """Return the secrets that sign, newest first; the resource must list as many keys."""
     route = await plane.route(made.uid)
     keys = (await plane.subscriptions.get("acme", "orders")).signing_keys
     assert [key.expire_time for key in keys] == [key.expire_time for key in route.secrets]
@@ -300,7 +300,7 @@ async def test_a_rotation_recovers_from_a_lost_master_key(plane: ControlPlane) -
     await Subscriptions(plane.database, lost).rotate("acme", "orders", secret(OTHER), overlap_s=0)
     (route,) = await load_routes(plane.database, lost, [made.uid])
     assert ([key.text for key in route.secrets], route.secret_fault) == ([OTHER], "")
-    # What the lost key sealed is not thrown away: it may be found again.
+    # What the lost key encrypted is kept: the key may be found again.
     assert [key.text for key in (await plane.route(other.uid)).secrets] == [SECRET]
 
 
@@ -320,12 +320,12 @@ async def test_a_constantly_changing_subscription_fails_with_concurrent_change(
 ) -> None:
     await plane.create()
     await plane.rows(
-        """CREATE FUNCTION be_quicker() RETURNS trigger LANGUAGE plpgsql AS
+        """CREATE FUNCTION change_meanwhile() RETURNS trigger LANGUAGE plpgsql AS
            $$ BEGIN RETURN NULL; END $$"""
     )
     await plane.rows(
         """CREATE TRIGGER quicker BEFORE UPDATE ON subscriptions
-           FOR EACH ROW EXECUTE FUNCTION be_quicker()"""
+           FOR EACH ROW EXECUTE FUNCTION change_meanwhile()"""
     )
     with pytest.raises(HooklineError) as refused:
         await CALLS[call](plane)

@@ -1,4 +1,4 @@
-"""Events that know their place, and the order in which a target got them."""
+"""Numbered events of ordering keys, and the order in which a target received them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tests.pipeline.rig import order_created
 
 
 def keyed(key: str, number: int) -> NewEvent:
-    """Event `number` of an ordering key; of no key where that is empty."""
+    """Create event `number` of an ordering key; an empty key is none."""
     return order_created(data=b'{"key":"%s","n":%d}' % (key.encode(), number), ordering_key=key)
 
 
-def place_of(body: bytes) -> tuple[str, int]:
-    """The key and the number of the event in a request."""
+def numbered(body: bytes) -> tuple[str, int]:
+    """Return the key and the number of the event in a request."""
     data = orjson.loads(body)["data"]
     return data["key"], data["n"]
 
 
 def arrivals(receiver: Receiver) -> list[tuple[str, int]]:
-    """What came, in this order, retries and doubles too."""
-    return [place_of(body) for _, body in receiver.requests]
+    """Return all received events in order, including retries and duplicates."""
+    return [numbered(body) for _, body in receiver.requests]
 
 
 def first_arrivals(receiver: Receiver) -> dict[str, list[int]]:
-    """The numbers of each key in the order in which each came for the first time."""
+    """Return the numbers of each key in the order in which they arrived first."""
     found: dict[str, list[int]] = defaultdict(list)
     for key, number in arrivals(receiver):
         if number not in found[key]:

@@ -1,4 +1,4 @@
-"""What a deleted subscription leaves is cancelled, however much it is, and holds up nobody."""
+"""Deliveries of a deleted subscription are cancelled in batches and block no other lane."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH = 20
 
 
 async def delete(rig: Rig, uid: UUID) -> None:
-    """End a subscription as the API does, and let its node hear of it."""
+    """Delete a subscription as the API does, and have its node read the change."""
     await rig.database.fetch(
         """WITH s AS (UPDATE subscriptions SET deleted_at = hookline_now(), version = version + 1
                       WHERE subscription_uid = $1 RETURNING *),
@@ -35,7 +35,7 @@ async def delete(rig: Rig, uid: UUID) -> None:
 async def test_an_ordered_backlog_is_cancelled_and_its_tenant_can_be_deleted(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keys on the wire, waiting for a retry, waiting behind others: none is left, none blocked."""
+    """Keys on the wire, waiting for a retry, waiting behind others: all are cancelled."""
     monkeypatch.setattr("hookline_service.pipeline.dispatch.refill.CANCEL_BATCH", BATCH)
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(
@@ -56,10 +56,10 @@ async def test_an_ordered_backlog_is_cancelled_and_its_tenant_can_be_deleted(
 
     await until(is_gone, "all is cancelled")
     receiver.gate.set()
-    await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "what was on the wire ends")
+    await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "the sent requests end")
     lane = rig.lanes.get(uid)
     assert lane is not None
-    await until(lambda: not lane.needs_reading(), "nobody looks for more")
+    await until(lambda: not lane.needs_reading(), "the lane is not read again")
     assert (lane.known, lane.bytes_held, lane.unrecorded, lane.order) == ({}, 0, 0, None)
     assert (rig.lanes.budget.jobs, rig.lanes.budget.bytes) == (0, 0)
     assert {row["state_reason"] for row in await rig.finished()} == {"SUBSCRIPTION_DELETED"}
@@ -101,5 +101,5 @@ async def test_other_lanes_take_turns_between_cancelled_batches(
 
 @pytest.fixture
 async def harness() -> LaneHarness:
-    """Inside the event loop, which the timers need."""
+    """Create a harness inside the event loop, which the timers need."""
     return LaneHarness()

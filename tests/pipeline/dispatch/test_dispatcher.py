@@ -1,4 +1,4 @@
-"""How fast and how wide a lane sends: window, rate, circuit, faults of our own. Rules 16 and 21."""
+"""Dispatch of a lane: concurrency limit, rate limit, circuit, internal errors. Rules 16 and 21."""
 
 import itertools
 
@@ -13,19 +13,19 @@ from tests.pipeline.lane_harness import URL, LaneHarness
 
 @pytest.fixture
 async def harness() -> LaneHarness:
-    """Inside the event loop, which the timers need."""
+    """Create a harness inside the event loop, which the timers need."""
     return LaneHarness()
 
 
 def open_circuit(harness: LaneHarness, lane: Lane) -> None:
-    """Fail so often in a row that the circuit opens."""
+    """Fail as many times in a row as open the circuit."""
     harness.publish(lane, CIRCUIT_FAILURES)
     for job in harness.take_all():
         harness.fail(job)
     assert lane.is_circuit_open
 
 
-# ------------------------------------------------------------------------------------ the window
+# ------------------------------------------------------------------------- the concurrency limit
 
 
 async def test_requests_are_limited_to_max_in_flight(harness: LaneHarness) -> None:
@@ -63,21 +63,21 @@ async def test_the_concurrency_limit_stays_above_zero_and_grows_by_success(
         harness.answer(job, 503)
     assert lane.concurrency_limit == 1
 
-    widths: list[int] = []
+    batches: list[int] = []
     while len(jobs := harness.take_all()) < 8:
-        widths.append(len(jobs))
+        batches.append(len(jobs))
         for job in jobs:
             harness.succeed(job)
 
-    assert widths == sorted(widths)
-    assert widths[0] == 1
-    assert len(widths) > 4
+    assert batches == sorted(batches)
+    assert batches[0] == 1
+    assert len(batches) > 4
     for job in jobs:
         harness.succeed(job)
     assert len(harness.take_all()) == 8
 
 
-# -------------------------------------------------------------------------------------- the rate
+# -------------------------------------------------------------------------------- the rate limit
 
 
 @pytest.mark.parametrize("rate", [0.5, 10.0, 3_000.0])
@@ -108,7 +108,7 @@ async def test_an_idle_lane_accumulates_no_burst(harness: LaneHarness) -> None:
 
 
 async def test_a_rate_limit_makes_up_for_delays_of_the_node(harness: LaneHarness) -> None:
-    """The loop wakes 5 ms too late each time; the rate is what was asked for all the same."""
+    """The event loop wakes 5 ms late each time; the configured rate is reached nevertheless."""
     lane = harness.lane(max_per_second=1_000.0, max_in_flight=1_000)
     harness.publish(lane, 1_000)
     sent = 0
@@ -120,7 +120,7 @@ async def test_a_rate_limit_makes_up_for_delays_of_the_node(harness: LaneHarness
 
 
 async def test_a_rate_limited_lane_is_read_while_it_waits(harness: LaneHarness) -> None:
-    """Or a fast lane with a backlog would send one queue, then wait for the sweep."""
+    """Otherwise a fast lane with a backlog sends one queue, then waits for the sweep."""
     lane = harness.lane(max_per_second=100.0)
     lane.mark_dirty()
     harness.refill(lane, [harness.row(lane)], found_all=False)
@@ -196,18 +196,18 @@ async def test_a_half_open_circuit_sends_one_probe_until_it_is_recorded(
 async def test_the_circuit_backoff_doubles_up_to_five_minutes(harness: LaneHarness) -> None:
     lane = harness.lane()
     open_circuit(harness, lane)
-    rests: list[float] = []
+    backoffs: list[float] = []
     for _ in range(9):
-        rests.append(lane.circuit_open_until_s - harness.clock.now_s)
-        harness.turn(rests[-1] - 0.1)
+        backoffs.append(lane.circuit_open_until_s - harness.clock.now_s)
+        harness.turn(backoffs[-1] - 0.1)
         assert harness.lanes.take_wanted() == []
         harness.turn(0.1)
         harness.refill(lane, [harness.row(lane)], found_all=False)
         (probe,) = harness.take_all()
         harness.fail(probe)
 
-    assert rests == pytest.approx([5, 10, 20, 40, 80, 160, 300, 300, 300])
-    assert rests[-1] == pytest.approx(CIRCUIT_BACKOFF_MAX_S)
+    assert backoffs == pytest.approx([5, 10, 20, 40, 80, 160, 300, 300, 300])
+    assert backoffs[-1] == pytest.approx(CIRCUIT_BACKOFF_MAX_S)
 
 
 async def test_late_failures_do_not_extend_the_backoff(harness: LaneHarness) -> None:
@@ -238,7 +238,7 @@ async def test_a_successful_probe_closes_the_circuit(harness: LaneHarness) -> No
 async def test_a_probe_whose_record_did_not_match_is_followed_by_another(
     harness: LaneHarness, status: int
 ) -> None:
-    """Whatever it came to: what is queued behind it is in memory, so no sweep would find it."""
+    """Jobs queued behind it are in memory, so no sweep would find them, whatever its outcome."""
     lane = harness.lane()
     open_circuit(harness, lane)
     harness.turn(5)
@@ -266,7 +266,7 @@ async def test_a_resume_or_a_new_target_closes_the_circuit(
     assert lane.failing_since_us is None
 
 
-# ------------------------------------------------------------------------------------ our faults
+# ------------------------------------------------------------------------------- internal errors
 
 
 async def test_internal_errors_count_neither_attempts_nor_failures(harness: LaneHarness) -> None:
@@ -287,7 +287,7 @@ async def test_internal_errors_count_neither_attempts_nor_failures(harness: Lane
 async def test_a_lane_with_too_many_internal_errors_pauses(
     harness: LaneHarness,
 ) -> None:
-    """They are due: a lane that did not rest would read and release them as fast as it can."""
+    """Their rows are due: without a pause the lane would read and release them in a loop."""
     lane = harness.lane(max_in_flight=1_000)
     harness.publish(lane, TIMERS_PER_LANE + 50)
     for job in harness.take_all():
@@ -331,7 +331,7 @@ async def test_an_internal_error_does_not_change_the_concurrency_limit(
 async def test_unrecorded_failures_stop_further_requests(
     harness: LaneHarness,
 ) -> None:
-    """However late the record is: answers that failed in a row are waited for."""
+    """However late the record is: consecutive answered failures are recorded first."""
     lane = harness.lane(max_in_flight=20)
     harness.publish(lane, 100)
     answered = []

@@ -1,4 +1,4 @@
-"""When a subscription began to fail, and when it is turned off for it. Rule 20."""
+"""`failing_since` of a subscription, and disabling after five days. Rule 20."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ async def test_failing_since_is_the_first_failure_and_a_success_clears_it(
 async def test_failing_since_follows_the_order_of_outcomes_in_a_batch(
     rig: Rig, receiver: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Failing before; then a success and a failure in one record: it began to fail just now."""
+    """After an older failure, a success and a failure in one record: it began to fail just now."""
     monkeypatch.setattr(
         "hookline_service.pipeline.batch_queue.GATHER_S", 0.0
-    )  # the first is written alone
+    )  # the first outcome is written alone
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url, schedule_s=RARELY, max_in_flight=1)
     receiver.answers = 500
@@ -101,10 +101,10 @@ async def test_five_days_of_failures_disable_a_subscription(rig: Rig, receiver: 
     assert began is not None
 
     await rig.turn(5 * DAY_S - 600)
-    await until(lambda: rig.recorder.recorded == 2, "it failed again, just before five days")
+    await until(lambda: rig.recorder.recorded == 2, "it fails just before five days")
     assert await state_of(rig, uid) == ("ACTIVE", None)
     await rig.turn(6 * 3_600)
-    await until(lambda: rig.recorder.recorded == 3, "and after")
+    await until(lambda: rig.recorder.recorded == 3, "it fails after five days")
 
     assert await state_of(rig, uid) == ("DISABLED", "FAILING")
     (row,) = await rig.pending()
@@ -119,7 +119,7 @@ async def test_five_days_of_failures_disable_a_subscription(rig: Rig, receiver: 
 async def test_a_resumed_subscription_is_not_disabled_by_its_next_failure(
     rig: Rig, receiver: Receiver
 ) -> None:
-    """Resuming forgets the failures in the database; the lane must forget them too."""
+    """A resume clears the failures in the database; the lane must clear them too."""
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url, schedule_s=RARELY)
     receiver.answers = 500
@@ -151,15 +151,15 @@ async def test_a_new_owner_reads_failing_since_from_the_database(
     await rig.ownership.stop()
     rig.deliverer.pause()
 
-    async with running(database_url) as heir:
-        heir.deliverer.pause()
-        await heir.publisher.publish("acme", [order_created()])
-        await until(lambda: heir.lanes.get(uid) is not None, "the lane stands")
-        lane = heir.lanes.get(uid)
+    async with running(database_url) as successor:
+        successor.deliverer.pause()
+        await successor.publisher.publish("acme", [order_created()])
+        await until(lambda: successor.lanes.get(uid) is not None, "the lane is created")
+        lane = successor.lanes.get(uid)
         assert lane is not None
-        await until(lambda: lane.config is not None, "and is configured")
+        await until(lambda: lane.config is not None, "the lane is configured")
         assert lane.failing_since_us is not None
-        since = await failing_since(heir, uid)
+        since = await failing_since(successor, uid)
         assert since is not None
         assert lane.failing_since_us == int(since.timestamp() * 1_000_000)
 
@@ -192,7 +192,7 @@ async def test_a_410_whose_record_did_not_match_disables_no_subscription(
     await rig.database.fetch("UPDATE pending_deliveries SET version = version + 1")
 
     receiver.gate.set()
-    await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "the 410 is dealt with")
+    await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "the 410 is handled")
 
     assert await state_of(rig, uid) == ("ACTIVE", None)
     assert await failing_since(rig, uid) is None

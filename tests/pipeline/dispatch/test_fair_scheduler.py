@@ -1,4 +1,4 @@
-"""Whose turn it is: tenants one after the other, and the lanes of each among themselves."""
+"""Turns: tenants take turns, and so do the lanes of each tenant."""
 
 from collections import Counter
 from itertools import pairwise
@@ -12,7 +12,7 @@ from tests.pipeline.lane_harness import LaneHarness
 
 @pytest.fixture
 async def harness() -> LaneHarness:
-    """Inside the event loop, which the timers need."""
+    """Create a harness inside the event loop, which the timers need."""
     return LaneHarness()
 
 
@@ -42,12 +42,12 @@ async def test_a_backlog_does_not_delay_a_new_lane(harness: LaneHarness) -> None
     harness.publish(harness.lane(max_in_flight=1_000), 1_000)
     for _ in range(10):
         harness.dispatcher.take(2_000)
-    newcomer = harness.lane()
-    harness.publish(newcomer)
+    new_lane = harness.lane()
+    harness.publish(new_lane)
 
     taken = [harness.dispatcher.take(2_000) for _ in range(2)]
 
-    assert newcomer in [job.lane for job in taken if job]
+    assert new_lane in [job.lane for job in taken if job]
 
 
 async def test_no_tenant_gets_two_turns_in_a_row_while_another_waits(harness: LaneHarness) -> None:
@@ -62,36 +62,36 @@ async def test_no_tenant_gets_two_turns_in_a_row_while_another_waits(harness: La
 
 
 async def test_a_lane_is_scheduled_once(harness: LaneHarness) -> None:
-    turns, lane = FairScheduler(), harness.lane()
+    scheduler, lane = FairScheduler(), harness.lane()
     tenant = lane.tenant_uid
 
-    turns.join(lane, tenant)
-    turns.join(lane, tenant)
+    scheduler.join(lane, tenant)
+    scheduler.join(lane, tenant)
 
-    assert turns.next(anyone) is lane
-    assert turns.next(anyone) is None
-    turns.join(lane, tenant)
-    assert turns.next(anyone) is lane
+    assert scheduler.next(any_tenant) is lane
+    assert scheduler.next(any_tenant) is None
+    scheduler.join(lane, tenant)
+    assert scheduler.next(any_tenant) is lane
 
 
 async def test_a_tenant_that_may_not_send_keeps_its_place(
     harness: LaneHarness,
 ) -> None:
-    turns, barred, other = FairScheduler(), harness.lane(), harness.lane()
-    turns.join(barred, barred.tenant_uid)
-    turns.join(other, other.tenant_uid)
+    scheduler, barred, other = FairScheduler(), harness.lane(), harness.lane()
+    scheduler.join(barred, barred.tenant_uid)
+    scheduler.join(other, other.tenant_uid)
 
-    assert turns.next(lambda tenant_uid: tenant_uid != barred.tenant_uid) is other
-    assert turns.next(lambda tenant_uid: tenant_uid != barred.tenant_uid) is None
-    assert turns
-    assert turns.next(anyone) is barred
-    assert not turns
+    assert scheduler.next(lambda tenant_uid: tenant_uid != barred.tenant_uid) is other
+    assert scheduler.next(lambda tenant_uid: tenant_uid != barred.tenant_uid) is None
+    assert scheduler
+    assert scheduler.next(any_tenant) is barred
+    assert not scheduler
 
 
 async def test_a_tenant_whose_targets_hang_leaves_slots_for_others(
     harness: LaneHarness,
 ) -> None:
-    """It may have four times what is left; each further tenant that does the same, less."""
+    """It may use four times the free slots; the next such tenant gets fewer."""
     slots, taken = 1_000, Counter[UUID]()
 
     def take() -> bool:
@@ -125,6 +125,6 @@ async def test_a_record_frees_the_tenants_share(harness: LaneHarness) -> None:
     assert harness.dispatcher.take(1) is not None
 
 
-def anyone(tenant_uid: UUID) -> bool:
-    """Every tenant may have its turn."""
+def any_tenant(tenant_uid: UUID) -> bool:
+    """Allow every tenant."""
     return bool(tenant_uid)

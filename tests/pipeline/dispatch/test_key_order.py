@@ -1,4 +1,4 @@
-"""What an ordered lane keeps in memory: one delivery a key, and only what may be sent. Rule 17."""
+"""Ordered lanes in memory: one delivery of each key, and only if it may be sent. Rule 17."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.pipeline.lane_harness import LaneHarness
 
 @pytest.fixture
 async def harness() -> LaneHarness:
-    """Inside the event loop, which the timers need."""
+    """Create a harness inside the event loop, which the timers need."""
     return LaneHarness()
 
 
 def ordered(harness: LaneHarness) -> tuple[Lane, KeyOrder]:
-    """A lane of an ordered subscription, COMPLETE."""
+    """Create a COMPLETE lane of an ordered subscription."""
     lane = harness.lane(is_ordered=True)
     assert lane.order is not None
     return lane, lane.order
@@ -75,7 +75,7 @@ async def test_a_key_is_busy_until_its_delivery_is_recorded(harness: LaneHarness
 async def test_a_touched_key_that_became_busy_is_not_read(
     harness: LaneHarness,
 ) -> None:
-    """A read that began before its record would find it once more, and it would be sent twice."""
+    """A read that began before its record would return its row, and it would be sent twice."""
     lane, order = ordered(harness)
     harness.lanes.next_of_key(lane, 1)
     harness.lanes.next_of_key(lane, 2)
@@ -99,13 +99,13 @@ async def test_a_retry_of_an_ordered_lane_is_not_kept_in_memory(
     assert order.take_touched(10) == [1]
     harness.lanes.delay_queue.keep_key(lane, 1, 5.0, harness.lanes.next_of_key)
     harness.lanes.next_of_key(lane, 1)
-    assert not order.touched, "behind what is waited for nothing is the earliest"
+    assert not order.touched, "a timer waits for its earliest row"
     harness.turn(5.0)
     assert order.take_touched(10) == [1]
 
 
 async def test_a_success_ends_the_wait_of_its_key(harness: LaneHarness) -> None:
-    """Somebody cancelled what it waited for: what is behind need not wait for that one's timer."""
+    """The delivery that it waited for was cancelled: the next one does not wait for that timer."""
     lane, order = ordered(harness)
     harness.lanes.delay_queue.keep_key(lane, 1, 50.0, harness.lanes.next_of_key)
     harness.refill(lane, [harness.row(lane, key_hash=1)])
@@ -164,9 +164,9 @@ async def test_a_fruitless_walk_pauses_and_continues_by_timer(
     harness.lanes.end_refill(lane, found_all=False, walk_pause_s=0.5)
 
     harness.lanes.touch(lane.subscription_uid, lane.bucket)
-    assert not wants(harness, lane), "whoever asks meanwhile does not hasten it"
+    assert not wants(harness, lane), "a sweep does not end the pause"
     harness.lanes.next_of_key(lane, 7)
-    assert wants(harness, lane), "but a key is read by name"
+    assert wants(harness, lane), "but a key is read by hash"
     assert not harness.lanes.may_walk(lane)
     order.take_touched(10)
     harness.turn(0.5)
@@ -177,10 +177,10 @@ async def test_a_fruitless_walk_pauses_and_continues_by_timer(
 async def test_rows_read_before_a_change_of_their_key_are_discarded(
     harness: LaneHarness,
 ) -> None:
-    """An operator has brought back an earlier one: whoever reads now finds that first."""
+    """An operator retried an earlier delivery: the next read returns that first."""
     lane, order = ordered(harness)
     harness.refill(lane, [harness.row(lane, key_hash=1), harness.row(lane, key_hash=2)])
-    order.waiting.add(3)
+    order.begin_wait(3)
     lane.begin_refill()
 
     for key_hash in (1, 3, 4):
@@ -220,12 +220,12 @@ def test_a_change_during_a_pause_makes_the_walk_incomplete() -> None:
 def test_only_an_undisturbed_walk_is_complete() -> None:
     order = KeyOrder()
     order.begin_page(is_disturbed=True)
-    assert order.end_page(None), "what came before it began, it has seen"
+    assert order.end_page(None), "a change before the walk began does not matter"
 
     order.begin_page(is_disturbed=False)
     assert not order.end_page(5)
     order.begin_page(is_disturbed=True)
-    assert not order.end_page(None), "where it had been already something was changed"
+    assert not order.end_page(None), "a key was changed that the walk may have passed"
     assert order.from_hash == FIRST_KEY_HASH
     order.begin_page(is_disturbed=False)
     assert order.end_page(None)

@@ -1,4 +1,4 @@
-"""Lanes whose bucket goes to another node, and which lanes memory keeps. Rule 13."""
+"""Lanes of buckets that move to another node, eviction, and the views of lanes. Rule 13."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from tests.pipeline.lane_harness import LaneHarness, target_with
 
 @pytest.fixture
 async def harness() -> LaneHarness:
-    """Inside the event loop, which the timers need."""
+    """Create a harness inside the event loop, which the timers need."""
     return LaneHarness()
 
 
@@ -36,7 +36,7 @@ async def test_a_lost_bucket_is_dropped_from_memory(harness: LaneHarness) -> Non
 
 
 async def test_a_lost_lane_does_not_affect_its_successor(harness: LaneHarness) -> None:
-    """Its late records want no read, and a read of its own brings nothing into the new lane."""
+    """Its late records cause no refill, and a refill of the old lane queues nothing."""
     old = harness.lane()
     (delivery_id,) = harness.publish(old)
     (job,) = harness.take_all()
@@ -132,13 +132,13 @@ async def test_only_idle_lanes_are_evicted(
     assert set(harness.lanes.all()) == {paced, queued, sent}
     assert idle.is_gone
     harness.turn(31)
-    assert harness.lanes.budget.bytes == 2, "only what is queued"
+    assert harness.lanes.budget.bytes == 2, "only the queued job counts"
 
 
 async def test_the_circuit_of_an_evicted_lane_is_kept(
     harness: LaneHarness,
 ) -> None:
-    """Else a dead target were asked again as often as its lane is found anew."""
+    """Otherwise a dead target would be called each time that its lane is created again."""
     lane = harness.lane(max_in_flight=CIRCUIT_FAILURES)
     uid, bucket = lane.subscription_uid, lane.bucket
     harness.publish(lane, CIRCUIT_FAILURES)
@@ -148,7 +148,7 @@ async def test_the_circuit_of_an_evicted_lane_is_kept(
     assert lane.is_gone
 
     harness.lanes.touch(uid, bucket)
-    assert harness.lanes.get(uid) is None, "it is not read while it rests"
+    assert harness.lanes.get(uid) is None, "it is not read while its circuit is open"
     harness.turn(CIRCUIT_BACKOFF_S)
     (again,) = harness.lanes.take_wanted()
     assert again.subscription_uid == uid
@@ -157,7 +157,7 @@ async def test_the_circuit_of_an_evicted_lane_is_kept(
     (probe,) = harness.take_all()
     harness.fail(probe)
 
-    assert again.circuit_backoff_s == 2 * CIRCUIT_BACKOFF_S, "and its backoff goes on"
+    assert again.circuit_backoff_s == 2 * CIRCUIT_BACKOFF_S, "its backoff continues"
 
 
 async def test_a_lane_of_a_failing_subscription_begins_with_one_probe(
@@ -171,7 +171,7 @@ async def test_a_lane_of_a_failing_subscription_begins_with_one_probe(
     assert harness.take_all() == []
     harness.succeed(probe)
 
-    assert len(harness.take_all()) == 2, "success closes the circuit, and widens what may be sent"
+    assert len(harness.take_all()) == 2, "success closes the circuit and raises the limit"
     assert not lane.is_circuit_open
 
 

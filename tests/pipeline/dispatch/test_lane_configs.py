@@ -1,4 +1,4 @@
-"""What lanes know of their subscriptions: secrets that end in time, or cannot be opened."""
+"""Configurations of lanes: secrets that expire, or cannot be decrypted; unusable targets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEW_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 
 
 async def rotate(rig: Rig, tenant_uid: UUID, uid: UUID, overlap_s: float) -> None:
-    """A second secret; the first one signs on for the overlap."""
+    """Add a second secret; the first one also signs during the overlap."""
     sealed = rig.box.seal(NEW_SECRET.encode(), SecretPlace(tenant_uid, uid, 2))
     await rig.database.fetch(
         """WITH old AS (UPDATE signing_keys SET expire_time = hookline_now()
@@ -76,7 +76,7 @@ async def test_both_secrets_sign_during_the_overlap(rig: Rig, receiver: Receiver
     assert lane is not None
 
     await rotate(rig, tenant_uid, uid, overlap_s=100.0)
-    await until(lambda: lane.secret_expiry is not None, "the rotation is heard of")
+    await until(lambda: lane.secret_expiry is not None, "the rotation takes effect")
     await send_one(rig)
     assert verifies(receiver, SECRET)
     assert verifies(receiver, NEW_SECRET)
@@ -122,7 +122,7 @@ async def test_deliveries_wait_while_their_secret_is_unreadable(
         "UPDATE signing_keys SET sealed_secret = $2 WHERE subscription_uid = $1", uid, sealed
     )
     await rig.turn(FAULT_PAUSE_S + 1)
-    await until(lambda: rig.recorder.recorded == 2, "it goes out once it can be opened")
+    await until(lambda: rig.recorder.recorded == 2, "it is sent once its secret can be decrypted")
     assert view_of(rig, uid).state == "READY"
 
 
@@ -140,15 +140,15 @@ async def test_unreadable_secrets_are_logged_once_a_minute_with_the_subscription
         for _ in range(3):
             await rig.sweeper.sweep()
             await rig.refiller.refill()
-        told = [entry for entry in logs if entry["event"] == "secret_unreadable"]
-        assert len(told) == 1
+        logged = [entry for entry in logs if entry["event"] == "secret_unreadable"]
+        assert len(logged) == 1
         await rig.turn(FAULT_LOG_PAUSE_S + 1)
         await rig.configs.reconfigure(uids)
-        assert [entry for entry in logs if entry["event"] == "secret_unreadable"] == told
+        assert [entry for entry in logs if entry["event"] == "secret_unreadable"] == logged
 
     names = {f"tenants/acme/subscriptions/s-{uid.hex[-8:]}" for uid in uids}
     assert {view_of(rig, uid).subscription for uid in uids} == names
-    assert told[0]["subscription"] in names
+    assert logged[0]["subscription"] in names
 
 
 async def test_a_rotation_resumes_a_lane_with_an_unreadable_secret(
@@ -164,14 +164,14 @@ async def test_a_rotation_resumes_a_lane_with_an_unreadable_secret(
     subscriptions = Subscriptions(rig.database, rig.secrets)
     await subscriptions.rotate("acme", f"s-{uid.hex[-8:]}", secret, overlap_s=0)
     rig.changes.poke()
-    await until(lambda: rig.recorder.recorded == 1, "it goes out")
+    await until(lambda: rig.recorder.recorded == 1, "it is sent")
     assert verifies(receiver, NEW_SECRET)
 
 
 async def test_an_unusable_target_waits_and_blocks_no_other_lane(
     rig: Rig, receiver: Receiver
 ) -> None:
-    """A row that an older version let in, and today's grammar does not."""
+    """A row that an older version accepted and this one rejects."""
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url, "old.*")
     await rig.subscription(tenant_uid, receiver.url, "new.*")
@@ -188,4 +188,4 @@ async def test_an_unusable_target_waits_and_blocks_no_other_lane(
         "UPDATE subscriptions SET url = $2 WHERE subscription_uid = $1", uid, receiver.url
     )
     await rig.turn(FAULT_PAUSE_S + 1)
-    await until(lambda: rig.recorder.recorded == 2, "it goes out once its target is right")
+    await until(lambda: rig.recorder.recorded == 2, "it is sent once its target is valid")

@@ -1,4 +1,4 @@
-"""What memory takes, what it leaves to Postgres, and what it never holds twice. Rules 14 and 16."""
+"""Lanes as a cache: hand-offs, refills, retries, and no delivery twice. Rules 14 and 16."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.pipeline.lane_harness import LaneHarness
 
 @pytest.fixture
 async def harness() -> LaneHarness:
-    """Inside the event loop, which the timers need."""
+    """Create a harness inside the event loop, which the timers need."""
     return LaneHarness()
 
 
@@ -90,7 +90,7 @@ async def test_a_notification_during_a_refill_takes_effect_after_it(
     lane.begin_refill()
     harness.lanes.end_refill(lane, found_all=True)
     harness.dispatcher.take(2_000)
-    assert harness.lanes.take_wanted() == [], "the read was later than the word"
+    assert harness.lanes.take_wanted() == [], "the refill began after the notification"
 
     harness.publish(lane)
     lane.begin_refill()
@@ -124,7 +124,7 @@ async def test_a_lane_marked_dirty_during_a_refill_is_read_again(harness: LaneHa
 
 
 async def test_a_refill_does_not_take_announced_deliveries(harness: LaneHarness) -> None:
-    """A read that began before the announcement may bring the row after the commit."""
+    """A read that began before the announcement may return the row after the commit."""
     lane = harness.lane()
     delivery_id = harness.new_id()
     lane.begin_refill()
@@ -140,7 +140,7 @@ async def test_a_refill_does_not_take_announced_deliveries(harness: LaneHarness)
 async def test_an_unannounced_hand_off_is_dropped(
     harness: LaneHarness,
 ) -> None:
-    """The lane was made between announcement and commit; its read has the row, and sent it."""
+    """The lane was created between announcement and commit; its refill read and sent the row."""
     delivery_id, uid = harness.new_id(), harness.lane().subscription_uid
     assert harness.lanes.announce(harness.new_id(), delivery_id) is None
     lane = harness.lanes.get(uid)
@@ -166,7 +166,7 @@ async def test_a_row_in_memory_is_not_accepted_again(harness: LaneHarness) -> No
 
 
 async def test_rows_changed_during_a_refill_are_discarded(harness: LaneHarness) -> None:
-    """Cancelled between the statement and its answer: the row is stale, and must not be sent."""
+    """Cancelled between the statement and its result: the row is stale and must not be sent."""
     lane = harness.lane()
     cancelled, other = harness.new_id(), harness.new_id()
     lane.begin_refill()

@@ -18,7 +18,7 @@ from tests.waiting import until
 
 
 async def ordered(rig: Rig, receiver: Receiver, **columns: object) -> UUID:
-    """An ordered subscription to everything, of tenant acme."""
+    """Create tenant acme, and its ordered subscription to all events."""
     values: dict[str, object] = {"ordered": True, "schedule_s": [0.0, 40.0]} | columns
     return await rig.subscription(await rig.tenant(), receiver.url, **values)
 
@@ -28,7 +28,7 @@ async def publish(rig: Rig, *events: NewEvent) -> list[UUID]:
 
 
 async def delivery_ids(rig: Rig) -> dict[UUID, UUID]:
-    """The pending delivery of each event."""
+    """Return the pending delivery of each event."""
     return {row["event_id"]: row["delivery_id"] for row in await rig.pending()}
 
 
@@ -36,16 +36,16 @@ async def recorded(rig: Rig, count: int) -> None:
     await until(lambda: rig.recorder.recorded == count, f"{count} are recorded")
 
 
-async def looked_over(rig: Rig) -> None:
-    """Wait until the sweep has found what is due, and the lane has been walked through for it."""
+async def walked(rig: Rig) -> None:
+    """Wait until a sweep has marked the lane DIRTY and its keys have been walked."""
     walks = 0
     ask = rig.lane_store.first_of_lanes
 
     async def count(
-        wishes: list[PageRequest], in_memory: list[tuple[UUID, int]]
+        requests: list[PageRequest], in_memory: list[tuple[UUID, int]]
     ) -> dict[UUID, Page]:
         nonlocal walks
-        found = await ask(wishes, in_memory)
+        found = await ask(requests, in_memory)
         walks += 1
         return found
 
@@ -65,7 +65,7 @@ async def test_deliveries_of_a_key_are_sent_one_at_a_time_beside_other_keys(
     await publish(rig, *[keyed(key, n) for n in range(3) for key in ("a", "b")])
 
     await receiver.wait_for(2)
-    await looked_over(rig)
+    await walked(rig)
     assert sorted(arrivals(receiver)) == [("a", 0), ("b", 0)]
     receiver.gate.set()
     await recorded(rig, 6)
@@ -108,7 +108,7 @@ async def test_a_retry_blocks_only_its_own_key(rig: Rig, receiver: Receiver) -> 
 
     await publish(rig, keyed("a", 1), keyed("b", 0))
     await recorded(rig, 2)
-    await looked_over(rig)
+    await walked(rig)
     assert arrivals(receiver) == [("a", 0), ("b", 0)]
 
     await rig.turn(41)
@@ -178,7 +178,7 @@ async def test_a_cancelled_delivery_on_the_wire_is_not_overtaken(
     of = await delivery_ids(rig)
 
     await rig.operator.cancel("acme", of[events[0]])
-    await looked_over(rig)
+    await walked(rig)
 
     assert arrivals(receiver) == [("a", 0)]
     receiver.gate.set()
@@ -198,7 +198,7 @@ async def test_a_retried_delivery_still_waits_for_earlier_ones(
     receiver.answers = 200
 
     await rig.operator.retry("acme", of[events[1]])
-    await looked_over(rig)
+    await walked(rig)
     lane = await lane_of(rig, uid)
     assert not lane.known
     await rig.operator.retry("acme", of[events[0]])
@@ -249,7 +249,7 @@ async def test_a_pause_and_a_resume_keep_the_order(rig: Rig, receiver: Receiver)
     await recorded(rig, 1)
     lane = await lane_of(rig, uid)
     await rig.set_state(uid, "PAUSED")
-    await until(lambda: not lane.sends(), "the pause is heard of")
+    await until(lambda: not lane.sends(), "the pause takes effect")
     for n in range(1, 6):
         await publish(rig, keyed("a", n))
 
@@ -277,7 +277,7 @@ async def test_an_expired_delivery_unblocks_its_key(rig: Rig, receiver: Receiver
 
 
 async def test_a_sweep_finds_due_keys_behind_a_busy_key(rig: Rig, receiver: Receiver) -> None:
-    """The earliest due row is the busy key's all the time: it says nothing of the others."""
+    """The earliest due row always belongs to the busy key, and says nothing about others."""
     uid = await ordered(rig, receiver, schedule_s=[0.0, 600.0])
     receiver.answers = lambda _: 500 if len(receiver.ids) == 1 else 200
     await publish(rig, keyed("late", 0))
@@ -286,7 +286,7 @@ async def test_a_sweep_finds_due_keys_behind_a_busy_key(rig: Rig, receiver: Rece
     await publish(rig, keyed("busy", 0), keyed("busy", 1))
     await receiver.wait_for(2)
     lane = await lane_of(rig, uid)
-    await until(lambda: lane.state is LaneState.COMPLETE, "all that is due is in memory")
+    await until(lambda: lane.state is LaneState.COMPLETE, "memory holds all due deliveries")
 
     await rig.turn(601)
 
@@ -315,7 +315,7 @@ async def test_a_retried_delivery_is_sent_before_later_ones_in_memory(
     await rig.operator.retry("acme", dead["delivery_id"])
     await until(
         lambda: {job.message.event.event_id for job in lane.known.values()} >= {first},
-        "the first is in memory, in its place",
+        "the first is in memory instead",
     )
     receiver.gate.set()
 
@@ -347,10 +347,10 @@ async def test_an_internal_error_blocks_its_key_until_the_next_attempt(
     monkeypatch.setattr(rig.deliverer, "_may_send", lambda: False)
     (first, _) = await publish(rig, keyed("a", 0), keyed("a", 1))
     lane = await lane_of(rig, uid)
-    await until(lambda: lane.timer_count == 1, "it waits for its moment")
+    await until(lambda: lane.timer_count == 1, "it waits for its next attempt")
     assert [job.message.event.event_id for job in lane.known.values()] == [first]
     monkeypatch.undo()
-    rig.deliverer._may_send = rig.ownership.may_send  # noqa: SLF001 - put back what was broken
+    rig.deliverer._may_send = rig.ownership.may_send  # noqa: SLF001 - undone by hand
 
     await rig.turn(2)
 

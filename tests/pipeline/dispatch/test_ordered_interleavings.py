@@ -1,7 +1,7 @@
-"""Ordered subscriptions under everything at once: order is kept for each key, nothing is lost.
+"""Ordered subscriptions under concurrent load and takeover: order is kept, nothing is lost.
 
-Rule 17, as a property: many keys, several nodes that publish, targets that refuse, a node that is
-killed or stopped in the midst, and another that takes over.
+Rule 17, as a property: many keys, several publishing nodes, targets that fail, a node that is
+killed or stopped meanwhile, and another that takes over.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ EVENTS = 600
 SUBSCRIPTIONS = 3
 
 
-def coin(seed: int, refuses: float) -> Callable[[str], int]:
-    """Answers that refuse at random."""
+def random_answers(seed: int, failure_rate: float) -> Callable[[str], int]:
+    """Return answers that fail at random."""
     random = Random(seed)
-    return lambda _: 500 if random.random() < refuses else 200
+    return lambda _: 500 if random.random() < failure_rate else 200
 
 
 async def publish_all(nodes: Callable[[], Sequence[Rig]], seed: int, keys: Sequence[str]) -> None:
-    """The events of some keys in their order, each call at any node once the one before is OK."""
+    """Publish the events of some keys in order, each call after the OK of the previous."""
     random = Random(seed)
     numbers = dict.fromkeys(keys, 0)
     for _ in range(EVENTS // 5):
@@ -51,16 +51,16 @@ async def test_each_key_arrives_in_publish_order_through_failures_and_takeover(
     async with AsyncExitStack() as stack:
         targets = [await stack.enter_async_context(Receiver()) for _ in range(SUBSCRIPTIONS)]
         options = {"has_word": True, "lease_s": 300.0, "max_queued_jobs": 40}
-        lasting, heir = [
+        lasting, successor = [
             await stack.enter_async_context(running(database_url, seed=seed + n, **options))
             for n in (10, 20)
         ]
         leaving = Rig(database_url, seed=seed, **options)  # type: ignore[arg-type]
         await leaving.start()
-        await shared(lasting, heir, leaving)
+        await shared(lasting, successor, leaving)
         tenant_uid = await lasting.tenant()
         for number, target in enumerate(targets):
-            target.answers = coin(seed * 10 + number, 0.2)
+            target.answers = random_answers(seed * 10 + number, 0.2)
             await lasting.subscription_as(
                 uid_of(leaving if number < 2 else lasting),
                 tenant_uid,
@@ -69,7 +69,7 @@ async def test_each_key_arrives_in_publish_order_through_failures_and_takeover(
                 schedule_s=[0.0] + [0.01] * 60,
                 max_in_flight=[1, 8, 64][number],
             )
-        nodes = [lasting, heir, leaving]
+        nodes = [lasting, successor, leaving]
         keys = [f"key-{n}" for n in range(KEYS)]
         publishing = asyncio.gather(
             *(publish_all(lambda: nodes, seed + writer, keys[writer::3]) for writer in range(3))
@@ -87,7 +87,7 @@ async def test_each_key_arrives_in_publish_order_through_failures_and_takeover(
         async def is_done() -> bool:
             for rig in nodes:
                 for lane in rig.lanes.all():
-                    lane.pause(0.0)  # an open circuit need not be waited for
+                    lane.pause(0.0)  # the test does not wait for open circuits
                     rig.lanes.touch(lane.subscription_uid, lane.bucket)
             return not await lasting.pending()
 
@@ -97,18 +97,20 @@ async def test_each_key_arrives_in_publish_order_through_failures_and_takeover(
         finished = await lasting.finished()
         assert {row["state"] for row in finished} == {"SUCCEEDED"}
         for target in targets:
-            came = first_arrivals(target)
-            assert sum(len(numbers) for numbers in came.values()) == len(finished) / SUBSCRIPTIONS
-            for key, numbers in came.items():
+            arrived = first_arrivals(target)
+            assert (
+                sum(len(numbers) for numbers in arrived.values()) == len(finished) / SUBSCRIPTIONS
+            )
+            for key, numbers in arrived.items():
                 assert numbers == list(range(len(numbers))), key
             if ends == "stopped":
                 assert _never_returns(arrivals(target))
 
 
-def _never_returns(came: Sequence[tuple[str, int]]) -> bool:
-    """Whether no key goes back to an earlier event: then nothing was sent twice either."""
+def _never_returns(arrived: Sequence[tuple[str, int]]) -> bool:
+    """Whether no key returns to an earlier event; then no event was sent twice either."""
     last: dict[str, int] = {}
-    for key, number in came:
+    for key, number in arrived:
         if number < last.get(key, 0):
             return False
         last[key] = number
@@ -116,7 +118,7 @@ def _never_returns(came: Sequence[tuple[str, int]]) -> bool:
 
 
 async def _kill(rig: Rig) -> None:
-    """As kill -9: it renews, reads and records nothing more; what is on the wire is on the wire."""
+    """Stop renewals, reads and records, as kill -9 does; requests on the wire go on."""
     freeze(rig)
     rig.deliverer.pause()
     await run_out(rig)

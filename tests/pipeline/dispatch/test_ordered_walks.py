@@ -1,4 +1,4 @@
-"""Ordered lanes of more keys than one statement looks at: walked through page by page. Rule 17."""
+"""Ordered lanes with more keys than one statement reads are walked by pages. Rule 17."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.waiting import until
 
 
 def pages_of(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A statement looks at so many keys of a lane."""
+    """Have a statement read so many keys of a lane."""
     monkeypatch.setattr("hookline_service.store.lanes.KEYS_PER_PAGE", keys)
     monkeypatch.setattr("hookline_service.store.lanes.KEYS_PER_PAGE_MIN", keys)
 
@@ -19,11 +19,11 @@ def pages_of(keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_lane_with_more_keys_than_a_page_is_walked_by_pages(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All its keys wait for a retry, and what another node wrote is somewhere among them."""
+    """Most keys wait for a retry; rows of another node are somewhere among them."""
     pages_of(3, monkeypatch)
     await ordered(rig, receiver, schedule_s=[0.0, 3_600.0])
     await rig.matcher.index("acme")
-    for five in range(4):  # fewer in a row than open the circuit
+    for five in range(4):  # fewer consecutive failures than open the circuit
         receiver.answers = 500
         await publish(rig, *[keyed(f"k{five}{n}", number) for number in (0, 1) for n in range(5)])
         await recorded(rig, 6 * five + 5)
@@ -38,14 +38,14 @@ async def test_a_lane_with_more_keys_than_a_page_is_walked_by_pages(
         rig.sweeper.sweep_soon()
         return rig.recorder.recorded == 34
 
-    await until(is_found, "all pages were looked at")
+    await until(is_found, "all pages are read")
     assert sorted(arrivals(receiver)[24:]) == [(f"new{n}", 0) for n in range(10)]
 
 
 async def test_a_walk_continues_without_a_sweep_past_pages_of_waiting_keys(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One sweep is enough, however many pages of keys there are that all wait for a retry."""
+    """One sweep is enough, however many pages of keys wait for a retry."""
     pages_of(1, monkeypatch)
     await ordered(rig, receiver, schedule_s=[0.0, 3_600.0])
     await rig.matcher.index("acme")

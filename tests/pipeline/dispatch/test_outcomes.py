@@ -1,4 +1,4 @@
-"""What the outcomes of attempts lead to: exhausted, later, held, sent on resume."""
+"""Effects of outcomes: exhausted, retried later, held, sent on resume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def recorded(rig: Rig, count: int) -> None:
 
 @asynccontextmanager
 async def replaced_target(rig: Rig, uid: UUID) -> AsyncIterator[Receiver]:
-    """While inside, the row of a subscription names another receiver, and no node is told."""
+    """Replace the target in a subscription's row, without an entry in the change log."""
     async with Receiver() as replacement:
         await rig.database.fetch(
             "UPDATE subscriptions SET url = $2, version = version + 1 WHERE subscription_uid = $1",
@@ -91,7 +91,7 @@ async def test_410_disables_the_subscription_and_a_resume_sends_again(
     assert "410" in row["state_message"]
     await rig.publisher.publish("acme", [order_created(n) for n in range(3)])
     await rig.turn(100_000)
-    await until(lambda: rig.lanes.get(uid) is not None, "the lane stands")
+    await until(lambda: rig.lanes.get(uid) is not None, "the lane is created")
     assert len(receiver.ids) == 1
     assert [r["attempt_count"] for r in await rig.pending()] == [1, 0, 0, 0]
 
@@ -122,7 +122,7 @@ async def test_a_410_of_a_replaced_target_does_not_disable(rig: Rig, receiver: R
 async def test_a_replaced_target_is_not_called_again_after_its_410(
     rig: Rig, receiver: Receiver, *, is_ordered: bool
 ) -> None:
-    """Nobody told of the new target yet: to ask the old one would spend an attempt each time."""
+    """The node has not read the change yet; calls of the old target would spend attempts."""
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url, ordered=is_ordered, max_in_flight=1)
     receiver.gate, receiver.answers = asyncio.Event(), 410

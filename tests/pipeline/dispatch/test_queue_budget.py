@@ -1,4 +1,4 @@
-"""One lane can never take all of a node's memory, in places or in bytes."""
+"""No lane takes all of a node's memory, in jobs or in bytes."""
 
 import pytest
 
@@ -9,24 +9,24 @@ KIB = 1_024
 
 
 def filled(harness: LaneHarness, data: bytes = b"{}", max_per_second: float | None = None) -> int:
-    """How many deliveries a new lane takes of a publisher that does not stop."""
+    """Return how many deliveries a new lane queues of a publisher that does not stop."""
     lane = harness.lane(max_in_flight=1, max_per_second=max_per_second)
     harness.publish(lane, LANE_QUEUE_MAX + 100, data)
     return len(lane.queue)
 
 
-@pytest.mark.parametrize("places,most", [(50_000, LANE_QUEUE_MAX), (1_000, 200)])
-async def test_a_lane_may_queue_a_quarter_of_the_free_jobs(places: int, most: int) -> None:
-    assert filled(LaneHarness(max_queued_jobs=places)) == most
+@pytest.mark.parametrize("max_jobs,queued", [(50_000, LANE_QUEUE_MAX), (1_000, 200)])
+async def test_a_lane_may_queue_a_quarter_of_the_free_jobs(max_jobs: int, queued: int) -> None:
+    assert filled(LaneHarness(max_queued_jobs=max_jobs)) == queued
 
 
 async def test_more_lanes_get_smaller_shares() -> None:
     harness = LaneHarness(max_queued_jobs=1_000)
 
-    parts = [filled(harness) for _ in range(40)]
+    shares = [filled(harness) for _ in range(40)]
 
-    assert parts == sorted(parts, reverse=True)
-    assert parts[-1] >= LANE_QUEUE_MIN
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] >= LANE_QUEUE_MIN
     assert harness.lanes.budget.jobs <= 1_000 + 40 * LANE_QUEUE_MIN
 
 
@@ -50,9 +50,9 @@ async def test_an_empty_lane_may_hold_one_event_of_any_size() -> None:
 async def test_held_bytes_exceed_twice_the_limit_by_one_event_at_most() -> None:
     harness = LaneHarness(max_queued_bytes=100 * KIB)
 
-    parts = [filled(harness, b"x" * 50 * KIB) for _ in range(10)]
+    shares = [filled(harness, b"x" * 50 * KIB) for _ in range(10)]
 
-    assert parts == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert shares == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
 
 
 async def test_a_rate_limited_lane_queues_one_minute_at_most() -> None:

@@ -1,4 +1,4 @@
-"""Memory is filled from the hot table: the sweep, refills, and what is not read. Rules 14 to 16."""
+"""Refills from the hot table, and lanes that are not read. Rules 14 to 16."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tests.waiting import until
 
 
 class Reads:
-    """Counts what is asked of the hot table, and may hold an answer back."""
+    """Records the refills of the hot table."""
 
     def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.wishes: list[RefillRequest] = []
+        self.requests: list[RefillRequest] = []
         self.rows = 0
         store = rig.lane_store
         ask = store.refill
 
-        async def refill(wishes: list[RefillRequest], in_memory: list[UUID]) -> object:
-            self.wishes += wishes
-            rows = await ask(wishes, in_memory)
+        async def refill(requests: list[RefillRequest], in_memory: list[UUID]) -> object:
+            self.requests += requests
+            rows = await ask(requests, in_memory)
             self.rows += len(rows)
             return rows
 
@@ -36,7 +36,7 @@ class Reads:
 async def insert_pending(
     rig: Rig, tenant_uid: UUID, subscription_uid: UUID, count: int, *, due_s: float = 0.0
 ) -> None:
-    """Pending deliveries that no hand-off told this node of, as another node would write them."""
+    """Insert pending deliveries without a hand-off, as another node would write them."""
     bucket = bucket_of(subscription_uid)
     events = [rig.new_uid() for _ in range(count)]
     await rig.database.fetch(
@@ -60,14 +60,14 @@ async def insert_pending(
 
 
 async def lane_of(rig: Rig, subscription_uid: UUID) -> Lane:
-    await until(lambda: rig.lanes.get(subscription_uid) is not None, "there is a lane")
+    await until(lambda: rig.lanes.get(subscription_uid) is not None, "the lane is created")
     lane = rig.lanes.get(subscription_uid)
     assert lane is not None
     return lane
 
 
 async def delivery_of(rig: Rig, subscription_uid: UUID) -> UUID:
-    """The pending delivery of a subscription."""
+    """Return the pending delivery of a subscription."""
     (found,) = [
         row["delivery_id"]
         for row in await rig.pending()
@@ -105,9 +105,10 @@ async def test_the_sweep_marks_only_lanes_that_lack_their_earliest_row(
     tenant_uid = await rig.tenant()
     held, missing = [await rig.subscription(tenant_uid, receiver.url, "order.*") for _ in range(2)]
     await rig.publisher.publish("acme", [order_created()])
-    await until(lambda: rig.recorder.recorded == 2, "both lanes stand")
+    await until(lambda: rig.recorder.recorded == 2, "both lanes are created")
     await until(
-        lambda: all(lane.state is LaneState.COMPLETE for lane in rig.lanes.all()), "and are read"
+        lambda: all(lane.state is LaneState.COMPLETE for lane in rig.lanes.all()),
+        "both are refilled",
     )
     rig.deliverer.pause()
     await rig.stop_reading()
@@ -131,13 +132,13 @@ async def test_a_paused_subscription_is_not_read(
     reads = Reads(rig, monkeypatch)
     await rig.publisher.publish("acme", [order_created(n) for n in range(50)])
     lane = await lane_of(rig, uid)
-    await until(lambda: lane.config is not None, "the lane knows that it is paused")
+    await until(lambda: lane.config is not None, "the lane is configured as paused")
     await rig.stop_reading()
 
     for _ in range(3):
         await rig.sweeper.sweep()
         await rig.refiller.refill()
-    assert (reads.wishes, receiver.ids) == ([], [])
+    assert (reads.requests, receiver.ids) == ([], [])
 
     rig.refiller.start()
     await rig.set_state(uid, "ACTIVE")
@@ -162,7 +163,7 @@ async def test_pending_deliveries_of_a_dead_target_are_not_read(
     for _ in range(5):
         await rig.sweeper.sweep()
         await rig.refiller.refill()
-    assert reads.wishes == []
+    assert reads.requests == []
 
     await rig.turn(5)
     await rig.refiller.refill()
@@ -204,21 +205,21 @@ async def test_a_later_commit_with_a_smaller_id_is_found(rig: Rig, receiver: Rec
 async def test_a_commit_during_a_read_is_sent_once(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The read began before the announcement, and sees the row; the hand-off comes after it."""
+    """The refill began before the announcement and reads the row; the hand-off comes after it."""
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     await rig.publisher.publish("acme", [order_created()])
-    await until(lambda: rig.recorder.recorded == 1, "the lane stands")
+    await until(lambda: rig.recorder.recorded == 1, "the lane is created")
     lane = await lane_of(rig, uid)
     await rig.stop_reading()
     store, hand_over = rig.lane_store, rig.builder.hand_over
     ask = store.refill
 
-    async def refill(wishes: list[RefillRequest], in_memory: list[UUID]) -> object:
-        """Between what memory holds and the statement: a whole publish, but for its hand-off."""
+    async def refill(requests: list[RefillRequest], in_memory: list[UUID]) -> object:
+        """Publish without the hand-off, after the ids in memory were listed."""
         monkeypatch.setattr(rig.builder, "hand_over", lambda *group: handed.append(group))
         await rig.publisher.publish("acme", [order_created()])
-        return await ask(wishes, in_memory)
+        return await ask(requests, in_memory)
 
     handed: list[tuple[object, ...]] = []
     monkeypatch.setattr(store, "refill", refill)
@@ -244,8 +245,8 @@ async def test_a_cancel_during_a_read_takes_effect(
     first = (await rig.pending())[0]["delivery_id"]
     ask = rig.lane_store.refill
 
-    async def refill(wishes: list[RefillRequest], in_memory: list[UUID]) -> object:
-        rows = await ask(wishes, in_memory)
+    async def refill(requests: list[RefillRequest], in_memory: list[UUID]) -> object:
+        rows = await ask(requests, in_memory)
         await rig.operator.cancel("acme", first)
         await rig.changes.read()
         return rows
@@ -316,17 +317,17 @@ async def test_large_events_of_a_slow_lane_leave_memory_for_other_lanes(
 
 async def test_lanes_take_turns_in_spite_of_a_long_backlog(rig: Rig, receiver: Receiver) -> None:
     tenant_uid, other_uid = await rig.tenant(), await rig.tenant("globex")
-    async with Receiver() as flooded:
-        await rig.subscription(tenant_uid, flooded.url, max_in_flight=4)
+    async with Receiver() as busy:
+        await rig.subscription(tenant_uid, busy.url, max_in_flight=4)
         await rig.subscription(other_uid, receiver.url)
         await rig.publisher.publish("acme", [order_created(n) for n in range(2_000)])
-        await flooded.wait_for(50)
+        await busy.wait_for(50)
 
         await rig.publisher.publish("globex", [order_created()])
         await receiver.wait_for(1)
 
-        assert len(flooded.ids) < 2_000
-        await until(lambda: rig.recorder.recorded == 2_001, "the flood passes")
+        assert len(busy.ids) < 2_000
+        await until(lambda: rig.recorder.recorded == 2_001, "the backlog is delivered")
 
 
 async def test_the_sweep_ignores_rows_that_are_due_later(rig: Rig, receiver: Receiver) -> None:

@@ -1,4 +1,4 @@
-"""Whose lanes are read next, and how many may be created to wait for it. Rule 16."""
+"""Which lanes are read next, and how many may be created to wait for that. Rule 16."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_tenant_leaves_places_for_other_tenants() -> None:
             queue.join(lane)
             created += 1
 
-    assert created == 80, "four times what is free"
+    assert created == 80, "four times the free places"
     assert queue.allows(small)
     assert not queue.is_low
     queue.take(40)

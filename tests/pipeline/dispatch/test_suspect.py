@@ -1,4 +1,4 @@
-"""Lanes whose targets do not answer, all of them together, beside those whose targets do."""
+"""Suspect lanes: many targets that do not answer, beside targets that do."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ STEP_S = 0.05
 
 @pytest.fixture
 async def harness() -> LaneHarness:
-    """Inside the event loop, which the timers need."""
+    """Create a harness inside the event loop, which the timers need."""
     return LaneHarness()
 
 
 class World:
-    """A node's slots, the hot table of its lanes, and targets that answer when they are told to."""
+    """The slots of a node, the hot table of its lanes, and targets with given answers."""
 
     def __init__(self, harness: LaneHarness) -> None:
         self.harness = harness
         self.answers: dict[Lane, tuple[float, int]] = {}
-        """How long each target takes, in seconds, and what it says."""
+        """How many seconds each target takes, and its status."""
         self.table: dict[Lane, dict[UUID, float]] = {}
-        """What is pending, and since when."""
-        self.most_doubtful = 0
-        """As many of doubtful lanes were in flight at once."""
+        """Pending deliveries, and since when."""
+        self.most_suspect = 0
+        """The largest number of suspect lanes' jobs in flight at once."""
         self.waited_s: dict[Lane, float] = {}
-        """The longest that a delivery waited until it was sent for the first time."""
+        """The longest time that a delivery waited for its first attempt."""
         self._wire: list[tuple[float, int, Job, int]] = []
         self._numbers = count()
 
     def store(self, lane: Lane, events: int) -> None:
-        """Commit deliveries that no hand-off tells of."""
+        """Commit deliveries without a hand-off."""
         now_s = self.harness.clock.now_s
         self.table.setdefault(lane, {}).update(
             {self.harness.new_id(): now_s for _ in range(events)}
@@ -48,7 +48,7 @@ class World:
         self.harness.lanes.touch(lane.subscription_uid, lane.bucket)
 
     def play(self, for_s: float, publishers: Iterable[Lane] = ()) -> None:
-        """Let time pass; each of the publishers stores an event at each step."""
+        """Advance the clock; each of the publishers stores an event at each step."""
         end_s = self.harness.clock.now_s + for_s
         while self.harness.clock.now_s < end_s:
             for lane in publishers:
@@ -69,10 +69,10 @@ class World:
 
     def _read(self) -> None:
         for lane in self.harness.lanes.take_wanted():
-            room = max(1, min(31, self.harness.lanes.budget.free_jobs(lane)))
-            due = [one for one in self.table.get(lane, ()) if not lane.holds(one)][:room]
+            limit = max(1, min(31, self.harness.lanes.budget.free_jobs(lane)))
+            due = [one for one in self.table.get(lane, ()) if not lane.holds(one)][:limit]
             rows = [self.harness.row(lane, delivery_id) for delivery_id in due]
-            self.harness.refill(lane, rows, found_all=len(due) < room)
+            self.harness.refill(lane, rows, found_all=len(due) < limit)
 
     def _send(self) -> None:
         now_s = self.harness.clock.now_s
@@ -87,12 +87,12 @@ class World:
             takes_s, status = self.answers[lane]
             heapq.heappush(self._wire, (now_s + takes_s, next(self._numbers), job, status))
             if lane.is_suspect:
-                doubtful = sum(1 for *_, sent, _ in self._wire if sent.lane.is_suspect)
-                self.most_doubtful = max(self.most_doubtful, doubtful)
+                suspect = sum(1 for *_, sent, _ in self._wire if sent.lane.is_suspect)
+                self.most_suspect = max(self.most_suspect, suspect)
 
 
 async def test_hanging_targets_delay_no_other_and_recover_together(harness: LaneHarness) -> None:
-    """Twice as many as there are slots, each its tenant's only one. Time is the harness's."""
+    """Twice as many as slots, each the only lane of its tenant; on the clock of the harness."""
     world = World(harness)
     healthy = harness.lane()
     world.answers[healthy] = (0.0, 200)
@@ -103,8 +103,8 @@ async def test_hanging_targets_delay_no_other_and_recover_together(harness: Lane
 
     world.play(120, [healthy])
     assert all(lane.is_circuit_open for lane in hanging)
-    assert world.most_doubtful == SLOTS // 2
-    assert world.waited_s[healthy] <= STEP_S * 1.01, "others' silence is not its own"
+    assert world.most_suspect == SLOTS // 2
+    assert world.waited_s[healthy] <= STEP_S * 1.01, "hanging targets do not delay it"
 
     for lane in hanging:
         world.answers[lane] = (STEP_S, 200)
@@ -113,11 +113,11 @@ async def test_hanging_targets_delay_no_other_and_recover_together(harness: Lane
     assert not any(lane.is_circuit_open for lane in hanging), "each had its probe"
     world.play(10)
     assert not any(world.table.values()), "everything is delivered"
-    assert world.waited_s[healthy] < 10 * STEP_S, "it takes turns with those that catch up"
+    assert world.waited_s[healthy] < 10 * STEP_S, "it takes turns with the lanes that catch up"
 
 
 def take_all(harness: LaneHarness, free: int) -> list[Job]:
-    """Take jobs until none may be, with so many slots that are free at first."""
+    """Take jobs until none may be sent, beginning with so many free slots."""
     taken: list[Job] = []
     while len(taken) < free and (job := harness.dispatcher.take(free - len(taken))) is not None:
         taken.append(job)
@@ -149,7 +149,7 @@ async def test_a_record_resumes_a_lane_that_was_held_back(harness: LaneHarness) 
         taken = take_all(harness, 10 - len(on_the_wire))
         sent += len(taken)
         on_the_wire += taken
-    assert sent == 30, "each once, in spite of all failing"
+    assert sent == 30, "each once, although all fail"
     assert not harness.dispatcher.has_ready()
 
 
@@ -159,7 +159,7 @@ async def test_a_success_makes_a_lane_trusted_with_its_jobs_in_flight(harness: L
     first, *_ = take_all(harness, 20)
     assert take_all(harness, 10) == []
     harness.succeed(first)
-    assert len(take_all(harness, 11)) == 7, "16 of 20: its tenant's share is all that bounds it"
+    assert len(take_all(harness, 11)) == 7, "16 of 20: only its tenant's share limits it"
 
 
 async def test_a_lane_answered_while_held_back_is_scheduled_at_once(
@@ -170,25 +170,25 @@ async def test_a_lane_answered_while_held_back_is_scheduled_at_once(
         harness.publish(one, 10)
     on_the_wire = take_all(harness, 20)
     assert len(on_the_wire) == 10
-    assert harness.dispatcher.take(10) is None, "all the others stand aside"
+    assert harness.dispatcher.take(10) is None, "all the others are held back"
     harness.succeed(on_the_wire[0])
     assert on_the_wire[0].lane is lane
     assert lane in [job.lane for job in take_all(harness, 11)[:3]]
 
 
 async def test_a_failure_or_a_long_silence_makes_a_lane_suspect(harness: LaneHarness) -> None:
-    for makes_doubtful in ("failure", "silence"):
+    for cause in ("failure", "silence"):
         lane = harness.lane()
         harness.publish(lane, 40)
         first = harness.dispatcher.take(20)
         assert first is not None
-        if makes_doubtful == "failure":
+        if cause == "failure":
             harness.fail(first)
         else:
             harness.turn(SILENT_S + 0.1)
-        unanswered = 0 if makes_doubtful == "failure" else 1
+        unanswered = 0 if cause == "failure" else 1
         taken = take_all(harness, 20 - unanswered)
-        assert len(taken) + unanswered == 10, makes_doubtful
+        assert len(taken) + unanswered == 10, cause
         for job in taken:
             harness.succeed(job)
         harness.lanes.disabled(lane)

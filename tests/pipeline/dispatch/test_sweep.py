@@ -1,4 +1,4 @@
-"""What the sweep finds where there are more lanes than it visits in a turn. Rules 15 and 16."""
+"""The sweep of more lanes than it visits in one turn. Rules 15 and 16."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUCKET = 7
 
 @pytest.fixture
 async def rig(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    """A node that visits one lane of a bucket a turn; the test takes the turns."""
+    """Run a node that visits one lane of a bucket in each turn; the test takes the turns."""
     monkeypatch.setattr("hookline_service.pipeline.dispatch.sweep.LANES_PER_TURN", 1)
     async with running(database_url) as rig:
         await rig.make_clock_turnable()
@@ -31,14 +31,14 @@ async def rig(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 def uid_in(rig: Rig) -> UUID:
-    """A subscription's uid of the one bucket; later ones come later in the walk."""
+    """Return a new subscription's uid in `BUCKET`; later uids come later in the walk."""
     while bucket_of(uid := rig.new_uid()) != BUCKET:
         pass
     return uid
 
 
 async def waiting_lanes(rig: Rig, tenant_uid: UUID, url: str, count: int) -> None:
-    """Lanes of one bucket, each with a retry tomorrow."""
+    """Create lanes of one bucket, each with a retry due tomorrow."""
     for _ in range(count):
         uid = await rig.subscription_as(uid_in(rig), tenant_uid, url, "none")
         await insert_pending(rig, tenant_uid, uid, 1, due_s=DAY_S)
@@ -46,7 +46,7 @@ async def waiting_lanes(rig: Rig, tenant_uid: UUID, url: str, count: int) -> Non
 
 
 def touched(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[UUID]:
-    """The subscriptions whose lanes are told that something is due."""
+    """Return a list of the subscriptions whose lanes are marked DIRTY from now on."""
     found: list[UUID] = []
     monkeypatch.setattr(rig.lanes, "touch", lambda uid, _bucket, **_: found.append(uid))
     return found
@@ -94,13 +94,13 @@ async def test_rows_coming_due_behind_many_waiting_lanes_are_found_in_one_turn(
 async def test_the_round_finds_rows_that_no_look_returns(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row that became visible long after its id was made, such as by a slow commit."""
+    """A row that became visible long after its id was created, such as by a slow commit."""
     tenant_uid = await rig.tenant()
     await waiting_lanes(rig, tenant_uid, receiver.url, 5)
     uid = await rig.subscription_as(uid_in(rig), tenant_uid, receiver.url)
     await insert_pending(rig, tenant_uid, uid, 1)
     await rig.turn(10 * OVERLAP_S)
-    await rig.sweeper._look(rig.time.unix_ms())  # noqa: SLF001 - as if it had not been there yet
+    await rig.sweeper._look(rig.time.unix_ms())  # noqa: SLF001 - as if it was not visible yet
     found = touched(rig, monkeypatch)
 
     for _ in range(12):
@@ -117,7 +117,7 @@ async def test_a_turn_that_visits_all_lanes_does_not_look_at_arrivals(
     tenant_uid = await rig.tenant()
     monkeypatch.setattr("hookline_service.pipeline.dispatch.sweep.LANES_PER_TURN", 2_048)
     await waiting_lanes(rig, tenant_uid, receiver.url, 5)
-    while rig.sweeper._round:  # noqa: SLF001 - to the end of the round that was begun
+    while rig.sweeper._round:  # noqa: SLF001 - to the end of the round
         await rig.sweeper.sweep()
     monkeypatch.setattr(rig.sweep_store, "arrivals", None)
 
@@ -135,7 +135,7 @@ async def test_heads_leave_out_held_subscriptions_and_return_deleted_ones(
         await insert_pending(rig, tenant_uid, uid, 1)
     await rig.set_state(paused, "PAUSED")
     await rig.set_state(disabled, "DISABLED")
-    await rig.set_state(deleted, "PAUSED")  # before it was deleted: else its work is stranded
+    await rig.set_state(deleted, "PAUSED")  # its deliveries must be cancelled even so
     await rig.database.fetch(
         "UPDATE subscriptions SET deleted_at = now() WHERE subscription_uid = $1", deleted
     )
@@ -164,13 +164,13 @@ async def test_buckets_with_more_arrivals_than_a_look_returns_are_visited_at_onc
 
     rig.sweeper.start()
 
-    await until(lambda: set(found) == set(uids), "all of them are found in turns without a rest")
+    await until(lambda: set(found) == set(uids), "all are found in turns without a pause")
 
 
 async def test_a_lane_without_space_is_created_when_there_is_space(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An event for more subscriptions than memory takes reaches all of them all the same."""
+    """An event for more subscriptions than fit into memory reaches all of them."""
     monkeypatch.setattr("hookline_service.pipeline.dispatch.sweep.LANES_PER_TURN", 256)
     monkeypatch.setattr("hookline_service.pipeline.dispatch.sweep.INTERVAL_S", 0.05)
     async with running(database_url, max_lane_bytes=20_000) as rig:
@@ -206,7 +206,7 @@ async def test_the_bucket_of_a_lane_without_space_is_visited_first(
 async def test_a_failed_walk_stops_neither_refills_nor_looks(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A walk that timed out once kept the node from reading anything."""
+    """In an earlier version a walk that timed out stopped all reads of the node."""
 
     async def time_out(_after: Mapping[int, UUID], _most: int) -> list[LaneHead]:
         raise TimeoutError

@@ -1,4 +1,4 @@
-"""Calls that share a commit share nothing else: no call's data harms its neighbour."""
+"""Isolation in a group commit: no call fails for the data of another."""
 
 import asyncio
 from uuid import UUID
@@ -21,7 +21,7 @@ Outcomes = list[list[Published] | BaseException]
 
 
 @pytest.mark.parametrize(
-    "poison",
+    "invalid",
     [
         order_created(subject="a\x00b"),
         order_created(attributes={"note": "a\x00b"}),
@@ -33,12 +33,12 @@ Outcomes = list[list[Published] | BaseException]
     ids=["nul", "nul in json", "surrogate in json", "surrogate and key", "surrogate", "an object"],
 )
 async def test_invalid_data_is_refused_without_affecting_its_group(
-    rig: Rig, receiver: Receiver, poison: NewEvent
+    rig: Rig, receiver: Receiver, invalid: NewEvent
 ) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
 
-    outcomes = await _together(rig, *[order_created(n) for n in range(3)], poison,
+    outcomes = await _together(rig, *[order_created(n) for n in range(3)], invalid,
                                *[order_created(n) for n in range(3, 8)])  # fmt: skip
 
     refused = outcomes.pop(3)
@@ -60,7 +60,7 @@ async def test_a_violated_constraint_refuses_one_call_of_a_group(rig: Rig) -> No
 
     refused = outcomes.pop(1)
     assert isinstance(refused, HooklineError)
-    assert refused.reason is Reason.INTERNAL, "our own constraint is no fault of the caller's"
+    assert refused.reason is Reason.INTERNAL, "a violated constraint is an internal error"
     await _check_stored(rig, outcomes, 2)
     assert (await _outcome(rig, order_created(2)))[0].deduplicated is False
 
@@ -83,11 +83,11 @@ async def test_a_refused_call_leaves_no_idempotency_key(rig: Rig) -> None:
 
 
 async def test_a_full_disk_is_reported_as_unavailable(rig: Rig) -> None:
-    """Not the caller's fault and passing: it may repeat, for nothing was stored."""
+    """The error is transient and nothing was stored, so the caller may repeat the call."""
     await rig.tenant()
     await rig.database.fetch(
         """CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$
-           BEGIN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = 'no room'; END $$"""
+           BEGIN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = 'disk full'; END $$"""
     )
     await rig.database.fetch(
         "CREATE TRIGGER t BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION full_disk()"
@@ -102,17 +102,17 @@ async def test_a_deadlock_victim_is_run_again(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
     await _outcome(rig, order_created(0))
 
-    # Whoever has waited for a second looks for a deadlock: the publish, which begins to wait first,
-    # unless this machine is so busy that the rival comes a second late.
+    # A session that has waited for a second checks for a deadlock: the publish, which begins to
+    # wait first, unless this machine is so busy that the rival begins a second late.
     for number in range(1, 6):
         if await _loses_deadlock(rig, tenant_uid, number):
             break
     else:
-        pytest.fail("the rival has lost every deadlock")
+        pytest.fail("the rival lost every deadlock")
 
 
 async def _loses_deadlock(rig: Rig, tenant_uid: UUID, number: int) -> bool:
-    """Whether the publish lost; it is stored once, whoever did."""
+    """Return whether the publish was the victim; its event is stored once in either case."""
     is_lost = True
     async with rival(rig.url) as other, rival(rig.url) as witness:
         # The publish holds the tenant and waits for the key; the rival the other way round.
@@ -123,7 +123,7 @@ async def _loses_deadlock(rig: Rig, tenant_uid: UUID, number: int) -> bool:
         is_free = "SELECT pg_try_advisory_xact_lock(hookline_epoch_lock($1))"
         assert not await witness.fetchval(is_free, tenant_uid)
         try:
-            await other.execute(BUMP, tenant_uid)  # granted: the publish lost, and let go
+            await other.execute(BUMP, tenant_uid)  # granted: the publish was rolled back
         except asyncpg.DeadlockDetectedError:
             is_lost = False
         await other.execute("ROLLBACK")
