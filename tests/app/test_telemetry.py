@@ -40,6 +40,7 @@ EXPECTED = {
     "hookline.postgres.unfrozen_age",
     "hookline.telemetry.spans",
     "hookline.upkeep.chores",
+    "hookline.audit_log.diverged",
     "rpc.server.call.duration",
     "db.client.operation.duration",
     "db.client.connection.count",

@@ -31,15 +31,25 @@ async def verified(database: Database, noted: ChainHead | None = None) -> ChainH
     return walk.head
 
 
+PROTECTING_TRIGGERS = (
+    ("audit_entries", "audit_refuse"),
+    ("audit_entries", "audit_refuse_deletion"),
+    ("audit_head", "audit_refuse"),
+    ("audit_checkpoints", "audit_refuse"),
+    ("audit_checkpoints", "audit_refuse_deletion"),
+    ("audit_pruned", "audit_refuse"),
+    ("audit_pruned", "audit_refuse_return"),
+)
+
+
 async def tamper(database: Database, statement: str) -> None:
     """Run a statement as an owner of the tables may, who takes the triggers away first."""
-    tables = ("audit_entries", "audit_head", "audit_checkpoints")
     async with database.transaction() as connection:
-        for table in tables:
-            await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER audit_refuse")
+        for table, trigger in PROTECTING_TRIGGERS:
+            await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER {trigger}")
         await connection.execute(statement)
-        for table in tables:
-            await connection.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER audit_refuse")
+        for table, trigger in PROTECTING_TRIGGERS:
+            await connection.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}")
 
 
 REWRITE = """

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 
-from hookline_service.app.node import KEY_FILE
+from hookline_service.app.node import KEY_FILE, StartError
 from hookline_service.app.running import running_database
 from hookline_service.config import Settings
 from hookline_service.domain.audit import AuditEntry, BrokenChainError, ChainHead, ChainWalk
-from hookline_service.store.audit import AuditLog
-from hookline_service.store.audit_checkpoints import AuditCheckpoints, CheckpointVerifier
+from hookline_service.store.audit import AuditLog, LogEnds
+from hookline_service.store.audit_checkpoints import (
+    AuditCheckpoints,
+    CheckpointVerifier,
+    read_unverified,
+)
 from hookline_service.store.secrets import SecretBox, load_or_create_master_key
 
 UNSEALED_MAX: Final = timedelta(seconds=60)
@@ -28,6 +32,8 @@ class VerifiedLog:
     """Up to here a node has signed it; None: signatures could not be checked."""
     key: str
     """The verifier key by which it was; empty: there was none to check with."""
+    start: ChainHead
+    """Behind which the log begins: what came before was pruned."""
 
 
 async def verify_audit_log(
@@ -40,40 +46,105 @@ async def verify_audit_log(
 
     `verifier`: whose signatures count; None: those of the key in the database, if the settings have
     the master key that opens it. `tell` is called after each entry with how many were checked, and
-    of how many. Raises `BrokenChainError`; `StartError`: it cannot be read.
+    of how many. Raises `BrokenChainError`; `StartError`: it cannot be read, or the noted head lies
+    before the first entry that is kept.
     """
     async with running_database(settings) as database:
         log, checkpoints = AuditLog(database), AuditCheckpoints(database)
         verifier = verifier or await _verifier_of(settings, checkpoints)
-        # Before the extent: what is signed later is no older than it.
-        sealed = await _sealed(checkpoints, verifier) if verifier else {}
-        extent = await log.extent()
-        extent.check()
-        walk = ChainWalk(noted, sealed={at: hash_ for at, hash_ in sealed.items() if at})
-        last = max(sealed, default=0)
-        async for entry in log.walk(extent.head.sequence):
-            walk.follow(entry)
-            if verifier and entry.sequence > last:
-                _check_age(entry)
-            tell(walk.head.sequence, extent.head.sequence)
-        walk.end(extent.head)
-        if verifier is None:
-            return VerifiedLog(walk.head, None, "")
-        return VerifiedLog(walk.head, ChainHead(last, sealed[last]), str(verifier))
+        while True:
+            pruned_note = await log.pruned_note()
+            try:
+                return await _verify(log, checkpoints, verifier, noted, tell)
+            except BrokenChainError:
+                if await log.pruned_note() == pruned_note:
+                    raise  # else entries were pruned meanwhile, and the rest is checked anew
 
 
-async def export_audit_log(settings: Settings, behind: int) -> AsyncIterator[AuditEntry | str]:
-    """Read the entries behind a sequence, oldest first, and then the newest note, if there is one.
+async def _verify(
+    log: AuditLog,
+    checkpoints: AuditCheckpoints,
+    verifier: CheckpointVerifier | None,
+    noted: ChainHead | None,
+    tell: Callable[[int, int], None],
+) -> VerifiedLog:
+    # Before the extent: what is signed later is no older than it.
+    sealed = await _sealed(checkpoints, verifier) if verifier else {}
+    extent = await log.extent()
+    start = _start(extent.ends, verifier)
+    extent.check(start)
+    _check_start(start, noted, sealed)
+    head = extent.ends.head
+    later = {at: hash_ for at, hash_ in sealed.items() if at > start.sequence}
+    walk = ChainWalk(noted, sealed=later, start=start)
+    last = max(sealed, default=0)
+    async for entry in log.walk(head.sequence, behind=start.sequence):
+        walk.follow(entry)
+        if verifier and entry.sequence > last:
+            _check_age(entry)
+        tell(walk.head.sequence - start.sequence, head.sequence - start.sequence)
+    walk.end(head)
+    if verifier is None:
+        return VerifiedLog(walk.head, None, "", start)
+    return VerifiedLog(walk.head, ChainHead(last, sealed[last]), str(verifier), start)
 
-    Raises `StartError`: it cannot be read.
+
+def _start(ends: LogEnds, verifier: CheckpointVerifier | None) -> ChainHead:
+    if verifier is None:
+        return read_unverified(ends.pruned_note)
+    return verifier.read_pruned(ends.pruned_note)
+
+
+def _check_start(start: ChainHead, noted: ChainHead | None, sealed: Mapping[int, bytes]) -> None:
+    """Compare the beginning of a pruned log with what is signed or was noted of it."""
+    at = start.sequence
+    if at and sealed.get(at, start.hash) != start.hash:
+        raise BrokenChainError(at, f"entry {at}, the last pruned, has another hash than was signed")
+    if noted is None or noted.sequence > at:
+        return
+    if noted.sequence < at:
+        raise StartError(
+            f"the noted head lies before entry {at + 1}, the first that is kept: give a later one,"
+            " or compare it with an export"
+        )
+    if noted != start:
+        raise BrokenChainError(at, f"entry {at}, the last pruned, has another hash than was noted")
+
+
+@dataclass(frozen=True, slots=True)
+class SignedNote:
+    """A note that a node signed, as it is stored."""
+
+    kind: Literal["pruned", "checkpoint"]
+    text: str
+
+
+async def export_audit_log(
+    settings: Settings, behind: int
+) -> AsyncIterator[AuditEntry | SignedNote]:
+    """Read the entries behind a sequence, oldest first, and then the newest checkpoint, if any.
+
+    First comes the statement of what was pruned, if entries behind `behind` were.
+    Raises `BrokenChainError`: the log begins elsewhere; `StartError`: it cannot be read.
     """
     async with running_database(settings) as database:
-        note = await AuditCheckpoints(database).newest_note()
-        log = AuditLog(database)
-        async for entry in log.walk((await log.head()).sequence, behind=behind):
+        log, checkpoints = AuditLog(database), AuditCheckpoints(database)
+        verifier = await _verifier_of(settings, checkpoints)
+        note, ends = await checkpoints.newest_note(), await log.ends()
+        start = _start(ends, verifier)
+        ends.check(start)
+        if ends.pruned_note is not None and behind < start.sequence:
+            yield SignedNote("pruned", ends.pruned_note)
+        expected = max(behind, start.sequence) + 1
+        async for entry in log.walk(ends.head.sequence, behind=expected - 1):
+            if entry.sequence != expected:
+                raise BrokenChainError(
+                    expected, f"entry {expected} is missing, or was pruned during the export"
+                )
+            expected += 1
             yield entry
         if note is not None:
-            yield note
+            yield SignedNote("checkpoint", note)
 
 
 async def _verifier_of(

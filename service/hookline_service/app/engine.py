@@ -31,10 +31,12 @@ from hookline_service.pipeline.publishing.matching import Matcher
 from hookline_service.pipeline.publishing.publish import Publisher
 from hookline_service.pipeline.publishing.quota import PendingQuota
 from hookline_service.pipeline.timers import Timers
+from hookline_service.pipeline.upkeep.audit_pruner import AuditPruner
 from hookline_service.pipeline.upkeep.chores import Upkeep
 from hookline_service.schema.checker import SchemaChecker
 from hookline_service.store.api_keys import ApiKeyLookup
 from hookline_service.store.audit import AuditLog
+from hookline_service.store.audit_checkpoints import AuditCheckpoints
 from hookline_service.store.backlog import BacklogStore
 from hookline_service.store.data_keys import TenantSecrets
 from hookline_service.store.database import Database, Session
@@ -129,7 +131,7 @@ class Engine:
         self.trial = TestEvents(
             operations, configs, self.catalog, sender, time, random, instruments.tracer
         )
-        self.upkeep = _make_upkeep(settings, path, instruments)
+        self.upkeep = _make_upkeep(settings, path, secrets, instruments)
         self._connect_parts(path)
 
     def _connect_parts(self, path: Database) -> None:
@@ -244,11 +246,21 @@ def _make_transport(settings: Settings) -> WebhookTransport:
     )
 
 
-def _make_upkeep(settings: Settings, database: Database, instruments: Instruments) -> Upkeep:
+def _make_upkeep(
+    settings: Settings, database: Database, secrets: TenantSecrets, instruments: Instruments
+) -> Upkeep:
+    pruner = AuditPruner(
+        AuditLog(database),
+        AuditCheckpoints(database),
+        secrets.box,
+        retention_days=settings.audit_retention_days,
+        meters=instruments.meters,
+    )
     return Upkeep(
         UpkeepStore(database.session("upkeep")),
         retention_days=settings.retention_days,
         pending_retention_days=settings.pending_retention_days,
         tombstone_retention_days=settings.tombstone_retention_days,
+        audit=pruner,
         meters=instruments.meters,
     )

@@ -45,6 +45,7 @@ from hookline_service.store.secrets import (
 from hookline_service.store.tenants import Tenants
 from hookline_service.store.upkeep import RetentionError, UpkeepStore
 from hookline_service.telemetry.instruments import Instruments
+from hookline_service.telemetry.meters import Meters
 from hookline_service.telemetry.providers import FLUSH_S, Telemetry, TelemetryError
 
 KEY_FILE = "master.key"
@@ -114,7 +115,7 @@ class App:
         door = await Authenticator.make(settings, database, secrets.box, engine, self._clock)
         push(door.stop)
         door.start()
-        await self._start_sealer(engine, database, secrets.box)
+        await self._start_sealer(engine, database, secrets.box, telemetry.meters)
         page_key = await load_or_create_deployment_key(database, secrets.box, PAGE_TOKENS)
         server = ApiServer(
             make_servicers(settings, database, engine, secrets, door, page_key=page_key),
@@ -195,10 +196,12 @@ class App:
         engine.publisher.start()
         engine.notifier.start()
 
-    async def _start_sealer(self, engine: Engine, database: Database, box: SecretBox) -> None:
+    async def _start_sealer(
+        self, engine: Engine, database: Database, box: SecretBox, meters: Meters
+    ) -> None:
         checkpoints = AuditCheckpoints(database)
         key = await checkpoints.load_or_create_key(box, datetime.now(UTC))
-        sealer = AuditSealer(engine.audit_log, checkpoints, key)
+        sealer = AuditSealer(engine.audit_log, checkpoints, key, meters)
         self._stack.push_async_callback(sealer.stop)
         sealer.start()
 

@@ -12,7 +12,12 @@ from google.protobuf.json_format import MessageToDict
 
 from hookline_service.api.access.audit_entries import message_of
 from hookline_service.app import StartError
-from hookline_service.app.audit_log import VerifiedLog, export_audit_log, verify_audit_log
+from hookline_service.app.audit_log import (
+    SignedNote,
+    VerifiedLog,
+    export_audit_log,
+    verify_audit_log,
+)
 from hookline_service.cli.failure import CommandError
 from hookline_service.cli.node import read_settings
 from hookline_service.cli.progress import Progress
@@ -38,7 +43,10 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def _lines(asked: argparse.Namespace, log: VerifiedLog) -> Iterator[str]:
-    yield f"OK: {log.head.sequence:,} entries, each follows from the one before"
+    count = log.head.sequence - log.start.sequence
+    yield f"OK: {count:,} entries, each follows from the one before"
+    if log.start.sequence:
+        yield f"entries up to {log.start.sequence:,} were pruned after their retention"
     if asked.head:
         yield f"it goes on from the noted {asked.head}"
     if log.sealed is None:
@@ -52,5 +60,8 @@ def _lines(asked: argparse.Namespace, log: VerifiedLog) -> Iterator[str]:
 
 async def _export(settings: Settings, behind: int) -> None:
     async for one in export_audit_log(settings, behind):
-        line = {"checkpoint": one} if isinstance(one, str) else MessageToDict(message_of(one))
+        if isinstance(one, SignedNote):
+            line: dict[str, object] = {one.kind: one.text}
+        else:
+            line = MessageToDict(message_of(one))
         print(json.dumps(line, ensure_ascii=False, separators=(",", ":")))

@@ -106,6 +106,8 @@ class Settings:
     """HOOKLINE_PENDING_RETENTION_DAYS: pending deliveries, those of paused subscriptions too"""
     tombstone_retention_days: int
     """HOOKLINE_TOMBSTONE_RETENTION_DAYS: rows of deleted subscriptions and tenants"""
+    audit_retention_days: int
+    """HOOKLINE_AUDIT_RETENTION_DAYS: entries of the audit log; 0: they are kept for good"""
     disable_after_days: float
     """HOOKLINE_DISABLE_AFTER_DAYS: of failures without one success"""
     is_strict_about_event_types: bool
@@ -204,6 +206,7 @@ class Settings:
             tombstone_retention_days=read(
                 "TOMBSTONE_RETENTION_DAYS", integer(1, 3_650, "days"), 30
             ),
+            audit_retention_days=read("AUDIT_RETENTION_DAYS", integer(0, 36_500, "days"), 0),
             disable_after_days=read("DISABLE_AFTER_DAYS", number(0.01, 365, "days"), 5.0),
             is_strict_about_event_types=read("STRICT_EVENT_TYPES", switch, default=False),
             statement_timeout_s=read("STATEMENT_TIMEOUT_S", number(1, 300, "seconds"), 10.0),

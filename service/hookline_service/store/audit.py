@@ -72,33 +72,56 @@ class AuditPage:
 
 
 @dataclass(frozen=True, slots=True)
-class AuditExtent:
-    """What the tables hold, before anything of it is checked."""
+class LogEnds:
+    """The first entry that is kept, and the head."""
 
     head: ChainHead
     first: int | None
-    """The least sequence that a list could show; None: there is no entry."""
+    """None: there is no entry."""
+    pruned_note: str | None
+    """The statement of what was pruned, unverified; None: nothing was."""
+
+    def check(self, start: ChainHead) -> None:
+        """Raise `BrokenChainError` where the first entry is not the one that follows `start`."""
+        expected = start.sequence + 1
+        if self.first is not None and self.first < expected:
+            raise BrokenChainError(
+                self.first, f"entry {self.first} lies before the first, {expected}"
+            )
+        if self.first != expected and self.head.sequence > start.sequence:
+            found = "" if self.first is None else f"; {self.first} comes instead"
+            raise BrokenChainError(expected, f"entry {expected} is missing{found}")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditExtent:
+    """What the tables hold, before anything of it is checked."""
+
+    ends: LogEnds
     last: int | None
+    """The greatest sequence of an entry; None: there is no entry."""
     drafts: int
     """Committed ones: the trigger leaves none."""
     missing_triggers: Sequence[str]
     """Those that append and protect entries, and are not there or disabled."""
 
-    def check(self) -> None:
-        """Raise `BrokenChainError` for what no walk from the first entry to the head would meet."""
-        if self.first is not None and self.first < 1:
-            raise BrokenChainError(self.first, f"entry {self.first} lies before the first, 1")
-        if self.last is not None and self.last > self.head.sequence:
+    def check(self, start: ChainHead) -> None:
+        """Raise `BrokenChainError` for what no walk from the first entry to the head would meet.
+
+        `start` is the head behind which the log begins.
+        """
+        self.ends.check(start)
+        head = self.ends.head
+        if self.last is not None and self.last > head.sequence:
             raise BrokenChainError(
-                self.last,
-                f"entry {self.last} lies behind the head, which says {self.head.sequence}",
+                self.last, f"entry {self.last} lies behind the head, which says {head.sequence}"
             )
         if self.drafts:
             text = f"{self.drafts} drafts were committed and are no entries: changes are missing"
-            raise BrokenChainError(self.head.sequence, text)
+            raise BrokenChainError(head.sequence, text)
         if self.missing_triggers:
             raise BrokenChainError(
-                self.head.sequence,
+                head.sequence,
                 f"triggers are missing or disabled: {', '.join(self.missing_triggers)}; changes"
                 " may be missing",
             )
@@ -144,6 +167,18 @@ class AuditLog:
             raise BrokenChainError(0, "the log's head is missing")
         return ChainHead(row["sequence"], row["hash"])
 
+    async def ends(self) -> LogEnds:
+        """Return both ends of the log, of one snapshot. Raises `BrokenChainError`: no head."""
+        row = await self._database.fetchrow(SQL.ends)
+        if row is None:
+            raise BrokenChainError(0, "the log's head is missing")
+        return _ends_of(row)
+
+    async def pruned_note(self) -> str | None:
+        """Return the statement of what was pruned, unverified; None: nothing was."""
+        row = await self._database.fetchrow(SQL.pruned_note)
+        return None if row is None else row["note"]
+
     async def extent(self) -> AuditExtent:
         """The head and all that there is, of one moment. Raises `BrokenChainError`: no head."""
         rows = await self._database.fetch(SQL.extent)
@@ -152,8 +187,7 @@ class AuditLog:
         (row,) = rows
         missing = await self._database.fetch(SQL.missing_triggers)
         return AuditExtent(
-            head=ChainHead(row["sequence"], row["hash"]),
-            first=row["first"],
+            ends=_ends_of(row),
             last=row["last"],
             drafts=row["drafts"],
             missing_triggers=[found["name"] for found in missing],
@@ -165,6 +199,11 @@ class AuditLog:
             for row in rows:
                 yield _entry_of(row)
             behind = rows[-1]["sequence"]
+
+
+def _ends_of(row: asyncpg.Record) -> LogEnds:
+    head = ChainHead(row["sequence"], row["hash"])
+    return LogEnds(head, row["first"], row["pruned_note"])
 
 
 def _entry_of(row: asyncpg.Record) -> AuditEntry:

@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from hookline_service.domain.audit import GENESIS, BrokenChainError, ChainHead
+from hookline_service.store.audit import SQL as AUDIT
 from hookline_service.store.database import Database
 from hookline_service.store.deployment_keys import SQL as DEPLOYMENT_KEYS
 from hookline_service.store.deployment_keys import DeploymentKeyPlace
@@ -41,6 +42,8 @@ from hookline_service.store.statements import Statements
 SQL = Statements("audit_checkpoints")
 
 ORIGIN: Final = "hookline audit log"
+PRUNED_ORIGIN: Final = "hookline audit log pruned"
+"""Another first line, so that no checkpoint can be passed off as a statement of a deletion."""
 SIGNER: Final = "hookline-audit"
 PURPOSE: Final = "audit checkpoints"
 _ED25519: Final = b"\x01"
@@ -77,8 +80,8 @@ class CheckpointVerifier:
     def __str__(self) -> str:
         return f"{SIGNER}+{self.key_id.hex()}+{base64.b64encode(self._encoded).decode()}"
 
-    def read(self, note: str) -> Checkpoint:
-        """Verify a note. Raises `ValueError`."""
+    def read(self, note: str, origin: str = ORIGIN) -> Checkpoint:
+        """Verify a note of this origin. Raises `ValueError`."""
         text, separator, signature_line = note.rpartition("\n\n— ")
         signer, _, encoded = signature_line.rstrip("\n").partition(" ")
         raw = base64.b64decode(encoded, validate=True)
@@ -88,11 +91,20 @@ class CheckpointVerifier:
             self._public_key.verify(raw[_ID_BYTES:], (text + "\n").encode())
         except InvalidSignature:
             raise ValueError("its signature is not that of its text") from None
-        origin, sequence, root, moment = text.split("\n")
-        if origin != ORIGIN:
-            raise ValueError("it is of another log")
-        head = ChainHead(int(sequence), base64.b64decode(root, validate=True))
-        return Checkpoint(head, datetime.fromisoformat(moment))
+        return _parse(text, origin)
+
+    def read_pruned(self, note: str | None) -> ChainHead:
+        """Return the head behind which the log begins; no note: that of the empty chain.
+
+        Raises `BrokenChainError`: the statement is forged.
+        """
+        if note is None:
+            return ChainHead()
+        try:
+            return self.read(note, PRUNED_ORIGIN).head
+        except ValueError as error:
+            message = f"the statement of what was pruned is forged: {error}"
+            raise BrokenChainError(0, message) from None
 
 
 class CheckpointKey:
@@ -102,11 +114,11 @@ class CheckpointKey:
         self._private_key = Ed25519PrivateKey.from_private_bytes(seed)
         self.verifier = CheckpointVerifier(self._private_key.public_key())
 
-    def sign(self, head: ChainHead, moment: datetime) -> str:
+    def sign(self, head: ChainHead, moment: datetime, origin: str = ORIGIN) -> str:
         """Return the note of a head."""
         root = base64.b64encode(head.hash).decode()
         signed_at = moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        text = f"{ORIGIN}\n{head.sequence}\n{root}\n{signed_at}\n"
+        text = f"{origin}\n{head.sequence}\n{root}\n{signed_at}\n"
         signature = self.verifier.key_id + self._private_key.sign(text.encode())
         return f"{text}\n— {SIGNER} {base64.b64encode(signature).decode()}\n"
 
@@ -151,9 +163,25 @@ class AuditCheckpoints:
         """Store the note of a head."""
         await self._database.fetch(SQL.add, head.sequence, note)
 
-    async def walk(self, verifier: CheckpointVerifier) -> AsyncIterator[Checkpoint]:
-        """Every checkpoint, oldest first. Raises `BrokenChainError`: one is forged."""
-        start = -(1 << 63)
+    async def prune(self, head: ChainHead, note: str) -> bool:
+        """Delete entries up to a head and the checkpoints before it, with the signed statement.
+
+        One transaction. Returns False where the log begins behind that entry already.
+        """
+        async with self._database.transaction() as connection:
+            if not await connection.fetch(AUDIT.state_pruned, head.sequence, note):
+                return False
+            await connection.fetch(AUDIT.delete_entries, head.sequence)
+            await connection.fetch(AUDIT.delete_checkpoints, head.sequence)
+        return True
+
+    async def walk(
+        self, verifier: CheckpointVerifier, start: int = -(1 << 63)
+    ) -> AsyncIterator[Checkpoint]:
+        """Every checkpoint from the sequence `start` on, oldest first.
+
+        Raises `BrokenChainError`: one is forged.
+        """
         while rows := await self._database.fetch(SQL.walk, start, _WALK_BATCH):
             for row in rows:
                 yield _read(row["sequence"], row["note"], verifier)
@@ -163,6 +191,28 @@ class AuditCheckpoints:
         """Return the newest note as it stands; None: there is none."""
         row = await self._database.fetchrow(SQL.latest)
         return None if row is None else row["note"]
+
+
+def read_unverified(note: str | None) -> ChainHead:
+    """Return the head behind which the log begins, by a statement whose signature is not checked.
+
+    Raises `BrokenChainError`: it is no statement.
+    """
+    if note is None:
+        return ChainHead()
+    try:
+        return _parse(note.partition("\n\n")[0], PRUNED_ORIGIN).head
+    except ValueError as error:
+        message = f"the statement of what was pruned is forged: {error}"
+        raise BrokenChainError(0, message) from None
+
+
+def _parse(text: str, origin: str) -> Checkpoint:
+    first, sequence, root, moment = text.split("\n")
+    if first != origin:
+        raise ValueError("it is of another log, or of another kind")
+    head = ChainHead(int(sequence), base64.b64decode(root, validate=True))
+    return Checkpoint(head, datetime.fromisoformat(moment))
 
 
 def _read(sequence: int, note: str, verifier: CheckpointVerifier) -> Checkpoint:

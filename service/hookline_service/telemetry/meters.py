@@ -79,6 +79,10 @@ class Meters:
         self.chores = Counter(
             "hookline.upkeep.chores", "{run}", "Chores that this node did, and those that failed"
         )
+        self.audit_log_diverged = Counter(
+            "hookline.audit_log.diverged", "{check}",
+            "Checks in which the audit log did not go on from what was signed",
+        )  # fmt: skip
         self.cpu_time = Counter("process.cpu.time", "s", "CPU time of this process")
 
         self.pending = Gauge(

@@ -19,6 +19,8 @@ from hookline_service.domain.audit import BrokenChainError, ChainHead, ChainWalk
 from hookline_service.store.audit import AuditLog
 from hookline_service.store.audit_checkpoints import AuditCheckpoints, CheckpointKey
 from hookline_service.store.database import TRANSIENT
+from hookline_service.telemetry.instruments import UNOBSERVED
+from hookline_service.telemetry.meters import Meters
 
 _log = structlog.get_logger(__name__)
 
@@ -26,17 +28,25 @@ SEAL_S: Final = 5.0
 
 
 class AuditSealer:
-    """Seals the log while a node runs."""
+    """Signs the head of the log while a node runs."""
 
-    def __init__(self, log: AuditLog, checkpoints: AuditCheckpoints, key: CheckpointKey) -> None:
+    def __init__(
+        self,
+        log: AuditLog,
+        checkpoints: AuditCheckpoints,
+        key: CheckpointKey,
+        meters: Meters = UNOBSERVED.meters,
+    ) -> None:
         self._audit_log = log
         self._checkpoints = checkpoints
         self._key = key
+        self._meters = meters
         self._sealed: ChainHead | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin."""
+        self._meters.audit_log_diverged.add(0)  # so that the first divergence is an increase
         self._task = asyncio.create_task(self._run(), name="audit sealer")
 
     async def stop(self) -> None:
@@ -56,6 +66,7 @@ class AuditSealer:
         try:
             await self.seal()
         except BrokenChainError as error:
+            self._meters.audit_log_diverged.add(1)
             _log.error("audit_log_diverged", sequence=error.sequence, error=str(error))
         except TRANSIENT as error:
             _log.debug("audit_log_not_sealed", error=str(error))
@@ -65,18 +76,26 @@ class AuditSealer:
     async def seal(self) -> ChainHead:
         """Sign the head, if there is a new one; return what is sealed now.
 
-        Raises `BrokenChainError`: the log does not go on from what was sealed.
+        Raises `BrokenChainError`: the log does not go on from what was sealed, or does not begin
+        where a signed statement says.
         """
         if self._sealed is None:
             self._sealed = (await self._checkpoints.latest(self._key.verifier)).head
-        head = await self._audit_log.head()
+        ends = await self._audit_log.ends()
+        start = self._key.verifier.read_pruned(ends.pruned_note)
+        ends.check(start)
+        head = ends.head
         if head == self._sealed:
             return head
+        if start.sequence > self._sealed.sequence:
+            # This node was frozen for longer than the retention; others signed what was pruned.
+            self._sealed = start
         walk = ChainWalk(start=self._sealed)
         async for entry in self._audit_log.walk(head.sequence, behind=self._sealed.sequence):
             walk.follow(entry)
         walk.end(head)
-        await self._checkpoints.add(head, self._key.sign(head, datetime.now(UTC)))
+        if head != self._sealed:
+            await self._checkpoints.add(head, self._key.sign(head, datetime.now(UTC)))
         self._sealed = head
         _log.info("audit_checkpoint_signed", sequence=head.sequence, hash=head.hash.hex())
         return head

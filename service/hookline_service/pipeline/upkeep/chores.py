@@ -15,6 +15,7 @@ from typing import Final
 
 import structlog
 
+from hookline_service.pipeline.upkeep.audit_pruner import AuditPruner
 from hookline_service.store.database import TRANSIENT, RejectedError
 from hookline_service.store.upkeep import UpkeepStore
 from hookline_service.telemetry.instruments import UNOBSERVED
@@ -42,8 +43,10 @@ class Upkeep:
         pending_retention_days: int = 30,
         tombstone_retention_days: int = 30,
         slice_s: float = SLICE_S,
+        audit: AuditPruner | None = None,
         meters: Meters = UNOBSERVED.meters,
     ) -> None:
+        """`audit`: None where the audit log is kept for good."""
         self._store = store
         self._retention_days = retention_days
         self._pending_retention_days = pending_retention_days
@@ -60,6 +63,7 @@ class Upkeep:
             "drop_days": self._drop_days,
             "prune_subscriptions": partial(self._prune, store.prune_subscriptions),
             "prune_tenants": partial(self._prune, store.prune_tenants),
+            **({} if audit is None else {"prune_audit_log": audit.prune}),
         }
         """By name; each does a batch, and returns whether there may be more to do."""
         self.is_behind = False
