@@ -33,8 +33,7 @@ from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
 from hookline_service.pipeline.dispatch.sweep import Sweeper
 from hookline_service.pipeline.membership.ownership import Ownership
 from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
-from hookline_service.pipeline.publishing.commit import GroupCommitter, GroupLimits
-from hookline_service.pipeline.publishing.hand_off import GroupBuilder
+from hookline_service.pipeline.publishing.commit import GroupBuilder, GroupLimits
 from hookline_service.pipeline.publishing.matching import Matcher
 from hookline_service.pipeline.publishing.publish import Publisher
 from hookline_service.pipeline.publishing.quota import PendingQuota
@@ -232,12 +231,14 @@ class Rig:
         self.contended_store = PublishStore(self._session("contended"), KEY_WINDOW_S)
         self.quota = PendingQuota(BacklogStore(self.database), self.limits.max_pending_per_tenant)
         self.publisher = Publisher(
-            GroupCommitter(self.publish_store, self.matcher, self.builder),
-            GroupCommitter(self.contended_store, self.matcher, self.builder),
-            self.catalog,
-            self.quota,
-            self.limits,
-            self.group_limits,
+            store=self.publish_store,
+            contended_store=self.contended_store,
+            matcher=self.matcher,
+            builder=self.builder,
+            catalog=self.catalog,
+            quota=self.quota,
+            limits=self.limits,
+            group_limits=self.group_limits,
         )
 
     def _session(self, name: str, timeout_s: float | None = None) -> Session:

@@ -24,9 +24,8 @@ from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
 from hookline_service.pipeline.dispatch.sweep import Sweeper
 from hookline_service.pipeline.membership.ownership import Ownership
 from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
-from hookline_service.pipeline.publishing.commit import GroupCommitter, GroupLimits
+from hookline_service.pipeline.publishing.commit import GroupBuilder, GroupLimits
 from hookline_service.pipeline.publishing.contended import TURNS_PER_WAIT
-from hookline_service.pipeline.publishing.hand_off import GroupBuilder
 from hookline_service.pipeline.publishing.matching import Matcher
 from hookline_service.pipeline.publishing.publish import Publisher
 from hookline_service.pipeline.publishing.quota import PendingQuota
@@ -209,24 +208,22 @@ class Engine:
         self, settings: Settings, path: Database, random: Random, instruments: Instruments
     ) -> Publisher:
         self.quota = PendingQuota(BacklogStore(path), settings.limits.max_pending_per_tenant)
-        self.matcher = matcher = Matcher(
-            path, max_index_bytes=settings.max_index_bytes, random=random
-        )
-        builder = GroupBuilder(self.time, random, self.lanes)
+        self.matcher = Matcher(path, max_index_bytes=settings.max_index_bytes, random=random)
         wait_s = settings.publish_lock_wait_s
 
-        def committer(session: Session) -> GroupCommitter:
-            store = PublishStore(session, KEY_WINDOW_S, wait_s / TURNS_PER_WAIT)
-            return GroupCommitter(store, matcher, builder, instruments)
+        def store(session: Session) -> PublishStore:
+            return PublishStore(session, KEY_WINDOW_S, wait_s / TURNS_PER_WAIT)
 
         return Publisher(
-            committer(path.session("publish")),
-            committer(path.session("contended")),
-            self.catalog,
-            self.quota,
-            settings.limits,
-            GroupLimits(lock_wait_s=wait_s),
-            instruments,
+            store=store(path.session("publish")),
+            contended_store=store(path.session("contended")),
+            matcher=self.matcher,
+            builder=GroupBuilder(self.time, random, self.lanes),
+            catalog=self.catalog,
+            quota=self.quota,
+            limits=settings.limits,
+            group_limits=GroupLimits(lock_wait_s=wait_s),
+            instruments=instruments,
         )
 
 

@@ -5,7 +5,7 @@ Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -68,6 +68,21 @@ class TakenKey:
     delivery_count: int
 
 
+class LookUp(NamedTuple):
+    """The result of looking up a statement whose answer was lost, by tenant."""
+
+    stored: set[UUID]
+    """Tenants whose events are stored."""
+    locked: set[UUID]
+    """Tenants that another transaction has locked: whether their events are stored is not known,
+    and the statement may still store them. The other tenants' events never will be."""
+
+
+def _setting_of(lock_timeout_s: float) -> str:
+    """Return a value of `lock_timeout`, in milliseconds; 0 would mean no timeout."""
+    return str(max(1, round(lock_timeout_s * 1_000)))
+
+
 def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[Sequence[object]]:
     return list(zip(*rows, strict=True)) if rows else [()] * width
 
@@ -94,7 +109,7 @@ class PublishStore:
         """`lock_timeout_s`: how long a statement waits for another transaction's lock."""
         self._session = session
         self._key_window_s = key_window_s
-        self._lock_timeout_ms = max(1, round(lock_timeout_s * 1_000))
+        self._lock_timeout_ms = int(_setting_of(lock_timeout_s))
 
     async def write(self, rows: PublishRows) -> set[UUID] | None:
         """Store a group; the tenants that passed. None: a key is taken, and nothing was stored."""
@@ -117,10 +132,9 @@ class PublishStore:
 
         Waits `lock_timeout_s` at most for changes under way; then raises `LockTimeoutError`.
         """
-        lock_timeout_ms = max(1, round(lock_timeout_s * 1_000))
         try:
             async with self._session.transaction() as connection:
-                await connection.execute(SQL.limit_lock_waits, str(lock_timeout_ms))
+                await connection.execute(SQL.limit_lock_waits, _setting_of(lock_timeout_s))
                 await connection.execute(SQL.hold_tenants, list(tenant_uids))
                 rows = await place(_HeldReader(connection, self._session.history_id))
                 if rows.history_id != self._session.history_id:
@@ -151,14 +165,33 @@ class PublishStore:
         ]
 
     async def find_stored(
-        self, tenant_uids: Iterable[UUID], witnesses: Mapping[UUID, UUID]
-    ) -> set[UUID]:
-        """The tenants whose events a lost statement stored; from now on it stores nothing more.
+        self, tenant_uids: Collection[UUID], witnesses: Mapping[UUID, UUID]
+    ) -> LookUp:
+        """Raise the tenants' epochs, so that a lost statement stores nothing more, and look it up.
 
-        `tenant_uids` are all that it was for; `witnesses` has one event per tenant. Raising the
-        tenants' epochs waits for the statement where it has begun, and refuses it where it has not.
+        `tenant_uids` are all tenants of the statement; `witnesses` has one of its events for each
+        tenant that had any. Waits for no lock: see `LookUp.locked`.
         """
-        await self._session.fetch(SQL.fence, list(tenant_uids))
+        rows = await self._session.fetch(SQL.fence, list(tenant_uids))
+        locked = {row["tenant_uid"] for row in rows}
+        free = {uid: event_id for uid, event_id in witnesses.items() if uid not in locked}
+        return LookUp(await self._find_events(free), locked)
+
+    async def wait_and_find_stored(
+        self, tenant_uid: UUID, witness: UUID | None, lock_timeout_s: float
+    ) -> bool:
+        """Raise the epoch of one tenant, and return whether a lost statement stored its events.
+
+        Waits `lock_timeout_s` at most for locks on the tenant; then raises `LockTimeoutError`.
+        """
+        async with self._session.transaction() as connection:
+            await connection.execute(SQL.limit_lock_waits, _setting_of(lock_timeout_s))
+            await connection.execute(SQL.fence_waiting, tenant_uid)
+        return bool(witness and await self._find_events({tenant_uid: witness}))
+
+    async def _find_events(self, witnesses: Mapping[UUID, UUID]) -> set[UUID]:
+        if not witnesses:
+            return set()
         rows = await self._session.fetch(SQL.find_events, list(witnesses), list(witnesses.values()))
         return {row["tenant_uid"] for row in rows}
 

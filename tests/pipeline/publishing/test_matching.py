@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hookline_service.domain.subscription import PayloadFormat, matches
-from hookline_service.pipeline.publishing.tenant_index import ANSWER_WEIGHT, Answers, TenantIndex
+from hookline_service.pipeline.publishing.matching import ANSWER_WEIGHT, Answers, TenantIndex
 from hookline_service.store.routes import IndexRow
 from hookline_service.store.subscriptions import Subscriptions
 from tests.pipeline.rig import Receiver, Rig, order_created, running

@@ -14,8 +14,8 @@ from hookline_service.domain.errors import Reason, ResourceExhaustedError
 from hookline_service.domain.limits import Limits
 from hookline_service.pipeline.publishing.commit import GroupLimits
 from hookline_service.pipeline.publishing.group import PublishCall, Published
+from hookline_service.pipeline.publishing.matching import TenantIndex
 from hookline_service.pipeline.publishing.publish_queue import PublishQueue
-from hookline_service.pipeline.publishing.tenant_index import TenantIndex
 from tests.pipeline.rig import order_created, running
 from tests.pipeline.rival import STALL, rival, until_blocked
 

@@ -47,7 +47,7 @@ class EventServicer(UnbuiltEventRpcs):
         del context
         # Too many are refused before the work of reading them is done.
         tenant_id = tenant_id_in(request.tenant, [])
-        self._publisher.check_room(tenant_id, len(request.events), 0)
+        self._publisher.check_capacity(tenant_id, len(request.events), 0)
         tenant_id, events = self._batches.read(request)
         return response_of(tenant_id, await self._publisher.publish(tenant_id, events))
 

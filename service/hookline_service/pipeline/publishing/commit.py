@@ -1,26 +1,29 @@
-"""Committing one group: what it meets on the way, it resolves for each of its calls alone.
+"""Commits one group of calls, and resolves each failure for the calls that it concerns.
 
-    a tenant's epoch moved on     its calls are left, to be matched again
-    a tenant is being changed     the same; or, where the group waits for that, it is matched while
-                                  the epoch is locked
-    a key is taken                nothing was stored; which keys are taken is looked up, and those
-                                  calls are told so, or told the first event's name; then the
-                                  same statement stores the rest
-    another's lock on a row       the group is split until the call that waits for it is left alone
-    one call's data poisons it    the group is split until that call stands alone
-    the answer was lost           the tenants' epochs are raised, so that what was lost can store
-                                  nothing more; then its events are looked up by their ids, and
-                                  what was not stored is matched again, then split
-    the database is another copy  what was matched on the one before fails as UNAVAILABLE
+    the tenant's epoch has changed    its calls are left, to be matched again
+    a change of the tenant is open    the same; a group with a `lock_timeout_s` waits for the change
+                                      instead, and is matched while the epoch is locked
+    an idempotency key is taken       nothing was stored; the taken keys are looked up, their calls
+                                      are answered with an error or the first event's name, and the
+                                      same statement stores the rest
+    another lock is not free          the group is split until the call that waits is left alone
+    the data of a call is rejected    the group is split until that call is alone
+    the answer was lost               the tenants' epochs are raised, so that the lost statement
+                                      stores nothing more, and its events are looked up by id; calls
+                                      that were not stored are matched again, then split. Calls of a
+                                      tenant that another transaction has locked are left marked as
+                                      `lost`, and looked up apart from the group commit
+    the database is another copy      calls matched on the copy before fail as UNAVAILABLE
 
-so that OK means stored, and UNAVAILABLE means that nothing was.
+So OK means stored, and UNAVAILABLE means that nothing was stored.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 from time import perf_counter
 from uuid import UUID
 
@@ -33,8 +36,13 @@ from hookline_service.domain.errors import (
     Reason,
     UnavailableError,
 )
+from hookline_service.domain.event import accepted
+from hookline_service.domain.ids import EVENT_ID, format_type_id
+from hookline_service.domain.instants import from_unix_ms
+from hookline_service.pipeline.clock import DatabaseTime
+from hookline_service.pipeline.dispatch.lane import Message
+from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.pipeline.publishing.group import Group, PublishCall
-from hookline_service.pipeline.publishing.hand_off import GroupBuilder
 from hookline_service.pipeline.publishing.matching import Matcher
 from hookline_service.store.database import (
     TRANSIENT,
@@ -44,22 +52,23 @@ from hookline_service.store.database import (
     RejectedError,
     unavailable,
 )
-from hookline_service.store.publishing import PublishRows, PublishStore
+from hookline_service.store.publishing import LookUp, PublishRows, PublishStore
 from hookline_service.store.routes import IndexReader
 from hookline_service.telemetry.instruments import UNOBSERVED, Instruments
 
 _log = structlog.get_logger(__name__)
 
 MAX_MISSES = 3
-"""How often a call is matched in vain until its tenant is set apart."""
+"""After so many writes that found another epoch, the tenant of a call is set apart."""
 MAX_KEY_ROUNDS = 4
-"""How often a group may find keys taken that were free before, until it is split."""
+"""After so many writes that each found other keys taken, a group is split."""
 MAX_LOSSES = 2
-"""How often a call may be sent and lost, having stored nothing, until its group is split."""
+"""After so many lost writes that stored nothing, the group of a call is split, and the call refused
+if it is alone."""
 RECONNECT_S = 0.2
 _BAD_DATA = "22"
-_PASSING = ("25", "53", "57", "58")
-"""Of the server and not of the data: read-only, no room, cancelled, I/O."""
+_SERVER_FAULT = ("25", "53", "57", "58")
+"""SQLSTATE classes of the server, not of the data: read-only, out of resources, cancelled, I/O."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +87,7 @@ class GroupLimits:
         first: Callable[[], PublishCall | None],
         take: Callable[[], PublishCall],
     ) -> Group:
-        """Take calls into a group, each that `first` shows, until it is full; returns the group."""
+        """Add calls to a group until it is full or `first` returns None; return the group."""
         deliveries = 0
         while (call := first()) is not None:
             deliveries += call.fan_out
@@ -93,12 +102,97 @@ class GroupLimits:
 
 
 def add_call(group: Group, call: PublishCall) -> None:
-    """Take a call into a group, or answer it where it cannot be stored."""
+    """Add a call to a group, or fail it if its rows cannot be made."""
     try:
         group.add(call)
-    except Exception as error:  # noqa: BLE001 - data nobody foresaw must not stop the others
+    except Exception as error:  # noqa: BLE001 - unforeseen data must not fail other calls
         _log.exception("publish_call_unfit")
         call.fail(error)
+
+
+class GroupBuilder:
+    """Makes groups, and hands their deliveries to the lanes of this node.
+
+    Delivery ids are announced to the lanes before the commit, so that no refill reads them
+    meanwhile, and withdrawn after it. Committed deliveries go straight into the lanes that this
+    node owns.
+    """
+
+    def __init__(self, time: DatabaseTime, random: Random, lanes: Lanes) -> None:
+        self._time = time
+        self._random = random
+        self._lanes = lanes
+
+    def new_group(self) -> Group:
+        """Return an empty group with the current time of the database."""
+        return Group(self._time.unix_ms(), self._random)
+
+    def announce(self, group: Group) -> None:
+        """Announce the ids that the commit may write."""
+        announce = self._lanes.announce
+        for row in group.rows.deliveries:
+            if row[7] is not None:
+                continue  # ordered subscriptions take no hand-offs
+            lane = announce(row[5], row[4])
+            if lane is not None:
+                group.announced.append((lane, row[4]))
+
+    def withdraw(self, group: Group, *, may_have_written: bool = False) -> None:
+        """Withdraw the announced ids; if they may be stored, their lanes become DIRTY."""
+        for lane, delivery_id in group.announced:
+            lane.announced.discard(delivery_id)
+        group.announced.clear()
+        if may_have_written:
+            for row in group.rows.deliveries:
+                self._lanes.touch(row[5], row[1], tenant_uid=row[0])
+
+    def touch_lanes(self, call: PublishCall) -> None:
+        """Make the lanes of a call's deliveries DIRTY."""
+        for event in call.events:
+            for route in call.index.match(event.type):
+                self._lanes.touch(route.subscription_uid, route.bucket, tenant_uid=call.index.uid)
+
+    def hand_over(self, group: Group, passed: set[UUID]) -> None:
+        """Add the committed deliveries to the lanes of this node, then withdraw the ids.
+
+        In this order: a lane takes only announced ids.
+        """
+        try:
+            self._hand_over(group, passed)
+        finally:
+            self.withdraw(group)
+
+    def _hand_over(self, group: Group, passed: set[UUID]) -> None:
+        lanes = self._lanes
+        for call, position, placed in group.stored(passed):
+            message: Message | None = None
+            for row in placed.deliveries:
+                if row[2] > 0:
+                    continue  # due later: the sweep finds it in time
+                lane = lanes.get(row[5])
+                if lane is None:
+                    lanes.touch(row[5], row[1], tenant_uid=row[0])
+                    continue
+                if row[7] is not None:
+                    lanes.next_of_key(lane, row[7])
+                    continue
+                if message is None:
+                    message = _message_of(call, position, placed.event_id, group.now_ms)
+                lanes.hand_over(lane, row[4], message)
+
+
+def _message_of(call: PublishCall, position: int, event_id: UUID, now_ms: int) -> Message:
+    event, index = call.events[position], call.index
+    stored = accepted(
+        event,
+        event_id,
+        index.uid,
+        index.tenant_id,
+        call.revisions[position],
+        from_unix_ms(now_ms),
+        call.context_of(position),
+    )
+    return Message(stored, format_type_id(EVENT_ID, event_id))
 
 
 class GroupCommitter:
@@ -109,14 +203,15 @@ class GroupCommitter:
         store: PublishStore,
         matcher: Matcher,
         builder: GroupBuilder,
+        on_unreachable: Callable[[HooklineError], None],
         instruments: Instruments = UNOBSERVED,
     ) -> None:
+        """`on_unreachable` is called repeatedly while a look-up finds no database."""
         self._store = store
-        self.matcher = matcher
-        self.builder = builder
+        self._matcher = matcher
+        self._builder = builder
+        self._on_unreachable = on_unreachable
         self._instruments = instruments
-        self.on_unreachable: Callable[[HooklineError], None] = lambda _error: None
-        """Called while it waits for a database that cannot be asked what became of a group."""
         self.committed_events = 0
         self.committed_groups = 0
 
@@ -125,45 +220,45 @@ class GroupCommitter:
         await self._store.close()
 
     async def commit(self, group: Group) -> list[PublishCall]:
-        """Store a group and answer its calls; those whose tenant changed are left, in order."""
+        """Store a group and answer its calls; return the calls that are left, in order.
+
+        A call is left because its tenant has changed, or because its write was lost and cannot be
+        looked up yet (`PublishCall.lost`).
+        """
         try:
             return await self._try_commit(group)
-        except Exception as error:  # noqa: BLE001 - a bug of ours: its calls must not wait for ever
+        except Exception as error:  # noqa: BLE001 - a bug: its calls must not wait for ever
             _log.exception("publish_group_broken")
-            self.builder.withdraw(group, may_have_written=True)
+            self._builder.withdraw(group, may_have_written=True)
             group.fail(error)
             return []
 
     async def _try_commit(self, group: Group) -> list[PublishCall]:
         while True:
-            self.builder.announce(group)
+            self._builder.announce(group)
             began_s = perf_counter()
             try:
                 passed = await self._write(group)
             except LockTimeoutError as error:
-                self.builder.withdraw(group)
+                self._builder.withdraw(group)
                 return await self._leave_blocked(group, error)
             except ContentionError:
-                self.builder.withdraw(group)
+                self._builder.withdraw(group)
             except RejectedError as error:
-                self.builder.withdraw(group)
+                self._builder.withdraw(group)
                 return await self._split(group, _rejection(error))
             except UnavailableError as error:
                 _log.warning("publish_failed", calls=len(group.calls), error=str(error))
-                self.builder.withdraw(group)
+                self._builder.withdraw(group)
                 group.fail(error)
                 return []
             except OutcomeUnknownError as lost:
-                found = await self._find_stored(group, lost)
-                self.builder.withdraw(group, may_have_written=bool(found))
-                if found:
-                    return group.answer(found)
-                return await self._lose(group, lost)
+                return await self._resolve_lost(group, lost)
             else:
                 if passed is None:
-                    self.builder.withdraw(group)
+                    self._builder.withdraw(group)
                     return await self._split(group, _keys_contended())
-                self.builder.hand_over(group, passed)
+                self._builder.hand_over(group, passed)
                 if passed:
                     self._count(group, perf_counter() - began_s)
                 return group.answer(passed)
@@ -176,7 +271,7 @@ class GroupCommitter:
         )
 
     async def _write(self, group: Group) -> set[UUID] | None:
-        """Store what no taken key forbids; None: keys were taken anew in each round."""
+        """Store the events without a taken key; None: every round found other keys taken."""
         for _ in range(MAX_KEY_ROUNDS):
             if group.lock_timeout_s is None:
                 passed = await self._store.write(group.rows_to_store)
@@ -188,23 +283,23 @@ class GroupCommitter:
         return None
 
     async def _write_held(self, group: Group, lock_timeout_s: float) -> set[UUID] | None:
-        """Match while the tenants' epochs are locked: for calls that changes beat every time."""
+        """Match the calls again while their tenants' epochs are locked, and store them."""
 
         async def place(reader: IndexReader) -> PublishRows:
             for tenant_id in group.tenant_ids():
                 try:
-                    await self.matcher.read(reader, tenant_id)
+                    await self._matcher.read(reader, tenant_id)
                 except NotFoundError as error:
-                    group.not_found = error  # its epoch is not ours, so its calls are left
-            self.builder.withdraw(group)
-            group.place_again(self.matcher.cached)
-            self.builder.announce(group)
+                    group.not_found = error  # its epoch does not match, so its calls are left
+            self._builder.withdraw(group)
+            group.place_again(self._matcher.cached)
+            self._builder.announce(group)
             return group.rows_to_store
 
         return await self._store.write_held(group.rows.epochs, place, lock_timeout_s)
 
     async def _leave_blocked(self, group: Group, error: LockTimeoutError) -> list[PublishCall]:
-        """Another transaction holds a lock that one of the calls needs: that one is left."""
+        """Split the group until the call that needs the lock is alone, and leave that call."""
         if group.lock_timeout_s is not None:
             return group.calls
         if len(group.calls) == 1:
@@ -214,7 +309,7 @@ class GroupCommitter:
         return await self._split(group, unavailable(error))
 
     async def _split(self, group: Group, error: HooklineError) -> list[PublishCall]:
-        """One call poisons the statement: halve until it stands alone, so its neighbours commit."""
+        """Commit the halves of a group apart; a call that is alone fails with `error`."""
         if len(group.calls) == 1:
             _log.warning("publish_call_rejected", reason=error.reason, cause=str(error.__cause__))
             group.fail(error)
@@ -223,10 +318,10 @@ class GroupCommitter:
         again: list[PublishCall] = []
         moved: set[UUID] = set()
         for half in (group.calls[:middle], group.calls[middle:]):
-            part = self.builder.new_group()
+            part = self._builder.new_group()
             part.lock_timeout_s = group.lock_timeout_s
             for call in half:
-                if call.index.uid in moved:  # by whatever index: it must not pass those before it
+                if call.index.uid in moved:  # it must not pass earlier calls of its tenant
                     again.append(call)
                 else:
                     add_call(part, call)
@@ -235,26 +330,76 @@ class GroupCommitter:
             again += left
         return again
 
-    async def _lose(self, group: Group, lost: OutcomeUnknownError) -> list[PublishCall]:
-        """Nothing of it was stored, nor will be: its calls are left, or it is split."""
+    async def _resolve_lost(self, group: Group, lost: OutcomeUnknownError) -> list[PublishCall]:
+        """Answer the calls that a lost write has stored, and leave the others."""
+        found = await self._find_stored(group, lost)
+        self._builder.withdraw(group, may_have_written=bool(found.stored))
+        group.mark_lost(found.locked)
+        if found.stored or found.locked:
+            return group.answer(found.stored)
         for call in group.calls:
             call.losses += 1
         if any(call.losses >= MAX_LOSSES for call in group.calls):
             return await self._split(group, unavailable(lost))
         return group.calls
 
-    async def _find_stored(self, group: Group, lost: OutcomeUnknownError) -> set[UUID]:
-        """The answer was lost: whose events are there. Waits until the database can tell."""
+    async def _find_stored(self, group: Group, lost: OutcomeUnknownError) -> LookUp:
+        """Look up a lost write; repeat until the database answers."""
         _log.warning("publish_answer_lost", calls=len(group.calls), error=str(lost))
         while True:
             try:
                 return await self._store.find_stored(group.rows.epochs, group.witnesses())
             except RejectedError as error:
-                raise lost from error  # it may have been stored, and its callers are told so
+                raise lost from error  # it may have been stored: the callers get UNKNOWN
             except TRANSIENT as error:
                 group.fail_followers(unavailable(error))
-                self.on_unreachable(unavailable(error))
+                self._on_unreachable(unavailable(error))
                 await asyncio.sleep(RECONNECT_S)
+
+    async def look_up(
+        self, calls: Sequence[PublishCall], lock_timeout_s: float
+    ) -> list[PublishCall] | None:
+        """Look up the lost write of some calls of one tenant, which another transaction has locked.
+
+        Answers the calls if they are stored; else returns those to be written again. None: it is
+        still not known, because the lock was not free or the database did not answer.
+        """
+        uid, lost = calls[0].index.uid, calls[0].lost
+        try:
+            is_stored = await self._store.wait_and_find_stored(
+                uid, lost and lost.witness, lock_timeout_s
+            )
+        except ContentionError:
+            return None
+        except TRANSIENT as error:
+            self._on_unreachable(unavailable(error))
+            await asyncio.sleep(RECONNECT_S)
+            return None
+        except Exception as error:  # noqa: BLE001 - a bug: its calls must not wait for ever
+            _log.exception("publish_group_broken")
+            fail_as_unknown(calls, error)
+            return []
+        left: list[PublishCall] = []
+        for call in calls:
+            lost, call.lost = call.lost, None
+            if is_stored and lost is not None:
+                self._builder.touch_lanes(call)
+                call.settle(lost.answer)
+                continue
+            call.losses += 1
+            if len(calls) == 1 and call.losses >= MAX_LOSSES:
+                call.fail(unavailable(OutcomeUnknownError()))
+            else:
+                left.append(call)
+        return left
+
+
+def fail_as_unknown(calls: Iterable[PublishCall], cause: Exception | None = None) -> None:
+    """Fail calls of which it is not known whether they are stored."""
+    error = OutcomeUnknownError("the answer to a publish was lost and could not be looked up")
+    error.__cause__ = cause
+    for call in calls:
+        call.fail(error)
 
 
 def _keys_contended() -> UnavailableError:
@@ -271,7 +416,7 @@ def _rejection(rejected: RejectedError) -> HooklineError:
         error: HooklineError = InvalidArgumentError(
             "the database cannot store these events; nothing was stored", Reason.PAYLOAD_INVALID
         )
-    elif rejected.sqlstate.startswith(_PASSING):
+    elif rejected.sqlstate.startswith(_SERVER_FAULT):
         error = unavailable(rejected)
     else:
         error = HooklineError("the events could not be stored; nothing was", Reason.INTERNAL)

@@ -18,7 +18,7 @@ from hookline_service.domain.ids import EVENT_ID, delivery_id_of, format_type_id
 from hookline_service.domain.names import event_name
 from hookline_service.domain.ordering import key_hash_of
 from hookline_service.pipeline.dispatch.lane import Lane
-from hookline_service.pipeline.publishing.tenant_index import TenantIndex
+from hookline_service.pipeline.publishing.matching import TenantIndex
 from hookline_service.store.event_rows import EventRow, row_of
 from hookline_service.store.publishing import (
     NO_HISTORY,
@@ -38,8 +38,20 @@ class Published(NamedTuple):
     delivery_count: int
 
 
+CallAnswer = list[Published] | AlreadyExistsError
+
+
+class LostWrite(NamedTuple):
+    """A write of a call whose answer was lost, until it is looked up (rule 3 of the data path)."""
+
+    witness: UUID | None
+    """An event that is stored if, and only if, the write was; None: it had nothing to store."""
+    answer: CallAnswer
+    """The answer of the call if the write is stored."""
+
+
 class PublishCall:
-    """One PublishEvents: its events, and whom to tell."""
+    """One PublishEvents call that waits for its answer."""
 
     __slots__ = (
         "contexts",
@@ -49,6 +61,7 @@ class PublishCall:
         "fan_out",
         "index",
         "losses",
+        "lost",
         "misses",
         "queued_s",
         "revisions",
@@ -69,25 +82,28 @@ class PublishCall:
         self.data_bytes = data_bytes
         self.done = done
         self.queued_s = monotonic()
-        """When it came, monotonic."""
+        """When it was queued, monotonic."""
         self.stream = stream
-        """Whose calls keep their order; None: it waits for nobody."""
+        """Calls of one stream keep their order; None: the call is of no stream."""
         self.contexts: Sequence[bytes | None] | None = None
-        """Where each event belongs in a trace, packed; None: none of them is traced."""
+        """The packed trace context of each event; None: none of them is traced."""
         self.misses = 0
-        """How often its tenant had moved on when it came to be written."""
+        """How many writes found that the epoch had changed."""
         self.losses = 0
-        """How often the answer to what wrote it was lost, and it had not been stored."""
+        """How many writes were lost and stored nothing."""
+        self.lost: LostWrite | None = None
+        """A write that may have stored its events. The call must not be written again, nor be
+        refused as not stored, before it is looked up."""
         self.match(index)
 
     def match(self, index: TenantIndex) -> None:
-        """Go by this index from now on; `fan_out` is how many deliveries its events then make."""
+        """Match its events with an index; sets `fan_out`, the number of deliveries they make."""
         self.index = index
         match = index.match
         self.fan_out = sum([len(match(event.type)) for event in self.events])
 
     def context_of(self, position: int) -> bytes | None:
-        """Where an event belongs in a trace; None: it is not traced."""
+        """Return the trace context of an event; None: it is not traced."""
         return None if self.contexts is None else self.contexts[position]
 
     def succeed(self, results: list[Published]) -> None:
@@ -99,7 +115,14 @@ class PublishCall:
         """Answer with an error."""
         if not self.done.done():
             self.done.set_exception(error)
-            self.done.exception()  # whoever gave up waiting is not to be missed
+            self.done.exception()  # marks it as retrieved: the caller may have given up
+
+    def settle(self, answer: CallAnswer) -> None:
+        """Answer as decided by its idempotency keys."""
+        if isinstance(answer, AlreadyExistsError):
+            self.fail(answer)
+        else:
+            self.succeed(answer)
 
 
 class Placed(NamedTuple):
@@ -138,9 +161,9 @@ class Group:
         self._leaders: dict[Key, tuple[int, int]] = {}
         """Which call's which event holds a key."""
         self._taken: Mapping[Key, TakenKey] = {}
-        self._settled: list[list[Published] | AlreadyExistsError] = []
+        self._settled: list[CallAnswer] = []
         """What each call is answered if its tenant passes; empty: no key was found to be taken."""
-        self._answers: dict[int, list[Published] | AlreadyExistsError] = {}
+        self._answers: dict[int, CallAnswer] = {}
         """What calls were answered once the group had been stored."""
 
     def add(self, call: PublishCall) -> None:
@@ -280,16 +303,23 @@ class Group:
             if call.index.uid not in passed:
                 again.append(call)
                 continue
-            if self._settled:
-                answer = self._settled[number]
-            else:
-                answer = _settle_call(call, self._placed[number], {})
-            self._answers[number] = answer
-            if isinstance(answer, AlreadyExistsError):
-                call.fail(answer)
-            else:
-                call.succeed(answer)
+            self._answers[number] = answer = self._answer_of(number)
+            call.settle(answer)
         return again
+
+    def _answer_of(self, number: int) -> CallAnswer:
+        """Return the answer of a call whose tenant passed."""
+        if self._settled:
+            return self._settled[number]
+        return _settle_call(self.calls[number], self._placed[number], {})
+
+    def mark_lost(self, locked: set[UUID]) -> None:
+        """Mark the calls of these tenants: whether they are stored is looked up later."""
+        witnesses = self.witnesses()
+        for number, call in enumerate(self.calls):
+            uid = call.index.uid
+            if uid in locked:
+                call.lost = LostWrite(witnesses.get(uid), self._answer_of(number))
 
     def fail(self, error: Exception) -> None:
         """Answer each of its calls with an error."""
@@ -325,7 +355,7 @@ class Group:
 
 def _settle_call(
     call: PublishCall, placed: list[Placed | int], taken: Mapping[Key, TakenKey]
-) -> list[Published] | AlreadyExistsError:
+) -> CallAnswer:
     results: list[Published] = []
     for position, item in enumerate(placed):
         if isinstance(item, int):

@@ -1,13 +1,14 @@
-"""Calls that wait to be stored: how many may, and whose turn it is.
+"""The queue of publish calls that wait to be stored: its bounds, and the order between tenants.
 
-Theory of operation. Calls of one tenant go in the order in which they came. Tenants share what is
-stored by what their calls cost (start-time fair queueing, Goyal, Vin and Cheng, 1996): each line
-has a tag, the line with the smallest goes next, and what it takes is added to its tag. A line that
-begins anew begins at the tag that was served last, so who asks for little is served at once,
-however much others have queued; a line that runs empty keeps its tag until its turn would come.
+Theory of operation. Calls of one tenant are stored in the order in which they were queued. Tenants
+share the group commit by the cost of their calls (start-time fair queueing, Goyal, Vin and Cheng,
+1996): each line has a tag, the line with the smallest tag is served next, and the cost of the call
+is added to its tag. A new line begins at the tag that was served last, so a tenant with few calls
+is served at once, however many calls others have queued. A line that is empty keeps its tag until
+its turn would come.
 
-A tenant whose rows another transaction has locked is set apart: its line has no turn, and is taken
-by name (`contended.py`), until the tenant comes back.
+A tenant with rows that another transaction has locked is set apart: its line has no turn in the
+group commit. `contended.py` serves such lines, one at a time, until the tenant rejoins.
 
 A tenant may queue `SHARE` times as much as is left free (the dynamic threshold of Choudhury and
 Hahne, 1998): alone it has four fifths of the queue, and the more tenants fill it, the less each may
@@ -16,8 +17,8 @@ have; something is always left for one more.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable
 from heapq import heapify, heappop, heappush, heapreplace
 
 from hookline_service.domain.errors import Reason, ResourceExhaustedError
@@ -40,33 +41,35 @@ class _Line:
         self.events = 0
         self.data_bytes = 0
         self.apart_since_s: float | None = None
-        """Monotonic; None: it has its turns."""
+        """When it was set apart, monotonic; None: it has turns in the group commit."""
 
 
 class PublishQueue:
-    """One line a tenant; calls that had their turn already go before all others."""
+    """One line for each tenant. Calls that are put back are served before all others."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._lines: dict[str, _Line] = {}
         self._returned: deque[_Line] = deque()
-        """The line of each call that was put back, in the order of their turns."""
+        """The line of each call that was put back, in the order in which they are served."""
         self._round: list[tuple[int, int, _Line]] = []
-        """A heap of each line that has turns once, by its tag; of equal tags the older goes first.
-        """
+        """A heap of the lines with turns, each once, by tag; of equal tags the older goes first."""
         self._served_tag = 0
         self._joined = 0
         self._apart_events = 0
+        self._apart_turns: dict[str, None] = {}
+        """The tenants set apart that have calls, in the order of their turns."""
+        self.has_apart = asyncio.Event()
+        """Set when a tenant that is set apart may have calls."""
         self.calls = 0
-        """That have turns; those of tenants set apart are not among them."""
+        """The calls that have turns: without those of tenants set apart."""
         self.events = 0
+        """The events of these."""
         self.data_bytes = 0
-        """Of all calls."""
-        self.on_apart: Callable[[str], None] = lambda _tenant_id: None
-        """Called with a tenant that is set apart, and has calls."""
+        """The bytes of all calls."""
 
     def admit(self, tenant_id: str, events: int, data_bytes: int) -> None:
-        """Raise `ResourceExhaustedError` where a call of this size may not be queued."""
+        """Raise `ResourceExhaustedError` if a call of this size may not be queued."""
         limits = self._limits
         free_events = limits.max_queued_publish_events - self.events - self._apart_events
         free_bytes = limits.max_queued_publish_bytes - self.data_bytes
@@ -85,13 +88,13 @@ class PublishQueue:
             raise _overloaded(setting, "too many bytes of this tenant's wait")
 
     def append(self, call: PublishCall) -> None:
-        """Queue a call behind all others of its tenant's."""
+        """Queue a call behind all others of its tenant."""
         line = self._line_of(call.index.tenant_id)
         line.calls.append(call)
         self._count(line, call, 1)
 
     def put_back(self, call: PublishCall) -> None:
-        """Queue a call that had its turn before everybody's, those put back before it too."""
+        """Queue a call that had its turn before all others, also before those put back earlier."""
         line = self._line_of(call.index.tenant_id)
         line.calls.appendleft(call)
         self._count(line, call, 1)
@@ -99,7 +102,7 @@ class PublishQueue:
             self._returned.appendleft(line)
 
     def first(self) -> PublishCall | None:
-        """Whose turn it is; the call stays where it is."""
+        """Return the call to serve next, which stays in the queue."""
         if self._returned:
             return self._returned[0].calls[0]
         while self._round:
@@ -112,7 +115,7 @@ class PublishQueue:
         return None
 
     def take(self) -> PublishCall:
-        """The call that `first` showed; it leaves the queue."""
+        """Remove and return the call that `first` returned."""
         if self._returned:
             line = self._returned.popleft()
             call = line.calls.popleft()
@@ -127,7 +130,7 @@ class PublishQueue:
     # ------------------------------------------------------------------------- tenants set apart
 
     def set_apart(self, tenant_id: str, now_s: float) -> None:
-        """Give a tenant's calls no turns, until `rejoin`."""
+        """Exclude a tenant's calls from the group commit, until `rejoin`."""
         line = self._line_of(tenant_id)
         if line.apart_since_s is not None:
             return
@@ -137,11 +140,12 @@ class PublishQueue:
         self._apart_events += line.events
         line.apart_since_s = now_s
         if line.calls:
-            self.on_apart(tenant_id)
+            self._add_turn(tenant_id)
 
     def rejoin(self, tenant_id: str) -> None:
-        """Give a tenant's calls turns again."""
+        """Let a tenant's calls take part in the group commit again."""
         line = self._lines[tenant_id]
+        self._apart_turns.pop(tenant_id, None)
         line.apart_since_s = None
         self.calls += len(line.calls)
         self.events += line.events
@@ -150,24 +154,55 @@ class PublishQueue:
         heapify(self._round)
         self._join(line)
 
+    @property
+    def apart_count(self) -> int:
+        """The number of tenants set apart that wait for a turn."""
+        return len(self._apart_turns)
+
+    def tenants_apart(self) -> list[str]:
+        """Return the tenants that are set apart."""
+        return [one.tenant_id for one in self._lines.values() if one.apart_since_s is not None]
+
+    def next_apart(self) -> str | None:
+        """Return the tenant set apart that has the next turn; None: none has calls.
+
+        It has no further turn until a call of it is queued or put back.
+        """
+        while self._apart_turns:
+            tenant_id = next(iter(self._apart_turns))
+            del self._apart_turns[tenant_id]
+            if self._lines[tenant_id].calls:
+                return tenant_id
+        return None
+
     def first_apart(self, tenant_id: str) -> PublishCall | None:
-        """The first call of a tenant that is set apart; it stays where it is."""
+        """Return the first call of a tenant that is set apart, which stays in the queue."""
         calls = self._lines[tenant_id].calls
         return calls[0] if calls else None
 
     def take_apart(self, tenant_id: str) -> PublishCall:
-        """The call that `first_apart` showed; it leaves the queue."""
+        """Remove and return the call that `first_apart` returned."""
         line = self._lines[tenant_id]
         call = line.calls.popleft()
         self._count(line, call, -1)
         return call
 
+    def take_lost(self, tenant_id: str) -> list[PublishCall]:
+        """Remove and return the calls with a lost write of a tenant set apart.
+
+        They stand first in its line.
+        """
+        calls: list[PublishCall] = []
+        while (call := self.first_apart(tenant_id)) is not None and call.lost is not None:
+            calls.append(self.take_apart(tenant_id))
+        return calls
+
     def apart_since_s(self, tenant_id: str) -> float | None:
-        """When a tenant was set apart; None: it has its turns."""
+        """Return when a tenant was set apart, monotonic; None: it is not."""
         line = self._lines.get(tenant_id)
         return None if line is None else line.apart_since_s
 
-    # ------------------------------------------------------------------------------------- within
+    # ----------------------------------------------------------------------------------- internals
 
     def _line_of(self, tenant_id: str) -> _Line:
         line = self._lines.get(tenant_id)
@@ -191,17 +226,21 @@ class PublishQueue:
             return
         self._apart_events += events
         if sign > 0:
-            self.on_apart(line.tenant_id)
+            self._add_turn(line.tenant_id)
+
+    def _add_turn(self, tenant_id: str) -> None:
+        self._apart_turns[tenant_id] = None
+        self.has_apart.set()
 
 
 def _cost_of(call: PublishCall) -> int:
-    """About the rows that it writes; bytes count as the rows that they would fill."""
+    """Estimate the rows that a call writes; bytes count as the rows that they would fill."""
     return len(call.events) + call.fan_out + call.data_bytes // _BYTES_PER_ROW
 
 
 def _overloaded(setting: str, what: str) -> ResourceExhaustedError:
     return ResourceExhaustedError(
-        f"{what} to be stored ({setting}); nothing was stored, come back later",
+        f"{what} to be stored ({setting}); nothing was stored, repeat the call later",
         Reason.OVERLOADED,
         metadata={"limit": setting},
         retry_after_s=_ADVICE_S,

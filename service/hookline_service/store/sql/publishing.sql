@@ -1,12 +1,12 @@
 -- Publishing: what a group commit writes. Rules 1 to 8 of the data path.
 
 -- name: publish
--- Events and their deliveries, for the tenants whose epoch is still the one that was matched under; returns which of $1 these
--- are. Until the commit a change of their subscriptions waits for us; a tenant that is being changed has not passed.
--- With new idempotency keys it is all or nothing for those that passed: where a key is taken it refuses itself and leaves
--- nothing behind; it is run again without the events of that key. Keys go in sorted, so that two groups never lock crosswise.
--- Rows name their tenant by its place in $1. What passed is looked up by that place, which costs the same in every plan: a
--- join of two arrays is a nested loop where the planner takes them for short.
+-- Insert events and deliveries of the tenants ($1) whose epoch still is the one that was matched under ($2), and return which
+-- of $1 passed. Until the commit a change of their subscriptions waits. A tenant with a change under way does not pass.
+-- With new idempotency keys it is all or nothing for the tenants that passed: if a key is taken, the statement raises HK001
+-- and stores nothing; it is run again without the events of that key. Keys are inserted sorted, so that two groups cannot
+-- deadlock. Rows name their tenant by its position in $1, and `passed` is indexed by it, which costs the same in every plan:
+-- a join of two arrays would be a nested loop where the planner estimates them as short.
 WITH checked AS MATERIALIZED (
     SELECT hookline_check_epochs($1::uuid[], $2::bigint[], $33) AS passed
 ), claimed AS (
@@ -57,23 +57,34 @@ SELECT (SELECT passed FROM checked) AS passed FROM clear WHERE is_clear
 SELECT set_config('lock_timeout', $1, true)
 
 -- name: hold_tenants
--- Whatever their epochs are: they stay that until the transaction ends. Sorted, so that two of these never lock crosswise.
+-- Lock the tenants' epochs, whatever they are, until the transaction ends. Sorted, so that two transactions cannot deadlock.
 SELECT pg_advisory_xact_lock_shared(hookline_epoch_lock(t.tenant_uid))
 FROM (SELECT tenant_uid FROM unnest($1::uuid[]) AS w (tenant_uid) ORDER BY 1) t
 
 -- name: find_taken_keys
--- What `publish` has refused itself for; a statement of its own, so that its snapshot is younger. `publish` takes expired keys.
+-- The keys for which `publish` refused to run. A statement of its own, so that its snapshot is younger. Expired keys are free.
 SELECT k.tenant_uid, k.key, k.event_id, k.fingerprint, k.delivery_count
 FROM unnest($1::uuid[], $2::text[]) AS w (tenant_uid, key)
 JOIN idempotency_keys k ON k.tenant_uid = w.tenant_uid AND k.key = w.key
 WHERE k.expires_at > hookline_now()
 
 -- name: fence
--- After a lost answer: moving the epochs waits for a publish that has passed them, and one that comes later passes no more.
--- Whatever it stored, the next statement sees.
-UPDATE tenants t SET epoch = t.epoch + 1
-FROM (SELECT tenant_uid FROM tenants WHERE tenant_uid = ANY ($1::uuid[]) ORDER BY tenant_uid FOR NO KEY UPDATE) w
-WHERE t.tenant_uid = w.tenant_uid
+-- After a lost answer: raise the epochs of these tenants. An epoch is raised under the exclusive epoch lock, which a publish
+-- that compared it earlier holds until it ends; a publish that compares it later stores nothing. So the next statement sees
+-- everything that the lost one stored. Waits for no lock: returns the tenants of which the row or the epoch lock is not free.
+WITH rows_locked AS MATERIALIZED (
+    SELECT tenant_uid FROM tenants WHERE tenant_uid = ANY ($1::uuid[]) ORDER BY tenant_uid FOR NO KEY UPDATE SKIP LOCKED
+), epochs_locked AS MATERIALIZED (
+    SELECT tenant_uid FROM rows_locked WHERE pg_try_advisory_xact_lock(hookline_epoch_lock(tenant_uid))
+), raised AS (
+    UPDATE tenants t SET epoch = t.epoch + 1 FROM epochs_locked l WHERE t.tenant_uid = l.tenant_uid RETURNING t.tenant_uid
+)
+SELECT t.tenant_uid FROM tenants t
+WHERE t.tenant_uid = ANY ($1::uuid[]) AND NOT EXISTS (SELECT FROM raised r WHERE r.tenant_uid = t.tenant_uid)
+
+-- name: fence_waiting
+-- The same for one tenant; waits for both locks.
+UPDATE tenants SET epoch = epoch + 1 WHERE tenant_uid = $1
 
 -- name: find_events
 SELECT w.tenant_uid FROM unnest($1::uuid[], $2::uuid[]) AS w (tenant_uid, event_id)

@@ -14,8 +14,7 @@ from hookline_service.domain.errors import Reason, UnavailableError
 from hookline_service.domain.event import NewEvent
 from hookline_service.domain.ids import BUCKET_COUNT
 from hookline_service.pipeline.publishing.commit import GroupLimits
-from hookline_service.pipeline.publishing.matching import Matcher
-from hookline_service.pipeline.publishing.tenant_index import TenantIndex
+from hookline_service.pipeline.publishing.matching import Matcher, TenantIndex
 from hookline_service.store.database import Database
 from hookline_service.store.lanes import ChangeCursor
 from hookline_service.store.publishing import PublishRows, PublishStore
@@ -190,7 +189,7 @@ async def test_an_index_that_is_kept_late_stops_no_publish(rig: Rig, receiver: R
     assert late is not None
     await replace(rig)
     await until(lambda: rig.database.history_id != before, "the copy is found out")
-    rig.matcher._indexes.put("acme", late)  # noqa: SLF001
+    rig.matcher._indexes.put("acme", late, 1)  # noqa: SLF001
 
     await publish(rig, order_created(2))
 

@@ -4,20 +4,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from hookline_service.domain.errors import AlreadyExistsError, Reason, UnavailableError
 from hookline_service.domain.event import NewEvent
+from hookline_service.pipeline.publishing.commit import MAX_LOSSES, GroupLimits
 from hookline_service.pipeline.publishing.group import Published
 from hookline_service.store.database import OutcomeUnknownError
 from hookline_service.store.publishing import PublishRows, PublishStore
 from tests.pipeline.keys import at_lookups
 from tests.pipeline.rig import Receiver, Rig, order_created, running
-from tests.pipeline.rival import STALL, rival, until_blocked
+from tests.pipeline.rival import STALL, rival, take_key, until_blocked
 from tests.pipeline.wire import Wire
 from tests.waiting import until
 
 MARK = b'"mark"'
+LOCK_ACME = "SELECT FROM tenants WHERE tenant_id = 'acme' FOR UPDATE"
+BUMP_ACME = "UPDATE tenants SET epoch = epoch + 1 WHERE tenant_id = 'acme'"
 
 
 @pytest.fixture
@@ -303,6 +307,259 @@ async def test_what_is_being_committed_is_read_by_no_refill(
     await subscribed.wait_for(2)
     await until(lambda: rig.recorder.recorded == 2, "the delivery is recorded")
     assert set(subscribed.counts.values()) == {1}
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_locked_tenant_row_after_lost_answer_delays_no_other_tenant(
+    rig: Rig, wire: Wire, *, is_stored: bool
+) -> None:
+    await rig.tenant("globex")
+    await _publish(rig, order_created(0))
+    await rig.publisher.publish("globex", [order_created(0)])
+    async with rival(rig.url) as other:
+        await other.execute(LOCK_ACME)
+        wire.cut_answer, wire.cut_request = (MARK, b"") if is_stored else (b"", MARK)
+        lost = asyncio.create_task(_publish(rig, _marked()))
+        await wire.is_cut.wait()
+        await until_blocked(rig.database, "contended")
+        for number in range(3):
+            await rig.publisher.publish("globex", [order_created(number)])
+        assert not lost.done()
+        await other.execute("COMMIT")
+        (published,) = await lost
+
+    assert await _stored(rig) == [published.event_id]
+    groups = rig.publisher.committed_groups
+    await _publish(rig, order_created(1))
+    assert rig.publisher.committed_groups == groups + 1, "acme has rejoined the group commit"
+
+
+async def test_delivery_found_by_deferred_look_up_is_sent(
+    rig: Rig, wire: Wire, subscribed: Receiver
+) -> None:
+    async with rival(rig.url) as other:
+        await other.execute(LOCK_ACME)
+        wire.cut_answer = MARK
+        lost = asyncio.create_task(_publish(rig, _marked()))
+        await until_blocked(rig.database, "contended")
+        await other.execute("COMMIT")
+        (published,) = await lost
+
+    assert published.delivery_count == 1
+    await subscribed.wait_for(2)
+    await until(lambda: rig.recorder.recorded == 2, "the delivery is recorded")
+    assert set(subscribed.counts.values()) == {1}
+
+
+async def test_lost_statement_that_still_runs_delays_no_other_tenant(rig: Rig, wire: Wire) -> None:
+    """It waits for an idempotency key and holds its tenant's epoch lock meanwhile."""
+    (acme,) = await rig.database.fetch("SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'")
+    await rig.tenant("globex")
+    await _publish(rig, order_created(0))
+    await rig.publisher.publish("globex", [order_created(0)])
+    async with rival(rig.url) as other:
+        await take_key(other, acme["tenant_uid"], "k")
+        wire.cut_sent = MARK
+        lost = asyncio.create_task(_publish(rig, _marked(idempotency_key="k")))
+        await wire.is_cut.wait()
+        await until_blocked(rig.database, "contended")
+        await rig.publisher.publish("globex", [order_created(1)])
+        assert not lost.done()
+        await other.execute("ROLLBACK")
+        (published,) = await lost
+
+    assert await _stored(rig) == [published.event_id]
+
+
+async def test_free_tenant_of_lost_group_is_answered_while_another_is_locked(
+    rig: Rig, wire: Wire
+) -> None:
+    await rig.tenant("globex")
+    await _publish(rig, order_created(0))
+    await rig.publisher.publish("globex", [order_created(0)])
+    async with rival(rig.url) as other:
+        await other.execute(LOCK_ACME)
+        wire.cut_answer = MARK
+        lost = asyncio.create_task(_publish(rig, _marked()))
+        (free,) = await rig.publisher.publish("globex", [_marked()])
+        assert wire.is_cut.is_set()
+        assert not lost.done()
+        await other.execute("COMMIT")
+        (published,) = await lost
+
+    assert set(await _stored(rig)) == {free.event_id, published.event_id}
+    assert len(await _stored(rig)) == 2
+
+
+async def test_calls_behind_a_deferred_look_up_are_refused_and_it_is_not(
+    database_url: str, wire: Wire
+) -> None:
+    """The lost call may be stored, so it must not be answered as not stored."""
+    limits = GroupLimits(lock_wait_s=0.4)
+    urls = {"publish": wire.url}
+    async with running(database_url, session_urls=urls, group_limits=limits) as rig:
+        await rig.tenant()
+        await _publish(rig, order_created(0))
+        async with rival(rig.url) as other:
+            await other.execute(LOCK_ACME)
+            wire.cut_answer = MARK
+            lost = asyncio.create_task(_publish(rig, _marked()))
+            await until_blocked(rig.database, "contended")
+            with pytest.raises(UnavailableError) as refusal:
+                await _publish(rig, order_created(1))
+            assert refusal.value.reason is Reason.CONCURRENT_CHANGE
+            assert not lost.done()
+            await other.execute("COMMIT")
+            (published,) = await lost
+
+        assert await _stored(rig) == [published.event_id]
+
+
+async def test_calls_behind_a_deferred_look_up_keep_their_order(rig: Rig, wire: Wire) -> None:
+    await _publish(rig, order_created(0))
+    stream = object()
+    async with rival(rig.url) as other:
+        await other.execute(LOCK_ACME)
+        wire.cut_request = MARK
+        lost = await rig.publisher.submit("acme", [_marked()], stream)
+        await until_blocked(rig.database, "contended")
+        later = [
+            await rig.publisher.submit("acme", [order_created(number)], stream)
+            for number in range(1, 4)
+        ]
+        await other.execute("COMMIT")
+        await asyncio.gather(lost, *later)
+
+    rows = await rig.database.fetch("SELECT data FROM events ORDER BY ordinal")
+    assert [row["data"] for row in rows] == [
+        b'{"id":0}', MARK, *[b'{"id":%d}' % number for number in range(1, 4)]
+    ]  # fmt: skip
+
+
+async def test_keys_of_a_deferred_look_up_are_answered_as_decided(
+    rig: Rig, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = await _publish(rig, _marked(idempotency_key="old"))
+    async with rival(rig.url) as other:
+
+        async def lose_answer() -> None:
+            wire.cut_answer = MARK
+            await other.execute(LOCK_ACME)
+
+        at_lookups(monkeypatch, after=lose_answer)
+        publishing = asyncio.gather(
+            _publish(rig, _marked(idempotency_key="new")),
+            _publish(rig, _marked(idempotency_key="new")),
+            _publish(rig, _marked(idempotency_key="old")),
+            _publish(rig, _marked(idempotency_key="old", subject="another")),
+            return_exceptions=True,
+        )
+        await until_blocked(rig.database, "contended")
+        await other.execute("COMMIT")
+        new, follower, old, reused = await publishing
+
+    assert isinstance(new, list)
+    assert isinstance(follower, list)
+    assert isinstance(old, list)
+    assert (old[0].event_id, old[0].deduplicated) == (first.event_id, True)
+    assert (follower[0].event_id, follower[0].deduplicated) == (new[0].event_id, True)
+    assert not new[0].deduplicated
+    assert isinstance(reused, AlreadyExistsError)
+    assert await _stored(rig) == [first.event_id, new[0].event_id]
+
+
+async def test_call_lost_again_after_a_deferred_look_up_is_refused(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write is lost while the tenant is locked, and has stored nothing."""
+    await _publish(rig, order_created(0))
+    lockers: list[asyncpg.Connection[asyncpg.Record]] = []
+
+    async def lose(_store: PublishStore, *_args: object) -> set[UUID] | None:
+        assert len(lockers) < MAX_LOSSES
+        lockers.append(await asyncpg.connect(rig.url))
+        await lockers[-1].execute("BEGIN")
+        await lockers[-1].execute(LOCK_ACME)
+        raise OutcomeUnknownError("the server fell over")
+
+    monkeypatch.setattr(PublishStore, "write", lose)
+    monkeypatch.setattr(PublishStore, "write_held", lose)
+    publishing = asyncio.create_task(_publish(rig, _marked()))
+    for number in range(MAX_LOSSES):
+        await until(lambda count=number: len(lockers) > count, "another write is lost")
+        await until_blocked(rig.database, "contended")
+        await lockers[-1].close()
+    with pytest.raises(UnavailableError) as refusal:
+        await publishing
+
+    assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
+    assert await _stored(rig) == []
+
+
+async def test_statement_that_arrives_after_a_deferred_look_up_stores_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _publish(rig, order_created(0))
+    late: list[PublishRows] = []
+    write = PublishStore.write
+
+    async def lose(_store: PublishStore, rows: PublishRows) -> set[UUID] | None:
+        late.append(rows)
+        raise OutcomeUnknownError("it lies in a buffer")
+
+    monkeypatch.setattr(PublishStore, "write", lose)
+    async with rival(rig.url) as other:
+        await other.execute(LOCK_ACME)
+        publishing = asyncio.create_task(_publish(rig, _marked()))
+        await until_blocked(rig.database, "contended")
+        await other.execute("COMMIT")
+        (published,) = await publishing
+
+    assert await write(rig.publish_store, late[0]) == set()
+    assert await _stored(rig) == [published.event_id]
+
+
+async def test_stopping_node_answers_a_call_that_cannot_be_looked_up_as_unknown(
+    database_url: str, wire: Wire
+) -> None:
+    limits = GroupLimits(lock_wait_s=0.4)
+    urls = {"publish": wire.url}
+    async with rival(database_url) as other:
+        async with running(database_url, session_urls=urls, group_limits=limits) as rig:
+            await rig.tenant()
+            await _publish(rig, order_created(0))
+            await other.execute(LOCK_ACME)
+            wire.cut_answer = MARK
+            lost = asyncio.create_task(_publish(rig, _marked()))
+            await until_blocked(rig.database, "contended")
+        with pytest.raises(OutcomeUnknownError):
+            await lost
+
+
+async def test_calls_behind_a_lost_answer_of_a_locked_tenant_fail_while_it_is_looked_up(
+    database_url: str, wire: Wire
+) -> None:
+    """The committer for locked tenants loses its answer, and the database is not reachable."""
+    async with running(database_url, session_urls={"contended": wire.url}) as rig:
+        await rig.tenant()
+        await _publish(rig, order_created(0))
+        async with rival(rig.url) as other:
+            await other.execute(BUMP_ACME)
+            lost = asyncio.create_task(_publish(rig, _marked()))
+            await until_blocked(rig.database, "contended")
+            wire.hold_answer = MARK
+            await other.execute("COMMIT")
+            await wire.is_held.wait()
+        behind = asyncio.create_task(_publish(rig, order_created(2)))
+        await asyncio.sleep(0)
+        wire.close()
+        with pytest.raises(UnavailableError) as refusal:
+            await behind
+        assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
+        assert not lost.done()
+        wire.is_open = True
+        (published,) = await lost
+        assert await _stored(rig) == [published.event_id]
 
 
 async def test_while_the_database_is_away_nothing_is_stored_and_callers_are_told(
