@@ -1,4 +1,4 @@
-"""A tracer whose spans a test can look at."""
+"""A tracer whose spans a test can read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNSAMPLED = f"00-{CALLER_TRACE:032x}-{CALLER_SPAN:016x}-00"
 
 
 class Spans:
-    """What a tracer has made and ended."""
+    """The finished spans of a tracer."""
 
     def __init__(self, sampling: Sampling | None = None) -> None:
         self._exporter = InMemorySpanExporter()
@@ -30,17 +30,17 @@ class Spans:
         self.tracer = Tracer(provider, sampling)
 
     def ended(self) -> list[ReadableSpan]:
-        """All that are over, in the order in which they ended."""
+        """Return all finished spans, in the order of their end."""
         return list(self._exporter.get_finished_spans())
 
     def one(self, name: str) -> ReadableSpan:
-        """The only one of a name."""
+        """Return the only span of a name."""
         (span,) = [span for span in self.ended() if span.name == name]
         return span
 
 
 def attempt_of(spans: Spans, context: bytes, number: int = 1) -> AttemptTrace:
-    """An attempt that has begun; `number` counts from 1."""
+    """Begin an attempt; `number` counts from 1."""
     trace = spans.tracer.attempt_began(
         context, number=number, event="evt_1", delivery_id=DELIVERY, subscription="s"
     )
@@ -49,17 +49,17 @@ def attempt_of(spans: Spans, context: bytes, number: int = 1) -> AttemptTrace:
 
 
 def context_of(span: ReadableSpan) -> SpanContext:
-    """A span's own context."""
+    """Return the context of a span."""
     context = span.get_span_context()
     assert context is not None
     return context
 
 
 def parent_of(span: ReadableSpan) -> int | None:
-    """The id of the span above it."""
+    """Return the id of the parent span."""
     return None if span.parent is None else span.parent.span_id
 
 
 def is_error(span: ReadableSpan) -> bool:
-    """Whether it says that it failed."""
+    """Return whether the status of a span is an error."""
     return span.status.status_code is StatusCode.ERROR

@@ -1,4 +1,4 @@
-"""W3C trace context: what is understood, what counts as none, and what is stored of it."""
+"""W3C trace context: parsing, malformed headers, and the stored form."""
 
 import pytest
 
@@ -14,7 +14,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 SPAN = "b7ad6b7169203331"
 
 
-def test_a_header_is_read_and_written() -> None:
+def test_traceparent_is_parsed_and_formatted() -> None:
     parent = parse_traceparent(f"00-{TRACE}-{SPAN}-01")
     assert parent is not None
     assert f"{parent.trace_id:032x}" == TRACE
@@ -26,13 +26,13 @@ def test_a_header_is_read_and_written() -> None:
 @pytest.mark.parametrize(
     "flags, sampled", [("00", False), ("01", True), ("03", True), ("fe", False)]
 )
-def test_the_lowest_bit_says_whether_it_is_sampled(flags: str, *, sampled: bool) -> None:
+def test_lowest_flag_bit_means_sampled(flags: str, *, sampled: bool) -> None:
     parent = parse_traceparent(f"00-{TRACE}-{SPAN}-{flags}")
     assert parent is not None
     assert parent.is_sampled is sampled
 
 
-def test_a_later_version_may_say_more_behind_it() -> None:
+def test_later_version_may_have_more_fields() -> None:
     parent = parse_traceparent(f"cc-{TRACE}-{SPAN}-01-what-the-future-brings")
     assert parent is not None
     assert parent.is_sampled
@@ -54,11 +54,11 @@ def test_a_later_version_may_say_more_behind_it() -> None:
         f"cc-{TRACE}-{SPAN}-01-{'x' * 600}",
     ],
 )
-def test_what_is_malformed_counts_as_none(text: str) -> None:
+def test_malformed_traceparent_is_ignored(text: str) -> None:
     assert parse_traceparent(text) is None
 
 
-def test_it_is_stored_in_25_bytes() -> None:
+def test_context_is_stored_in_25_bytes() -> None:
     packed = pack(int(TRACE, 16), int(SPAN, 16))
     assert len(packed) == PACKED_BYTES == 25
     assert packed[:16].hex() == TRACE

@@ -1,4 +1,4 @@
-"""Logs as a process writes them: one line an event, everything one way, no secret by accident."""
+"""Logs of a process: one line per event, one path for all lines, no secrets."""
 
 import ast
 import json
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hookline_service.telemetry.fields import ALLOWED
+from hookline_service.telemetry.logs import ALLOWED
 from hookline_service.telemetry.repetition import KEYS_MAX, LINES_A_WINDOW, WINDOW_S, Repetition
 from tests.architecture.repository import python_files, tree
 from tests.telemetry.spans import CALLER_TRACE, SAMPLED
@@ -31,7 +31,7 @@ except ValueError:
 
 
 def logged(log_format: str, level: str = "INFO", script: str = SCRIPT) -> list[str]:
-    """What a script writes to standard error; it writes nothing to standard output."""
+    """Return the lines on standard error of a script; check that standard output is empty."""
     code = script.format(log_format=log_format, level=level)
     ran = subprocess.run(
         [sys.executable, "-c", code],
@@ -44,7 +44,7 @@ def logged(log_format: str, level: str = "INFO", script: str = SCRIPT) -> list[s
     return ran.stderr.splitlines()
 
 
-def test_json_is_one_object_a_line() -> None:
+def test_json_format_is_one_object_per_line() -> None:
     taken, library, broken = map(json.loads, logged("JSON"))
     assert taken["event"] == "buckets_taken"
     assert taken["level"] == "info"
@@ -60,7 +60,7 @@ def test_json_is_one_object_a_line() -> None:
     )
 
 
-def test_the_console_is_for_people_and_without_colour_where_it_is_no_terminal() -> None:
+def test_console_format_has_no_colour_without_a_terminal() -> None:
     lines = logged("CONSOLE")
     assert "buckets_taken" in lines[0]
     assert "count=3" in lines[0]
@@ -71,11 +71,11 @@ def test_the_console_is_for_people_and_without_colour_where_it_is_no_terminal() 
 @pytest.mark.parametrize("log_format", ["JSON", "CONSOLE"])
 def test_local_variables_are_never_logged(log_format: str) -> None:
     text = "\n".join(logged(log_format)).replace('\\"', '"')
-    assert "whsec_hidden" not in text.replace('fails("whsec_hidden")', "")  # a line of the source
+    assert "whsec_hidden" not in text.replace('fails("whsec_hidden")', "")  # source line
 
 
 @pytest.mark.parametrize("level, count", [("DEBUG", 4), ("INFO", 3), ("WARNING", 2), ("ERROR", 1)])
-def test_the_level_is_the_least_that_is_logged(level: str, count: int) -> None:
+def test_lines_below_the_level_are_not_logged(level: str, count: int) -> None:
     assert len(logged("JSON", level)) == count
 
 
@@ -96,7 +96,7 @@ log.warning("lost", error="postgresql://hookline:password@db/hookline", reason="
 
 
 @pytest.mark.parametrize("log_format", ["JSON", "CONSOLE"])
-def test_nothing_that_looks_like_a_secret_is_logged(log_format: str) -> None:
+def test_text_that_looks_like_a_secret_is_removed(log_format: str) -> None:
     text = "\n".join(logged(log_format, script=TROUBLES))
     for secret in ("customer", "token", "abcdefgh12345678", "password", "MfKQ9r8"):
         assert secret not in text
@@ -104,19 +104,19 @@ def test_nothing_that_looks_like_a_secret_is_logged(log_format: str) -> None:
     assert "://…@db/hookline" in text
 
 
-def test_the_same_line_is_said_three_times_a_minute_for_each_that_it_is_about() -> None:
+def test_repeated_line_is_logged_three_times_a_minute_per_subject() -> None:
     lines = [json.loads(line) for line in logged("JSON", script=TROUBLES)]
     sealed = [line["subscription"] for line in lines if line["event"] == "signing_secret_sealed"]
     assert sealed == ["one", "one", "one", "two"]
 
 
-def test_what_has_a_reason_is_one_trouble_whomever_it_meets() -> None:
+def test_lines_with_the_same_reason_share_one_limit() -> None:
     lines = [json.loads(line) for line in logged("JSON", script=TROUBLES)]
     faults = [line["reason"] for line in lines if line["event"] == "internal_error"]
     assert faults == ["no descriptor"] * 3 + ["no resolver"]
 
 
-def test_after_a_silence_it_is_told_how_many_were_left_out() -> None:
+def test_next_line_counts_those_left_out() -> None:
     now_s = 0.0
     repetition = Repetition(lambda: now_s)
     assert [repetition.admit("a") for _ in range(5)] == [0, 0, 0, None, None]
@@ -125,7 +125,7 @@ def test_after_a_silence_it_is_told_how_many_were_left_out() -> None:
     assert [repetition.admit("a") for _ in range(4)] == [2, 0, 0, None]
 
 
-def test_what_is_remembered_of_lines_is_bounded() -> None:
+def test_number_of_remembered_lines_is_bounded() -> None:
     repetition = Repetition(lambda: 0.0)
     for number in range(KEYS_MAX + 10):
         repetition.admit(number)
@@ -147,7 +147,7 @@ for said in (log.info, logging.getLogger("grpc").warning):
 """
 
 
-def test_every_line_says_which_process_it_is_from_whatever_the_thread() -> None:
+def test_every_line_has_the_fields_of_its_process() -> None:
     lines = [json.loads(line) for line in logged("JSON", script=MARKED)]
     assert [line["worker"] for line in lines] == [2, 2, 2, 2]
 
@@ -169,7 +169,7 @@ log.info("ours", trace_id=None)
 """
 
 
-def test_a_line_within_a_traced_call_has_its_trace() -> None:
+def test_line_of_a_traced_call_has_its_trace_id() -> None:
     lines = [json.loads(line) for line in logged("JSON", script=TRACED % SAMPLED)]
     trace = f"{CALLER_TRACE:032x}"
     assert [line.get("trace_id") for line in lines] == [trace, trace, "its own", None]
@@ -177,7 +177,7 @@ def test_a_line_within_a_traced_call_has_its_trace() -> None:
 
 
 def fields_of(path: pathlib.PurePosixPath) -> set[str]:
-    """The names of all fields that a file logs."""
+    """Return the names of all fields that a file logs."""
     return {
         str(keyword.arg)
         for node in ast.walk(tree(path))
@@ -188,6 +188,6 @@ def fields_of(path: pathlib.PurePosixPath) -> set[str]:
     }
 
 
-def test_every_field_that_is_logged_is_one_that_may_be_shown() -> None:
+def test_every_logged_field_is_allowed() -> None:
     ours = [path for path in python_files() if path.parts[0] == "service"]
     assert set().union(*map(fields_of, ours)) - ALLOWED == set()

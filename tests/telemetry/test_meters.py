@@ -1,4 +1,4 @@
-"""Instruments: what is added up, that it stays bounded, and that it is told in the documents."""
+"""Instruments: counting, bounds on label sets, and the table in the docs."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from hookline_service.telemetry.meters import Meters
 from tests.docs.pages import page
 
 
-def test_a_value_lies_below_its_bound() -> None:
+def test_value_equal_to_a_bound_belongs_to_the_bucket_below() -> None:
     spread = Distribution("x", "s", "", (1, 2))
     spread.add_all([0.5, 1, 1.5, 2, 3])
     series = spread.snapshot()[()]
@@ -17,7 +17,7 @@ def test_a_value_lies_below_its_bound() -> None:
     assert (series.total, series.minimum, series.maximum) == (8, 0.5, 3)
 
 
-def test_a_snapshot_does_not_change_any_more() -> None:
+def test_snapshot_is_a_copy() -> None:
     spread = Distribution("x", "s", "", SECONDS)
     spread.add(1)
     before = spread.snapshot()[()]
@@ -25,14 +25,14 @@ def test_a_snapshot_does_not_change_any_more() -> None:
     assert sum(before.counts) == 1
 
 
-def test_the_sets_of_labels_are_bounded() -> None:
+def test_number_of_label_sets_is_bounded() -> None:
     spread = Distribution("x", "s", "", SECONDS, max_series=2)
     for name in ("a", "b", "c", "a"):
         spread.add(1, (("label", name),))
     assert [sum(series.counts) for series in spread.snapshot().values()] == [2, 1]
 
 
-def test_a_record_batch_is_added_up_at_once() -> None:
+def test_record_batch_updates_all_its_metrics() -> None:
     meters = Meters()
     meters.recorded(
         {AttemptOutcome.ACCEPTED: [1_000, 2_000], AttemptOutcome.HTTP_ERROR: [3_000]},
@@ -50,7 +50,7 @@ def test_a_record_batch_is_added_up_at_once() -> None:
     assert batch.total == 4
 
 
-def test_where_nobody_collects_nothing_is_added_up() -> None:
+def test_meters_that_are_off_count_nothing() -> None:
     meters = Meters(is_on=False)
     meters.committed(events=1, deliveries=1, took_s=1.0)
     meters.call_ended("x", "OK", 1.0)
@@ -58,10 +58,10 @@ def test_where_nobody_collects_nothing_is_added_up() -> None:
     assert meters.call_duration.snapshot() == {}
 
 
-def test_the_table_has_every_metric_and_no_other() -> None:
+def test_documented_metrics_are_the_exported_ones() -> None:
     rows = page("docs/observability.md").table("Metrics")
-    told = {name.strip(" `") for row in rows for name in row[0].split(",")}
+    documented = {name.strip(" `") for row in rows for name in row[0].split(",")}
     meters = Meters()
     exported = {number.name for number in (*meters.counters, *meters.gauges)}
     exported |= {distribution.name for distribution in meters.distributions}
-    assert exported == told
+    assert exported == documented

@@ -1,4 +1,4 @@
-"""What a collector is sent is what the exporter's own encoding would have made of it."""
+"""The encoding of spans equals that of OpenTelemetry's exporter."""
 
 import asyncio
 import contextvars
@@ -16,7 +16,7 @@ URL = "https://example.com/hooks"
 
 
 def all_kinds() -> list[ReadableSpan]:
-    """A span of each kind that there is, with links, failures, and values of each type."""
+    """Return spans of every kind, with links, errors, and values of each type."""
     spans = Spans()
 
     def call() -> None:
@@ -41,12 +41,12 @@ def all_kinds() -> list[ReadableSpan]:
     return spans.ended()
 
 
-async def test_it_is_what_the_exporter_s_own_encoding_makes() -> None:
+async def test_encoding_equals_the_one_of_the_exporter() -> None:
     spans = all_kinds()
     assert len(spans) == 10
     assert encode(spans) == encode_spans(spans)
     assert encode(spans[::-1]) == encode_spans(spans[::-1])
 
 
-async def test_nothing_is_an_empty_request() -> None:
+async def test_no_spans_are_an_empty_request() -> None:
     assert encode([]) == encode_spans([])

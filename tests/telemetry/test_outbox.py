@@ -1,4 +1,4 @@
-"""The queue of finished spans: bounded, sent by a thread, and never waited for longer than told."""
+"""The queue of finished spans: its bound, its thread, and the timeout of its shutdown."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from tests.waiting import until
 
 @dataclass
 class Exporter(SpanExporter):
-    """Takes batches while its gate is open; says what it is told to."""
+    """Accepts batches while its gate is open; returns the configured result."""
 
     result: SpanExportResult = SpanExportResult.SUCCESS
     raises: bool = False
@@ -48,14 +48,14 @@ def outbox(exporter: Exporter, max_spans: int = 100, batch_spans: int = 4) -> It
 
 
 def make(box: Outbox, count: int) -> None:
-    """Let so many spans begin and end."""
+    """Begin and end a number of spans."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(box)
     for _ in range(count):
         provider.get_tracer("test").start_span("x").end()
 
 
-async def test_all_are_sent_in_batches() -> None:
+async def test_spans_are_exported_in_batches() -> None:
     exporter = Exporter()
     with outbox(exporter) as box:
         make(box, 10)
@@ -64,7 +64,7 @@ async def test_all_are_sent_in_batches() -> None:
     assert (box.dropped, box.refused) == (0, 0)
 
 
-async def test_what_finds_the_queue_full_is_dropped_and_counted() -> None:
+async def test_spans_beyond_the_queue_are_dropped_and_counted() -> None:
     exporter = Exporter()
     exporter.gate.clear()
     with capture_logs() as logs, outbox(exporter, max_spans=5, batch_spans=5) as box:
@@ -72,13 +72,13 @@ async def test_what_finds_the_queue_full_is_dropped_and_counted() -> None:
         assert box.dropped >= 10, "one batch may be on its way"
         exporter.gate.set()
         await until(lambda: box.sent + box.dropped == 20, "the others are sent")
-    told = [line["count"] for line in logs if line["event"] == "spans_dropped"]
-    assert sum(told) == box.dropped
-    assert len(told) <= 2, "a line a batch at most"
+    counts = [line["count"] for line in logs if line["event"] == "spans_dropped"]
+    assert sum(counts) == box.dropped
+    assert len(counts) <= 2, "at most one line per batch"
 
 
 @pytest.mark.parametrize("exporter", [Exporter(SpanExportResult.FAILURE), Exporter(raises=True)])
-async def test_what_is_not_taken_is_counted_and_the_thread_goes_on(exporter: Exporter) -> None:
+async def test_refused_spans_are_counted_and_the_thread_continues(exporter: Exporter) -> None:
     with outbox(exporter) as box:
         make(box, 3)
         await until(lambda: box.refused == 3, "they are refused")
@@ -87,7 +87,7 @@ async def test_what_is_not_taken_is_counted_and_the_thread_goes_on(exporter: Exp
         await until(lambda: box.sent == 3, "the next ones are sent")
 
 
-def test_a_stop_sends_what_is_left_and_waits_no_longer_than_it_is_told() -> None:
+def test_shutdown_exports_the_rest_within_its_timeout() -> None:
     exporter = Exporter()
     box = Outbox(exporter, max_spans=10, batch_spans=10, delay_s=60)
     make(box, 3)

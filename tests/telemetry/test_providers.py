@@ -1,4 +1,4 @@
-"""Telemetry of one process: what it starts, where each worker is scraped, and how it ends."""
+"""Telemetry of one process: its exporters, the scraped port of each worker, and its end."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ from hookline_service.telemetry.settings import Exporter, PrometheusSettings, Te
 
 
 def free_ports() -> int:
-    """A port that is free, with the next one."""
+    """Return a free port whose next one is free as well."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -34,14 +34,14 @@ async def is_scraped(port: int) -> bool:
     return await asyncio.to_thread(read)
 
 
-async def test_by_default_nothing_is_started() -> None:
+async def test_nothing_is_started_by_default() -> None:
     telemetry = Telemetry(TelemetrySettings(), version="0")
     assert not telemetry.tracer.is_on
     assert not telemetry.meters.is_on
     await telemetry.stop()
 
 
-async def test_each_worker_is_scraped_on_a_port_of_its_own() -> None:
+async def test_each_worker_is_scraped_on_its_own_port() -> None:
     port = free_ports()
     prometheus = PrometheusSettings(host="127.0.0.1", port=port)
     settings = TelemetrySettings(prometheus=prometheus)
@@ -60,7 +60,7 @@ async def test_each_worker_is_scraped_on_a_port_of_its_own() -> None:
     assert not await is_scraped(port)
 
 
-async def test_spans_can_be_printed(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_console_exporter_prints_spans(capfd: pytest.CaptureFixture[str]) -> None:
     telemetry = Telemetry(TelemetrySettings(traces=Exporter.CONSOLE), version="0")
     telemetry.tracer.call_began("hookline.v1.EventService/GetEvent", None)
     telemetry.tracer.call_ended("OK")

@@ -1,4 +1,4 @@
-"""The port that Prometheus scrapes: what it answers, and every bound that a peer can run into."""
+"""The port that Prometheus scrapes: its answers, and every bound that a peer can reach."""
 
 import asyncio
 import gzip
@@ -21,7 +21,7 @@ GET = b"GET /metrics HTTP/1.1\r\nHost: a\r\n"
 
 
 class Counted(Collector):
-    """A metric that says how often it was collected."""
+    """A metric that counts its collections."""
 
     def __init__(self, size: int = 1) -> None:
         self.times = 0
@@ -36,7 +36,7 @@ class Counted(Collector):
 
 
 class Broken(Collector):
-    """A metric that cannot be collected."""
+    """A metric whose collection fails."""
 
     def collect(self) -> Iterator[Metric]:
         raise RuntimeError("no figure")
@@ -46,7 +46,7 @@ class Broken(Collector):
 async def serving(
     collector: Collector, settings: PrometheusSettings = DEFAULTS
 ) -> AsyncIterator[int]:
-    """The port of a server of this one metric."""
+    """Run a server with one metric; yield its port."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     server, port = ScrapeServer(registry, settings), free_ports()
@@ -58,19 +58,19 @@ async def serving(
 
 
 async def asked(port: int, request: bytes) -> tuple[bytes, bytes]:
-    """The head and the body that a request is answered with, to the connection's end."""
+    """Send a request; return head and body of the answer, up to the end of the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     try:
         answer = await reader.read()
-    except ConnectionResetError:  # it was closed with our request unread
+    except ConnectionResetError:  # closed before the request was read
         answer = b""
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     return head, body
 
 
-async def test_a_scrape_is_answered_and_its_connection_closed() -> None:
+async def test_scrape_is_answered_and_the_connection_closed() -> None:
     async with serving(Counted()) as port:
         head, body = await asked(port, GET + b"\r\n")
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -83,7 +83,7 @@ async def test_a_scrape_is_answered_and_its_connection_closed() -> None:
         assert body.endswith(b"# EOF\n")
 
 
-async def test_a_request_may_come_in_pieces() -> None:
+async def test_request_may_arrive_in_pieces() -> None:
     async with serving(Counted()) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for piece in (GET[:9], GET[9:], b"\r\n"):
@@ -93,33 +93,33 @@ async def test_a_request_may_come_in_pieces() -> None:
         writer.close()
 
 
-async def test_other_methods_are_refused() -> None:
+async def test_other_methods_are_rejected() -> None:
     async with serving(Counted()) as port:
         head, body = await asked(port, b"POST /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 405 ")
         assert b"Allow: GET" in head
-        assert body == b"only GET is allowed here\n"
+        assert body == b"only GET is allowed\n"
         head, body = await asked(port, b"HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
         assert (head[:13], body) == (b"HTTP/1.1 405 ", b"")
 
 
-async def test_what_is_no_request_is_refused() -> None:
+async def test_malformed_request_is_rejected() -> None:
     async with serving(Counted()) as port:
         head, _ = await asked(port, b"\x16\x03\x01 no HTTP\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 ")
 
 
-async def test_a_header_beyond_the_bound_is_refused_with_the_setting_s_name() -> None:
+async def test_header_beyond_the_limit_is_rejected_with_the_setting() -> None:
     settings = replace(DEFAULTS, max_header_bytes=1_024)
     async with serving(Counted(), settings) as port:
-        for end in (b"", b"\r\n\r\n"):  # whether it ever ends, or comes in one piece
+        for end in (b"", b"\r\n\r\n"):  # an unfinished header, and a complete one
             head, body = await asked(port, GET + b"X: " + b"x" * 1_024 + end)
             assert head.startswith(b"HTTP/1.1 431 ")
             assert b"1024 bytes" in body
             assert b"HOOKLINE_PROMETHEUS_MAX_HEADER_BYTES" in body
 
 
-async def test_beyond_the_bound_the_oldest_unfinished_request_gives_way() -> None:
+async def test_oldest_unfinished_request_is_closed_beyond_the_limit() -> None:
     settings = replace(DEFAULTS, max_connections=2)
     async with serving(Counted(), settings) as port:
         first, _first = await asyncio.open_connection("127.0.0.1", port)
@@ -132,7 +132,7 @@ async def test_beyond_the_bound_the_oldest_unfinished_request_gives_way() -> Non
         _second.close()
 
 
-async def test_a_request_that_never_ends_is_closed_after_the_timeout() -> None:
+async def test_unfinished_request_is_closed_after_the_timeout() -> None:
     async with serving(Counted(), replace(DEFAULTS, timeout_s=0.05)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET)
@@ -140,7 +140,7 @@ async def test_a_request_that_never_ends_is_closed_after_the_timeout() -> None:
         writer.close()
 
 
-async def test_an_answer_that_is_not_read_is_given_up_after_the_timeout() -> None:
+async def test_unread_answer_is_dropped_after_the_timeout() -> None:
     settings = replace(DEFAULTS, timeout_s=1.0, max_connections=1)
     async with serving(Counted(size=200_000), settings) as port:
         _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1_024)
@@ -157,7 +157,7 @@ async def test_an_answer_that_is_not_read_is_given_up_after_the_timeout() -> Non
         writer.close()
 
 
-async def test_requests_at_once_share_one_collection() -> None:
+async def test_concurrent_requests_share_one_collection() -> None:
     collector = Counted()
     async with serving(collector, replace(DEFAULTS, max_age_s=60.0)) as port:
         before = collector.times
@@ -171,7 +171,7 @@ async def test_requests_at_once_share_one_collection() -> None:
         assert collector.times == before + 2
 
 
-async def test_what_fails_in_a_collection_is_logged_and_not_told() -> None:
+async def test_failed_collection_is_logged_and_not_revealed() -> None:
     with capture_logs() as logs:
         async with serving(Broken()) as port:
             head, body = await asked(port, GET + b"\r\n")

@@ -1,4 +1,4 @@
-"""Spans by hand: parents, links, statuses; and that what is not sampled is nothing at all."""
+"""Spans: parents, links, statuses, and that unsampled traces create none."""
 
 import asyncio
 import contextvars
@@ -12,8 +12,12 @@ from opentelemetry.trace import SpanKind
 from hookline_service.domain.attempt import AttemptOutcome, Outcome
 from hookline_service.domain.errors import NotFoundError, Reason
 from hookline_service.domain.event import NewEvent
-from hookline_service.telemetry.context import pack, parse_traceparent
-from hookline_service.telemetry.current import current_ids, current_trace_id
+from hookline_service.telemetry.context import (
+    current_ids,
+    current_trace_id,
+    pack,
+    parse_traceparent,
+)
 from hookline_service.telemetry.sampling import Sampling
 from hookline_service.telemetry.tracing import Tracer
 from tests.telemetry.spans import (
@@ -39,11 +43,11 @@ def event(traceparent: str = "") -> NewEvent:
 
 
 def alone(test: Callable[[], None]) -> None:
-    """Run what leaves its mark in a context, in a context of its own."""
+    """Run a test that changes the context in its own context."""
     contextvars.copy_context().run(test)
 
 
-def test_a_call_continues_its_caller_s_trace() -> None:
+def test_call_continues_the_trace_of_its_caller() -> None:
     spans = Spans()
 
     def call() -> None:
@@ -80,7 +84,7 @@ def test_a_call_continues_its_caller_s_trace() -> None:
         ("DATA_LOSS", True),
     ],
 )
-def test_only_the_service_s_own_faults_are_errors_of_its_span(code: str, *, failed: bool) -> None:
+def test_server_span_is_an_error_only_for_faults_of_the_service(code: str, *, failed: bool) -> None:
     spans = Spans()
 
     def call() -> None:
@@ -103,7 +107,7 @@ def test_only_the_service_s_own_faults_are_errors_of_its_span(code: str, *, fail
     ],
     ids=["the caller does not", "none that begin here", "never"],
 )
-def test_what_is_not_sampled_makes_no_span(sampling: Sampling, traceparent: str | None) -> None:
+def test_unsampled_trace_creates_no_span(sampling: Sampling, traceparent: str | None) -> None:
     class Never(SpanProcessor):
         def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002
             raise AssertionError(f"a span, {span.name}")
@@ -121,7 +125,7 @@ def test_what_is_not_sampled_makes_no_span(sampling: Sampling, traceparent: str 
     alone(call)
 
 
-def test_a_ratio_keeps_the_same_traces_everywhere() -> None:
+def test_ratio_sampler_keeps_the_same_traces_everywhere() -> None:
     sampling = Sampling(0.5, follows_parent=False)
     low = parse_traceparent(f"00-{1:032x}-{1:016x}-00")
     high = parse_traceparent(f"00-{(1 << 128) - 1:032x}-{1:016x}-01")
@@ -131,7 +135,7 @@ def test_a_ratio_keeps_the_same_traces_everywhere() -> None:
     assert not Sampling(0.5).is_sampled(None, lambda: 0.5)
 
 
-async def test_a_publish_is_a_child_of_its_call_and_what_its_events_store() -> None:
+async def test_publish_span_is_a_child_of_the_call_and_stored_with_events() -> None:
     spans = Spans()
     spans.tracer.call_began(METHOD, SAMPLED)
     trace = spans.tracer.publish_began("tenants/acme", [event(), event()])
@@ -155,7 +159,7 @@ async def test_a_publish_is_a_child_of_its_call_and_what_its_events_store() -> N
 
 
 @pytest.mark.parametrize("how", ["refused", "cancelled"])
-async def test_a_publish_that_failed_says_so(how: str) -> None:
+async def test_failed_publish_span_is_an_error(how: str) -> None:
     spans = Spans()
     spans.tracer.call_began(METHOD, SAMPLED)
     trace = spans.tracer.publish_began("tenants/acme", [event()])
@@ -174,7 +178,7 @@ async def test_a_publish_that_failed_says_so(how: str) -> None:
     )
 
 
-async def test_an_event_that_says_where_it_comes_from_belongs_there() -> None:
+async def test_event_with_a_traceparent_belongs_to_that_trace() -> None:
     spans = Spans()
     spans.tracer.call_began(METHOD, SAMPLED)
     unsampled = OTHER.removesuffix("01") + "00"
@@ -201,7 +205,7 @@ def _done() -> asyncio.Future[object]:
     return done
 
 
-async def test_an_event_s_own_trace_counts_in_a_call_without_one() -> None:
+async def test_traceparent_of_an_event_is_used_in_an_unsampled_call() -> None:
     spans = Spans(Sampling(0.0))
     spans.tracer.call_began(METHOD, None)
     trace = spans.tracer.publish_began("tenants/acme", [event(OTHER), event()])
@@ -211,7 +215,7 @@ async def test_an_event_s_own_trace_counts_in_a_call_without_one() -> None:
     assert spans.ended() == []
 
 
-def test_the_first_attempt_is_the_event_s_and_a_later_one_is_linked_to_it() -> None:
+def test_first_attempt_is_in_the_trace_of_the_event_and_retries_link_to_it() -> None:
     spans = Spans()
     context = pack(CALLER_TRACE, CALLER_SPAN)
     for number in (1, 3):
@@ -237,7 +241,7 @@ def test_the_first_attempt_is_the_event_s_and_a_later_one_is_linked_to_it() -> N
     assert posts[0].kind is SpanKind.CLIENT
 
 
-def test_the_header_names_the_request_s_span() -> None:
+def test_traceparent_sent_names_the_request_span() -> None:
     spans = Spans()
     trace = attempt_of(spans, pack(CALLER_TRACE, CALLER_SPAN))
     trace.answered(Outcome(AttemptOutcome.ACCEPTED, 1, URL, http_status=200))
@@ -259,7 +263,7 @@ def test_the_header_names_the_request_s_span() -> None:
         (Outcome(AttemptOutcome.INTERNAL_ERROR, 0, ""), "INTERNAL_ERROR"),
     ],
 )
-def test_an_answer_is_told_by_its_status_and_a_failure_by_its_kind(
+def test_request_span_has_the_status_or_the_kind_of_failure(
     outcome: Outcome, error_type: str | None
 ) -> None:
     spans = Spans()
@@ -276,7 +280,7 @@ def test_an_answer_is_told_by_its_status_and_a_failure_by_its_kind(
     assert post.attributes.get("server.port") == (8443 if outcome.url else None)
 
 
-def test_nothing_of_a_url_but_scheme_host_and_port_is_told() -> None:
+def test_spans_contain_only_scheme_host_and_port_of_a_url() -> None:
     spans = Spans()
     trace = attempt_of(spans, pack(CALLER_TRACE, CALLER_SPAN))
     trace.answered(
@@ -293,18 +297,18 @@ def test_nothing_of_a_url_but_scheme_host_and_port_is_told() -> None:
         "http.response.status_code": 500,
         "error.type": "500",
     }
-    told = "".join(span.to_json() for span in spans.ended())
+    exported = "".join(span.to_json() for span in spans.ended())
     for hidden in ("token", "key=value", "secret", "part", "body"):
-        assert hidden not in told
+        assert hidden not in exported
 
 
-def test_an_attempt_that_was_cut_short_ends_both_of_its_spans() -> None:
+def test_cancelled_attempt_ends_both_spans() -> None:
     spans = Spans()
     attempt_of(spans, pack(CALLER_TRACE, CALLER_SPAN)).abandoned()
     assert [is_error(span) for span in spans.ended()] == [True, True]
 
 
-def test_a_record_that_matched_nothing_is_told() -> None:
+def test_span_shows_a_record_that_matched_no_row() -> None:
     spans = Spans()
     trace = attempt_of(spans, pack(CALLER_TRACE, CALLER_SPAN))
     trace.answered(Outcome(AttemptOutcome.ACCEPTED, 1, URL, http_status=200))
@@ -312,7 +316,7 @@ def test_a_record_that_matched_nothing_is_told() -> None:
     assert (spans.one("deliver").attributes or {})["hookline.attempt.recorded"] is False
 
 
-def test_where_tracing_is_off_nothing_is_made() -> None:
+def test_tracer_that_is_off_creates_nothing() -> None:
     tracer = Tracer()
     tracer.call_began(METHOD, SAMPLED)
     assert current_trace_id() == ""

@@ -34,7 +34,7 @@ from hookline_service.cli.demo_service import DemoService
 from hookline_service.cli.failure import CommandError
 from hookline_service.cli.receiver import Arrival, Receiver
 from hookline_service.cli.wording import last_part, state_of, time_of, until, wording_of_attempt
-from hookline_service.telemetry.showing import OwnSpans, tree_of
+from hookline_service.telemetry.trace_tree import OwnSpans, tree_of
 
 TENANT = "tenants/acme"
 _TYPES = {

@@ -23,7 +23,7 @@ from typing import Self
 
 from hookline_service.cli.failure import CommandError
 from hookline_service.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from hookline_service.telemetry.showing import ShownSpan, span_of_line
+from hookline_service.telemetry.trace_tree import ShownSpan, span_of_line
 
 _START_TIMEOUT_S = 45.0
 _STOP_TIMEOUT_S = 20.0

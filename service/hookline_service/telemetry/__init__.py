@@ -1,9 +1,8 @@
-"""What the service tells of itself: logs, traces, metrics. The only room that knows OpenTelemetry.
+"""Logs, traces and metrics: the only package that depends on OpenTelemetry.
 
-Other rooms get small typed objects from the composition root and call them at few points: `Tracer`
-(`tracing.py`) makes spans, `Meters` (`meters.py`) counts. Both cost next to nothing where nobody
-listens. What leaves the process, when and by which thread is `pipeline`'s and `api`'s no more than
-it is theirs: `providers.py` alone starts and stops it.
+Other packages get two small typed objects from the composition root and call them at few points:
+`Tracer` (`tracing.py`) makes spans, `Meters` (`meters.py`) counts. Both do almost nothing if
+nothing is exported. `providers.py` starts and stops the exporters and their threads.
 """
 
 from hookline_service.telemetry.logs import LogFormat, LogLevel, configure_logging, mark_lines

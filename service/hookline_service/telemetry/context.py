@@ -1,24 +1,27 @@
-"""The context of a trace as it is carried: in a header of text, in a row of 25 bytes.
+"""Trace context: parsed from a header, packed into 25 bytes of a row, and current in a task.
 
 W3C Trace Context, version 00 (www.w3.org/TR/trace-context). Only contexts of sampled traces are
-carried: an event of an unsampled one has none, and so costs no byte. Standard library only.
+stored: an event of an unsampled trace has none.
 """
 
 from __future__ import annotations
 
 import re
+from contextvars import ContextVar
 from typing import Final, NamedTuple
+
+from opentelemetry.trace import Span
 
 HEADER: Final = "traceparent"
 PACKED_BYTES: Final = 25
-"""16 of the trace's id, 8 of the span's, 1 of flags."""
+"""16 bytes of the trace id, 8 of the span id, 1 of flags."""
 
 SAMPLED: Final = 0x01
 RANDOM: Final = 0x02
-"""The trace's id is random in its last 56 bits (level 2); passed on as it came."""
+"""The last 56 bits of the trace id are random (W3C level 2); forwarded unchanged."""
 _KNOWN_FLAGS: Final = SAMPLED | RANDOM
 
-# A later version may add fields behind these four; version ff is no version.
+# A later version may append fields to these four; ff is not a valid version.
 _HEADER = re.compile(
     r"(?!ff)(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})"
     r"-(?P<flags>[0-9a-f]{2})(?P<rest>-.*)?",
@@ -28,7 +31,7 @@ _HEADER_CHARACTERS_MAX = 512
 
 
 class Parent(NamedTuple):
-    """A caller's context, as its `traceparent` says."""
+    """The context of a caller, from its `traceparent`."""
 
     trace_id: int
     span_id: int
@@ -41,7 +44,7 @@ class Parent(NamedTuple):
 
 
 def parse_traceparent(text: str | bytes) -> Parent | None:
-    """What a header says; None where it says nothing that can be understood."""
+    """Parse a `traceparent`; return None if it is malformed."""
     if isinstance(text, bytes):
         text = text.decode("latin-1")
     if (
@@ -58,12 +61,12 @@ def parse_traceparent(text: str | bytes) -> Parent | None:
 
 
 def pack(trace_id: int, span_id: int, flags: int = SAMPLED) -> bytes:
-    """A context as it is stored."""
+    """Return a context in its stored form of `PACKED_BYTES`."""
     return trace_id.to_bytes(16, "big") + span_id.to_bytes(8, "big") + bytes((flags,))
 
 
 def unpack(packed: bytes) -> Parent | None:
-    """A stored context; None where it is none."""
+    """Return a stored context; None if the length is wrong."""
     if len(packed) != PACKED_BYTES:
         return None
     return Parent(
@@ -72,5 +75,24 @@ def unpack(packed: bytes) -> Parent | None:
 
 
 def format_traceparent(trace_id: int, span_id: int, flags: int = SAMPLED) -> str:
-    """A header."""
+    """Return a `traceparent` header."""
     return f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"
+
+
+CURRENT: ContextVar[Span | None] = ContextVar("span", default=None)
+"""The span of the call that the current task serves; None: no call, or not sampled."""
+
+
+def current_trace_id() -> str:
+    """Return the trace id of the current call, 32 hexadecimal digits; empty if not sampled."""
+    ids = current_ids()
+    return "" if ids is None else ids[0]
+
+
+def current_ids() -> tuple[str, str] | None:
+    """Return the trace id and the span id (16 digits) of the current call; None if not sampled."""
+    span = CURRENT.get()
+    if span is None:
+        return None
+    context = span.get_span_context()
+    return f"{context.trace_id:032x}", f"{context.span_id:016x}"

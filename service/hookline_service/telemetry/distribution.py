@@ -1,10 +1,10 @@
-"""Histograms that are added to by the hundred.
+"""Histograms that are cheap to add to.
 
-A measurement through the SDK's histogram was timed at 8.7 µs; a delivery has two of them, and five
-microseconds for all of its metrics. Here it is a search among twenty bounds and an addition, a
-third of a microsecond. What is exported are the SDK's own data points (`export.py`). Written by the
-event loop's thread alone; the exporting thread reads a copy, which may lack a measurement that is
-just being added, and has it the next time.
+A measurement through the SDK's histogram takes 8.7 µs; a delivery makes two of them and has a
+budget of five microseconds for all of its metrics. Here a measurement is a search among twenty
+bounds and an addition: a third of a microsecond. `export.py` exports them as the SDK's data points.
+Only the event loop's thread writes; the exporting thread reads a copy, which may lack a measurement
+that is being added, and contains it the next time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SECONDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
     1_800.0, 7_200.0, 43_200.0, 86_400.0,
 )  # fmt: skip
-"""From a millisecond to a day: a delivery may be accepted at its last attempt."""
+"""From a millisecond to a day: a delivery may succeed at its last attempt."""
 COUNTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000)
 
 Labels = tuple[tuple[str, str], ...]
@@ -35,17 +35,17 @@ class Series:
         self.maximum = float("-inf")
 
     def add(self, bounds: Sequence[float], value: float) -> None:
-        """One measurement; a value that equals a bound lies below it."""
+        """Add one measurement; a value equal to a bound belongs to the bucket below it."""
         self.counts[bisect_left(bounds, value)] += 1
         self.total += value
-        if value < self.minimum:  # noqa: PLR1730 - min() is a call, and this is asked for often
+        if value < self.minimum:  # noqa: PLR1730 - min() is a call, on a hot path
             self.minimum = value
         if value > self.maximum:  # noqa: PLR1730
             self.maximum = value
 
 
 class Distribution:
-    """A histogram with few sets of labels; what comes beyond `max_series` is not counted."""
+    """A histogram with at most `max_series` sets of labels; further ones are not counted."""
 
     def __init__(
         self, name: str, unit: str, description: str, bounds: Sequence[float], *,
@@ -59,27 +59,27 @@ class Distribution:
         self._series: dict[Labels, Series] = {}
 
     def add(self, value: float, labels: Labels = ()) -> None:
-        """One measurement."""
+        """Add one measurement."""
         series = self.series(labels)
         if series is not None:
             series.add(self.bounds, value)
 
     def add_all(self, values: Iterable[float], labels: Labels = ()) -> None:
-        """Several of the same labels."""
+        """Add several measurements with the same labels."""
         series = self.series(labels)
         if series is not None:
             for value in values:
                 series.add(self.bounds, value)
 
     def series(self, labels: Labels) -> Series | None:
-        """The series of these labels; None where there are too many by now."""
+        """Return the series of these labels; None if there are `max_series` others."""
         series = self._series.get(labels)
         if series is None and len(self._series) < self._max_series:
             series = self._series[labels] = Series(len(self.bounds))
         return series
 
     def snapshot(self) -> Mapping[Labels, Series]:
-        """All series at this moment, for another thread."""
+        """Return copies of all series, for another thread."""
         return {labels: _copy_of(series) for labels, series in tuple(self._series.items())}
 
 

@@ -1,8 +1,8 @@
-"""How the instruments leave: through the SDK's readers, pushed to a collector or scraped.
+"""Export of the instruments through the SDK's readers: pushed to a collector, or scraped.
 
-Counters and gauges are observable instruments; the distributions are laid into what a reader has
-collected, as the data points that the SDK's own histograms would have made. Readers collect in
-threads of their own and touch nothing of the event loop's but numbers.
+Counters and gauges are observable instruments. Distributions are added to the data that a reader
+has collected, as the data points that the SDK's own histograms would produce. Readers collect in
+their own threads and read nothing but numbers of the event loop's thread.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hookline_service.telemetry.meters import Meters, Number
 
 
 def provide_metrics(meters: Meters, resource: Resource, readers: list[MetricReader]) -> None:
-    """Let the readers collect these instruments; each reader is shut down by itself."""
+    """Register the instruments with the readers; the caller shuts each reader down."""
     provider = MeterProvider(readers, resource, shutdown_on_exit=False)
     meter = provider.get_meter(names.SCOPE, schema_url=names.SCHEMA_URL)
     for counter in meters.counters:
@@ -57,7 +57,7 @@ def _observed(number: Number) -> Callable[[CallbackOptions], Iterable[Observatio
 
 
 class _WithDistributions:
-    """What a reader has collected, and the distributions; for the readers below."""
+    """Mixin of readers: adds the distributions to the collected metrics."""
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - the reader's own
         super().__init__(*args, **options)
@@ -75,7 +75,7 @@ class _WithDistributions:
         timeout_millis: float = 10_000,
         **kwargs: Any,  # noqa: ANN401 - the reader's own
     ) -> None:
-        super()._receive_metrics(  # type: ignore[misc] # of the reader that this is mixed into
+        super()._receive_metrics(  # type: ignore[misc] # a method of the reader
             self._completed(metrics_data), timeout_millis=timeout_millis, **kwargs
         )
 
@@ -88,7 +88,7 @@ class _WithDistributions:
             for distribution in self._meters.distributions
             if (metric := _metric_of(distribution, self._began_ns, now_ns)) is not None
         ]
-        # Into the scope of all others: exporters keep one of each resource, and of each scope.
+        # Into the scope of all other metrics: exporters keep one entry per resource and scope.
         collected = [
             metric
             for group in data.resource_metrics
@@ -127,12 +127,12 @@ def _point_of(
 
 
 class PushingReader(_WithDistributions, PeriodicExportingMetricReader):
-    """Sends to a collector, every so often."""
+    """Pushes to a collector at an interval."""
 
 
 class ScrapedReader(_WithDistributions, PrometheusMetricReader):
-    """Answers Prometheus."""
+    """Serves Prometheus."""
 
 
 class KeptReader(_WithDistributions, InMemoryMetricReader):
-    """Keeps what was collected for whoever asks: tests."""
+    """Keeps the collected metrics in memory, for tests."""

@@ -1,4 +1,4 @@
-"""What the rooms are handed: how to make a span, and where to count."""
+"""The tracer and the meters, passed to other packages together."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hookline_service.telemetry.tracing import Tracer
 
 
 class Instruments(NamedTuple):
-    """Of one node."""
+    """The telemetry of one node."""
 
     tracer: Tracer
     meters: Meters
 
 
 UNOBSERVED: Final = Instruments(Tracer(), Meters(is_on=False))
-"""Nobody listens: nothing is made, nothing is added up."""
+"""Telemetry that is turned off."""

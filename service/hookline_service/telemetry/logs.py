@@ -1,15 +1,19 @@
-"""Logs: one event a line, with its particulars as fields.
+"""Logs: one event per line, with its details as fields.
 
-Events are named like `buckets_taken`, their particulars are fields, so that a program can count and
-a person can search. Logs go to standard error: standard output belongs to what a command answers.
-Everything of the process goes one way, also what libraries say through the standard library. What
-may stand in a line is `fields.py`'s, how often the same line comes `repetition.py`'s. Must not know
-any other room.
+Events are past-tense facts in snake case, such as `buckets_taken`; details are fields, so that
+lines can be counted and searched. Logs go to standard error, because standard output is for the
+results of commands. Lines that libraries log through the standard library take the same path.
+`ALLOWED` lists the fields that are shown, `repetition.py` limits repeated lines. Depends on no
+other package.
+
+Fields are shown by an allowlist, not hidden by a denylist: a field that is not on it appears as
+`HIDDEN`. A test checks that every log call of the service uses allowed fields only.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from enum import StrEnum
 from typing import Any, Final
@@ -18,22 +22,47 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
-from hookline_service.telemetry.current import current_ids
-from hookline_service.telemetry.fields import hide_unknown, without_secrets
+from hookline_service.telemetry.context import current_ids
 from hookline_service.telemetry.repetition import Repetition
+
+HIDDEN: Final = "[hidden]"
+
+ALLOWED: Final = frozenset(
+    {
+        # on every line
+        "event", "level", "logger", "time", "trace_id", "span_id", "repeated", "worker",
+        # structlog's own, removed by the renderer
+        "exc_info", "stack_info", "exception", "stack", "_record", "_from_structlog",
+        "positional_args",
+        # the subject
+        "attempt", "calls", "chore", "count", "days", "deliveries", "delivery", "event_id",
+        "event_type", "failures", "hash", "http_status", "key_id", "node_id", "others", "outcome",
+        "owned", "sequence", "subscription", "tenant", "workers",
+        # cause and consequence
+        "address", "ahead_s", "cause", "end", "error", "exceeded", "exit_code", "expires_at",
+        "failed_for_s", "found", "had", "is_known", "is_trusted", "limit", "name", "needed",
+        "next_probe_in_s", "part", "port", "reason", "served_s", "session", "setting",
+        "silent_s", "sqlstate", "starts_again_in_s", "summary", "system_identifier", "timeline",
+    }
+)  # fmt: skip
+
+_SECRET = re.compile(
+    r"(?P<kind>whsec_|whsk_|hk_|Bearer )[A-Za-z0-9+/=_.-]{8,}"
+    r"|(?<=://)[^/@\s\"']+(?=@)"  # user and password in a URL
+)
 
 
 class LogFormat(StrEnum):
-    """What a line looks like."""
+    """The format of a line."""
 
     JSON = "json"
-    """For collectors: one object a line."""
+    """For collectors: one object per line."""
     CONSOLE = "console"
-    """For people; in colour where standard error is a terminal."""
+    """For reading; in colour if standard error is a terminal."""
 
 
 class LogLevel(StrEnum):
-    """The least that is logged."""
+    """The lowest level that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -45,12 +74,12 @@ _OF_PROCESS: Final[dict[str, object]] = {}
 
 
 def mark_lines(**fields: object) -> None:
-    """Let every line of this process have these fields, whichever thread it comes from."""
+    """Add these fields to every line of this process, from any thread."""
     _OF_PROCESS.update(fields)
 
 
 def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
-    """Set up the process's logs; call once, before anything is logged."""
+    """Set up the logs of the process. Call it once, before anything is logged."""
     repetition = Repetition()
     shared: list[Processor] = [
         _add_process,
@@ -78,9 +107,9 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                hide_unknown,
+                _hide_unknown,
                 *_renderers(log_format),
-                _without_secrets,
+                _remove_secrets,
             ],
         )
     )
@@ -96,7 +125,7 @@ def _renderers(log_format: LogFormat) -> list[Processor]:
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(),
                 timestamp_key="time",
-                # The default shows local variables, and a secret may be one.
+                # The default shows local variables, which may contain secrets.
                 exception_formatter=structlog.dev.plain_traceback,
             ),
         ]
@@ -108,7 +137,7 @@ def _add_process(_logger: object, _method: str, event: EventDict) -> EventDict:
 
 
 def _add_trace(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """Which call's trace a line belongs to, unless it says so itself."""
+    """Add the ids of the current call, unless the line has its own `trace_id`."""
     if event.get("trace_id") is None:
         event.pop("trace_id", None)
         if (ids := current_ids()) is not None:
@@ -116,11 +145,17 @@ def _add_trace(_logger: object, _method: str, event: EventDict) -> EventDict:
     return event
 
 
-def _without_secrets(_logger: object, _method: str, line: Any) -> str:  # noqa: ANN401
-    """After the renderer, so that a traceback is looked at too; what it made is a line."""
-    return without_secrets(line)
+def _hide_unknown(_logger: object, _method: str, event: EventDict) -> EventDict:
+    for name in event.keys() - ALLOWED:
+        event[name] = HIDDEN
+    return event
+
+
+def _remove_secrets(_logger: object, _method: str, line: Any) -> str:  # noqa: ANN401
+    """Remove what looks like a secret. Runs after the renderer, so that tracebacks are covered."""
+    return _SECRET.sub(lambda found: (found["kind"] or "") + "…", line)
 
 
 def _json_line(_logger: object, _method: str, event: EventDict) -> str:
-    """One line of JSON; a field that JSON does not know is shown as its text."""
+    """Return one line of JSON; values without a JSON type are written as text."""
     return orjson.dumps(event, default=str).decode()

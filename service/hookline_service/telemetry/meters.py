@@ -1,9 +1,9 @@
-"""What is counted and measured, as typed instruments that the rooms call.
+"""Typed instruments for all metrics, called by other packages.
 
-Counters and gauges are numbers in memory, which the SDK's observable instruments read when somebody
-collects (`export.py`); a call here is an addition. Labels have few values, known beforehand: of
-methods, codes, outcomes, states. No tenant, subscription, event or address is ever one: figures of
-single subscriptions are GetStatus's.
+Counters and gauges are numbers in memory that the SDK's observable instruments read when metrics
+are collected (`export.py`); a call here is an addition. Labels have few values, known in advance:
+methods, codes, outcomes, states. No label contains a tenant, subscription, event or address:
+GetStatus returns figures of single subscriptions.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ class Number:
         self.values: dict[Labels, float] = {}
 
     def add(self, amount: float, labels: Labels = ()) -> None:
-        """Count."""
+        """Add to the number of these labels."""
         self.values[labels] = self.values.get(labels, 0) + amount
 
     def set(self, value: float, labels: Labels = ()) -> None:
-        """What it is now."""
+        """Set the number of these labels."""
         self.values[labels] = value
 
 
 class Counter(Number):
-    """Only grows."""
+    """A number that only grows."""
 
 
 class Gauge(Number):
-    """Goes up and down."""
+    """A number that rises and falls."""
 
 
 class Meters:
-    """All instruments of a node. Called in the event loop's thread alone.
+    """All instruments of a node. Called in the event loop's thread only.
 
-    An instrument that is an attribute here is exported: nothing else lists them.
+    Every instrument that is an attribute is exported: there is no other list.
     """
 
     def __init__(self, *, is_on: bool = True) -> None:
-        """`is_on`: somebody will collect; else nothing is added up on the hot path."""
+        """`is_on`: metrics are exported. Otherwise the hot path adds nothing."""
         self.is_on = is_on
         self.events_published = Counter(
             "hookline.events.published", "{event}", "Events accepted and stored"
@@ -68,16 +68,16 @@ class Meters:
             "hookline.deliveries.finished", "{delivery}", "Deliveries that an attempt finished"
         )
         self.records_lost = Counter(
-            "hookline.records.lost", "{attempt}", "Attempts whose row was another's by then"
+            "hookline.records.lost", "{attempt}", "Attempts whose row another node owned by then"
         )
         self.buckets_changed = Counter(
             "hookline.buckets.changed", "{bucket}", "Buckets that this node gained or lost"
         )
         self.spans = Counter(
-            "hookline.telemetry.spans", "{span}", "Spans sent, refused by the collector, dropped"
+            "hookline.telemetry.spans", "{span}", "Spans sent, refused by the collector, or dropped"
         )
         self.chores = Counter(
-            "hookline.upkeep.chores", "{run}", "Chores that this node did, and those that failed"
+            "hookline.upkeep.chores", "{run}", "Chores done or failed on this node"
         )
         self.audit_log_diverged = Counter(
             "hookline.audit_log.diverged", "{check}",
@@ -92,24 +92,24 @@ class Meters:
             "hookline.deliveries.oldest_age", "s", "Age of the oldest pending delivery"
         )
         self.in_flight = Gauge(
-            "hookline.deliveries.in_flight", "{delivery}", "Sent and not yet recorded, of this node"
+            "hookline.deliveries.in_flight", "{delivery}", "Deliveries in flight on this node"
         )
-        self.lanes = Gauge("hookline.lanes", "{lane}", "Lanes of this node, by what holds them")
-        self.buckets = Gauge("hookline.buckets.owned", "{bucket}", "Buckets of this node")
+        self.lanes = Gauge("hookline.lanes", "{lane}", "Lanes of this node, by state")
+        self.buckets = Gauge("hookline.buckets.owned", "{bucket}", "Buckets owned by this node")
         self.http_connections = Gauge(
             "http.client.open_connections", "{connection}", "Connections to targets"
         )
         self.pool_connections = Gauge(
-            "db.client.connection.count", "{connection}", "Connections of the calls' pool"
+            "db.client.connection.count", "{connection}", "Connections of the pool for API calls"
         )
         self.oldest_xmin = Gauge(
             "hookline.postgres.oldest_xmin_age", "{transaction}",
-            "How far the oldest snapshot of the server lies back: what vacuum cannot clean up",
+            "Transactions since the oldest snapshot: vacuum cannot remove later dead rows",
         )  # fmt: skip
 
         self.unfrozen = Gauge(
             "hookline.postgres.unfrozen_age", "{id}",
-            "Ids since the oldest that vacuum has not frozen: at 2 billion Postgres stops",
+            "Ids since the oldest unfrozen one: at 2 billion Postgres stops",
         )  # fmt: skip
 
         self._make_histograms()
@@ -117,13 +117,13 @@ class Meters:
     def _make_histograms(self) -> None:
         self.call_duration = _seconds("rpc.server.call.duration", "Duration of a call")
         self.delivery_latency = _seconds(
-            "hookline.delivery.latency", "From an event's acceptance to its delivery"
+            "hookline.delivery.latency", "From the acceptance of an event to its recorded delivery"
         )
         self.attempt_duration = _seconds(
-            "hookline.attempt.duration", "Of the HTTP request, by its outcome"
+            "hookline.attempt.duration", "Duration of the HTTP request, by outcome"
         )
         self.commit_duration = _seconds(
-            "db.client.operation.duration", "Of the statements of the data path"
+            "db.client.operation.duration", "Duration of the statements of the data path"
         )
         self.publish_batch = _counts(
             "hookline.publish.batch_size", "{event}", "Events that share a commit"
@@ -131,33 +131,31 @@ class Meters:
         self.record_batch = _counts(
             "hookline.record.batch_size", "{attempt}", "Outcomes that share a commit"
         )
-        self.loop_lag = _seconds(
-            "hookline.event_loop.lag", "How late the event loop wakes who asked for it"
-        )
+        self.loop_lag = _seconds("hookline.event_loop.lag", "Delay of the event loop")
 
-    def ended(self) -> None:
-        """The process has nothing any more: what a collector keeps of it adds to no sum."""
+    def reset_gauges(self) -> None:
+        """Set all gauges to 0 at the end of the process, so that sums exclude it."""
         for gauge in self.gauges:
             for labels in tuple(gauge.values):
                 gauge.set(0, labels)
 
     @property
     def counters(self) -> list[Counter]:
-        """What only grows."""
+        """All counters."""
         return [each for each in vars(self).values() if isinstance(each, Counter)]
 
     @property
     def gauges(self) -> list[Gauge]:
-        """What goes up and down."""
+        """All gauges."""
         return [each for each in vars(self).values() if isinstance(each, Gauge)]
 
     @property
     def distributions(self) -> list[Distribution]:
-        """What is spread."""
+        """All histograms."""
         return [each for each in vars(self).values() if isinstance(each, Distribution)]
 
     def call_ended(self, method: str, code: str, duration_s: float) -> None:
-        """A gRPC call ended. `method` is one of the contract's, or `_OTHER`."""
+        """Count a gRPC call that ended. `method` is one of the contract, or `_OTHER`."""
         if self.is_on:
             labels = (
                 (names.RPC_SYSTEM, names.GRPC), (names.RPC_METHOD, method),
@@ -166,7 +164,7 @@ class Meters:
             self.call_duration.add(duration_s, labels)
 
     def committed(self, *, events: int, deliveries: int, took_s: float) -> None:
-        """A group of publish calls was stored by one statement."""
+        """Count a group of publish calls that one statement stored."""
         if self.is_on:
             self.events_published.add(events)
             self.deliveries_created.add(deliveries)
@@ -174,14 +172,14 @@ class Meters:
             self.commit_duration.add(took_s, _of_statement("publish"))
 
     def chore_ended(self, name: str, *, has_failed: bool | None) -> None:
-        """A chore was done or failed; None: neither yet, so that its first failure is a rise."""
+        """Count a chore that succeeded or failed; None creates both series at 0."""
         if self.is_on:
             for result, counts in (("done", has_failed is False), ("failed", has_failed is True)):
                 labels = (("hookline.upkeep.chore", name), ("hookline.upkeep.result", result))
                 self.chores.add(int(counts), labels)
 
     def released(self, outcome: AttemptOutcome) -> None:
-        """An attempt came to nothing that the target can answer for, and is not recorded."""
+        """Count an attempt that failed without the target's fault and is not recorded."""
         if self.is_on:
             self.attempts.add(1, ((names.OUTCOME, outcome.value),))
 
@@ -194,10 +192,10 @@ class Meters:
         lost: int,
         took_s: float,
     ) -> None:
-        """A batch of outcomes was stored by one statement.
+        """Count a batch of outcomes that one statement stored.
 
-        `attempts` are the latencies in microseconds by outcome, `delivered_s` the seconds from each
-        delivered event's acceptance; `lost` outcomes matched no row.
+        `attempts` has the latencies in microseconds by outcome, `delivered_s` the seconds from the
+        acceptance of each delivered event; `lost` outcomes matched no row.
         """
         count = lost
         for outcome, latencies_us in attempts.items():

@@ -1,8 +1,8 @@
-"""The names that leave the process: of spans, of their attributes, of metrics; nowhere else.
+"""Names of exported spans and attributes.
 
-Semantic conventions 1.44 where they have a word (rpc, messaging, http, server, db, error), and
-`hookline.` in front of what is ours. No attribute has a URL's path or query, a header's value, or
-anything of a payload; no metric has a label with more values than a page holds.
+They follow the semantic conventions 1.44 where those define a name (rpc, messaging, http, server,
+db, error); other names begin with `hookline.`. No attribute contains the path or query of a URL, a
+header's value or a part of a payload; no metric has a label with many values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 SCOPE: Final = "hookline"
-"""The instrumentation scope of all that is ours."""
+"""The instrumentation scope of all spans and metrics."""
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 
 ERROR_TYPE: Final = "error.type"

@@ -1,9 +1,9 @@
-"""Spans as a collector is sent them: OTLP, encoded for spans that resemble one another.
+"""OTLP encoding of spans, optimized for spans with similar attributes.
 
-The exporter's own encoding makes two messages of each attribute of each span, 23 µs a span. Here an
-attribute that was seen before is bytes that are known, which are joined and read into the span, and
-the resource and the scope, which all spans share, are encoded once. Knows only what the spans of
-`tracing.py` hold: no span events, no attribute that is a list, one resource and one scope.
+The exporter's own encoding creates two messages for each attribute, 23 µs per span. Here the
+encoded bytes of an attribute are cached, joined and merged into the span; the resource and the
+scope, which all spans share, are encoded once. Supports only what the spans of `tracing.py`
+contain: no span events, no list attributes, one resource and one scope.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _REMOTE: Final = _LOCAL | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
 _STATUSES: Final = {
     code: Status(code=Status.StatusCode.Value(f"STATUS_CODE_{code.name}")) for code in StatusCode
 }
-_KNOWN_ATTRIBUTES: Final = 4_096
+_CACHED_ATTRIBUTES: Final = 4_096
 
 
 class CollectorExporter(OTLPSpanExporter):
-    """Sends spans over gRPC; all of it but the encoding is OpenTelemetry's."""
+    """Sends spans over gRPC; OpenTelemetry's exporter with another encoding."""
 
     def _translate_data(self, data: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
         return encode(data)
 
 
 def encode(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
-    """The request for spans of one resource and one scope."""
+    """Return the request for spans of one resource and one scope."""
     request = encode_spans(spans[:1])
     if not spans:
         return request
@@ -63,7 +63,7 @@ def encode(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
                 flags=_flags_of(link.context),
             )
         attributes = span.attributes or {}
-        # Fields of a message that follow one another are one message.
+        # Concatenated encodings of a message are its merge (protobuf).
         encoded.MergeFromString(b"".join([_attribute(*pair) for pair in attributes.items()]))
     return request
 
@@ -72,15 +72,15 @@ def _flags_of(context: SpanContext) -> int:
     return _REMOTE if context.is_remote else _LOCAL
 
 
-# Typed, for 1 and True are the same to a cache.
-@lru_cache(_KNOWN_ATTRIBUTES, typed=True)
+# Typed, because a cache treats 1 and True as equal.
+@lru_cache(_CACHED_ATTRIBUTES, typed=True)
 def _attribute(key: str, value: AttributeValue) -> bytes:
-    """An attribute, as it stands in a span."""
+    """Return a span that has only this attribute, encoded."""
     match value:
         case bool():
-            told = AnyValue(bool_value=value)
+            encoded = AnyValue(bool_value=value)
         case int():
-            told = AnyValue(int_value=value)
+            encoded = AnyValue(int_value=value)
         case _:
-            told = AnyValue(string_value=str(value))
-    return Span(attributes=[KeyValue(key=key, value=told)]).SerializeToString()
+            encoded = AnyValue(string_value=str(value))
+    return Span(attributes=[KeyValue(key=key, value=encoded)]).SerializeToString()

@@ -1,9 +1,8 @@
-"""Where finished spans wait until a thread has sent them: bounded, and never in anybody's way.
+"""A bounded queue of finished spans, exported by a thread.
 
-A collector that is down, slow or refuses costs a counter: the queue is full, and what comes is not
-taken. (The SDK's own processor logs a line for each span that it drops, and at its end waits for
-whatever the exporter waits for.) One daemon thread sends; a stop waits for it as long as it is told
-to and no longer.
+If a collector is down, slow or refuses spans, the queue fills up and further spans are dropped and
+counted. (The SDK's own processor logs a line for each dropped span, and its shutdown waits as long
+as the exporter.) One daemon thread exports; a stop waits for it for a bounded time.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ _log = structlog.get_logger(__name__)
 
 
 class Outbox(SpanProcessor):
-    """The queue of one exporter, and the thread that empties it."""
+    """The queue of one exporter, and the thread that drains it."""
 
     def __init__(
         self, exporter: SpanExporter, *, max_spans: int, batch_spans: int, delay_s: float
     ) -> None:
-        """Sends a batch when it has `batch_spans`, or after `delay_s` seconds."""
+        """Export a batch when it has `batch_spans`, or after `delay_s` seconds."""
         self._exporter = exporter
         self._max_spans = max_spans
         self._batch_spans = batch_spans
@@ -38,17 +37,17 @@ class Outbox(SpanProcessor):
         self._was_refused = False
         self.sent = 0
         self.refused = 0
-        """Spans that the collector did not take."""
+        """Spans that the collector did not accept."""
         self.dropped = 0
         """Spans that found the queue full."""
-        self._told_dropped = 0
+        self._logged_dropped = 0
         threading.Thread(target=self._run, name="spans", daemon=True).start()
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Nothing: a span is of interest once it is over."""
+        """Do nothing: spans are queued when they end."""
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Take a finished span in, if there is room."""
+        """Queue a finished span; drop it if the queue is full."""
         queue = self._queue
         if len(queue) >= self._max_spans:
             self.dropped += 1
@@ -58,17 +57,17 @@ class Outbox(SpanProcessor):
             self._has_batch.set()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nobody here asks for it; the thread sends what there is soon enough."""
+        """Do nothing: the service does not call it, and the thread exports soon."""
         del timeout_millis
         return True
 
     def shutdown(self) -> None:
-        """Send what is left, then end; `wait` tells when that is done."""
+        """Begin to export the rest and end; `wait` returns when that is done."""
         self._is_stopping = True
         self._has_batch.set()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether all was sent within the time; the exporter is closed in either case."""
+        """Wait for the export of the rest; return whether it was in time. Closes the exporter."""
         is_done = self._is_done.wait(timeout_s)
         self._exporter.shutdown()
         return is_done
@@ -89,26 +88,26 @@ class Outbox(SpanProcessor):
                 while len(batch) < self._batch_spans:
                     batch.append(queue.popleft())
             self._send(batch)
-            self._tell_dropped()
+            self._log_dropped()
 
-    def _tell_dropped(self) -> None:
-        """Of all that were dropped since the last time, in one line."""
-        dropped = self.dropped - self._told_dropped
+    def _log_dropped(self) -> None:
+        """Log all spans dropped since the last line, in one line."""
+        dropped = self.dropped - self._logged_dropped
         if dropped:
-            self._told_dropped += dropped
+            self._logged_dropped += dropped
             _log.warning("spans_dropped", count=dropped)
 
     def _send(self, batch: list[ReadableSpan]) -> None:
         try:
             is_sent = self._exporter.export(batch) is SpanExportResult.SUCCESS
-        except Exception as error:  # noqa: BLE001 - whatever it is, deliveries go on without it
+        except Exception as error:  # noqa: BLE001 - must not stop the thread
             is_sent = False
             _log.debug("spans_unexportable", error=str(error))
         if is_sent:
             self.sent += len(batch)
         else:
             self.refused += len(batch)
-        if is_sent is self._was_refused:  # it turned
+        if is_sent is self._was_refused:  # the state changed
             self._was_refused = not is_sent
             if is_sent:
                 _log.info("spans_sent_again")

@@ -1,9 +1,8 @@
-"""Telemetry of one process: made where a node starts, after any fork; ended within its stop.
+"""Telemetry of one process: created when a node starts, after any fork, and ended in its shutdown.
 
-Nothing is exported unless somebody said where to (`OTEL_*`, `HOOKLINE_PROMETHEUS_LISTEN`); then
-this is what owns the exporters, their threads and the port that is scraped. What an exporter says
-of its troubles is kept out of the logs: `Outbox` and `_MetricExporter` tell when they begin and
-end.
+By default nothing is exported; `OTEL_*` and `HOOKLINE_PROMETHEUS_LISTEN` turn exporters on. This
+module owns the exporters, their threads and the scraped port. Errors that an exporter logs itself
+are suppressed: `Outbox` and `_MetricExporter` log the beginning and the end of a failure.
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ from hookline_service.telemetry.tracing import Tracer
 _log = structlog.get_logger(__name__)
 
 FLUSH_S: Final = 3.0
-"""What a stop waits at most for a collector to take what is left."""
+"""The longest that a shutdown waits for a collector to accept the rest, in seconds."""
 
 
 class TelemetryError(Exception):
-    """What was asked for cannot be done; the text says what, and what to do."""
+    """Telemetry cannot be started; the text names the cause and the setting."""
 
 
 class Telemetry:
-    """The tracer and the meters of one process, and what exports them."""
+    """The tracer, the meters and the exporters of one process."""
 
     def __init__(self, settings: TelemetrySettings, *, version: str, worker: int = 0) -> None:
-        """Starts the exporters. `worker` counts the processes behind one port from 1; 0: alone.
+        """Start the exporters. `worker` counts the processes behind one port from 1; 0: alone.
 
-        Each worker answers Prometheus on a port of its own, the first on the one that was set.
+        Each worker serves Prometheus on its own port, the first one on the configured port.
         """
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._settings = settings
@@ -72,15 +71,15 @@ class Telemetry:
         self.tracer = self._make_tracer(resource)
 
     async def start(self) -> None:
-        """Open the port that Prometheus scrapes, where one is set. Raises `TelemetryError`."""
+        """Open the port that Prometheus scrapes, if one is set. Raises `TelemetryError`."""
         if self._scraped is None:
             return
         try:
             await self._scraped.start(self._scraped_port)
         except OSError as error:
             raise TelemetryError(
-                f"cannot answer Prometheus on {self._settings.prometheus.host}:"
-                f"{self._scraped_port}: {error.strerror or error}; name another address with"
+                f"cannot serve Prometheus on {self._settings.prometheus.host}:"
+                f"{self._scraped_port}: {error.strerror or error}; set another address in"
                 " HOOKLINE_PROMETHEUS_LISTEN"
             ) from error
 
@@ -105,7 +104,7 @@ class Telemetry:
             exporter = ConsoleSpanExporter(out=sys.stderr, formatter=_line_of)
         else:
             return Tracer()
-        # What is not sampled never comes as far as the SDK.
+        # Unsampled spans are not created, so the SDK samples all.
         provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
         self._outbox = Outbox(
             exporter,
@@ -117,7 +116,7 @@ class Telemetry:
         return Tracer(provider, settings.sampling)
 
     def count_spans(self) -> None:
-        """Bring the counters of spans up to date."""
+        """Copy the counters of spans from the queue to the meters."""
         outbox = self._outbox
         if outbox is not None:
             for fate in ("sent", "refused", "dropped"):
@@ -125,7 +124,7 @@ class Telemetry:
                 self.meters.spans.set(getattr(outbox, fate), labels)
 
     async def stop(self, timeout_s: float = FLUSH_S) -> None:
-        """Send what is left, for at most so long, and end; never raises for a collector."""
+        """Export the rest for at most `timeout_s`, then end; ignores errors of the collector."""
         if self._scraped is not None:
             self._scraped.stop()
         loop = asyncio.get_running_loop()
@@ -133,11 +132,11 @@ class Telemetry:
 
         def end() -> None:
             self._end(time.monotonic() + timeout_s)
-            with suppress(RuntimeError):  # nobody waits any more, and the loop is closed
+            with suppress(RuntimeError):  # after a timeout, the loop may be closed
                 loop.call_soon_threadsafe(is_over.set)
 
-        # A thread that nobody waits for at the process's end, as an executor's is.
-        threading.Thread(target=end, name="telemetry's end", daemon=True).start()
+        # A daemon thread: the interpreter waits for threads of an executor at its exit.
+        threading.Thread(target=end, name="telemetry-stop", daemon=True).start()
         try:
             async with asyncio.timeout(timeout_s + 1):
                 await is_over.wait()
@@ -155,7 +154,7 @@ class Telemetry:
 
 
 class _MetricExporter(OTLPMetricExporter):
-    """Sends metrics, and tells when they cease to be taken."""
+    """Sends metrics, and logs when the collector stops or resumes accepting them."""
 
     _was_refused = False
 

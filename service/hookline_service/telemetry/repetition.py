@@ -1,9 +1,9 @@
-"""A line that says the same again and again is said a few times a minute, then counted.
+"""Limits repeated log lines to a few per minute, and counts those left out.
 
-What happens each second for each of a thousand subscriptions is one trouble and not a million
-lines. The same is what has the same name and is about the same subscription, worker or part; or,
-where a line says a reason, what has that reason, whomever it meets. The first line after a silence
-says how many were left out.
+A failure that happens each second for each of a thousand subscriptions must not write a million
+lines. Lines are the same if they have the same event and subject (subscription, worker, part); or,
+if a line has a reason, the same event and reason for any subscription. The next line that is logged
+has the number of lines left out in `repeated`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from structlog.typing import EventDict
 WINDOW_S: Final = 60.0
 LINES_A_WINDOW: Final = 3
 KEYS_MAX: Final = 2_000
-"""Of so many different lines it is known when they were said; the longest forgotten goes first."""
+"""Bound of the lines that are remembered; the least recent one is forgotten first."""
 
 _ABOUT: Final = (
     "logger",
@@ -36,40 +36,40 @@ _ABOUT: Final = (
 
 
 @dataclass(slots=True)
-class _Said:
+class _Window:
     began_s: float
     lines: int = 0
     left_out: int = 0
 
 
 class Repetition:
-    """Decides which lines are said."""
+    """Decides which lines are logged."""
 
     def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._monotonic_s = monotonic_s
-        self._said: OrderedDict[Hashable, _Said] = OrderedDict()
+        self._windows: OrderedDict[Hashable, _Window] = OrderedDict()
 
     def admit(self, key: Hashable) -> int | None:
-        """How many such lines were left out before this one; None: this one is left out too."""
+        """Return how many such lines were left out before this one; None: leave this one out."""
         now_s = self._monotonic_s()
-        said = self._said.pop(key, None)
+        window = self._windows.pop(key, None)
         left_out = 0
-        if said is None or now_s - said.began_s >= WINDOW_S:
-            left_out = 0 if said is None else said.left_out
-            said = _Said(now_s)
-        self._said[key] = said
-        if len(self._said) > KEYS_MAX:
-            self._said.popitem(last=False)
-        if said.lines >= LINES_A_WINDOW:
-            said.left_out += 1
+        if window is None or now_s - window.began_s >= WINDOW_S:
+            left_out = 0 if window is None else window.left_out
+            window = _Window(now_s)
+        self._windows[key] = window
+        if len(self._windows) > KEYS_MAX:
+            self._windows.popitem(last=False)
+        if window.lines >= LINES_A_WINDOW:
+            window.left_out += 1
             return None
-        said.lines += 1
+        window.lines += 1
         return left_out
 
     def limit(self, _logger: object, _method: str, event: EventDict) -> EventDict:
-        """A processor for our own lines."""
-        whom = None if "reason" in event else event.get("subscription")
-        left_out = self.admit((whom, *[event.get(name) for name in _ABOUT]))
+        """Process the service's own lines (structlog)."""
+        subject = None if "reason" in event else event.get("subscription")
+        left_out = self.admit((subject, *[event.get(name) for name in _ABOUT]))
         if left_out is None:
             raise structlog.DropEvent
         if left_out:
@@ -77,7 +77,7 @@ class Repetition:
         return event
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """A filter for the lines of libraries, which come by the standard library."""
-        if isinstance(record.msg, dict):  # ours: it went through `limit`
+        """Filter the lines of libraries (standard library)."""
+        if isinstance(record.msg, dict):  # from structlog: `limit` has run
             return True
         return self.admit((record.name, record.msg)) is not None

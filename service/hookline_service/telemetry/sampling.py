@@ -1,7 +1,7 @@
-"""Which traces are recorded: decided once, where a trace enters, and carried as a bit from there.
+"""Sampling: decided once, when a trace enters the service, and carried as a bit afterwards.
 
-The samplers of OpenTelemetry by their names (`OTEL_TRACES_SAMPLER`), decided without a span: what
-is not sampled makes no object at all.
+Implements OpenTelemetry's samplers by name (`OTEL_TRACES_SAMPLER`) without a span: an unsampled
+trace creates no object.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ SAMPLERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a trace's recording is decided."""
+    """A sampler."""
 
     ratio: float = 1.0
-    """Of the traces that begin here, or of all where parents are not followed."""
+    """The part of traces that begin here; of all traces if `follows_parent` is off."""
     follows_parent: bool = True
-    """Whether what the caller has decided holds."""
+    """Whether the caller's decision is kept."""
 
     def is_sampled(self, parent: Parent | None, random: Callable[[], float]) -> bool:
-        """The decision; `random` draws from [0, 1) for a trace that has no id yet."""
+        """Return the decision; `random` draws from [0, 1) for a trace without an id."""
         if parent is None:
             return random() < self.ratio
         if self.follows_parent:
             return parent.is_sampled
-        # By the id, so that all who sample by the same ratio keep the same traces.
+        # By the id, so that all services with the same ratio keep the same traces.
         return parent.trace_id & _LOW_BITS < round(self.ratio * (1 << 64))
 
 
 def sampling_of(sampler: str, ratio: float) -> Sampling:
-    """The sampler of a name; `ratio` counts for those that are named after it."""
+    """Return the sampler of a name; `ratio` is used by the two `traceidratio` samplers."""
     name = sampler.removeprefix(_PARENT)
     kept = {"always_on": 1.0, "always_off": 0.0, "traceidratio": ratio}[name]
     return Sampling(kept, follows_parent=sampler.startswith(_PARENT))

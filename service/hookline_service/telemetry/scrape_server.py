@@ -1,13 +1,13 @@
-"""The HTTP port that Prometheus scrapes, on the node's event loop, bounded in every direction.
+"""The HTTP port that Prometheus scrapes, on the node's event loop, with a bound on every resource.
 
-Theory of operation. One request a connection: h11 parses its header, the answer is written, the
-connection is closed. One timer bounds the whole of it, from the accepted connection to the last
-byte read by the peer. Connections without a complete request give way to new ones, the oldest
-first, so that unfinished requests neither use up descriptors nor shut Prometheus out.
+Theory of operation. A connection serves one request: h11 parses the header, the answer is written,
+the connection is closed. One timer bounds all of it, from the accepted connection to the last byte
+read by the peer. If there are too many connections, the oldest without a complete request is
+closed, so that unfinished requests neither exhaust descriptors nor block Prometheus.
 
 Metrics are collected in one thread, one collection at a time, and an answer is reused while it is
-younger than `max_age_s`: however many requests come, the CPU that they take from deliveries is
-bounded. docs/adr/0027-a-bounded-scrape-server.md compares the servers that were considered.
+younger than `max_age_s`, so that the CPU cost is bounded for any number of requests.
+docs/adr/0027-a-bounded-scrape-server.md compares the servers that were considered.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hookline_service.telemetry.settings import PrometheusSettings
 _log = structlog.get_logger(__name__)
 
 _BACKLOG: Final = 64
-"""Connections that the kernel holds until they are accepted; so many may be accepted at once."""
+"""Connections that the kernel queues until they are accepted."""
 
 
 class _Answer(NamedTuple):
@@ -45,17 +45,17 @@ def _text(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> _Answer:
 
 
 class ScrapeServer:
-    """Answers GET with the metrics of a registry, within the bounds of its settings."""
+    """Serves GET with the metrics of a registry, within the bounds of its settings."""
 
     def __init__(self, registry: CollectorRegistry, settings: PrometheusSettings) -> None:
         self.settings = settings
         self._registry = registry
         self._server: asyncio.Server | None = None
         self._connections: dict[_Connection, None] = {}
-        """Open connections, the oldest first."""
+        """Open connections, oldest first."""
         self._collecting = ThreadPoolExecutor(1, "scrape")
         self._collected: dict[tuple[str, bool], tuple[float, _Answer]] = {}
-        """By content type and compression: when it was collected, and the answer."""
+        """By content type and compression: the time of the collection, and the answer."""
 
     async def start(self, port: int) -> None:
         """Listen on the settings' host. Raises `OSError`."""
@@ -85,10 +85,10 @@ class ScrapeServer:
         self._connections.pop(connection, None)
 
     async def answer(self, request: h11.Request) -> _Answer:
-        """Return the answer to a request; what fails in the collection is logged, and a 500."""
+        """Return the answer to a request; a failed collection is logged and answered with 500."""
         if request.method != b"GET":
             status = HTTPStatus.METHOD_NOT_ALLOWED
-            return _text(status, "only GET is allowed here", ("Allow", "GET"))
+            return _text(status, "only GET is allowed", ("Allow", "GET"))
         headers = {name: value.decode("latin-1") for name, value in request.headers}
         loop = asyncio.get_running_loop()
         try:
@@ -98,12 +98,12 @@ class ScrapeServer:
                 headers.get(b"accept", ""),
                 headers.get(b"accept-encoding", ""),
             )
-        except Exception:  # noqa: BLE001 - a metric that fails ends no connection in silence
+        except Exception:  # noqa: BLE001 - answered with 500
             _log.exception("scrape_broken")
-            return _text(HTTPStatus.INTERNAL_SERVER_ERROR, "the log says what failed")
+            return _text(HTTPStatus.INTERNAL_SERVER_ERROR, "collection failed; see the log")
 
     def _collect(self, accept: str, accept_encoding: str) -> _Answer:
-        """Collect and encode the metrics, or reuse what is young enough; in the one thread."""
+        """Collect and encode the metrics, or reuse a recent answer. Runs in the one thread."""
         encode, content_type = choose_encoder(accept)
         is_zipped = gzip_accepted(accept_encoding)
         key = (content_type, is_zipped)
@@ -121,7 +121,7 @@ class ScrapeServer:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: one request, one answer."""
+    """One connection with one request and one answer."""
 
     def __init__(self, server: ScrapeServer) -> None:
         self.has_request = False
@@ -143,7 +143,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.has_request:
             return
-        # At most one byte beyond the bound: h11 measures headers that are incomplete only.
+        # At most one byte beyond the bound, because h11 only measures incomplete headers.
         data = data[: self._left_bytes]
         self._left_bytes -= len(data)
         try:
@@ -167,7 +167,7 @@ class _Connection(asyncio.Protocol):
             self._answering.cancel()
 
     def abort(self) -> None:
-        """Close it at once; what was not written is dropped."""
+        """Close the connection at once and drop unwritten data."""
         self._server.forget(self)
         if self._transport is not None:
             self._transport.abort()
@@ -181,13 +181,13 @@ class _Connection(asyncio.Protocol):
             limit = self._server.settings.max_header_bytes
             return _text(
                 status,
-                f"the request's header is larger than {limit} bytes; the bound is"
+                f"the request header is larger than {limit} bytes; the limit is"
                 " HOOKLINE_PROMETHEUS_MAX_HEADER_BYTES",
             )
-        return _text(status, "this is no HTTP/1.1 request")
+        return _text(status, "not a valid HTTP/1.1 request")
 
     def _send(self, answer: _Answer, *, is_head: bool) -> None:
-        """Write an answer, and close once the peer has read it."""
+        """Write an answer; close the connection once it is written."""
         if self._transport is None or self._transport.is_closing():
             return
         headers = [

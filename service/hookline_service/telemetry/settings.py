@@ -1,4 +1,4 @@
-"""What can be set of telemetry; `config/otel.py` reads it. Imports nothing that is slow."""
+"""Settings of telemetry; `config/otel.py` reads them. Imports nothing that is slow to import."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hookline_service.telemetry.sampling import Sampling
 
 
 class Exporter(StrEnum):
-    """Where spans or metrics go."""
+    """The destination of spans or metrics."""
 
     NONE = "none"
     OTLP = "otlp"
-    """To a collector, over gRPC."""
+    """A collector, over gRPC."""
     CONSOLE = "console"
-    """To standard error, a line of JSON each."""
+    """Standard error, one line of JSON per span."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class PrometheusSettings:
     host: str = ""
     """HOOKLINE_PROMETHEUS_LISTEN; empty: none"""
     port: int = 0
-    """The first worker's; each further one has the next port."""
+    """The port of the first worker; each further worker uses the next one."""
     max_connections: int = 16
     """HOOKLINE_PROMETHEUS_MAX_CONNECTIONS"""
     max_header_bytes: int = 8_192
@@ -33,12 +33,12 @@ class PrometheusSettings:
     timeout_s: float = 10.0
     """HOOKLINE_PROMETHEUS_TIMEOUT_S: from the accepted connection to the last byte of the answer"""
     max_age_s: float = 1.0
-    """HOOKLINE_PROMETHEUS_MAX_AGE_S: an answer is reused for so long"""
+    """HOOKLINE_PROMETHEUS_MAX_AGE_S: how long an answer is reused"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetrySettings:
-    """What is exported, and where to. By default nothing."""
+    """What is exported, and where. By default nothing."""
 
     service_name: str = "hookline"
     traces: Exporter = Exporter.NONE
@@ -49,7 +49,7 @@ class TelemetrySettings:
     prometheus: PrometheusSettings = field(default_factory=PrometheusSettings)
     sampling: Sampling = field(default_factory=Sampling)
     max_spans: int = 2_048
-    """Finished spans that wait to be sent; more are dropped, and counted."""
+    """Bound of the queue of finished spans; further ones are dropped and counted."""
     batch_spans: int = 512
     delay_s: float = 5.0
-    """How long a span waits for others."""
+    """The longest wait for a full batch."""

@@ -1,15 +1,15 @@
-"""Spans, made by hand at the points where an event passes.
+"""Spans, created at the points that an event passes.
 
     PublishEvents   SERVER    of a call, under the caller's `traceparent`
       publish       PRODUCER  from the queue to the commit; the context that its events store
         deliver     CONSUMER  an attempt, until its outcome is recorded
           POST      CLIENT    the request itself; what the receiver may continue
 
-The first attempt belongs to the event's trace. A later one, which may come a day after, begins a
-trace of its own that is linked to the event's. Whether any of it is recorded is decided once, where
-the trace enters (`sampling.py`): everything here returns None for what is not, before it makes
-anything. Knows nothing of gRPC, HTTP or SQL, and what an attempt's spans
-say is `attempts.py`'s, where spans go `outbox.py`'s.
+The first attempt belongs to the trace of the event. A later attempt, which may happen a day later,
+begins its own trace with a link to that of the event. Sampling is decided once, when the trace
+enters the service (`sampling.py`): methods here return None for an unsampled trace before they
+create anything. Does not depend on gRPC, HTTP or SQL. `attempts.py` defines the spans of an
+attempt, `outbox.py` exports spans.
 """
 
 from __future__ import annotations
@@ -36,8 +36,13 @@ from opentelemetry.util.types import AttributeValue
 from hookline_service.domain.event import NewEvent
 from hookline_service.telemetry import names
 from hookline_service.telemetry.attempts import AttemptTrace, context_of
-from hookline_service.telemetry.context import Parent, pack, parse_traceparent, unpack
-from hookline_service.telemetry.current import CURRENT
+from hookline_service.telemetry.context import (
+    CURRENT,
+    Parent,
+    pack,
+    parse_traceparent,
+    unpack,
+)
 from hookline_service.telemetry.sampling import Sampling
 
 _ERROR = Status(StatusCode.ERROR)
@@ -45,21 +50,21 @@ _EMPTY = Context()
 _FAULTS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
-"""gRPC codes that are errors of a server's span; the others are the caller's own doing."""
+"""gRPC codes that mark a server span as an error; the others are errors of the caller."""
 
 
 class PublishTrace:
-    """A publish call that is traced: its span, and the context of each of its events."""
+    """The trace of a publish call: its span, and the context of each of its events."""
 
     __slots__ = ("_span", "contexts")
 
     def __init__(self, span: Span | None, contexts: Sequence[bytes | None]) -> None:
         self._span = span
         self.contexts = contexts
-        """In the order of the events; None: that one is not sampled."""
+        """In the order of the events; None for an unsampled event."""
 
     def settled(self, done: asyncio.Future[object]) -> None:
-        """Its fate is known."""
+        """End the span with the result of the call."""
         span = self._span
         if span is None:
             return
@@ -72,23 +77,23 @@ class PublishTrace:
 
 
 class Tracer:
-    """Makes spans, where tracing is on and the trace is sampled; else None."""
+    """Creates spans if tracing is on and the trace is sampled; otherwise returns None."""
 
     def __init__(
         self, provider: TracerProvider | None = None, sampling: Sampling | None = None
     ) -> None:
-        """Without a `provider`, or with one that is disabled, nothing is traced."""
+        """Trace nothing without a `provider`, or with a disabled one."""
         tracer = provider and provider.get_tracer(names.SCOPE, schema_url=names.SCHEMA_URL)
         self._tracer = tracer if isinstance(tracer, sdk.Tracer) else None
         self._sampling = sampling or Sampling()
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is ever traced."""
+        """Whether tracing is on."""
         return self._tracer is not None
 
     def call_began(self, method: str, traceparent: str | bytes | None) -> None:
-        """A call came in; what its task does from now on belongs to its span."""
+        """Begin the span of a call, and make it current in this task."""
         if self._tracer is None:
             return
         parent = None if traceparent is None else parse_traceparent(traceparent)
@@ -104,7 +109,7 @@ class Tracer:
         CURRENT.set(span)
 
     def call_ended(self, code: str) -> None:
-        """The call that this task served is over; `code` is gRPC's word for how."""
+        """End the span of the current call; `code` is the name of its gRPC status code."""
         span = CURRENT.get()
         if span is None:
             return
@@ -116,7 +121,7 @@ class Tracer:
         CURRENT.set(None)
 
     def publish_began(self, tenant: str, events: Sequence[NewEvent]) -> PublishTrace | None:
-        """A call's events are about to be queued; None where none of them is sampled."""
+        """Begin the trace of a call's events before they are queued; None if none is sampled."""
         if self._tracer is None:
             return None
         call = CURRENT.get()
@@ -142,7 +147,7 @@ class Tracer:
         )
         context = span.get_span_context()
         packed = pack(context.trace_id, context.span_id, int(context.trace_flags))
-        # An event that says where it comes from belongs there, sampled or not.
+        # An event with its own traceparent belongs to that trace, sampled or not.
         contexts = [
             own[place] if event.traceparent else packed for place, event in enumerate(events)
         ]
@@ -157,7 +162,7 @@ class Tracer:
     def attempt_began(
         self, context: bytes, *, number: int, event: str, delivery_id: UUID, subscription: str
     ) -> AttemptTrace | None:
-        """An attempt of a delivery whose event has stored its context; `number` counts from 1."""
+        """Begin the trace of an attempt; `context` is the event's, `number` counts from 1."""
         if self._tracer is None or (parent := unpack(context)) is None:
             return None
         return AttemptTrace(
@@ -170,7 +175,7 @@ class Tracer:
         )
 
     def current_context(self) -> bytes | None:
-        """The context of the call that this task serves, as an event stores it."""
+        """Return the context of the current call in its stored form."""
         span = CURRENT.get()
         if span is None:
             return None
@@ -179,7 +184,7 @@ class Tracer:
 
 
 def _under(parent: Parent | None) -> Context:
-    """A context with this parent and nothing else: whatever is ambient has no say."""
+    """Return a context with this parent only; the ambient context is ignored."""
     if parent is None:
         return _EMPTY
     return set_span_in_context(NonRecordingSpan(context_of(parent)), _EMPTY)
@@ -187,5 +192,5 @@ def _under(parent: Parent | None) -> Context:
 
 def _link_to(packed: bytes) -> Link:
     parent = unpack(packed)
-    assert parent is not None  # noqa: S101 - it was packed here
+    assert parent is not None  # noqa: S101 - packed by this module
     return Link(context_of(parent))

@@ -52,7 +52,7 @@ from hookline_service.api.middleware.scopes import AUTHENTICATED
 from hookline_service.api.middleware.streams import Stream, Streams
 from hookline_service.api.middleware.unread_answers import UnreadAnswer, UnreadAnswers
 from hookline_service.domain.caller import Caller, calling
-from hookline_service.telemetry.current import current_trace_id
+from hookline_service.telemetry.context import current_trace_id
 
 MAX_CALLS_DEFAULT = 1_024
 _CLOCK_TOLERANCE_S = 0.05

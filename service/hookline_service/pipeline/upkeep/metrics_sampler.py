@@ -68,7 +68,7 @@ class MetricsSampler:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            self._meters.ended()
+            self._meters.reset_gauges()
 
     async def _run(self) -> None:
         loop, beats = asyncio.get_running_loop(), 0

@@ -1,8 +1,8 @@
-"""A trace as a tree: one event's way among others', and the retries that are linked to it."""
+"""The tree of a trace: the spans of one event, and its linked retries."""
 
 import json
 
-from hookline_service.telemetry.showing import ShownSpan, span_of_line, tree_of
+from hookline_service.telemetry.trace_tree import ShownSpan, span_of_line, tree_of
 
 TRACE, RETRY = "1" * 32, "2" * 32
 
@@ -20,7 +20,7 @@ def span(name: str, number: int, parent: int = 0, **changes: object) -> ShownSpa
         "attributes": {},
         "links": (),
     }
-    return ShownSpan(**(values | changes))  # type: ignore[arg-type]  # a test's own fields
+    return ShownSpan(**(values | changes))  # type: ignore[arg-type]  # fields of the test
 
 
 def attempt(number: int, event: str) -> dict[str, object]:
@@ -31,7 +31,7 @@ def attempt(number: int, event: str) -> dict[str, object]:
     }
 
 
-def test_it_shows_one_event_and_the_retries_that_are_linked_to_it() -> None:
+def test_tree_shows_one_event_and_its_linked_retries() -> None:
     spans = [
         span("deliver", 4, 2, attributes=attempt(1, "evt_other")),
         span("deliver", 3, 2, attributes=attempt(1, "evt_mine"), has_failed=True),
@@ -52,6 +52,6 @@ def test_it_shows_one_event_and_the_retries_that_are_linked_to_it() -> None:
     ]
 
 
-def test_other_lines_are_no_spans() -> None:
+def test_other_lines_are_ignored() -> None:
     for line in ("ready", "{}", json.dumps({"name": "x"}), "[1]", json.dumps({"event": "y"})):
         assert span_of_line(line) is None

@@ -1,8 +1,8 @@
-"""A trace for people: spans of this process and those that a node's console exporter printed.
+"""A readable tree of a trace, from spans of this process and of a node's console exporter.
 
-For the demo, which is its own collector: `OwnSpans` keeps what this process makes (through the
-client, which uses the process's provider), `span_of_line` reads what a node wrote with
-`OTEL_TRACES_EXPORTER=console`, `tree_of` lays both out as one tree with durations.
+Used by the demo, which has no collector: `OwnSpans` keeps the spans of this process (the client
+uses the provider of the process), `span_of_line` parses the lines of a node with
+`OTEL_TRACES_EXPORTER=console`, `tree_of` formats both as one tree with durations.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _STEP = "  "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownSpan:
-    """As much of a span as is shown."""
+    """The parts of a span that the tree shows."""
 
     trace_id: str
     span_id: str
     parent_id: str
-    """Empty: it is a root."""
+    """Empty for a root."""
     name: str
     service: str
     start_s: float
@@ -42,11 +42,11 @@ class ShownSpan:
     has_failed: bool
     attributes: Mapping[str, Any]
     links: tuple[str, ...]
-    """The traces that it is linked to."""
+    """The ids of linked traces."""
 
 
 class OwnSpans:
-    """The spans of this process, which its OpenTelemetry's provider keeps from now on."""
+    """The spans of this process, kept in memory by its global provider."""
 
     def __init__(self, service: str) -> None:
         self._exporter = InMemorySpanExporter()
@@ -58,43 +58,43 @@ class OwnSpans:
 
     @contextmanager
     def spanning(self, name: str) -> Iterator[str]:
-        """A span around what is inside; yields its trace's id."""
+        """Open a span around the block; yield its trace id."""
         with self._provider.get_tracer(names.SCOPE).start_as_current_span(name) as span:
             yield f"{span.get_span_context().trace_id:032x}"
 
     def ended(self) -> list[ShownSpan]:
-        """All that are over."""
+        """Return all finished spans."""
         lines = [span.to_json(indent=None) for span in self._exporter.get_finished_spans()]
         return [span for line in lines if (span := span_of_line(line)) is not None]
 
 
 def span_of_line(line: str) -> ShownSpan | None:
-    """The span in a line of the console exporter; None where it is another line."""
+    """Parse a line of the console exporter; return None for other lines."""
     try:
-        said: dict[str, Any] = json.loads(line)
-        context, start_s = said["context"], _unix_s(said["start_time"])
+        fields: dict[str, Any] = json.loads(line)
+        context, start_s = fields["context"], _unix_s(fields["start_time"])
         return ShownSpan(
             trace_id=_id(context["trace_id"]),
             span_id=_id(context["span_id"]),
-            parent_id=_id(said["parent_id"] or ""),
-            name=said["name"],
-            service=said["resource"]["attributes"][SERVICE_NAME],
+            parent_id=_id(fields["parent_id"] or ""),
+            name=fields["name"],
+            service=fields["resource"]["attributes"][SERVICE_NAME],
             start_s=start_s,
-            duration_ms=(_unix_s(said["end_time"]) - start_s) * 1_000,
-            has_failed=said["status"]["status_code"] == "ERROR",
-            attributes=said["attributes"],
-            links=tuple(_id(link["context"]["trace_id"]) for link in said["links"]),
+            duration_ms=(_unix_s(fields["end_time"]) - start_s) * 1_000,
+            has_failed=fields["status"]["status_code"] == "ERROR",
+            attributes=fields["attributes"],
+            links=tuple(_id(link["context"]["trace_id"]) for link in fields["links"]),
         )
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def tree_of(spans: Collection[ShownSpan], trace_id: str, event: str) -> list[str]:
-    """The lines of a trace, as far as it is one event's, and of those that are linked to it."""
+    """Return the lines of a trace, restricted to one event, and of the traces linked to it."""
     children: defaultdict[str, list[ShownSpan]] = defaultdict(list)
-    known = {span.span_id for span in spans}
+    span_ids = {span.span_id for span in spans}
     for span in sorted(spans, key=lambda span: span.start_s):
-        children[span.parent_id if span.parent_id in known else ""].append(span)
+        children[span.parent_id if span.parent_id in span_ids else ""].append(span)
     roots = [span for span in children[""] if span.trace_id == trace_id]
     retries = [span for span in children[""] if trace_id in span.links and _is_of(span, event)]
     lines = [line for root in roots for line in _branch(root, children, event, 0)]
@@ -117,16 +117,16 @@ def _branch(
 
 
 def _is_of(span: ShownSpan, event: str) -> bool:
-    """Whether a span is the event's, or of all that it was published with."""
+    """Return whether a span belongs to the event, or to its whole batch."""
     return str(span.attributes.get(names.MESSAGING_MESSAGE, event)) == event
 
 
 def _detail_of(span: ShownSpan) -> str:
-    told = span.attributes
-    if names.ATTEMPT in told:
-        receiver = str(told[names.MESSAGING_SUBSCRIPTION]).rpartition("/")[2]
-        return f" to {receiver}, attempt {told[names.ATTEMPT]}"
-    status = told.get(names.HTTP_STATUS)
+    attributes = span.attributes
+    if names.ATTEMPT in attributes:
+        receiver = str(attributes[names.MESSAGING_SUBSCRIPTION]).rpartition("/")[2]
+        return f" to {receiver}, attempt {attributes[names.ATTEMPT]}"
+    status = attributes.get(names.HTTP_STATUS)
     return "" if status is None else f" -> {status}"
 
 
