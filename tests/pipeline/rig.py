@@ -164,7 +164,7 @@ class Rig:
         self.notifier = Notifier(
             self.notify_store, self.ownership, self.lanes, self.changes, self.sweeper
         )
-        self._make_sending()
+        self._make_delivery()
         self._make_publishing()
         operations = OperationStore(self.database)
         self.operator = DeliveryActions(operations, self.changes, self.time)
@@ -203,7 +203,7 @@ class Rig:
             max_lane_bytes=self.max_lane_bytes,
         )
 
-    def _make_sending(self) -> None:
+    def _make_delivery(self) -> None:
         self.recorder = Recorder(
             RecordStore(self._session("record")), self.lanes, self.ownership, self.time, self.random
         )

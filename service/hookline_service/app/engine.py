@@ -116,7 +116,7 @@ class Engine:
         )
         self.key_lookup = ApiKeyLookup(session("access", timeout_s=LOOKUP_TIMEOUT_S))
         self.publisher = self._make_publisher(settings, path, random, instruments)
-        sender = self._make_sending(settings, record, random, instruments)
+        sender = self._make_delivery(settings, record, random, instruments)
         self.consents = TargetHandshakes(
             database,
             secrets,
@@ -179,7 +179,7 @@ class Engine:
             max_lane_bytes=settings.max_lane_bytes,
         )
 
-    def _make_sending(
+    def _make_delivery(
         self, settings: Settings, record: Session, random: Random, instruments: Instruments
     ) -> WebhookSender:
         self.recorder = Recorder(

@@ -20,7 +20,6 @@ from hookline_service.domain.errors import Reason, Violation, invalid
 from hookline_service.domain.ids import DELIVERY_ID, EVENT_ID
 from hookline_service.domain.names import WILDCARD
 from hookline_service.pipeline.actions.delivery_actions import DeliveryActions
-from hookline_service.pipeline.dispatch.lane_views import reason_of
 from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.store.deliveries import Delivery, DeliveryStore, Selection
 
@@ -122,8 +121,7 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
     def _shown(self, delivery: Delivery) -> delivery_pb2.Delivery:
         """A delivery with what this node alone knows of why it waits."""
         if delivery.is_due:
-            lane = self._lanes.get(delivery.subscription_uid)
-            reason = reason_of(lane, delivery.delivery_id, self._lanes.dispatcher.may_take)
+            reason = self._lanes.waiting_reason(delivery.subscription_uid, delivery.delivery_id)
             delivery = replace(delivery, state_reason=reason)
         return delivery_message(delivery)
 

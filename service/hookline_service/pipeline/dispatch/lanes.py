@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
+from hookline_service.domain.delivery import DeliveryStateReason
 from hookline_service.pipeline.clock import Clock
 from hookline_service.pipeline.dispatch.dispatcher import DelayQueue, Dispatcher
 from hookline_service.pipeline.dispatch.lane import (
@@ -40,7 +41,13 @@ from hookline_service.pipeline.dispatch.lane import (
     LaneState,
     Message,
 )
-from hookline_service.pipeline.dispatch.lane_views import LaneCounts, LaneView, counts_of, top_of
+from hookline_service.pipeline.dispatch.lane_views import (
+    LaneCounts,
+    LaneView,
+    counts_of,
+    reason_of,
+    top_of,
+)
 from hookline_service.pipeline.dispatch.outcome_log import tell_circuit_opened
 from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
 from hookline_service.pipeline.timers import Timers
@@ -426,6 +433,13 @@ class Lanes:
     def top(self, count: int) -> list[LaneView]:
         """Return the lanes with the most deliveries in memory."""
         return top_of(self._by_uid.values(), self.dispatcher.may_take, count)
+
+    def waiting_reason(
+        self, subscription_uid: UUID, delivery_id: UUID
+    ) -> DeliveryStateReason | None:
+        """Return why a due delivery waits; None where it is sent, or about to be, or elsewhere."""
+        lane = self._by_uid.get(subscription_uid)
+        return reason_of(lane, delivery_id, self.dispatcher.may_take)
 
     # ---------------------------------------------------------------------------------- within
 
