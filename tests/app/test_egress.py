@@ -52,7 +52,7 @@ async def test_a_proxy_and_authorities_of_one_s_own(database_url: str, tmp_path:
     assert {*proxy.asked} == {f"127.0.0.1:{receiver.port}"}
     assert len(receiver.requests) == 1
     events = [line["event"] for line in logs]
-    assert events.count("egress_proxy_failed") == events.count("egress_proxy_works") == 1
+    assert events.count("egress_proxy_failed") == events.count("egress_proxy_recovered") == 1
     assert "hunter2" not in repr(logs)
 
 

@@ -258,7 +258,7 @@ async def test_too_few_connections_for_all_processes_are_told_of(
     async with started(database_url, HOOKLINE_WORKERS=str(workers)) as (app, _):
         await app.stop()
     told = capfd.readouterr()
-    assert ("connections_short" in told.out + told.err) is is_short
+    assert ("connection_limit_too_low" in told.out + told.err) is is_short
 
 
 @asynccontextmanager

@@ -66,12 +66,12 @@ async def test_each_certificate_that_ends_soon_is_told_of_once(
     with capture_logs() as logs:
         async with followed(authority, later):
             await looks.more()
-            assert told(logs, "source_expires") == 0
+            assert told(logs, "certificate_expires_soon") == 0
             for count in (1, 2):
                 authority.issue("server", "127.0.0.1", lifetime=soon + timedelta(minutes=count))
-                await until(lambda: told(logs, "source_expires") >= count, "it is told")  # noqa: B023
+                await until(lambda: told(logs, "certificate_expires_soon") >= count, "it is told")  # noqa: B023
                 await looks.more()
-                assert told(logs, "source_expires") == count
+                assert told(logs, "certificate_expires_soon") == count
 
 
 async def test_a_look_that_breaks_is_logged_and_not_the_last(

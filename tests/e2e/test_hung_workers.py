@@ -74,7 +74,7 @@ async def test_one_that_hangs_is_killed_and_replaced_and_every_connection_is_ser
             assert len(status.nodes) == 2
             answered.append(status.node_id)
         assert await asyncio.to_thread(node.stop) == 0, node.text
-    (killed,) = logged(node, "worker_hangs")
+    (killed,) = logged(node, "worker_hung")
     (ended,) = logged(node, "worker_ended")
     assert '"worker":1' in killed or '"worker":2' in killed
     assert "was ended by SIGKILL" in ended
@@ -95,7 +95,7 @@ async def test_a_machine_that_stood_still_makes_nobody_silent(database_url: str)
         await until_has_lived(database_url, SILENCE_S)
         assert workers(node) == pids
         assert await asyncio.to_thread(node.stop) == 0, node.text
-    assert logged(node, "worker_hangs") == logged(node, "worker_ended") == []
+    assert logged(node, "worker_hung") == logged(node, "worker_ended") == []
 
 
 async def test_who_starts_for_long_is_not_silent(database_url: str) -> None:
@@ -112,7 +112,7 @@ async def test_who_starts_for_long_is_not_silent(database_url: str) -> None:
         node.ready()
         assert workers(node) == pids
         assert await asyncio.to_thread(node.stop) == 0, node.text
-    assert logged(node, "worker_hangs") == []
+    assert logged(node, "worker_hung") == []
 
 
 async def test_without_a_bound_nobody_is_killed(database_url: str) -> None:
@@ -125,7 +125,7 @@ async def test_without_a_bound_nobody_is_killed(database_url: str) -> None:
             assert workers(node) == pids
         await until_shared(database_url, 128, 128)
         assert await asyncio.to_thread(node.stop) == 0, node.text
-    assert logged(node, "worker_hangs") == logged(node, "worker_ended") == []
+    assert logged(node, "worker_hung") == logged(node, "worker_ended") == []
 
 
 def is_replaced(node: Node, pid: int) -> bool:

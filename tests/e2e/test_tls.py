@@ -220,7 +220,7 @@ async def test_every_process_takes_a_new_certificate_and_keeps_the_old_where_it_
         await until(lambda: "does not count" not in told(), "it is mended", within_s=40)
         assert node.stop() == 0
     assert node.text.count('"source_reloaded"') == count
-    refusals = node.text.count('"source_refused"')
+    refusals = node.text.count('"source_rejected"')
     assert 1 <= refusals <= count, "each process says so once"
 
 

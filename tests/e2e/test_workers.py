@@ -189,7 +189,7 @@ async def test_a_second_signal_reaches_all(database_url: str) -> None:
         node.signal(signal.SIGTERM)
         assert await asyncio.to_thread(node.ended) == 0
         assert not any(map(lives, pids))
-    assert '"stopped_early"' in node.text, "or the target's time was over first"
+    assert '"shutdown_timed_out"' in node.text, "or the target's time was over first"
     target.close()
 
 

@@ -107,7 +107,7 @@ def test_what_stays_broken_is_told_once_and_shown_until_it_is_mended(files: File
         for _ in range(4):
             followed.look()
     assert [(line["event"], line["reason"]) for line in logs] == [
-        ("source_refused", "two does not go with one")
+        ("source_rejected", "two does not go with one")
     ]
     assert followed.current.left == b"one"
     assert followed.state().problem == "two does not go with one"

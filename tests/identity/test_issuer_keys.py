@@ -113,7 +113,7 @@ def test_what_counted_counts_for_a_day_while_the_issuer_is_away(
         for _ in range(3):
             clock.now_s += 301
             keys.look()
-    assert [line["event"] for line in logs] == ["source_refused"]
+    assert [line["event"] for line in logs] == ["source_rejected"]
     assert keys.current() is before
     assert "answered 503" in keys.state().problem
     clock.now_s += 24 * 3_600

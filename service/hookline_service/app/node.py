@@ -230,7 +230,7 @@ class App:
         if stopping.done():
             await stopping
             return
-        _log.warning("stopped_early", part=getattr(stop, "__qualname__", str(stop)))
+        _log.warning("shutdown_timed_out", part=getattr(stop, "__qualname__", str(stop)))
         stopping.cancel()
         await asyncio.gather(stopping, return_exceptions=True)
 
@@ -302,7 +302,9 @@ async def _check_connections(settings: Settings, database: Database) -> None:
     needed = settings.workers * each
     limit = await database.connection_limit()
     if needed > limit:
-        _log.warning("connections_short", needed=needed, limit=limit, workers=settings.workers)
+        _log.warning(
+            "connection_limit_too_low", needed=needed, limit=limit, workers=settings.workers
+        )
 
 
 async def _prepare_schema(settings: Settings, database: Database) -> None:

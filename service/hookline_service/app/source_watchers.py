@@ -113,4 +113,6 @@ class SourceWatcher:
             return
         if ends - datetime.now(UTC) < EXPIRY_WARNING:
             self._warned.add((state.setting, ends))
-            _log.warning("source_expires", setting=state.setting, expires_at=ends.isoformat())
+            _log.warning(
+                "certificate_expires_soon", setting=state.setting, expires_at=ends.isoformat()
+            )

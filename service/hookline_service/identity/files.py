@@ -116,7 +116,7 @@ class FollowedFiles(Generic[T]):
         self._judged = signature
         if problem != self._problem:
             self._problem = problem
-            _log.warning("source_refused", setting=self._setting, reason=problem)
+            _log.warning("source_rejected", setting=self._setting, reason=problem)
 
     def _signature(self) -> _Signature:
         return tuple(_signature_of(path) for path in self._paths)

@@ -90,7 +90,7 @@ class FetchedKeys:
                 self._due_s = self._monotonic_s() + min(RETRY_S, self._refresh_s)
                 if str(error) != self._problem:
                     self._problem = str(error)
-                    _log.warning("source_refused", setting=KEYS, reason=self._problem)
+                    _log.warning("source_rejected", setting=KEYS, reason=self._problem)
                 return
             self._fetched_s = self._monotonic_s()
             self._due_s = self._fetched_s + self._refresh_s

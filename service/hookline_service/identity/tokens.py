@@ -111,7 +111,7 @@ class Tokens:
         try:
             return await self._judge(token, keys)
         except _RefusedError as error:
-            _log.debug("token_refused", reason=str(error))
+            _log.debug("token_rejected", reason=str(error))
             raise unauthenticated() from None
 
     async def _renew(self) -> None:

@@ -346,7 +346,7 @@ class Database:
                     connection.terminate()
                     raise
         except UnsafeServerError as error:
-            _log.warning("database_refused", session=name, error=str(error))
+            _log.warning("database_rejected", session=name, error=str(error))
             raise _refused(error) from error
         except (*_GONE, asyncpg.PostgresError) as error:
             raise unavailable(error) from error

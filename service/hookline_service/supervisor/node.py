@@ -109,7 +109,7 @@ def listen_for_signals(hurry: Callable[[], None]) -> asyncio.Event:
     asked = asyncio.Event()
 
     def caught(number: int) -> None:
-        _log.info("signal", name=signal.Signals(number).name)
+        _log.info("signal_received", name=signal.Signals(number).name)
         if asked.is_set():
             hurry()
         asked.set()

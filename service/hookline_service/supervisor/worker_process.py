@@ -114,7 +114,7 @@ class WorkerProcess:
             if self._is_stopping.is_set():  # how long that may take is its grace's to say
                 return
             if self._unanswered == _QUESTIONS:
-                _log.error("worker_hangs", worker=self.number, silent_s=self._silence_s)
+                _log.error("worker_hung", worker=self.number, silent_s=self._silence_s)
                 self.signal(signal.SIGKILL)
                 return
             if self._unanswered is not None:

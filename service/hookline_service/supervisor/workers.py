@@ -92,7 +92,7 @@ class Supervisor:
         stopping = asyncio.create_task(asked.wait())
         try:
             if await self._serve(keeping, stopping):
-                _log.info("workers_serve", count=len(self._workers), address=str(self._address))
+                _log.info("workers_started", count=len(self._workers), address=str(self._address))
                 announce(self._address)
                 await asyncio.wait({stopping, *keeping}, return_when=asyncio.FIRST_COMPLETED)
         finally:

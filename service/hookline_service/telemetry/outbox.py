@@ -102,7 +102,7 @@ class Outbox(SpanProcessor):
             is_sent = self._exporter.export(batch) is SpanExportResult.SUCCESS
         except Exception as error:  # noqa: BLE001 - must not stop the thread
             is_sent = False
-            _log.debug("spans_unexportable", error=str(error))
+            _log.debug("span_export_failed", error=str(error))
         if is_sent:
             self.sent += len(batch)
         else:

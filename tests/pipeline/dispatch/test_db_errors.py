@@ -70,7 +70,7 @@ async def test_lost_deadlocks_are_run_again_and_many_in_a_row_are_told(
         await rig.publisher.publish("acme", [order_created()])
         await until(lambda: rig.recorder.recorded == 1, "it is recorded")
 
-    assert [line["error"] for line in logs if line["event"] == "record_repeated"] == [
+    assert [line["error"] for line in logs if line["event"] == "record_retried"] == [
         "deadlock detected"
     ]
     assert len(receiver.ids) == 1

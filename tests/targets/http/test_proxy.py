@@ -291,7 +291,7 @@ class TestFaults:
                         await post(receiver.url(host="good.test"))
         assert [(line["event"], line.get("error")) for line in logs] == [
             ("egress_proxy_failed", "the egress proxy answered 407"),
-            ("egress_proxy_works", None),
+            ("egress_proxy_recovered", None),
         ]
 
 

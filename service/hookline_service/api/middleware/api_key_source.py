@@ -229,7 +229,7 @@ class ApiKeySource:
         if found is None or not (fits and found.is_live and found.expires_in_s > 0):
             self._valid.pop(fingerprint, None)
             _put(self._refused, fingerprint, now_s + BELIEVED_S, self._max_cached)
-            _log.debug("api_key_refused", key_id=looked_up.key_id, is_known=found is not None)
+            _log.debug("api_key_rejected", key_id=looked_up.key_id, is_known=found is not None)
             return None
         key = self._valid.get(fingerprint)
         if key is None:

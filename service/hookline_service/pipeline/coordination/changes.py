@@ -124,7 +124,7 @@ class Changes:
                 await self.read()
                 self.is_failing = False
             except TRANSIENT as error:
-                _log.warning("changes_unread", error=str(error))
+                _log.warning("change_log_read_failed", error=str(error))
                 self.is_failing = True
             except Exception:  # noqa: BLE001 - logged whole; the next turn goes on
                 _log.exception("changes_broken")

@@ -45,7 +45,7 @@ def deadlock_backoff_s(error: Exception, repeats: int, unit: float) -> float | N
 def tell_repeated(deliveries: int, error: Exception) -> None:
     """A batch waits for a database in trouble."""
     said = str(error).partition("\n")[0]
-    _log.warning("record_repeated", deliveries=deliveries, error=said)
+    _log.warning("record_retried", deliveries=deliveries, error=said)
 
 
 def tell_unstorable(what: str, job: Job, error: Exception) -> None:

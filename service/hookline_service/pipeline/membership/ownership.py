@@ -340,7 +340,7 @@ class Ownership:
         if not quiet:
             return
         given = await self._store.give(self.node_id, sorted(quiet))
-        _log.info("buckets_given", count=len(given))
+        _log.info("buckets_handed_over", count=len(given))
         self._lose(quiet)
         self.on_moved()
 
@@ -349,7 +349,7 @@ class Ownership:
         self._lose(set(self._buckets))
         if ours:
             await self._store.give(self.node_id, sorted(ours))
-            _log.error("buckets_given_up", count=len(ours))
+            _log.error("buckets_released", count=len(ours))
             self.on_moved()
 
     def _surplus(self, ours: Collection[int], count: int) -> list[int]:

@@ -49,7 +49,7 @@ class _Entry:
             try:
                 self.schema = checker.read(event_type.json_schema)
             except SchemaUnusableError:
-                _log.exception("event_type_unusable", event_type=event_type.name)
+                _log.exception("event_schema_compilation_failed", event_type=event_type.name)
                 self.is_unusable = True
 
 
@@ -161,7 +161,7 @@ class EventTypeCatalog:
         except SchemaUnusableError as error:
             position, entry = checked[error.index]
             event_type = events[position].type
-            _log.exception("event_type_unusable", event_type=event_type)
+            _log.exception("event_schema_compilation_failed", event_type=event_type)
             entry.is_unusable = True
             raise _refused(event_type, field, position, entry) from error
         except OverBudgetError as error:

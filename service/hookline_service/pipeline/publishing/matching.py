@@ -100,7 +100,7 @@ class Matcher:
             load = await load_index(reader, tenant_id, have_epoch, have_uid)
             if load is not None and load.tenant_uid == have_uid and load.epoch < have_epoch:
                 # Epochs never decrease in one history, so the index in memory cannot be trusted.
-                _log.warning("epoch_went_back", tenant=tenant_id, had=have_epoch, found=load.epoch)
+                _log.warning("epoch_decreased", tenant=tenant_id, had=have_epoch, found=load.epoch)
                 self._indexes.pop(tenant_id)
                 known, load = None, await load_index(reader, tenant_id)
         except OutcomeUnknownError as error:

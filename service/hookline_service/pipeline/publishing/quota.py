@@ -83,7 +83,7 @@ class PendingQuota:
             try:
                 await self.look()
             except TRANSIENT as error:
-                _log.warning("pending_not_counted", error=str(error))
+                _log.warning("pending_count_failed", error=str(error))
             except Exception:  # noqa: BLE001 - what was known goes on counting
                 _log.exception("pending_quota_broken")
             await asyncio.sleep(LOOK_S)

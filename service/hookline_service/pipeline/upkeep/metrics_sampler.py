@@ -80,7 +80,7 @@ class MetricsSampler:
             except (*TRANSIENT, RejectedError) as error:
                 _log.warning("health_sample_failed", error=str(error))
             except Exception:  # noqa: BLE001 - logged whole; the next beat goes on
-                _log.exception("pulse_broken")
+                _log.exception("metrics_sampler_broken")
             beats += 1
             due_s = loop.time() + INTERVAL_S
             await asyncio.sleep(INTERVAL_S)

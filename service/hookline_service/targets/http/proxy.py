@@ -329,4 +329,4 @@ class ProxyRoute:
         if failure is not None:
             _log.warning("egress_proxy_failed", error=failure.message)
         else:
-            _log.info("egress_proxy_works")
+            _log.info("egress_proxy_recovered")
