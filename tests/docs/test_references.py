@@ -12,7 +12,7 @@ from tests.architecture.repository import PACKAGE, ROOT, files, text, tree
 from tests.docs.pages import Page, page, pages
 
 GUARANTEES = page("docs/guarantees.md")
-PROMISES, RULES = 16, 25
+PROMISES, RULES, QUESTIONS = 16, 25, 10
 _TEST = re.compile(r"(tests/[\w/]+\.py)::(?:Test\w+::)?(test_\w+)")
 _PATH = re.compile(r"(?:service|tests|docs|protos|clients|\.ci)/[\w./-]*[\w/]")
 _LATER = "with a later version"
@@ -135,6 +135,17 @@ def test_readme_lists_every_unimplemented_rpc() -> None:
     assert [n for n in refused if n not in by_family and f"`{n}`" not in listed] == []
     built = {"PublishEvents", "SendTestEvent", "RetryDelivery", "ListEvents"}
     assert [name for name in re.findall(r"`([A-Z]\w+)`", listed) if name in built] == []
+
+
+def test_each_question_of_the_architecture_is_answered_by_one_existing_file() -> None:
+    rows = page("docs/ARCHITECTURE.md").table("Where to find")
+    answers = {question: re.findall(r"`([^`]+)`", file) for question, file in rows}
+    assert len(answers) >= QUESTIONS
+    assert [
+        question
+        for question, named in answers.items()
+        if len(named) != 1 or not (ROOT / named[0]).is_file()
+    ] == []
 
 
 def docstring_of(path: pathlib.PurePosixPath) -> str:
