@@ -67,7 +67,7 @@ def test_the_uuid7_of_the_rfc() -> None:
 
 
 @given(UNIX_MS, RANDOM)
-def test_a_uuid7_is_one_and_tells_its_time(unix_ms: int, random: int) -> None:
+def test_uuid7_contains_its_time(unix_ms: int, random: int) -> None:
     made = make_uuid7(unix_ms, random)
     assert made.version == 7
     assert made.variant == "specified in RFC 4122"
@@ -78,7 +78,7 @@ def test_a_uuid7_is_one_and_tells_its_time(unix_ms: int, random: int) -> None:
 
 
 @given(UNIX_MS, RANDOM, RANDOM)
-def test_every_random_bit_counts(unix_ms: int, one: int, other: int) -> None:
+def test_different_random_bits_give_different_ids(unix_ms: int, one: int, other: int) -> None:
     assert (make_uuid7(unix_ms, one) == make_uuid7(unix_ms, other)) is (one == other)
 
 
@@ -89,12 +89,12 @@ def test_type_ids(letters: str, uuid: str) -> None:
 
 
 @pytest.mark.parametrize("text", NO_TYPE_IDS)
-def test_what_is_no_type_id(text: str) -> None:
+def test_invalid_type_ids_are_rejected(text: str) -> None:
     assert parse_type_id("evt", text) is None
 
 
 @given(st.text())
-def test_parsing_takes_only_what_formatting_gives(text: str) -> None:
+def test_parsing_accepts_only_formatted_ids(text: str) -> None:
     for candidate in (text, f"evt_{text}"):
         value = parse_type_id("evt", candidate)
         assert value is None or format_type_id("evt", value) == candidate
@@ -107,7 +107,7 @@ def test_type_ids_sort_as_their_uuids(one: UUID, other: UUID) -> None:
 
 
 @given(EVENTS, INDEXES, BUCKETS)
-def test_a_delivery_is_of_its_event_and_its_bucket(event_id: UUID, index: int, bucket: int) -> None:
+def test_delivery_id_contains_its_event_and_bucket(event_id: UUID, index: int, bucket: int) -> None:
     delivery_id = delivery_id_of(event_id, index, bucket)
     first, last = delivery_range_of(event_id)
     assert first <= delivery_id <= last
@@ -117,12 +117,14 @@ def test_a_delivery_is_of_its_event_and_its_bucket(event_id: UUID, index: int, b
 
 
 @given(EVENTS, st.sets(st.tuples(INDEXES, BUCKETS), max_size=50))
-def test_deliveries_of_an_event_are_told_apart(event_id: UUID, pairs: set[tuple[int, int]]) -> None:
+def test_deliveries_of_an_event_have_different_ids(
+    event_id: UUID, pairs: set[tuple[int, int]]
+) -> None:
     assert len({delivery_id_of(event_id, *pair) for pair in pairs}) == len(pairs)
 
 
 @given(EVENTS, EVENTS)
-def test_ranges_of_two_events_are_one_or_apart(one: UUID, other: UUID) -> None:
+def test_ranges_of_two_events_are_equal_or_disjoint(one: UUID, other: UUID) -> None:
     (first, last), (other_first, other_last) = delivery_range_of(one), delivery_range_of(other)
     assert (first, last) == (other_first, other_last) or last < other_first or other_last < first
 

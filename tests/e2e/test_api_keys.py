@@ -67,7 +67,7 @@ async def test_a_key_opens_what_nothing_else_opens_until_it_is_revoked(serve: Gu
         for asked in ("list", SERVICE):
             refused = serve.call(asked, token=stranger)
             assert refused.returncode != 0
-            assert "the caller is not known" in refused.stderr
+            assert "the caller is not authenticated" in refused.stderr
     assert serve.hookline("health").stdout == "SERVING\n"
     assert "hookline.v1.EventService" in serve.call("list", token=token).stdout
     assert "nodeId" in serve.call(SERVICE, token=token).stdout

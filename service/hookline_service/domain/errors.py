@@ -1,7 +1,7 @@
-"""What can be refused, and why: the exceptions that cross rooms.
+"""The errors that callers may see: exceptions with a status code and a reason.
 
 Every error carries a `Reason` (the API's `ErrorReason` without its prefix) and a `Code` (the name
-of a gRPC status). Nothing here knows gRPC; `api/middleware/errors.py` is the only translator.
+of a gRPC status). Only `api/middleware/errors.py` translates them to gRPC statuses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 
 class Code(StrEnum):
-    """The canonical status a refusal answers with, by its gRPC name."""
+    """The status code of an error, by its gRPC name."""
 
     UNAUTHENTICATED = "UNAUTHENTICATED"
     PERMISSION_DENIED = "PERMISSION_DENIED"
@@ -29,7 +29,7 @@ class Code(StrEnum):
 
 
 class Reason(StrEnum):
-    """The API's `ErrorReason` without its prefix; a test holds the two together."""
+    """The API's `ErrorReason` without its prefix; a test compares the two."""
 
     INTERNAL = "INTERNAL"
     DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
@@ -88,19 +88,20 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One invalid field of a request: its path (`events[3].type`) and what is wrong with it."""
+    """One invalid field of a request, with its path (`events[3].type`)."""
 
     field: str
     description: str
     reason: Reason = Reason.FIELD_INVALID
     limit: str = ""
-    """The setting that was exceeded, where `reason` is LIMIT_EXCEEDED and there is one."""
+    """The name of the exceeded setting, if `reason` is LIMIT_EXCEEDED and the limit is a setting.
+    """
     maximum: int = 0
-    """What that setting allows."""
+    """The value of that setting."""
 
 
 class HooklineError(Exception):
-    """A refusal that a caller may see: a sentence for a person, a reason for a program."""
+    """An error that a caller may see: a message for people, a reason for programs."""
 
     code: ClassVar[Code] = Code.INTERNAL
 
@@ -122,94 +123,94 @@ class HooklineError(Exception):
 
 
 class UnauthenticatedError(HooklineError):
-    """Who calls is not known; made by `unauthenticated()` alone, so that no cause is told."""
+    """The caller is not authenticated; created only by `unauthenticated()`."""
 
     code = Code.UNAUTHENTICATED
 
 
 class PermissionDeniedError(HooklineError):
-    """Who calls is known, and may not do this anywhere."""
+    """The caller is authenticated and does not have the permission for the method."""
 
     code = Code.PERMISSION_DENIED
 
 
 class InvalidArgumentError(HooklineError):
-    """The request itself is wrong, whatever the state of the world; names every invalid field."""
+    """The request is invalid, independently of any stored state; names every invalid field."""
 
     code = Code.INVALID_ARGUMENT
 
 
 class NotFoundError(HooklineError):
-    """No such thing, or one of another tenant: the two look alike."""
+    """The resource does not exist or belongs to another tenant; both look the same to callers."""
 
     code = Code.NOT_FOUND
 
 
 class AlreadyExistsError(HooklineError):
-    """The name or the idempotency key is taken by something else."""
+    """The name or the idempotency key is already used."""
 
     code = Code.ALREADY_EXISTS
 
 
 class FailedPreconditionError(HooklineError):
-    """The thing is in a state that does not allow the call."""
+    """The resource is in a state that does not allow the call."""
 
     code = Code.FAILED_PRECONDITION
 
 
 class AbortedError(HooklineError):
-    """Somebody else changed the thing meanwhile: read it again and repeat."""
+    """The resource was changed concurrently: read it again and repeat the call."""
 
     code = Code.ABORTED
 
 
 class ResourceExhaustedError(HooklineError):
-    """A limit was reached; `retry_after_s` says when to come back."""
+    """A limit was reached; `retry_after_s` is the time after which a repetition can succeed."""
 
     code = Code.RESOURCE_EXHAUSTED
 
 
 class UnavailableError(HooklineError):
-    """Not now, and repeating is safe: nothing was stored, or the call carries keys."""
+    """Temporarily unavailable: nothing was stored, or the call has idempotency keys."""
 
     code = Code.UNAVAILABLE
 
 
 class UnimplementedError(HooklineError):
-    """Part of the contract that this version does not build yet; refused, never ignored."""
+    """The method or field is part of the contract but not implemented; rejected, never ignored."""
 
     code = Code.UNIMPLEMENTED
 
 
 def unauthenticated() -> UnauthenticatedError:
-    """The one answer to credentials that are missing, garbled, unknown, expired or revoked."""
+    """Return the error for credentials that are missing, malformed, unknown, expired or revoked."""
     return UnauthenticatedError(
-        "the caller is not known: send credentials that are valid, such as an API key in"
+        "the caller is not authenticated: send valid credentials, such as an API key in"
         " `authorization: Bearer hk_…`",
         Reason.UNAUTHENTICATED,
     )
 
 
 def invalid(violations: Sequence[Violation]) -> InvalidArgumentError:
-    """The error for a request's invalid fields, all of them at once.
+    """Return the error for all invalid fields of a request; `violations` must not be empty.
 
-    Its reason is theirs where they agree, and FIELD_INVALID otherwise; its metadata names the first
-    setting that was exceeded, `limit`, and what that allows, `maximum`.
+    Its reason is the reason of the violations if they agree, and FIELD_INVALID otherwise. Its
+    metadata contains the first exceeded setting (`limit`) and the value of it (`maximum`).
     """
     first = violations[0]
     more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
-    agree = all(violation.reason == first.reason for violation in violations)
+    same_reason = all(violation.reason == first.reason for violation in violations)
     exceeded = next((violation for violation in violations if violation.limit), None)
     return InvalidArgumentError(
         f"{first.field}: {first.description}{more}",
-        first.reason if agree else Reason.FIELD_INVALID,
+        first.reason if same_reason else Reason.FIELD_INVALID,
         violations=violations,
         metadata={"limit": exceeded.limit, "maximum": str(exceeded.maximum)} if exceeded else None,
     )
 
 
 def over_limit(field: str, size: int, unit: str, limit: str, maximum: int) -> Violation:
-    """The violation of a limit that is a setting: `limit` is its name, `maximum` its value."""
+    """Return the violation of a limit: `limit` is the name of the setting, `maximum` its value."""
     return Violation(
         field,
         f"has {size:,} {unit}; {limit} allows {maximum:,}",

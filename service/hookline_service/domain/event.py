@@ -1,4 +1,4 @@
-"""An event: something that happened, immutable once accepted; and event types, its contracts."""
+"""Events, which are immutable after they are accepted, and event types, their contracts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import UUID
 JSON_CONTENT_TYPE = "application/json"
 BINARY_CONTENT_TYPE = "application/octet-stream"
 RESERVED_TYPE_PREFIX = "hookline."
-"""Types that only Hookline itself publishes: system events."""
+"""The prefix of the types of system events, which only Hookline publishes."""
 
 
 class EventTypeState(StrEnum):
@@ -23,18 +23,18 @@ class EventTypeState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventType:
-    """A named contract of events, global to the deployment."""
+    """An event type: a named contract of events, global to the deployment."""
 
     name: str
-    """The id, such as `order.created`."""
+    """The id, for example `order.created`."""
     description: str = ""
     json_schema: str = ""
-    """A JSON Schema (draft 2020-12 by default) that the data must satisfy; empty: any JSON."""
+    """A JSON Schema (draft 2020-12 by default) that the data must satisfy; empty: any data."""
     proto_message: str = ""
     example_json: str = ""
     state: EventTypeState = EventTypeState.ACTIVE
     revision: int = 1
-    """Raised by one whenever the schema changes; stored with each event."""
+    """Incremented when the schema changes; stored with each event."""
     create_time: datetime | None = None
     update_time: datetime | None = None
     etag: str = ""
@@ -42,11 +42,11 @@ class EventType:
 
 @dataclass(slots=True, kw_only=True)
 class NewEvent:
-    """An event as a publisher sends it: validated, not yet stored. Treated as immutable."""
+    """A validated event of a publisher that is not stored yet. Treated as immutable."""
 
     type: str
     data: bytes
-    """Exactly the bytes that will be sent as data."""
+    """The exact bytes that are sent as data."""
     is_json: bool = True
     """True: `data` is a JSON text. False: opaque bytes."""
     content_type: str = JSON_CONTENT_TYPE
@@ -60,7 +60,7 @@ class NewEvent:
     ordering_key: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
     traceparent: str = ""
-    """The trace of the code that made it (W3C); empty: the publishing call's."""
+    """The trace context of its origin (W3C); empty: that of the publishing call."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,15 +83,15 @@ class Event:
     ordering_key: str
     attributes: Mapping[str, str]
     event_type_revision: int
-    """The revision of its type when it was accepted; 0 for an unregistered type."""
+    """The revision of its type at acceptance; 0 for an unregistered type."""
     create_time: datetime
-    """Database time at acceptance; the instant its id begins with."""
+    """The database's time at acceptance; the id begins with the same time."""
     trace_context: bytes | None = None
-    """Where it belongs in a trace that is recorded, packed; None: it is in none."""
+    """The packed trace context of a sampled trace; None if it belongs to none."""
 
 
 def default_source(tenant_id: str) -> str:
-    """The source of an event whose publisher names none."""
+    """Return the default source of an event."""
     return f"/tenants/{tenant_id}"
 
 
@@ -104,7 +104,7 @@ def accepted(
     create_time: datetime,
     trace_context: bytes | None = None,
 ) -> Event:
-    """The event that a publisher's event becomes."""
+    """Return the stored form of a publisher's event."""
     return Event(
         event_id=event_id,
         tenant_uid=tenant_uid,

@@ -1,15 +1,15 @@
 """Identifiers: UUIDv7 inside, TypeIDs (`evt_…`, `dlv_…`) on the wire.
 
-Theory of operation. Every id begins with 48 bits of Unix milliseconds, so history partitions by day
-on the id alone. The ids of one event's first fan-out share the event's leading bits, and end in an
-index and in the subscription's bucket:
+Theory of operation. Every id begins with 48 bits of Unix milliseconds, so tables are partitioned by
+day on the id alone. The ids of one event's first fan-out share the event's leading bits, and end in
+an index and in the subscription's bucket:
 
     event     | 48 ms | ver | 12 random | var | 34 random | 28 random           |
     delivery  | the event's first 100 bits, the same       | 20 index | 8 bucket |
 
 so that "all deliveries of this event" is a range of the primary key, and a delivery is found by its
-id alone, without an index that would have to be written for each. Two events made in the same
-millisecond share those bits once in 2^46.
+id without a secondary index. Two events of the same millisecond share those bits with a probability
+of 2^-46.
 
 Sources: RFC 9562 section 5.7 (UUIDv7), TypeID specification 0.3.
 """
@@ -20,7 +20,7 @@ from hashlib import blake2b
 from uuid import UUID
 
 BUCKET_COUNT = 256
-"""Fixed slices of all subscriptions; changing it would mean moving every pending row."""
+"""The number of buckets of subscriptions; a change would require moving every pending row."""
 
 MAX_FAN_OUT = 1 << 20
 """Deliveries of one event in one publish; the width of the index in a delivery's id."""
@@ -38,7 +38,7 @@ _LOW_28 = (1 << 28) - 1
 
 
 def make_uuid7(unix_ms: int, random_74: int) -> UUID:
-    """A UUIDv7 of the given Unix milliseconds and 74 random bits."""
+    """Return a UUIDv7 of the given Unix milliseconds and 74 random bits."""
     return UUID(
         int=(unix_ms & 0xFFFFFFFFFFFF) << 80
         | 0x7 << 76
@@ -49,44 +49,44 @@ def make_uuid7(unix_ms: int, random_74: int) -> UUID:
 
 
 def delivery_id_of(event_id: UUID, index: int, bucket: int) -> UUID:
-    """The id of an event's delivery number `index` (below `MAX_FAN_OUT`) into a bucket."""
+    """Return the id of an event's delivery number `index` (below `MAX_FAN_OUT`) into a bucket."""
     return UUID(int=event_id.int & ~_LOW_28 | index << 8 | bucket)
 
 
 def delivery_range_of(event_id: UUID) -> tuple[UUID, UUID]:
-    """The first and last id that a delivery of the event's first fan-out can have, inclusive."""
+    """Return the first and the last id, inclusive, of the deliveries of the first fan-out."""
     first = event_id.int & ~_LOW_28
     return UUID(int=first), UUID(int=first | _LOW_28)
 
 
 def bucket_of(subscription_uid: UUID) -> int:
-    """The bucket of a subscription, for its whole life."""
+    """Return the bucket of a subscription; it never changes."""
     return blake2b(subscription_uid.bytes, digest_size=1).digest()[0]
 
 
 def bucket_of_delivery(delivery_id: UUID) -> int:
-    """The bucket that a delivery's id carries in its last 8 bits."""
+    """Return the bucket in the last 8 bits of a delivery's id."""
     return delivery_id.int & 0xFF
 
 
 def unix_ms_of(uuid7: UUID) -> int:
-    """The Unix milliseconds that a UUIDv7 begins with."""
+    """Return the Unix milliseconds at the beginning of a UUIDv7."""
     return uuid7.int >> 80
 
 
 def first_uuid_of(unix_ms: int) -> UUID:
-    """The lower bound, inclusive, of all ids made at or after the given Unix milliseconds."""
+    """Return the inclusive lower bound of all ids of the given Unix milliseconds or later."""
     return UUID(int=max(unix_ms, 0) << 80)
 
 
 def format_type_id(prefix: str, value: UUID) -> str:
-    """The TypeID of a UUID, such as `evt_01jdc…`: a prefix and 26 letters of Crockford's base32."""
+    """Return the TypeID of a UUID, such as `evt_01jdc…` (26 letters of Crockford base32)."""
     number = value.int
     return f"{prefix}_{''.join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])}"
 
 
 def parse_type_id(prefix: str, text: str) -> UUID | None:
-    """The UUID of a TypeID, or None where the text is none of that prefix."""
+    """Return the UUID of a TypeID; None if the text is not a TypeID with that prefix."""
     head, _, letters = text.partition("_")
     if head != prefix or len(letters) != _TYPE_ID_LENGTH or letters[0] > "7":
         return None

@@ -1,4 +1,4 @@
-"""Instants as numbers and as `datetime`: ids carry milliseconds, attempts microseconds."""
+"""Conversions of Unix milliseconds (in ids) and microseconds (in attempts) to `datetime`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def from_unix_ms(unix_ms: int) -> datetime:
-    """The instant of Unix milliseconds, exactly."""
+    """Return the exact time of Unix milliseconds."""
     return _EPOCH + timedelta(milliseconds=unix_ms)
 
 
 def from_unix_us(unix_us: int) -> datetime:
-    """The instant of Unix microseconds, exactly."""
+    """Return the exact time of Unix microseconds."""
     return _EPOCH + timedelta(microseconds=unix_us)

@@ -1,7 +1,7 @@
-"""The grammar of names: resources, ids, event types, patterns, attributes, keys.
+"""The syntax of names: resources, ids, event types, patterns, attributes, keys.
 
-Each `check_…` returns what is wrong as a sentence without a subject, or None. The caller knows the
-field and puts the two together.
+Each `check_…` returns a description of the error without a subject (`must be …`), or None. Callers
+put the name of the field before it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_ATTRIBUTE_NAME_LENGTH = 64
 MAX_KEY_LENGTH = 255
 
 WILDCARD = "-"
-"""`tenants/-`: across tenants, in reads only."""
+"""The id in `tenants/-`, which means all tenants; for reads only."""
 
 _ID = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
 _EVENT_TYPE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*", re.ASCII)
@@ -35,11 +35,11 @@ CLOUDEVENTS_CORE = frozenset(
         "datacontenttype", "dataschema", "traceparent",
     }
 )  # fmt: skip
-"""Names that an attribute may not take (CloudEvents 1.0 section 3.1, and what we send)."""
+"""Names that an attribute may not have (CloudEvents 1.0 section 3.1, and `traceparent`)."""
 
 
 def check_id(text: str) -> str | None:
-    """The grammar of tenant, subscription and replay ids."""
+    """Check the id of a tenant, subscription or replay."""
     if _ID.fullmatch(text):
         return None
     return (
@@ -49,7 +49,7 @@ def check_id(text: str) -> str | None:
 
 
 def check_event_type(text: str) -> str | None:
-    """The grammar of an event type's id."""
+    """Check the id of an event type."""
     if len(text) <= MAX_EVENT_TYPE_LENGTH and _EVENT_TYPE.fullmatch(text):
         return None
     return (
@@ -59,7 +59,7 @@ def check_event_type(text: str) -> str | None:
 
 
 def check_pattern(text: str) -> str | None:
-    """The grammar of a subscription's pattern: an exact type, `order.*`, or `*`."""
+    """Check a pattern of a subscription: an exact type, `order.*`, or `*`."""
     if text == "*":
         return None
     stem = text.removesuffix(".*")
@@ -69,30 +69,33 @@ def check_pattern(text: str) -> str | None:
 
 
 def check_attribute_name(text: str) -> str | None:
-    """The grammar of an event attribute's name."""
+    """Check the name of an event attribute."""
     if text in CLOUDEVENTS_CORE:
-        return "is a name that CloudEvents reserves"
+        return "is a name that CloudEvents or Hookline reserves"
     if _ATTRIBUTE.fullmatch(text):
         return None
     return f"must be 1 to {MAX_ATTRIBUTE_NAME_LENGTH} lower-case letters and digits"
 
 
 def check_key(text: str) -> str | None:
-    """The grammar of idempotency and ordering keys."""
+    """Check an idempotency key or an ordering key."""
     if _KEY.fullmatch(text):
         return None
     return f"must be 1 to {MAX_KEY_LENGTH} printable ASCII characters"
 
 
 def check_content_type(text: str) -> str | None:
-    """A media type with parameters (RFC 9110 section 8.3.1), fit to be sent as a header."""
+    """Check a media type with parameters (RFC 9110 section 8.3.1), which is sent as a header."""
     if len(text) <= _MAX_CONTENT_TYPE_LENGTH and _CONTENT_TYPE.fullmatch(text):
         return None
-    return "must be a media type such as 'application/json'"
+    return (
+        "must be a media type such as 'application/json', of at most"
+        f" {_MAX_CONTENT_TYPE_LENGTH} characters"
+    )
 
 
 def check_text(text: str, max_length: int) -> str | None:
-    """Free text: bounded, and without U+0000, which Postgres cannot store."""
+    """Check free text: its length, and that it has no U+0000, which Postgres cannot store."""
     if len(text) > max_length:
         return f"has {len(text)} characters; the limit is {max_length}"
     if "\x00" in text:
@@ -126,7 +129,7 @@ def event_type_name(event_type: str) -> str:
 
 
 def parse_name(name: str, *collections: str) -> tuple[str, ...] | None:
-    """The ids in a resource name of the given collections, or None where it is none.
+    """Return the ids in a resource name of the given collections; None if it does not match them.
 
     >>> parse_name("tenants/acme/events/evt_1", "tenants", "events")
     ('acme', 'evt_1')

@@ -1,8 +1,9 @@
-"""Which deliveries of an ordered subscription go one behind the other.
+"""The hash of ordering keys.
 
-Those of one ordering key do, in the order of their events' ordinals. Rows, indexes and memory know
-a key by 63 bits of its hash: keys may have 255 letters, and an event has a row for each of its
-subscriptions. Two keys that shared a hash would wait for one another, and nothing worse.
+Deliveries of an ordered subscription with the same ordering key are sent one at a time, in the
+order of their events' ordinals. Rows, indexes and memory store 63 bits of a hash instead of the
+key, because a key can have 255 characters and an event has a row for each of its subscriptions. Two
+keys with the same hash are ordered as one key; nothing else happens.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from uuid import UUID
 _MASK_63 = (1 << 63) - 1
 
 FIRST_KEY_HASH = 0
-"""The least there can be."""
+"""The smallest hash."""
 LAST_KEY_HASH = _MASK_63
-"""The greatest: one more is no bigint."""
+"""The largest hash: the maximum of a bigint."""
 
 
 def key_hash_of(ordering_key: str, event_id: UUID) -> int:
-    """What stands for an event's ordering key; without one it has a key of its own.
+    """Return the hash of an event's ordering key; without a key, a hash of the event's id.
 
-    From `FIRST_KEY_HASH` to `LAST_KEY_HASH`. It is stored: another hash would be another order.
+    Between `FIRST_KEY_HASH` and `LAST_KEY_HASH`. The hash is stored: the function must not change.
     """
     if not ordering_key:
         return event_id.int & _MASK_63

@@ -1,4 +1,4 @@
-"""A subscription: what a target wants, how it is reached, and by which policies."""
+"""A subscription: which events are delivered, to which target, and with which policies."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MAX_IN_FLIGHT = 1_000
 
 
 class SubscriptionState(StrEnum):
-    """Whether a subscription's deliveries go out."""
+    """Whether the deliveries of a subscription are sent."""
 
     ACTIVE = "ACTIVE"
     PAUSED = "PAUSED"
-    """By an operator; matching goes on, deliveries are held."""
+    """By an operator; events still match, deliveries are held."""
     DISABLED = "DISABLED"
-    """By the engine, for the target's own failures; matching goes on, deliveries are held."""
+    """By the service, after failures of the target; events still match, deliveries are held."""
 
 
 class SubscriptionStateReason(StrEnum):
@@ -36,7 +36,7 @@ class SubscriptionStateReason(StrEnum):
 
 
 class PayloadFormat(StrEnum):
-    """How an event is laid into a request's body."""
+    """The format of a request body."""
 
     STANDARD = "STANDARD"
     CLOUDEVENTS = "CLOUDEVENTS"
@@ -52,10 +52,10 @@ class SignatureScheme(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientCertificate:
-    """What may be told of the certificate that a target is shown; its key never is."""
+    """The public part of a client certificate; its private key is stored encrypted."""
 
     subject: str
-    """As RFC 4514 writes it; may be empty."""
+    """In the notation of RFC 4514; can be empty."""
     expire_time: datetime
     fingerprint: str
     """SHA-256 of the certificate, hexadecimal."""
@@ -63,39 +63,39 @@ class ClientCertificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpTarget:
-    """The receiving server, or several of them."""
+    """A receiver of HTTP requests, with one or several URLs."""
 
     url: str
     failover_urls: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = DEFAULT_TIMEOUT_S
-    """The one deadline of an attempt, from the name's resolution to the last byte read."""
+    """The timeout of an attempt, from the name resolution to the last byte of the response."""
     signature_scheme: SignatureScheme = SignatureScheme.HMAC_SHA256
     secret_header_names: tuple[str, ...] = ()
-    """Sorted; the values are sealed in the store."""
+    """Sorted; the values are stored encrypted."""
     secret_header_bytes: int = 0
-    """What they count for against the bytes of all headers."""
+    """Their size; it counts towards the limit of all headers."""
     client_certificate: ClientCertificate | None = None
     require_handshake: bool = False
-    """Whether it is asked for its consent before it is sent to."""
+    """Whether the target must give its consent before anything is sent."""
     allowed_per_minute: int | None = None
-    """Requests; the rate that its consent named. None: any, or it was not asked."""
+    """The rate in the target's consent, in requests per minute; None: no rate, or no handshake."""
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Every URL that it may be sent to at, in the order in which they are tried."""
+        """All URLs, in the order in which they are tried."""
         return (self.url, *self.failover_urls)
 
     def is_within(self, other: HttpTarget) -> bool:
-        """Whether it is sent nowhere that the other is not: what is secret may stay with it."""
+        """Return whether all its URLs are also URLs of `other`, so that secrets can be kept."""
         return set(self.urls) <= set(other.urls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """What a subscription said of its retries; None where it said nothing.
+    """The retry policy as the subscription defines it; None or empty for fields that are not set.
 
-    Either the three doubling fields or `schedule_s`, never both.
+    Either the three fields of the exponential backoff or `schedule_s`, never both.
     """
 
     max_attempts: int | None = None
@@ -106,7 +106,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryLimits:
-    """How fast and how wide a subscription's deliveries go out."""
+    """The rate limit and the concurrency limit of a subscription."""
 
     max_per_second: float | None = None
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
@@ -114,7 +114,7 @@ class DeliveryLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningKey:
-    """What may be told of a live signing key; the secret itself never leaves the store in clear."""
+    """The public part of an active signing key; the secret itself is stored encrypted."""
 
     scheme: SignatureScheme
     public_key: str
@@ -124,7 +124,7 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """The whole resource, as its tenant sees it."""
+    """The subscription resource."""
 
     tenant_id: str
     subscription_id: str
@@ -135,7 +135,7 @@ class Subscription:
     retry_policy: RetryPolicy = RetryPolicy()
     limits: DeliveryLimits = DeliveryLimits()
     ordered: bool = False
-    """One delivery at a time for each ordering key, in publish order; for its whole life."""
+    """One delivery at a time for each ordering key, in publish order; immutable."""
     payload_format: PayloadFormat = PayloadFormat.STANDARD
     propagate_trace: bool = False
     """Whether the receiver may continue the trace."""
@@ -150,7 +150,7 @@ class Subscription:
 
 
 def paused(seen: Subscription) -> Subscription:
-    """Held by an operator."""
+    """Return the subscription, paused by an operator."""
     if seen.state is SubscriptionState.PAUSED:
         return seen
     message = "paused by an operator"
@@ -165,14 +165,14 @@ def paused(seen: Subscription) -> Subscription:
 
 
 def resumed(seen: Subscription) -> Subscription:
-    """Going out again."""
+    """Return the subscription, active again."""
     return replace(seen, state=SubscriptionState.ACTIVE, state_reason=None, state_message="")
 
 
 def matches(pattern: str, event_type: str) -> bool:
-    """Whether a pattern (an exact type, `order.*`, or `*`) covers an event type.
+    """Return whether a pattern (an exact type, `order.*`, or `*`) matches an event type.
 
-    The readable statement of what `pipeline/publishing/matching.py` answers by index.
+    The definition that the index in `pipeline/publishing/matching.py` implements.
     """
     if pattern == "*":
         return not event_type.startswith("hookline.")
@@ -182,7 +182,7 @@ def matches(pattern: str, event_type: str) -> bool:
 
 
 def schedule_of(policy: RetryPolicy) -> RetrySchedule:
-    """The delays that a policy comes to; an empty policy is the default schedule."""
+    """Return the delays of a policy; those of an empty policy are the default schedule."""
     if policy.schedule_s:
         return RetrySchedule(policy.schedule_s)
     if policy.min_backoff_s is None and policy.max_backoff_s is None:
@@ -198,8 +198,8 @@ def schedule_of(policy: RetryPolicy) -> RetrySchedule:
 
 
 def rate_of(subscription: Subscription) -> float | None:
-    """Requests a second at most: what the subscription says, and what its target allowed."""
-    wanted, allowed = subscription.limits.max_per_second, subscription.target.allowed_per_minute
+    """Return the rate limit per second: the lower of the subscription's and its target's."""
+    limit, allowed = subscription.limits.max_per_second, subscription.target.allowed_per_minute
     if allowed is None:
-        return wanted
-    return allowed / 60 if wanted is None else min(wanted, allowed / 60)
+        return limit
+    return allowed / 60 if limit is None else min(limit, allowed / 60)

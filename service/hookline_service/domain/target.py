@@ -1,11 +1,11 @@
-"""The grammar of targets: which URLs and which custom headers a subscription may name.
+"""The syntax of targets: the URLs and custom headers that a subscription may have.
 
-Pure syntax. Whether an address may be reached is for `targets/http/egress.py`, at creation for
-literals and at every connection for names. The grammar is narrower than RFC 3986 and WHATWG's URL
-together: what two readers could take for two different hosts (backslashes, userinfo, `0x7f.1`, zone
-ids, percent-encoded or non-ASCII hosts) is refused, so that the host which was checked is the host
-which is reached. What passes is sent as it was written: paths are neither normalised nor quoted
-anew.
+`targets/http/egress.py` decides whether an address may be reached: at creation for literal
+addresses, at every connection for names. The syntax is narrower than the intersection of RFC 3986
+and the WHATWG URL standard: URLs that two parsers could read as two different hosts (backslashes,
+userinfo, `0x7f.1`, zone ids, percent-encoded or non-ASCII hosts) are rejected, so that the checked
+host is the host of the connection. Accepted URLs are sent unchanged: paths are neither normalised
+nor quoted again.
 
 Sources: RFC 3986, RFC 9110 section 5.1 and 5.5, RFC 1123 section 2.1, WHATWG URL ("ends in a
 number").
@@ -24,7 +24,7 @@ MAX_URL_LENGTH = 2_048
 MAX_FAILOVER_URLS = 4
 MAX_HEADERS = 32
 MAX_HEADERS_BYTES = 8_192
-"""Names, values and the four bytes that frame each header, custom and secret ones together."""
+"""Names, values and four bytes of framing for each header; custom and secret headers together."""
 
 MAX_PORT = 65_535
 MAX_HOST_LENGTH = 253
@@ -44,13 +44,13 @@ _NOT_IN_VALUE = re.compile(r"[^\x20-\x7e]")
 
 RESERVED_HEADERS = frozenset(
     {
-        # RFC 9110 section 7.6.1 and its kin: they speak of one connection, not of the message.
+        # RFC 9110 section 7.6.1 and similar: they apply to one connection, not to the message.
         "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade",
         "http2-settings",
-        # Written by Hookline, or such as would contradict the body that it sends.
+        # Written by Hookline, or inconsistent with the body that it sends.
         "host", "content-length", "content-type", "content-encoding", "content-range",
         "accept-encoding", "user-agent", "expect",
-        # Traces: outward only where `propagate_trace` says so.
+        # Trace headers: sent only if `propagate_trace` is set.
         "traceparent", "tracestate", "baggage",
     }
 )  # fmt: skip
@@ -58,11 +58,11 @@ RESERVED_HEADER_PREFIXES = ("webhook-", "hookline-", "x-hookline-", "proxy-")
 
 
 class TargetUrlError(ValueError):
-    """A URL outside the grammar; its text says why, in words for whoever wrote the URL."""
+    """An invalid URL; the text describes the error for the author of the URL."""
 
 
 class TargetUrl(NamedTuple):
-    """A target URL, taken apart."""
+    """The parts of a target URL."""
 
     scheme: str
     """`http` or `https`."""
@@ -74,12 +74,12 @@ class TargetUrl(NamedTuple):
 
     @property
     def is_default_port(self) -> bool:
-        """Whether the port is the scheme's own, which a `host` header leaves out."""
+        """Whether the port is the default of the scheme; a `host` header omits it."""
         return self.port == DEFAULT_PORTS[self.scheme]
 
 
 def check_url(url: str, field: str = "url", *, https_only: bool = False) -> list[Violation]:
-    """What is wrong with a target URL; empty where nothing is."""
+    """Return the violations of a target URL."""
     if not url:
         return [Violation(field, "is required", Reason.FIELD_REQUIRED)]
     try:
@@ -95,13 +95,13 @@ def check_url(url: str, field: str = "url", *, https_only: bool = False) -> list
 def check_urls(
     url: str, failover_urls: Sequence[str], prefix: str = "", *, https_only: bool = False
 ) -> list[Violation]:
-    """What is wrong with a target's URLs, each problem under its field's path."""
+    """Return the violations of all URLs of a target, each with the path of its field."""
     violations = check_url(url, f"{prefix}url", https_only=https_only)
     if len(failover_urls) > MAX_FAILOVER_URLS:
         violations.append(
             Violation(
                 f"{prefix}failover_urls",
-                f"at most {MAX_FAILOVER_URLS} are allowed, not {len(failover_urls)}",
+                f"has {len(failover_urls)} URLs; at most {MAX_FAILOVER_URLS} are allowed",
                 Reason.LIMIT_EXCEEDED,
             )
         )
@@ -113,7 +113,7 @@ def check_urls(
 
 
 def parse_target_url(url: str) -> TargetUrl:
-    """Take a target URL apart; raises `TargetUrlError` where it is outside the grammar."""
+    """Parse a target URL; raise `TargetUrlError` if it is invalid."""
     if len(url) > MAX_URL_LENGTH:
         raise TargetUrlError(f"is {len(url)} characters long; at most {MAX_URL_LENGTH} are allowed")
     _refuse_characters(url)
@@ -132,9 +132,9 @@ def _refuse_characters(url: str) -> None:
             "must be ASCII: write an international host in its xn-- form, percent-encode the rest"
         )
     if "\\" in url:
-        raise TargetUrlError("must not contain a backslash: readers disagree about where it leads")
+        raise TargetUrlError("must not contain a backslash: URL parsers interpret it differently")
     if "#" in url:
-        raise TargetUrlError("must not have a fragment: a server never sees it")
+        raise TargetUrlError("must not have a fragment: it is never sent to a server")
 
 
 def _split_scheme(url: str) -> tuple[str, str]:
@@ -190,7 +190,7 @@ def _parse_port(text: str | None, scheme: str) -> int:
 
 
 def parse_host(host: str) -> str:
-    """A URL's host in its one spelling, an address without brackets; raises `TargetUrlError`."""
+    """Return the normal form of a host, an address without brackets; raise `TargetUrlError`."""
     if not host:
         raise TargetUrlError("must have a host")
     if host.startswith("["):
@@ -198,13 +198,12 @@ def parse_host(host: str) -> str:
     if "%" in host:
         raise TargetUrlError("must not have a percent-encoded host")
     if host.endswith("."):
-        raise TargetUrlError("must not have a host that ends in a dot: certificates never do")
+        raise TargetUrlError("must not have a host that ends in a dot: certificates never match it")
     if len(host) > MAX_HOST_LENGTH:
         raise TargetUrlError(f"has a host longer than {MAX_HOST_LENGTH} characters")
     labels = host.split(".")
-    # Whatever ends in a number is read as an IPv4 address by resolvers, in a dozen spellings
-    # (2130706433, 0x7f.1, 127.1, 0177.0.0.1); only four plain decimal numbers mean one thing to
-    # all.
+    # Resolvers read a host that ends in a number as an IPv4 address in many notations
+    # (2130706433, 0x7f.1, 127.1, 0177.0.0.1); only four plain decimal numbers are unambiguous.
     if _NUMBER.fullmatch(labels[-1]):
         return _parse_ipv4(host)
     for label in labels:
@@ -235,15 +234,15 @@ def _parse_ipv6(text: str) -> str:
     try:
         address = ipaddress.IPv6Address(text)
     except ValueError:
-        raise TargetUrlError("has brackets around something that is not an IPv6 address") from None
-    if address.ipv4_mapped is not None:  # Python 3.13 writes it with dots; URLs are stored without
+        raise TargetUrlError("has brackets around text that is not an IPv6 address") from None
+    if address.ipv4_mapped is not None:  # Python 3.13 formats it with dots; stored URLs have none
         high, low = divmod(int(address.ipv4_mapped), 1 << 16)
         return f"::ffff:{high:x}:{low:x}"
     return str(address)
 
 
 def size_of_headers(headers: Mapping[str, str]) -> int:
-    """The bytes that headers count for: names, values and what frames each of them."""
+    """Return the size of headers in bytes: names, values and framing."""
     return sum(len(name) + len(value) + 4 for name, value in headers.items())
 
 
@@ -255,10 +254,10 @@ def check_headers(
     kept_names: Collection[str] = (),
     kept_bytes: int = 0,
 ) -> list[Violation]:
-    """What is wrong with a target's custom headers; secret ones count among the others.
+    """Return the violations of a target's custom and secret headers.
 
-    `kept_names` are of secret headers that stay as they are, `kept_bytes` what those count for.
-    Values are never repeated in a violation: they may be secret.
+    `kept_names` are the names of unchanged secret headers, `kept_bytes` their size. A violation
+    never contains a value, because it can be secret.
     """
     violations: list[Violation] = []
     entries = [
@@ -268,12 +267,14 @@ def check_headers(
     ]
     count = len(entries) + len(kept_names)
     if count > MAX_HEADERS:
-        text = f"at most {MAX_HEADERS} headers are allowed, secret ones included, not {count}"
+        text = f"has {count} headers, including secret ones; at most {MAX_HEADERS} are allowed"
         violations.append(Violation(f"{prefix}headers", text, Reason.LIMIT_EXCEEDED))
         return violations
     size = size_of_headers(headers) + size_of_headers(secret_headers) + kept_bytes
     if size > MAX_HEADERS_BYTES:
-        text = f"at most {MAX_HEADERS_BYTES} bytes of headers are allowed, secret ones included"
+        text = (
+            f"has {size:,} bytes, secret ones included; at most {MAX_HEADERS_BYTES:,} are allowed"
+        )
         violations.append(Violation(f"{prefix}headers", text, Reason.LIMIT_EXCEEDED))
     seen = {name.lower() for name in kept_names}
     for field, name, value in entries:
@@ -287,12 +288,12 @@ def check_headers(
 def _problems_of_header(name: str, value: str, seen: set[str]) -> Iterator[str]:
     lowered = name.lower()
     if not _TOKEN.fullmatch(name):
-        yield "is no header name: letters, digits and !#$%&'*+-.^_`|~ are allowed"
+        yield "is not a header name: letters, digits and !#$%&'*+-.^_`|~ are allowed"
     elif lowered in RESERVED_HEADERS or lowered.startswith(RESERVED_HEADER_PREFIXES):
-        yield "is reserved: HTTP, Hookline or tracing uses it"
+        yield "is reserved for HTTP, Hookline or tracing"
     elif lowered in seen:
-        yield "stands twice; names that differ in case alone are the same header"
+        yield "is given twice: names that differ only in case are the same header"
     if _NOT_IN_VALUE.search(value):
         yield "has a value with a character other than printable ASCII"
     elif value != value.strip(" "):
-        yield "has a value that begins or ends with a space, which no receiver would see"
+        yield "has a value that begins or ends with a space, which HTTP removes"

@@ -1,4 +1,4 @@
-"""A tenant: a customer of the platform, who owns subscriptions, events and deliveries."""
+"""A tenant: a customer of the platform; subscriptions, events and deliveries belong to it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ DEFAULT_TENANT_ID = "default"
 
 
 class TenantState(StrEnum):
-    """Whether a tenant takes work."""
+    """Whether a tenant accepts events and subscriptions."""
 
     ACTIVE = "ACTIVE"
     DELETING = "DELETING"
-    """Deleted by force and being erased; takes nothing."""
+    """Deleted with `force` and being erased; accepts nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """The whole resource."""
+    """The tenant resource."""
 
     tenant_id: str
     uid: UUID
-    """Drawn at creation; a recreated name has another, and inherits nothing."""
+    """Random; a tenant that is created again under the same name has another one."""
     display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     state: TenantState = TenantState.ACTIVE
