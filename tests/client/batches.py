@@ -1,4 +1,4 @@
-"""Numbered events for a batching publisher, and how they came to the service."""
+"""Numbered events for a batching publisher, and the order in which the service received them."""
 
 from __future__ import annotations
 

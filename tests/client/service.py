@@ -1,4 +1,4 @@
-"""A real gRPC server that answers publishes as a test says, and keeps what it was asked."""
+"""A real gRPC server with scripted responses to PublishEvents that records the requests."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""`client.batching`: which batches go when, in which order, with which keys, and for how long."""
+"""`client.batching`: batches, their order, idempotency keys, repetitions and deadlines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.waiting import until
 # -------------------------------------------------------------------------- when a batch goes
 
 
-async def test_a_batch_goes_when_it_has_enough_events_and_the_rest_at_the_end(
+async def test_full_batches_are_sent_and_close_sends_the_rest(
     service: Service, client: HooklineClient
 ) -> None:
     async with client.batching("acme", max_events=3, max_delay_ms=NEVER_MS) as publisher:
@@ -32,7 +32,7 @@ async def test_a_batch_goes_when_it_has_enough_events_and_the_rest_at_the_end(
     assert {request.tenant for request in service.events.requests} == {"tenants/acme"}
 
 
-async def test_a_batch_goes_when_it_has_enough_bytes_and_is_never_larger(
+async def test_a_batch_is_sent_at_its_byte_limit_and_never_exceeds_it(
     service: Service, client: HooklineClient
 ) -> None:
     async with client.batching("tenants/acme", max_bytes=4_000, max_delay_ms=NEVER_MS) as publisher:
@@ -47,7 +47,7 @@ async def test_a_batch_goes_when_it_has_enough_bytes_and_is_never_larger(
     assert large == [False, False, True, False], "only an event that is larger by itself"
 
 
-async def test_a_batch_goes_when_its_first_event_was_delayed_enough(
+async def test_a_batch_is_sent_after_the_delay_of_its_first_event(
     service: Service, client: HooklineClient
 ) -> None:
     async with client.batching("acme", max_delay_ms=150) as publisher:
@@ -58,7 +58,7 @@ async def test_a_batch_goes_when_its_first_event_was_delayed_enough(
         assert [result.name[-1] for result in results] == ["0", "1", "2", "3", "4"]
 
 
-async def test_what_comes_while_a_batch_is_on_its_way_goes_together_and_at_once(
+async def test_events_published_during_a_batch_form_the_next_batch(
     service: Service, client: HooklineClient
 ) -> None:
     async with client.batching("acme", max_delay_ms=0) as publisher:
@@ -84,7 +84,7 @@ async def test_what_comes_while_a_batch_is_on_its_way_goes_together_and_at_once(
         {"max_delay_ms": -0.1},
     ],
 )
-async def test_bounds_out_of_all_sense_are_refused(
+async def test_invalid_bounds_raise_value_error(
     client: HooklineClient, bounds: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match="at least"):
@@ -94,7 +94,7 @@ async def test_bounds_out_of_all_sense_are_refused(
 # --------------------------------------------------------------------------- keys and repeating
 
 
-async def test_each_event_gets_a_key_of_its_own_and_is_not_changed(
+async def test_each_event_gets_its_own_key_and_is_not_modified(
     service: Service, client: HooklineClient
 ) -> None:
     events = [numbered(0), numbered(1, idempotency_key="mine"), numbered(2)]
@@ -116,7 +116,7 @@ async def test_each_event_gets_a_key_of_its_own_and_is_not_changed(
         grpc.StatusCode.CANCELLED,
     ],
 )
-async def test_what_may_have_been_stored_is_sent_again_with_the_same_keys(
+async def test_transient_errors_are_repeated_with_the_same_keys(
     service: Service, client: HooklineClient, code: grpc.StatusCode
 ) -> None:
     service.events.script = [refuse(code, pushback="200"), refuse(code, pushback="0")]
@@ -127,9 +127,7 @@ async def test_what_may_have_been_stored_is_sent_again_with_the_same_keys(
     assert service.events.times[1] - service.events.times[0] >= 0.19, "as the service advised"
 
 
-async def test_order_is_kept_across_what_is_repeated(
-    service: Service, client: HooklineClient
-) -> None:
+async def test_order_is_kept_across_repetitions(service: Service, client: HooklineClient) -> None:
     stored: list[int] = []
 
     def rule(request: Any) -> Any:  # noqa: ANN401
@@ -144,10 +142,10 @@ async def test_order_is_kept_across_what_is_repeated(
     assert stored == list(range(50))
 
 
-async def test_advice_holds_for_the_next_batch_too(
+async def test_retry_delay_also_applies_to_the_next_batch(
     service: Service, client: HooklineClient
 ) -> None:
-    """Although nobody is left for whom the first is repeated."""
+    """Although the events of the first batch have timed out."""
     service.events.script = [refuse(grpc.StatusCode.UNAVAILABLE, pushback="400")]
     async with client.batching("acme", max_events=1) as publisher:
         first, second = start(publisher, range(2))
@@ -158,7 +156,7 @@ async def test_advice_holds_for_the_next_batch_too(
     assert subjects(service) == [0, 1]
 
 
-async def test_advice_holds_for_events_that_come_after_all_were_given_up(
+async def test_retry_delay_applies_to_events_added_after_all_have_timed_out(
     service: Service, client: HooklineClient
 ) -> None:
     service.events.rule = lambda _: refuse(grpc.StatusCode.UNAVAILABLE, pushback="400")
@@ -172,7 +170,7 @@ async def test_advice_holds_for_events_that_come_after_all_were_given_up(
     assert time.monotonic() - began < 0.1, "the end does not wait for nothing"
 
 
-async def test_a_service_that_is_gone_is_found_again(service: Service) -> None:
+async def test_batching_reconnects_to_a_restarted_service(service: Service) -> None:
     await service.server.stop(0)
     async with HooklineClient(service.target) as client, client.batching("acme") as publisher:
         publishing = start(publisher, range(20))
@@ -187,10 +185,8 @@ async def test_a_service_that_is_gone_is_found_again(service: Service) -> None:
 # --------------------------------------------------------------------------------- giving up
 
 
-async def test_an_event_is_given_up_when_its_time_is_over(
-    service: Service, client: HooklineClient
-) -> None:
-    """On its way, in the queue and in the line alike."""
+async def test_an_event_fails_at_its_deadline(service: Service, client: HooklineClient) -> None:
+    """In flight, in the queue and in the overflow."""
     service.events.rule = lambda _: UNAVAILABLE
     began = time.monotonic()
     async with client.batching(
@@ -205,7 +201,7 @@ async def test_an_event_is_given_up_when_its_time_is_over(
         await publisher.publish(numbered(8))
 
 
-async def test_an_event_that_is_not_answered_is_given_up_when_its_time_is_over(
+async def test_an_event_without_a_response_fails_at_its_deadline(
     service: Service, client: HooklineClient
 ) -> None:
     service.events.rule = lambda _: hang
@@ -215,7 +211,7 @@ async def test_an_event_that_is_not_answered_is_given_up_when_its_time_is_over(
     assert subjects(service) == [0]
 
 
-async def test_a_later_event_outlives_an_earlier_one_of_its_batch(
+async def test_a_later_event_is_stored_after_an_earlier_one_of_its_batch_has_timed_out(
     service: Service, client: HooklineClient
 ) -> None:
     service.events.rule = lambda _: UNAVAILABLE
@@ -232,7 +228,7 @@ async def test_a_later_event_outlives_an_earlier_one_of_its_batch(
     assert service.events.requests[0].events[1] == service.events.requests[-1].events[0]
 
 
-async def test_a_try_that_hangs_is_repeated_within_the_time(service: Service) -> None:
+async def test_a_hanging_try_is_repeated_before_the_event_deadline(service: Service) -> None:
     service.events.script = [hang]
     async with (
         HooklineClient(service.target, timeout_s=0.3) as client,

@@ -1,4 +1,4 @@
-"""`client.batching`: how much may be pending, who gives up, and the ways in which it ends."""
+"""`client.batching`: bounds of pending events, cancellation, and closing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_publish_waits_while_too_much_is_pending(
     assert subjects(service) == list(range(20)), "and keeps its place"
 
 
-async def test_a_small_event_does_not_pass_a_large_one_that_waits_for_room(
+async def test_a_small_event_does_not_overtake_a_large_waiting_one(
     service: Service, client: HooklineClient
 ) -> None:
     service.events.is_open.clear()
@@ -61,7 +61,7 @@ async def test_a_small_event_does_not_pass_a_large_one_that_waits_for_room(
     assert subjects(service) == [0, 1, 2]
 
 
-async def test_one_event_larger_than_what_may_be_pending_goes_alone(
+async def test_an_event_larger_than_the_bound_is_sent_alone(
     service: Service, client: HooklineClient
 ) -> None:
     async with client.batching("acme", max_pending_bytes=100) as publisher:
@@ -74,7 +74,9 @@ async def test_one_event_larger_than_what_may_be_pending_goes_alone(
 # -------------------------------------------------------------------------------- cancellation
 
 
-async def test_who_gives_up_takes_nobody_along(service: Service, client: HooklineClient) -> None:
+async def test_a_cancelled_publish_does_not_affect_other_events(
+    service: Service, client: HooklineClient
+) -> None:
     service.events.is_open.clear()
     async with client.batching("acme", max_events=3, max_pending_events=6) as publisher:
         publishing = start(publisher, range(12))
@@ -92,7 +94,7 @@ async def test_who_gives_up_takes_nobody_along(service: Service, client: Hooklin
 
 
 @pytest.mark.parametrize("pushback", ["0", "30"])
-async def test_who_gives_up_on_its_way_is_not_sent_again(
+async def test_an_event_cancelled_in_flight_is_not_repeated(
     service: Service, client: HooklineClient, pushback: str
 ) -> None:
     service.events.is_open.clear()
@@ -107,7 +109,7 @@ async def test_who_gives_up_on_its_way_is_not_sent_again(
     assert publisher.pending_events == publisher.pending_bytes == 0
 
 
-async def test_the_only_one_that_gives_up_leaves_a_publisher_that_works(
+async def test_publisher_works_after_its_only_event_is_cancelled(
     service: Service, client: HooklineClient
 ) -> None:
     async with client.batching("acme", max_delay_ms=50) as publisher:
@@ -136,11 +138,11 @@ async def test_close_sends_what_is_pending(service: Service, client: HooklineCli
         await publisher.publish(numbered(11))
 
 
-async def test_a_publisher_that_was_not_used_closes(client: HooklineClient) -> None:
+async def test_an_unused_publisher_can_be_closed(client: HooklineClient) -> None:
     await client.batching("acme").close()
 
 
-async def test_an_error_inside_sends_what_is_pending_all_the_same(client: HooklineClient) -> None:
+async def test_an_error_in_the_block_still_sends_pending_events(client: HooklineClient) -> None:
     publishing: Publishing = []
 
     async def fail() -> None:
@@ -154,7 +156,7 @@ async def test_an_error_inside_sends_what_is_pending_all_the_same(client: Hookli
     assert [task.result().name[-1] for task in publishing] == ["0", "1", "2"]
 
 
-async def test_a_close_that_is_cancelled_tells_who_waits(
+async def test_a_cancelled_close_fails_pending_events(
     service: Service, client: HooklineClient
 ) -> None:
     service.events.is_open.clear()
@@ -172,7 +174,7 @@ async def test_a_close_that_is_cancelled_tells_who_waits(
     assert sizes(service) == [2]
 
 
-async def test_a_client_that_was_closed_is_an_error_and_no_end(service: Service) -> None:
+async def test_publishing_with_a_closed_client_raises_an_error(service: Service) -> None:
     client = HooklineClient(service.target)
     publisher = client.batching("acme")
     await publisher.publish(numbered(0))

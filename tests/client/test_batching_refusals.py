@@ -1,4 +1,4 @@
-"""`client.batching` and events that are refused: each fails alone, and the others are stored."""
+"""`client.batching` with rejected events: each fails alone, and the others are stored."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def naming_fields(request: PublishEventsRequest) -> Answer | None:
     return refuse(INVALID, info("FIELD_INVALID"), faults) if guilty(request) else None
 
 
-async def test_events_whose_fields_are_named_fail_and_the_others_are_sent_again(
+async def test_events_named_by_violations_fail_and_the_others_are_sent_again(
     service: Service, client: HooklineClient
 ) -> None:
     service.events.rule = naming_fields
@@ -102,7 +102,7 @@ async def test_events_whose_fields_are_named_fail_and_the_others_are_sent_again(
         (grpc.StatusCode.FAILED_PRECONDITION, "EVENT_TYPE_ARCHIVED", FailedPreconditionError),
     ],
 )
-async def test_an_event_that_is_named_by_its_index_fails(
+async def test_an_event_named_by_its_index_fails(
     service: Service,
     client: HooklineClient,
     code: grpc.StatusCode,
@@ -130,9 +130,7 @@ async def test_an_event_that_is_named_by_its_index_fails(
     assert all(outcomes[place].name for place in (0, 2))
 
 
-async def test_an_event_that_is_named_by_its_field_fails(
-    service: Service, client: HooklineClient
-) -> None:
+async def test_an_event_named_by_its_field_fails(service: Service, client: HooklineClient) -> None:
     def rule(request: PublishEventsRequest) -> Answer | None:
         for place in guilty(request):
             details = info("NOT_IMPLEMENTED", field=f"events[{place}].proto_data")
@@ -156,7 +154,7 @@ async def test_an_event_that_is_named_by_its_field_fails(
     ],
     ids=["invalid", "internal", "unknown", "nonsense"],
 )
-async def test_a_refusal_that_names_none_is_tracked_down(
+async def test_an_error_that_names_no_event_is_bisected(
     service: Service, client: HooklineClient, answer: Answer
 ) -> None:
     stored: list[int] = []
@@ -174,7 +172,7 @@ async def test_a_refusal_that_names_none_is_tracked_down(
     assert stored == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 
 
-async def test_a_batch_that_the_service_finds_too_large_is_halved(
+async def test_a_batch_that_exceeds_the_message_size_is_halved(
     service: Service, client: HooklineClient
 ) -> None:
     """Its operator's limits may be lower than ours; gRPC's own bound comes without a reason."""
@@ -213,7 +211,7 @@ TENANT_FAULT.field_violations.add(field="tenant", description="must be `tenants/
     ],
     ids=["tenant", "permission", "tenant's name", "quota", "forbidden"],
 )
-async def test_what_concerns_all_is_told_to_all_and_asked_once(
+async def test_an_error_of_the_whole_batch_fails_all_events_without_repetition(
     service: Service, client: HooklineClient, answer: Answer, kind: type[HooklineError]
 ) -> None:
     service.events.script = [answer]
@@ -223,7 +221,9 @@ async def test_what_concerns_all_is_told_to_all_and_asked_once(
     assert len(service.events.requests) == 1
 
 
-async def test_overload_is_waited_out(service: Service, client: HooklineClient) -> None:
+async def test_overload_is_repeated_after_the_retry_delay(
+    service: Service, client: HooklineClient
+) -> None:
     retry = error_details_pb2.RetryInfo()
     retry.retry_delay.FromMilliseconds(200)
     service.events.script = [refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, info("OVERLOADED"), retry)]
@@ -259,7 +259,7 @@ class Unreliable:
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_whatever_is_lost_or_refused_each_good_event_is_stored_once_and_in_order(
+async def test_valid_events_are_stored_once_and_in_order_despite_errors(
     service: Service, client: HooklineClient, seed: int
 ) -> None:
     random, unreliable = Random(seed), Unreliable(seed)
@@ -273,11 +273,11 @@ async def test_whatever_is_lost_or_refused_each_good_event_is_stored_once_and_in
             return_exceptions=True,
         )
         assert publisher.pending_events == publisher.pending_bytes == 0
-    told = Counter(
+    results = Counter(
         (kind, type(outcome).__name__) for kind, outcome in zip(kinds, outcomes, strict=True)
     )
     counts = Counter(kinds)
-    assert told == {
+    assert results == {
         ("good", "PublishResult"): counts["good"],
         ("bad", "InvalidArgumentError"): counts["bad"],
         ("worse", "HooklineError"): counts["worse"],

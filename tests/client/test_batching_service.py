@@ -1,4 +1,4 @@
-"""`client.batching` against the service itself: stored once, in order, whatever is restarted."""
+"""`client.batching` with a real service: events are stored once and in order across restarts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_single_events_are_stored_once_and_in_order(database_url: str) -> 
         )
 
 
-async def test_each_event_that_is_refused_is_told_what_it_would_have_been_told_alone(
+async def test_a_rejected_event_raises_the_same_error_as_when_published_alone(
     database_url: str,
 ) -> None:
     async with acme(database_url) as (api, client):
@@ -86,7 +86,7 @@ async def test_each_event_that_is_refused_is_told_what_it_would_have_been_told_a
         for place, event in bad.items():
             with pytest.raises(HooklineError) as alone:
                 await client.publish("acme", [event])
-            assert _told(outcomes[place]) == _told(alone.value)
+            assert _error_content(outcomes[place]) == _error_content(alone.value)
         good = [n for n in range(10) if n not in bad]
         assert all(isinstance(outcomes[n], PublishResult) for n in good)
         assert [number_of(data) for data in await stored(api)] == [-1, *good]
@@ -99,7 +99,7 @@ async def test_a_batch_larger_than_the_service_allows_is_stored_in_parts(databas
         assert [number_of(data) for data in await stored(api)] == list(range(100))
 
 
-async def test_an_overloaded_service_is_waited_for(database_url: str) -> None:
+async def test_events_are_stored_after_the_overload_ends(database_url: str) -> None:
     async with acme(database_url, Limits(max_queued_publish_events=100)) as (api, client):
         await client.publish("acme", [numbered(-1)])
         publisher = client.batching("acme", max_events=50)
@@ -119,7 +119,7 @@ async def test_an_overloaded_service_is_waited_for(database_url: str) -> None:
         assert len(await stored(api)) == 1 + 1 + 60 + 50
 
 
-async def test_an_answer_that_was_lost_is_asked_for_again_and_nothing_is_stored_twice(
+async def test_a_lost_response_is_repeated_without_a_duplicate(
     database_url: str,
 ) -> None:
     async with acme(database_url) as (api, client):
@@ -145,7 +145,7 @@ async def test_an_answer_that_was_lost_is_asked_for_again_and_nothing_is_stored_
         assert len({result.name for result in results}) == 20
 
 
-async def test_restarts_of_the_service_lose_nothing_and_double_nothing(database_url: str) -> None:
+async def test_restarts_of_the_service_lose_and_duplicate_no_event(database_url: str) -> None:
     """Each of several tasks publishes one event after the other, meanwhile."""
     app, published = App(_settings(database_url)), 0
     port = await app.start()
@@ -194,6 +194,6 @@ def _settings(database_url: str, listen: str = "127.0.0.1:0") -> Settings:
     return Settings.from_environ(environ, Role.SERVE)
 
 
-def _told(error: object) -> tuple[object, ...]:
+def _error_content(error: object) -> tuple[object, ...]:
     assert isinstance(error, HooklineError)
     return (type(error), error.code, error.reason, error.message, error.metadata, error.violations)

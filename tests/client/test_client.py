@@ -29,7 +29,7 @@ from tests.certificates import Authority
 from tests.client.service import Answer, Context, Service, hang, info, refuse
 
 
-async def test_publish_answers_in_order_and_keys_what_has_no_key(
+async def test_publish_returns_results_in_order_and_adds_missing_keys(
     service: Service, client: HooklineClient
 ) -> None:
     events = [Event(type="a.b"), Event(type="a.c", idempotency_key="mine"), Event(type="a.d")]
@@ -44,12 +44,14 @@ async def test_publish_answers_in_order_and_keys_what_has_no_key(
     assert [event.idempotency_key for event in events] == ["", "mine", ""]
 
 
-async def test_a_tenant_s_full_name_serves_too(service: Service, client: HooklineClient) -> None:
+async def test_publish_accepts_the_full_name_of_a_tenant(
+    service: Service, client: HooklineClient
+) -> None:
     await client.publish("tenants/acme", [Event(type="a.b")])
     assert service.events.requests[0].tenant == "tenants/acme"
 
 
-async def test_no_proxy_stands_between_us_and_this_machine(
+async def test_loopback_targets_do_not_use_a_proxy(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A company's `http_proxy` is set everywhere; a proxy would also read the token along."""
@@ -73,7 +75,7 @@ async def test_unavailable_is_repeated_with_the_same_keys_after_the_pushback(
     assert service.events.times[1] - service.events.times[0] >= 0.29
 
 
-async def test_overload_is_repeated_when_the_service_says(
+async def test_publish_repeats_overload_after_the_retry_delay(
     service: Service, client: HooklineClient
 ) -> None:
     retry = error_details_pb2.RetryInfo()
@@ -94,7 +96,7 @@ async def test_overload_is_repeated_when_the_service_says(
     ],
     ids=["forbidden", "garbled", "quota", "invalid", "other"],
 )
-async def test_what_repeating_cannot_help_is_raised_at_once(
+async def test_permanent_errors_are_raised_without_repetition(
     service: Service, client: HooklineClient, answer: Answer, kind: type[HooklineError]
 ) -> None:
     service.events.script = [answer]
@@ -104,7 +106,7 @@ async def test_what_repeating_cannot_help_is_raised_at_once(
     assert len(service.events.requests) == 1
 
 
-async def test_a_try_that_hangs_is_repeated_within_the_deadline(service: Service) -> None:
+async def test_a_hanging_try_is_repeated_within_the_deadline(service: Service) -> None:
     service.events.script = [hang]
     async with HooklineClient(service.target, timeout_s=0.3) as client:
         await client.publish("acme", [Event(type="a.b")], timeout_s=20)
@@ -120,7 +122,7 @@ async def test_publish_gives_up_at_its_deadline(service: Service, client: Hookli
     assert 2 <= len(service.events.requests) <= 6
 
 
-async def test_publish_finds_a_service_that_comes_back(service: Service) -> None:
+async def test_publish_reconnects_to_a_restarted_service(service: Service) -> None:
     await service.server.stop(0)
     async with HooklineClient(service.target) as client:
         with pytest.raises(UnavailableError) as caught:
@@ -143,14 +145,14 @@ async def test_every_call_has_a_deadline(service: Service) -> None:
     assert 2 < own_s < 3.5
 
 
-async def test_a_call_without_an_answer_ends_at_the_deadline(service: Service) -> None:
+async def test_a_call_without_a_response_ends_at_the_deadline(service: Service) -> None:
     service.events.script = [hang]
     async with HooklineClient(service.target, timeout_s=0.2) as client:
         with pytest.raises(DeadlineExceededError):
             await client.events.PublishEvents(PublishEventsRequest())
 
 
-async def test_an_error_carries_what_the_service_said(
+async def test_an_error_contains_the_details_of_the_service(
     service: Service, client: HooklineClient
 ) -> None:
     faults = error_details_pb2.BadRequest()
@@ -187,25 +189,27 @@ async def test_an_error_carries_what_the_service_said(
     assert isinstance(error.__cause__, grpc.aio.AioRpcError)
 
 
-async def test_an_error_says_nothing_twice(service: Service, client: HooklineClient) -> None:
+async def test_the_text_of_an_error_has_no_repetition(
+    service: Service, client: HooklineClient
+) -> None:
     fault = error_details_pb2.BadRequest()
     fault.field_violations.add(field="tenant", description="is none")
     service.events.script = [
         refuse(
             grpc.StatusCode.INVALID_ARGUMENT, info("FIELD_INVALID"), fault, text="tenant: is none"
         ),
-        refuse(grpc.StatusCode.UNAUTHENTICATED, info("UNAUTHENTICATED"), text="who are you"),
+        refuse(grpc.StatusCode.UNAUTHENTICATED, info("UNAUTHENTICATED"), text="not authenticated"),
     ]
     for said in (
         "INVALID_ARGUMENT (FIELD_INVALID): tenant: is none",
-        "UNAUTHENTICATED: who are you",
+        "UNAUTHENTICATED: not authenticated",
     ):
         with pytest.raises(HooklineError) as caught:
             await client.events.PublishEvents(PublishEventsRequest())
         assert str(caught.value) == said
 
 
-async def test_details_that_cannot_be_read_are_no_second_error(
+async def test_malformed_details_raise_no_second_error(
     service: Service, client: HooklineClient
 ) -> None:
     async def answer(context: Context) -> None:
@@ -218,7 +222,7 @@ async def test_details_that_cannot_be_read_are_no_second_error(
     assert caught.value.reason == ""
 
 
-async def test_a_service_without_the_method_is_told_by_its_type(client: HooklineClient) -> None:
+async def test_a_missing_method_raises_unimplemented_error(client: HooklineClient) -> None:
     with pytest.raises(UnimplementedError):
         await client.tenants.GetTenant(GetTenantRequest(name="tenants/acme"))
 
@@ -236,19 +240,19 @@ def test_a_token_is_never_sent_in_plaintext_to_another_machine(target: str) -> N
         HooklineClient(target, token="hk_1_secret", plaintext=True)
 
 
-async def test_a_token_goes_in_plaintext_to_another_machine_where_that_is_said_twice() -> None:
+async def test_a_token_is_sent_in_plaintext_only_with_two_arguments() -> None:
     async with HooklineClient(
         "10.0.0.7:1", token="hk_1_secret", plaintext=True, token_in_plaintext=True
     ):
         pass
 
 
-def test_credentials_for_a_plaintext_connection_are_a_mistake() -> None:
+def test_tls_with_plaintext_raises_value_error() -> None:
     with pytest.raises(ValueError, match="plaintext"):
         HooklineClient(plaintext=True, tls=grpc.ssl_channel_credentials())
 
 
-async def test_a_connection_is_tls_with_files_of_ones_own_and_the_name_of_the_service(
+async def test_tls_uses_the_given_files_and_server_name(
     tmp_path: Path,
 ) -> None:
     authority = Authority(tmp_path)
@@ -264,26 +268,26 @@ async def test_a_connection_is_tls_with_files_of_ones_own_and_the_name_of_the_se
     async with HooklineClient(secure.target, tls=tls, token="hk_1_secret") as client:
         await client.publish("acme", [Event(type="a.b")])
     for wrong in (nameless, replace(tls, cert_file=None, key_file=None)):
-        async with HooklineClient(secure.target, tls=wrong) as stranger:
+        async with HooklineClient(secure.target, tls=wrong) as client:
             with pytest.raises(UnavailableError):
-                await stranger.publish("acme", [Event(type="a.b")], timeout_s=0.5)
+                await client.publish("acme", [Event(type="a.b")], timeout_s=0.5)
     await secure.server.stop(0)
     assert len(secure.events.requests) == 1
 
 
-def test_files_that_cannot_be_used_are_told_when_the_client_is_made(tmp_path: Path) -> None:
+def test_unusable_files_raise_when_the_client_is_created(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     cert, _ = authority.issue("client", "shop.internal")
-    with pytest.raises(ValueError, match="name both files"):
+    with pytest.raises(ValueError, match="must be set together"):
         HooklineClient(tls=Tls(cert_file=cert))
     with pytest.raises(FileNotFoundError, match=r"none\.pem"):
         HooklineClient(tls=Tls(ca_file=tmp_path / "none.pem"))
     (tmp_path / "empty.pem").touch()
-    with pytest.raises(ValueError, match=r"empty\.pem is no file in PEM"):
+    with pytest.raises(ValueError, match=r"empty\.pem is not a PEM file"):
         HooklineClient(tls=Tls(ca_file=tmp_path / "empty.pem"))
 
 
-async def test_a_connection_is_tls_where_credentials_are_given() -> None:
+async def test_a_connection_with_credentials_uses_tls() -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     pair = (certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes())
@@ -292,8 +296,8 @@ async def test_a_connection_is_tls_where_credentials_are_given() -> None:
     trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
     async with HooklineClient(secure.target, tls=trusted, token="hk_1_secret") as client:
         await client.publish("acme", [Event(type="a.b")])
-    async with HooklineClient(secure.target, plaintext=False) as stranger:
+    async with HooklineClient(secure.target, plaintext=False) as client:
         with pytest.raises(UnavailableError):
-            await stranger.publish("acme", [Event(type="a.b")], timeout_s=0.5)
+            await client.publish("acme", [Event(type="a.b")], timeout_s=0.5)
     await secure.server.stop(0)
     assert len(secure.events.requests) == 1

@@ -1,4 +1,4 @@
-"""Keys that the client makes: short, in a row, and nobody else's."""
+"""Idempotency keys of the client: short, sequential and unique."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hookline.keys import KeySource
 
 
-def test_keys_of_a_source_follow_one_another() -> None:
+def test_keys_of_a_source_are_sequential() -> None:
     source = KeySource()
     keys = [source.next() for _ in range(5_000)]
 
@@ -17,11 +17,11 @@ def test_keys_of_a_source_follow_one_another() -> None:
     assert len({key[:16] for key in keys}) == 1
 
 
-def test_no_two_sources_make_the_same() -> None:
+def test_two_sources_generate_different_keys() -> None:
     assert len({KeySource().next() for _ in range(1_000)}) == 1_000
 
 
-def test_a_source_that_is_used_up_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exhausted_source_starts_a_new_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hookline.keys._NUMBERS", 3)
     source = KeySource()
 

@@ -1,4 +1,4 @@
-"""Token and trace go with calls of every kind, the four of gRPC."""
+"""The token and the trace context are sent with the four kinds of gRPC calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 class Kinds(grpc.GenericRpcHandler):
-    """Answers `/any/KIND` by a call of that kind, with nothing, and keeps who called."""
+    """Responds to `/any/KIND` with an empty message, and records the metadata."""
 
     def __init__(self) -> None:
         self.callers: list[object] = []
@@ -64,14 +64,14 @@ async def call_of(kind: str, token: str | None) -> Kinds:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("token", ["hk_1_secret", None])
-async def test_a_token_goes_with_a_call_of_each_kind(kind: str, token: str | None) -> None:
+async def test_the_token_is_sent_with_each_kind_of_call(kind: str, token: str | None) -> None:
     kinds = await call_of(kind, token)
     assert kinds.callers == [None if token is None else f"Bearer {token}"]
     assert kinds.traces == [None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_its_caller_s_trace_goes_with_a_call_of_each_kind(kind: str) -> None:
+async def test_the_traceparent_is_sent_with_each_kind_of_call(kind: str) -> None:
     with trace.use_span(trace.NonRecordingSpan(CALLER)):
         kinds = await call_of(kind, None)
     assert kinds.traces == [f"00-{10:032x}-{11:016x}-01"]

@@ -1,4 +1,4 @@
-"""The client's traces: a span of its own where its user traces, and nothing where he does not."""
+"""Traces of the client: spans with OpenTelemetry, and none without it."""
 
 import asyncio
 import subprocess
@@ -49,12 +49,12 @@ def one(spans: InMemorySpanExporter) -> ReadableSpan:
     return span
 
 
-def test_without_opentelemetry_nothing_of_it_happens() -> None:
+def test_without_opentelemetry_no_trace_is_created() -> None:
     environ = {"PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", WITHOUT], env=environ, check=True)
 
 
-def test_publishing_is_a_span_whose_context_goes_along(spans: InMemorySpanExporter) -> None:
+def test_publishing_creates_a_span_and_sends_its_context(spans: InMemorySpanExporter) -> None:
     with publishing("tenants/acme", 3) as traceparent:
         assert traceparent == current_traceparent()
     span = one(spans)
@@ -69,7 +69,7 @@ def test_publishing_is_a_span_whose_context_goes_along(spans: InMemorySpanExport
     assert current_traceparent() is None
 
 
-def test_what_fails_says_so_by_its_kind_alone(spans: InMemorySpanExporter) -> None:
+def test_a_failed_span_contains_only_the_error_class(spans: InMemorySpanExporter) -> None:
     def fail() -> None:
         raise KeyError("a secret")
 
@@ -95,7 +95,7 @@ def test_a_receiver_continues_the_sender_s_trace(spans: InMemorySpanExporter, na
 
 
 @pytest.mark.parametrize("headers", [{}, {"traceparent": "nonsense"}])
-def test_where_a_request_carries_none_a_trace_begins(
+def test_a_request_without_a_trace_starts_a_new_one(
     spans: InMemorySpanExporter, headers: dict[str, str]
 ) -> None:
     with receiving(headers):
@@ -103,7 +103,7 @@ def test_where_a_request_carries_none_a_trace_begins(
     assert one(spans).parent is None
 
 
-async def test_each_event_of_a_batch_keeps_its_own_caller_s_trace(
+async def test_each_event_of_a_batch_keeps_the_trace_of_its_caller(
     spans: InMemorySpanExporter, service: Service, client: HooklineClient
 ) -> None:
     async with client.batching("acme", max_events=2, max_delay_ms=NEVER_MS) as publisher:
@@ -116,7 +116,7 @@ async def test_each_event_of_a_batch_keeps_its_own_caller_s_trace(
     assert len(made) == 2
 
 
-async def test_a_call_carries_its_caller_s_trace_and_a_refusal_marks_its_span(
+async def test_a_call_carries_the_trace_and_an_error_marks_its_span(
     spans: InMemorySpanExporter, service: Service, client: HooklineClient
 ) -> None:
     service.events.script = [refuse(grpc.StatusCode.NOT_FOUND)]

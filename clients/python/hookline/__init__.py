@@ -6,8 +6,8 @@
     from hookline.errors import NotFoundError
     from hookline.v1.event_pb2 import Event  # the messages, generated from the contract
 
-`HooklineClient` is imported when it is first asked for: a receiver that only verifies webhooks
-loads neither gRPC nor protobuf.
+`HooklineClient` is imported on first use: a receiver that only verifies webhooks loads neither gRPC
+nor protobuf.
 """
 
 from typing import TYPE_CHECKING

@@ -1,12 +1,12 @@
 """A publisher of single events that sends them in batches.
 
-Theory of operation. `publish` queues its event and waits. One task takes batches from the queue's
-head and sends them one after the other, so that events are stored in the order in which they were
-published; while a batch is on its way the next one gathers, so that batches are large when there is
-much to do. (One at a time costs nothing: a stream with sixteen batches on their way was measured at
-the same CPU per event.) Each event has a key, and is sent with it until its fate is known. Where a
-batch is refused, those that the refusal names fail and the others are sent again; where it names
-none, the batch is halved until the culprit stands alone.
+Theory of operation. `publish` queues its event and waits. One task takes batches from the head of
+the queue and sends them one after the other, so that events are stored in the order in which they
+were published. While a batch is in flight the next one fills, so batches become larger under load.
+(One batch at a time is not slower: a stream with sixteen batches in flight was measured at the same
+CPU per event.) Each event has an idempotency key, and is repeated with it until its result arrives.
+If a batch is rejected, the events that the error names fail and the others are sent again; if it
+names none, the batch is halved until the invalid event is alone.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from hookline.v1.event_service_pb2_grpc import EventServiceStub
 
 __all__ = ["BatchingPublisher", "PublisherClosedError"]
 
-_OF_ALL: Final = (NotFoundError, PermissionDeniedError, UnauthenticatedError)
-"""What no event of a batch is guilty of: it concerns the tenant or the caller."""
+_BATCH_ERRORS: Final = (NotFoundError, PermissionDeniedError, UnauthenticatedError)
+"""Errors that concern the tenant or the caller, and so all events of a batch."""
 
 
 class BatchingPublisher:
-    """Publishes events of one tenant one by one, at the price of batches; of `client.batching`.
+    """Publishes single events of one tenant in batches; created by `client.batching`.
 
         async with client.batching("acme") as publisher:
             result = await publisher.publish(event)
 
-    For one event loop. Many tasks may publish at once, and should: each waits for its own event.
+    For one event loop. Meant for many concurrent tasks, each of which waits for its own event.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class BatchingPublisher:
         self._try_timeout_s = try_timeout_s
         self._keys = KeySource()
         self._pending = Pending(bounds)
-        self._rests_until = 0.0
+        self._backoff_until = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -78,23 +78,24 @@ class BatchingPublisher:
 
     @property
     def pending_events(self) -> int:
-        """Events that were taken and whose fate is not known; without those that wait for room."""
+        """The number of events without a result, without those that exceed the bounds."""
         return self._pending.events
 
     @property
     def pending_bytes(self) -> int:
-        """Their size as they are sent."""
+        """The size of the pending events as they are sent."""
         return self._pending.size_bytes
 
     async def publish(self, event: Event) -> PublishResult:
-        """Publish an event; returns once it is stored. The event is not changed.
+        """Publish an event and return its result after it is stored. The event is not modified.
 
-        Waits for room while too much is pending. Without an `idempotency_key` the event gets one,
-        and it is sent with the same key until it is answered, for at most the publisher's
-        `timeout_s` seconds; then raises what the last try ended with (`UnavailableError`,
-        `DeadlineExceededError`, …). A refusal raises what `HooklineClient.publish` would have
-        raised of this event alone. After any error but a refusal, and where the caller is
-        cancelled, it may or may not be stored. Raises `PublisherClosedError`.
+        Waits while the bounds of pending events are reached. An event without an
+        `idempotency_key` gets one. Transient errors are repeated with the same key for at most the
+        publisher's `timeout_s` seconds; then the last error is raised (`UnavailableError`,
+        `DeadlineExceededError`, …). A rejected event raises the error that
+        `HooklineClient.publish` would raise for it alone. After any other error, and after a
+        cancellation, the event may or may not be stored. Raises `PublisherClosedError` if the
+        publisher is closed.
         """
         if self._pending.is_closed:
             raise PublisherClosedError("the publisher is closed")
@@ -104,11 +105,11 @@ class BatchingPublisher:
             own.idempotency_key = self._keys.next()
         with publishing(self._tenant, 1) as traceparent:
             if not own.traceparent and traceparent is not None:
-                own.traceparent = traceparent  # the batch may be of many callers
+                own.traceparent = traceparent  # the batch can contain events of several callers
             entry = Entry(own, asyncio.get_running_loop().time() + self._timeout_s)
             self._pending.add(entry)
             if self._task is None:
-                # In a context of its own: it works for all, not for who came first.
+                # In a context of its own: the task works for all callers, not only for the first.
                 self._task = asyncio.create_task(
                     self._run(), name="hookline batching publisher", context=Context()
                 )
@@ -119,10 +120,10 @@ class BatchingPublisher:
                 raise
 
     async def close(self) -> None:
-        """Send what is pending and wait until the fate of all is known; then `publish` raises.
+        """Send the pending events and wait for their results; `publish` raises from now on.
 
-        Takes hardly longer than the publisher's `timeout_s` seconds. Where it is cancelled, nothing
-        more is sent, and whoever still waits gets `PublisherClosedError`.
+        Takes about the publisher's `timeout_s` seconds at most. If it is cancelled, nothing more is
+        sent, and the remaining `publish` calls raise `PublisherClosedError`.
         """
         self._pending.close()
         if self._task is None:
@@ -139,7 +140,7 @@ class BatchingPublisher:
             while batch := await self._pending.next_batch():
                 try:
                     await self._deliver(batch)
-                except Exception as error:  # noqa: BLE001 - whatever it is, it is their answer
+                except Exception as error:  # noqa: BLE001 - every error is the result of the events
                     for entry in batch:
                         entry.fail(error)
                 self._pending.release(batch)
@@ -149,43 +150,43 @@ class BatchingPublisher:
                 entry.fail(PublisherClosedError("the publisher was closed while this was sent"))
 
     async def _deliver(self, batch: list[Entry]) -> None:
-        """Send a batch until the fate of each of its events is known."""
+        """Send a batch until each of its events has a result."""
         parts = [batch]
         while parts:
             part = parts.pop(0)
             try:
                 await self._store(part)
-            except HooklineError as refusal:
-                parts[:0] = _sort_out(part, refusal)
+            except HooklineError as error:
+                parts[:0] = _fail_rejected(part, error)
 
     async def _store(self, batch: list[Entry]) -> None:
-        """Send a batch until it is stored, less those who wait no more. Raises the refusal."""
+        """Send a batch until it is stored, without abandoned events; raise a permanent error."""
         pending, backoff_s = self._pending, MIN_BACKOFF_S
-        while await self._rest(batch):
+        while await self._back_off(batch):
             try:
                 results = await self._try(batch)
             except HooklineError as error:
                 wait_s = wait_before_repeating(error, backoff_s)
                 if wait_s is None:
-                    pending.trouble = None
+                    pending.last_error = None
                     raise
-                pending.trouble = error
-                self._rests_until = asyncio.get_running_loop().time() + wait_s
+                pending.last_error = error
+                self._backoff_until = asyncio.get_running_loop().time() + wait_s
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
             else:
-                pending.trouble = None
+                pending.last_error = None
                 for entry, result in zip(batch, results, strict=True):
                     entry.succeed(result)
                 return
 
-    async def _rest(self, batch: list[Entry]) -> bool:
-        """Send nothing as long as the service asked for it; whether anybody still waits then."""
-        wait_s = self._rests_until - asyncio.get_running_loop().time()
-        trouble = self._pending.trouble
-        if trouble is not None and wait_s > 0:
+    async def _back_off(self, batch: list[Entry]) -> bool:
+        """Wait until the end of the backoff; return whether any event of the batch is left."""
+        wait_s = self._backoff_until - asyncio.get_running_loop().time()
+        last_error = self._pending.last_error
+        if last_error is not None and wait_s > 0:
             for entry in batch:
-                if entry.gives_up_at <= self._rests_until:
-                    entry.fail(trouble.copy())
+                if entry.gives_up_at <= self._backoff_until:
+                    entry.fail(last_error.copy())
             self._pending.release(batch)
             if self._pending.events:
                 await asyncio.sleep(wait_s)
@@ -196,33 +197,33 @@ class BatchingPublisher:
     async def _try(self, batch: list[Entry]) -> Sequence[PublishResult]:
         left_s = min([entry.gives_up_at for entry in batch]) - asyncio.get_running_loop().time()
         events = [entry.event for entry in batch]
-        answer = await self._stub.PublishEvents(
+        response = await self._stub.PublishEvents(
             PublishEventsRequest(tenant=self._tenant, events=events),
             timeout=max(0.0, min(left_s, self._try_timeout_s)),
         )
-        return answer.results
+        return response.results
 
 
-def _sort_out(batch: list[Entry], refusal: HooklineError) -> list[list[Entry]]:
-    """Whom a refusal is for fails; the others, to be sent again, in order."""
-    guilty = {index for index in refusal.events if index < len(batch)}
-    if guilty and len(batch) > 1:
-        for index in guilty:
-            batch[index].fail(refusal.of_event(index))
-        return [[entry for index, entry in enumerate(batch) if index not in guilty]]
-    if len(batch) == 1 or _is_of_all(refusal):
+def _fail_rejected(batch: list[Entry], error: HooklineError) -> list[list[Entry]]:
+    """Fail the events that an error is about; return the others, in order, to be sent again."""
+    rejected = {index for index in error.events if index < len(batch)}
+    if rejected and len(batch) > 1:
+        for index in rejected:
+            batch[index].fail(error.of_event(index))
+        return [[entry for index, entry in enumerate(batch) if index not in rejected]]
+    if len(batch) == 1 or _concerns_batch(error):
         for entry in batch:
-            entry.fail(refusal.copy())
+            entry.fail(error.copy())
         return []
     middle = len(batch) // 2
     return [batch[:middle], batch[middle:]]
 
 
-def _is_of_all(refusal: HooklineError) -> bool:
-    if isinstance(refusal, ResourceExhaustedError):
-        return refusal.reason != ""  # without a reason it is gRPC's own: the batch is too large
+def _concerns_batch(error: HooklineError) -> bool:
+    if isinstance(error, ResourceExhaustedError):
+        return error.reason != ""  # without a reason it is an error of gRPC: the batch is too large
     return (
-        isinstance(refusal, _OF_ALL)
-        or refusal.retry_forbidden
-        or any(fault.field == "tenant" for fault in refusal.violations)
+        isinstance(error, _BATCH_ERRORS)
+        or error.retry_forbidden
+        or any(violation.field == "tenant" for violation in error.violations)
     )

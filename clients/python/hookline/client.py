@@ -1,10 +1,10 @@
-"""The client: one channel, a deadline on every call, typed errors, publishing that can be repeated.
+"""The client: one channel, a deadline for every call, typed errors, and repeatable publishing.
 
-Theory of operation. Publishing is at least once as long as somebody repeats what went unanswered,
-and exactly one fan-out as long as each event keeps its key meanwhile. So `publish` gives every
-event without an `idempotency_key` one, and repeats the call with the same keys until it is answered
-or its deadline has passed. Nothing else is repeated: the other calls are the generated stubs, typed
-by the contract, with a default deadline and typed errors put around them.
+Theory of operation. `publish` is at-least-once, because it repeats calls without a response, and
+creates exactly one fan-out, because each event keeps its idempotency key. It adds a key to every
+event that has none, and repeats the call with the same keys until a response arrives or the
+deadline has passed. No other call is repeated: those are the generated stubs with a default
+deadline and typed errors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import grpc
 from hookline.batching import BatchingPublisher
 from hookline.errors import HooklineError, error_of
 from hookline.keys import KeySource
-from hookline.metadata import accompanied, on_streams
+from hookline.metadata import stream_interceptors, with_metadata
 from hookline.pending import Bounds
 from hookline.repeating import MAX_BACKOFF_S, MIN_BACKOFF_S, wait_before_repeating
 from hookline.tls import Tls
@@ -38,31 +38,31 @@ from hookline.v1.tenant_service_pb2_grpc import TenantServiceStub
 
 DEFAULT_TARGET: Final = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S: Final = 10.0
-"""The deadline of a call that names none, and of one try of `publish`, in seconds."""
+"""The default deadline of a call, and of one try of `publish`, in seconds."""
 DEFAULT_PUBLISH_TIMEOUT_S: Final = 30.0
-"""How long `publish` goes on repeating, in seconds."""
+"""How long `publish` repeats the call, in seconds."""
 
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A service that was restarted is found again within a second, not after grpc's two minutes.
+    # Reconnect to a restarted service within a second; grpc's default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # The service refuses compressed messages: they would cost it memory before it knows the sender.
+    # The service rejects compressed messages: decompression takes memory before authentication.
     ("grpc.default_compression_algorithm", 0),
 )
 _NO_PROXY: tuple[tuple[str, int], ...] = (("grpc.enable_http_proxy", 0),)
-"""grpc asks `http_proxy` the way even to this machine, where no proxy finds it."""
+"""For loopback targets: grpc would use `http_proxy` for them, too."""
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
 class HooklineClient:
-    """A connection to Hookline; `async with HooklineClient(target) as client: …`.
+    """A client for Hookline; `async with HooklineClient(target) as client: …`.
 
     `tenants`, `event_types`, `events`, `subscriptions`, `deliveries`, `operations` and `access` are
-    the contract's services, one typed coroutine an RPC. A call without a `timeout` gets the default
-    one. Unary calls raise `hookline.errors.HooklineError`; streams raise grpc's own errors, which
-    `hookline.errors.error_of` makes typed, and have no deadline unless they are given one.
+    the services of the contract, with a typed coroutine for each RPC. A call without a `timeout`
+    gets the default one. Unary calls raise `hookline.errors.HooklineError`. Streams raise the
+    errors of grpc, which `hookline.errors.error_of` converts, and have no default deadline.
     """
 
     def __init__(
@@ -76,24 +76,27 @@ class HooklineClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         publish_timeout_s: float = DEFAULT_PUBLISH_TIMEOUT_S,
     ) -> None:
-        """Connects when first called.
+        """Create a client; it connects with the first call.
 
-        `target` is `HOST:PORT` or any target of gRPC. The connection is TLS as `tls` says (by
-        default with the system's roots), or plaintext; by default it is plaintext to this machine
-        only. `token` (`hk_…`) goes with every call, streams too. ValueError: it would go in
-        plaintext to another machine, and `token_in_plaintext` does not say that it may; or `tls`
-        is given for a plaintext connection, or half a pair in it; OSError: a file that `tls` names
-        cannot be read.
+        `target` is `HOST:PORT` or any gRPC target. The connection uses TLS with the settings of
+        `tls` (default: the root certificates of the system), or plaintext; by default plaintext is
+        used only for this machine. `token` (`hk_…`) is sent with every call. Raises ValueError if
+        the token would be sent in plaintext to another machine without `token_in_plaintext`, if
+        `tls` is given for a plaintext connection, or if only one of `cert_file` and `key_file` is
+        given; raises OSError if a file of `tls` cannot be read.
         """
         is_local = _is_loopback(target)
         if plaintext is None:
             plaintext = is_local and tls is None
         if plaintext and tls is not None:
-            raise ValueError("`tls` is of no use on a plaintext connection")
+            raise ValueError("`tls` cannot be combined with `plaintext=True`: omit one")
         if plaintext and token is not None and not is_local and not token_in_plaintext:
-            raise ValueError("the token would be sent in plaintext to another machine: use TLS")
+            raise ValueError(
+                "`token` would be sent in plaintext to another machine: use `tls`, or set"
+                " `token_in_plaintext=True`"
+            )
         interceptors: list[grpc.aio.ClientInterceptor] = [_Deadlines(timeout_s, token)]
-        interceptors += on_streams(token)
+        interceptors += stream_interceptors(token)
         options: tuple[tuple[str, int | str], ...] = _CHANNEL_OPTIONS
         options += _NO_PROXY if is_local else ()
         if plaintext:
@@ -131,18 +134,18 @@ class HooklineClient:
         await self.close()
 
     async def close(self) -> None:
-        """End the connection; calls that are on the way are cancelled."""
+        """Close the connection; calls in flight are cancelled."""
         await self.channel.close()
 
     async def publish(
         self, tenant: str, events: Iterable[Event], *, timeout_s: float | None = None
     ) -> Sequence[PublishResult]:
-        """Publish events of one tenant, all or none; answers in their order once all are stored.
+        """Publish events of one tenant, all or none; return the results in the order of the events.
 
-        `tenant` is `tenants/ID`, or the id alone. The events are not changed. Repeats the call
-        until it is answered, for at most `timeout_s` seconds; then raises what ended the last try
-        (`UnavailableError`, `DeadlineExceededError`, …). Whoever repeats a `publish` that failed
-        gives the events keys himself.
+        `tenant` is `tenants/ID` or the id. The events are not modified. Transient errors are
+        repeated for at most `timeout_s` seconds; then the last error is raised
+        (`UnavailableError`, `DeadlineExceededError`, …). To repeat a failed `publish` safely, set
+        the idempotency keys of the events yourself.
         """
         name = tenant if "/" in tenant else f"tenants/{tenant}"
         request = PublishEventsRequest(tenant=name, events=events)
@@ -154,7 +157,7 @@ class HooklineClient:
             while True:
                 left_s = ends_at - time.monotonic()
                 try:
-                    answer = await self.events.PublishEvents(
+                    response = await self.events.PublishEvents(
                         request, timeout=max(0.0, min(left_s, self._timeout_s))
                     )
                 except HooklineError as error:
@@ -162,7 +165,7 @@ class HooklineClient:
                     if wait_s is None or time.monotonic() + wait_s >= ends_at:
                         raise
                 else:
-                    return answer.results
+                    return response.results
                 await asyncio.sleep(wait_s)
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
@@ -177,16 +180,16 @@ class HooklineClient:
         max_pending_bytes: int = 32 * 1024 * 1024,
         timeout_s: float | None = None,
     ) -> BatchingPublisher:
-        """A publisher of single events of one tenant, which sends them in batches.
+        """Return a publisher that sends single events of one tenant in batches.
 
             async with client.batching("acme") as publisher:
                 result = await publisher.publish(event)  # stored
 
-        A batch goes when it has `max_events` or `max_bytes`, or when its first event has waited
-        `max_delay_ms` milliseconds; one is on its way at a time, so that events are stored in the
+        A batch is sent when it has `max_events` or `max_bytes`, or when its first event has waited
+        `max_delay_ms` milliseconds. One batch is in flight at a time, so events are stored in the
         order in which they were published. While `max_pending_events` or `max_pending_bytes` are
-        not stored yet, `publish` waits. It gives an event up after `timeout_s` seconds, by default
-        the client's `publish_timeout_s`. ValueError: a bound below 1, or a negative delay.
+        pending, `publish` waits. An event fails after `timeout_s` seconds, by default the client's
+        `publish_timeout_s`. Raises ValueError for a bound below 1 or a negative delay.
         """
         bounds = Bounds(
             max_events=max_events,
@@ -205,7 +208,7 @@ class HooklineClient:
 
 
 def _is_loopback(target: str) -> bool:
-    """Whether a target can be nowhere but on this machine."""
+    """Return whether a target is certainly on this machine."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
     host = target.rpartition(":")[0].strip("[]")
@@ -218,7 +221,7 @@ def _is_loopback(target: str) -> bool:
 
 
 class _Deadlines(grpc.aio.UnaryUnaryClientInterceptor):
-    """Around each unary call: deadline, token, the caller's trace, and typed errors."""
+    """Adds the deadline, the token and the trace to unary calls, and converts their errors."""
 
     def __init__(self, timeout_s: float, token: str | None) -> None:
         self._timeout_s = timeout_s
@@ -233,7 +236,7 @@ class _Deadlines(grpc.aio.UnaryUnaryClientInterceptor):
         client_call_details: grpc.aio.ClientCallDetails,
         request: Request,
     ) -> Response:
-        details = accompanied(client_call_details, self._token, self._timeout_s)
+        details = with_metadata(client_call_details, self._token, self._timeout_s)
         call = await continuation(details, request)
         try:
             return await call

@@ -1,8 +1,7 @@
-"""What a call can end with: one exception for each gRPC status, carrying what a program may act on.
+"""The errors of calls: one exception class for each gRPC status, with a reason for programs.
 
-The service answers every refusal with `google.rpc.Status` details. They are read here once, so
-that a caller branches on `error.reason` (`hookline.v1.ErrorReason` without its prefix) and never on
-text.
+The service adds `google.rpc.Status` details to its errors. Programs use `error.reason`
+(`hookline.v1.ErrorReason` without its prefix), never the text.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ class FieldViolation:
     """One invalid field of a request."""
 
     field: str
-    """The path within the request, `events[3].type`."""
+    """The path within the request, for example `events[3].type`."""
     description: str
     reason: str
-    """The kind of fault, as `HooklineError.reason`; empty where the service did not say."""
+    """The reason, as `HooklineError.reason`; empty if the service gave none."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Details:
-    """What `google.rpc.Status` said."""
+    """The content of `google.rpc.Status`."""
 
     message: str = ""
     reason: str = ""
@@ -46,22 +45,22 @@ class _Details:
 
 
 class HooklineError(Exception):
-    """A call that did not end with OK. Its cause is the `grpc.aio.AioRpcError`."""
+    """The error of a call that did not end with OK. Its cause is the `grpc.aio.AioRpcError`."""
 
     code: grpc.StatusCode
     message: str
-    """For people; it may change between versions."""
+    """A message for people; it can change between versions."""
     reason: str
-    """For programs: `TENANT_NOT_FOUND`; empty where the answer is not from Hookline's own code, as
-    when nothing listens."""
+    """A reason for programs, for example `TENANT_NOT_FOUND`; empty if the error does not come from
+    the service, for example if the connection is refused."""
     metadata: dict[str, str]
-    """Particulars of the reason."""
+    """Details of the reason."""
     violations: tuple[FieldViolation, ...]
-    """Every invalid field, where `code` is INVALID_ARGUMENT."""
+    """The invalid fields, if `code` is INVALID_ARGUMENT."""
     retry_after_s: float | None
-    """How long to wait before repeating the call, in seconds, where the service said so."""
+    """How long to wait before repeating the call, in seconds; None if the service gave no time."""
     retry_forbidden: bool
-    """Whether the service asked not to be called again with this."""
+    """Whether the service asked the client not to repeat the call."""
 
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
         details = _details_of(error)
@@ -81,7 +80,7 @@ class HooklineError(Exception):
 
     @property
     def events(self) -> frozenset[int]:
-        """Which events of the request were refused, by position; empty where it does not say."""
+        """The positions of the rejected events in the request; empty if the error names none."""
         places = [fault.field for fault in self.violations]
         places.append(self.metadata.get("field", ""))
         found = {int(place[1]) for text in places if (place := _PLACE.match(text))}
@@ -89,7 +88,7 @@ class HooklineError(Exception):
         return frozenset(found | ({int(index)} if index.isdecimal() else set()))
 
     def of_event(self, index: int) -> Self:
-        """What it says of one event of a batch, as though that had been published alone."""
+        """Return the error for one event of a batch, as if it had been published alone."""
         own, here, alone = self.copy(), f"events[{index}]", "events[0]"
         own.metadata = {name: text.replace(here, alone) for name, text in self.metadata.items()}
         if "index" in own.metadata:
@@ -125,23 +124,23 @@ class HooklineError(Exception):
 
 
 class InvalidArgumentError(HooklineError):
-    """The request is wrong whatever the state of the world; `violations` names each field."""
+    """The request is invalid; `violations` names each invalid field."""
 
 
 class NotFoundError(HooklineError):
-    """There is no such thing, or none that the caller may see."""
+    """The resource does not exist, or the caller may not see it."""
 
 
 class AlreadyExistsError(HooklineError):
-    """The name, or the idempotency key, is taken by something else."""
+    """The name or the idempotency key is already used."""
 
 
 class FailedPreconditionError(HooklineError):
-    """The thing is in a state that does not allow the call."""
+    """The resource is in a state that does not allow the call."""
 
 
 class AbortedError(HooklineError):
-    """Somebody changed the thing meanwhile: read it again, decide again."""
+    """The resource was changed concurrently: read it again and repeat the call."""
 
 
 class ResourceExhaustedError(HooklineError):
@@ -149,23 +148,23 @@ class ResourceExhaustedError(HooklineError):
 
 
 class UnauthenticatedError(HooklineError):
-    """The caller is not known."""
+    """The caller is not authenticated."""
 
 
 class PermissionDeniedError(HooklineError):
-    """The caller is known, and may not do this."""
+    """The caller is authenticated and does not have the permission."""
 
 
 class UnimplementedError(HooklineError):
-    """Part of the contract that this version of the service does not build."""
+    """The service does not implement this part of the contract."""
 
 
 class UnavailableError(HooklineError):
-    """Service or database cannot be reached now: nothing is stored, or repeating is safe."""
+    """The service or its database is not reachable: nothing is stored, or repeating is safe."""
 
 
 class DeadlineExceededError(HooklineError):
-    """No answer came in time; what was asked may have been done."""
+    """No response arrived before the deadline; the call may have been carried out."""
 
 
 _BY_CODE: Final[dict[grpc.StatusCode, type[HooklineError]]] = {
@@ -184,7 +183,7 @@ _BY_CODE: Final[dict[grpc.StatusCode, type[HooklineError]]] = {
 
 
 def error_of(error: grpc.aio.AioRpcError) -> HooklineError:
-    """The typed error of a failed call; of a status without a class of its own, `HooklineError`."""
+    """Return the typed error of a failed call; `HooklineError` for a status without a class."""
     return _BY_CODE.get(error.code(), HooklineError)(error)
 
 
@@ -193,18 +192,18 @@ def _trailer(error: grpc.aio.AioRpcError, key: str) -> str | bytes | None:
 
 
 def _pushback_ms(error: grpc.aio.AioRpcError) -> int | None:
-    """What the service asks of a retry (gRFC A6): a delay, or, below 0, that there be none."""
+    """Return the retry pushback (gRFC A6): a delay, or a negative value that forbids a retry."""
     value = _trailer(error, PUSHBACK_KEY)
     if value is None:
         return None
     try:
         return int(value)
     except ValueError:
-        return -1  # A6: a value that is none forbids the retry
+        return -1  # A6: a malformed value forbids the retry
 
 
 def _details_of(error: grpc.aio.AioRpcError) -> _Details:
-    """The details as the service sent them; none where they are missing or cannot be read."""
+    """Return the details of an error; empty if they are missing or malformed."""
     encoded = _trailer(error, DETAILS_KEY)
     if not isinstance(encoded, bytes):
         return _Details()

@@ -1,7 +1,7 @@
-"""What goes with each call: its caller's token and trace; on calls of every kind.
+"""The metadata of calls: the token and the trace context.
 
-grpc asks an interceptor for the one kind of call that it is written for, so there is one a kind.
-Those of streams change nothing else: a stream is grpc's own.
+A grpc interceptor handles one kind of call, so there is a class for each kind. Those for streams
+only add metadata.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import grpc
 from hookline.tracing import HAS_OPENTELEMETRY, TRACEPARENT, current_traceparent
 
 
-def accompanied(
+def with_metadata(
     asked: grpc.aio.ClientCallDetails, token: str | None, timeout_s: float | None
 ) -> grpc.aio.ClientCallDetails:
-    """What a call is to be made with: as asked, and with token, trace, and a deadline if any."""
+    """Return the call details with the token, the trace context and the default timeout."""
     metadata = grpc.aio.Metadata(*(asked.metadata or ()))
     if token is not None:
         metadata.add("authorization", f"Bearer {token}")
@@ -32,14 +32,14 @@ def accompanied(
     )
 
 
-def on_streams(token: str | None) -> Sequence[grpc.aio.ClientInterceptor]:
-    """What accompanies calls that stream; nothing where there is nothing to add."""
+def stream_interceptors(token: str | None) -> Sequence[grpc.aio.ClientInterceptor]:
+    """Return the interceptors of streaming calls; none if there is nothing to add."""
     if token is None and not HAS_OPENTELEMETRY:
         return ()
     return [_UnaryStream(token), _StreamUnary(token), _StreamStream(token)]
 
 
-class _Accompanying:
+class _AddMetadata:
     def __init__(self, token: str | None) -> None:
         self._token = token
 
@@ -49,16 +49,16 @@ class _Accompanying:
         client_call_details: grpc.aio.ClientCallDetails,
         request: Any,  # noqa: ANN401 (any message, or an iterator of them)
     ) -> Any:  # noqa: ANN401 (any call)
-        return await continuation(accompanied(client_call_details, self._token, None), request)
+        return await continuation(with_metadata(client_call_details, self._token, None), request)
 
 
-class _UnaryStream(_Accompanying, grpc.aio.UnaryStreamClientInterceptor):
-    intercept_unary_stream: Callable[..., Any] = _Accompanying.pass_on
+class _UnaryStream(_AddMetadata, grpc.aio.UnaryStreamClientInterceptor):
+    intercept_unary_stream: Callable[..., Any] = _AddMetadata.pass_on
 
 
-class _StreamUnary(_Accompanying, grpc.aio.StreamUnaryClientInterceptor):
-    intercept_stream_unary: Callable[..., Any] = _Accompanying.pass_on
+class _StreamUnary(_AddMetadata, grpc.aio.StreamUnaryClientInterceptor):
+    intercept_stream_unary: Callable[..., Any] = _AddMetadata.pass_on
 
 
-class _StreamStream(_Accompanying, grpc.aio.StreamStreamClientInterceptor):
-    intercept_stream_stream: Callable[..., Any] = _Accompanying.pass_on
+class _StreamStream(_AddMetadata, grpc.aio.StreamStreamClientInterceptor):
+    intercept_stream_stream: Callable[..., Any] = _AddMetadata.pass_on

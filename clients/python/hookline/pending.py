@@ -1,11 +1,11 @@
-"""Events that wait to be published: in order, bounded, each until its time is up.
+"""The bounded queue of a batching publisher: events in order, each with a deadline.
 
-Owns who waits and what the next batch is. Must not know how a batch is sent.
+Forms the batches; `hookline.batching` sends them.
 
-Theory of operation. An event is pending from `add` until `release`. As long as there is room it
-stands in the queue, from whose head batches are taken; beyond, in the line before the queue. All
-were given the same time, so that the first of queue and line is the first whose time is up, and one
-timer serves them all.
+Theory of operation. An event is pending from `add` until `release`. While the bounds allow, it is
+in the queue, and batches are taken from the head of the queue; beyond the bounds it is in the
+overflow, which feeds the queue. All events have the same timeout, so the first of the queue and of
+the overflow has the earliest deadline, and one timer is enough.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import PublishResult
 
 FRAMING_BYTES = 8
-"""What an event costs in a batch beside its own bytes."""
+"""The overhead of an event in a batch, in addition to its own bytes."""
 
 
 class PublisherClosedError(Exception):
-    """The publisher was closed: the event was not taken, or whether it is stored is not known."""
+    """The publisher is closed: the event was not sent, or its result is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """When a batch goes, and how much may be pending. ValueError: one is out of all sense."""
+    """The bounds of batches and of pending events. Raises ValueError if one is out of range."""
 
     max_events: int
     max_bytes: int
@@ -44,11 +44,14 @@ class Bounds:
             self.max_events, self.max_bytes, self.max_pending_events, self.max_pending_bytes
         )
         if least < 1 or self.max_delay_ms < 0:
-            raise ValueError("a publisher's bounds must be at least 1, its delay at least 0")
+            raise ValueError(
+                "max_events, max_bytes, max_pending_events and max_pending_bytes must be at least"
+                " 1, and max_delay_ms at least 0"
+            )
 
 
 class Entry:
-    """One event, and who waits for it."""
+    """One event, and the future of its result."""
 
     __slots__ = ("done", "event", "gives_up_at", "is_pending", "sends_at", "size_bytes")
 
@@ -57,73 +60,74 @@ class Entry:
         self.size_bytes = event.ByteSize() + FRAMING_BYTES
         self.gives_up_at = gives_up_at
         self.sends_at = 0.0
-        """When its batch goes at the latest, if it is free to go."""
+        """The loop time at which its batch is sent at the latest, unless another batch is in
+        flight."""
         self.is_pending = False
-        """Whether it takes up room."""
+        """Whether it counts towards the bounds."""
         self.done: asyncio.Future[PublishResult] = asyncio.get_running_loop().create_future()
 
     def succeed(self, result: PublishResult) -> None:
-        """Tell whoever waits that it is stored."""
+        """Complete the event: it is stored."""
         if not self.done.done():
             self.done.set_result(result)
 
     def fail(self, error: Exception) -> None:
-        """Tell whoever waits what it ended with."""
+        """Complete the event with an error."""
         if not self.done.done():
             self.done.set_exception(error)
-            self.done.exception()  # whoever gave up waiting is not to be missed
+            self.done.exception()  # mark it as retrieved: the caller may have been cancelled
 
 
 class Pending:
-    """What waits and what is on its way; for one event loop."""
+    """The queued events and the events in flight, for one event loop."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._line: OrderedDict[Entry, None] = OrderedDict()
+        self._overflow: OrderedDict[Entry, None] = OrderedDict()
         self._queue: OrderedDict[Entry, None] = OrderedDict()
         self._queued_bytes = 0
         self.events = 0
-        """In the queue and on their way."""
+        """The number of events in the queue and in flight."""
         self.size_bytes = 0
-        self.trouble: HooklineError | None = None
-        """What holds the sending up; told to those whose time is up meanwhile."""
+        self.last_error: HooklineError | None = None
+        """The current error of the service; events whose deadline passes fail with it."""
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.is_closed = False
 
     def add(self, entry: Entry) -> None:
-        """Take an event in: into the queue, or into the line while there is no room."""
+        """Add an event to the queue, or to the overflow if the bounds are reached."""
         entry.sends_at = asyncio.get_running_loop().time() + self._bounds.max_delay_ms / 1_000
-        if self._line or not self._has_room(entry):
-            self._line[entry] = None
+        if self._overflow or not self._fits(entry):
+            self._overflow[entry] = None
         else:
             self._enqueue(entry)
         if self._timer is None:
             self._set_timer(entry)
 
     def forget(self, entry: Entry) -> None:
-        """Nobody waits for it any more. If it is on its way, it takes up room until `release`."""
-        if entry in self._line:
-            del self._line[entry]
+        """Remove an event without a waiting caller; in flight, it counts until `release`."""
+        if entry in self._overflow:
+            del self._overflow[entry]
         elif entry in self._queue:
             del self._queue[entry]
             self._queued_bytes -= entry.size_bytes
             self.release([entry])
 
     def release(self, entries: Iterable[Entry]) -> None:
-        """Make room: of these, the fate of those that are done is known, or nobody asks for it."""
+        """Stop counting the entries that are done, and refill the queue from the overflow."""
         for entry in entries:
             if entry.is_pending and entry.done.done():
                 entry.is_pending = False
                 self.events -= 1
                 self.size_bytes -= entry.size_bytes
-        while self._line and self._has_room(next(iter(self._line))):
-            self._enqueue(self._line.popitem(last=False)[0])
+        while self._overflow and self._fits(next(iter(self._overflow))):
+            self._enqueue(self._overflow.popitem(last=False)[0])
 
     async def next_batch(self) -> list[Entry]:
-        """The queue's head, once it is full or its first was delayed enough; closed: the rest.
+        """Wait for the next batch: a full one, or one whose first event has reached its delay.
 
-        Empty once nothing is left.
+        After `close`, return what is left without a delay, and at last an empty list.
         """
         while self._queue or not self.is_closed:
             if not self._queue:
@@ -136,24 +140,24 @@ class Pending:
                     async with asyncio.timeout_at(sends_at):
                         await self._woken()
                 except TimeoutError:
-                    if batch := self._take():  # else it was forgotten meanwhile
+                    if batch := self._take():  # empty if the events were removed meanwhile
                         return batch
         return []
 
     def close(self) -> None:
-        """Delay no batch any more; when the last was taken, there is none."""
+        """Return all further batches without delay; after the last, `next_batch` returns none."""
         self.is_closed = True
         self._wake.set()
 
     def abandon(self) -> None:
-        """Nobody takes batches any more: whoever waits is told so."""
+        """Fail all queued events, because no more batches are sent."""
         self.is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for entry in [*self._queue, *self._line]:
+        for entry in [*self._queue, *self._overflow]:
             entry.fail(PublisherClosedError("the publisher was closed before this was sent"))
 
-    def _has_room(self, entry: Entry) -> bool:
+    def _fits(self, entry: Entry) -> bool:
         return self.events == 0 or (
             self.events < self._bounds.max_pending_events
             and self.size_bytes + entry.size_bytes <= self._bounds.max_pending_bytes
@@ -195,22 +199,23 @@ class Pending:
     def _give_up(self) -> None:
         now_s = asyncio.get_running_loop().time()
         self._timer = None
-        for waiting in (self._queue, self._line):
-            while waiting:
-                first = next(iter(waiting))
+        for entries in (self._queue, self._overflow):
+            while entries:
+                first = next(iter(entries))
                 if first.gives_up_at > now_s:
                     self._set_timer(first)
                     return
-                first.fail(_out_of_time() if self.trouble is None else self.trouble.copy())
+                error = self.last_error
+                first.fail(_deadline_exceeded() if error is None else error.copy())
                 self.forget(first)
 
 
-def _out_of_time() -> HooklineError:
+def _deadline_exceeded() -> HooklineError:
     return error_of(
         grpc.aio.AioRpcError(
             grpc.StatusCode.DEADLINE_EXCEEDED,
             grpc.aio.Metadata(),
             grpc.aio.Metadata(),
-            "the event was not sent in time, for those before it took all of it",
+            "the deadline of the event passed before it was sent: earlier events were pending",
         )
     )

@@ -1,6 +1,6 @@
-"""When a publish whose events have keys may be tried again, and how long to wait until then.
+"""The decision whether a failed publish with idempotency keys is repeated, and after which delay.
 
-Owns the decision alone: who repeats, and for how long in all, is the caller's.
+The callers repeat the call and enforce the total timeout.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ MAX_BACKOFF_S: Final = 5.0
 
 
 def wait_before_repeating(error: HooklineError, backoff_s: float) -> float | None:
-    """Seconds until a keyed publish may be tried again, or None where that cannot help.
+    """Return the seconds until a keyed publish can be repeated; None for a permanent error.
 
-    What the service advises is obeyed; without advice it is up to `backoff_s`, at random.
+    It is the delay that the service gives; otherwise `backoff_s` with jitter.
     """
     if error.retry_forbidden:
         return None
     if isinstance(error, ResourceExhaustedError):
-        return error.retry_after_s  # a quota comes with no such advice, and does not pass by itself
-    if _may_pass(error):
-        jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - spreads, hides nothing
+        return error.retry_after_s  # a quota has no delay: repeating cannot help
+    if _is_transient(error):
+        jittered_s = backoff_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
         return jittered_s if error.retry_after_s is None else error.retry_after_s
     return None
 
 
-def _may_pass(error: HooklineError) -> bool:
+def _is_transient(error: HooklineError) -> bool:
     if isinstance(error, AbortedError | DeadlineExceededError | UnavailableError):
         return True
-    # A database that broke off, and a node that ended its calls: the events may be stored.
+    # A lost database connection, or a node that cancelled its calls: the events may be stored.
     return error.reason == "DATABASE_UNAVAILABLE" or error.code is grpc.StatusCode.CANCELLED

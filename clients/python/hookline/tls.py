@@ -1,4 +1,4 @@
-"""How a connection is secured: whose word counts, who the caller is, what the service is called."""
+"""The TLS settings of a connection."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import grpc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS with files of one's own; without any, with the system's roots."""
+    """TLS settings; by default, the root certificates of the system are trusted."""
 
     ca_file: str | Path | None = None
-    """PEM: the authorities that may have signed the service's certificate, instead of the
-    system's."""
+    """PEM file: the trusted certificate authorities, instead of those of the system."""
     cert_file: str | Path | None = None
-    """PEM: the client's certificate, then intermediate ones; for a service that asks for one."""
+    """PEM file: the client certificate, then its intermediate certificates (mutual TLS)."""
     key_file: str | Path | None = None
-    """PEM: its private key, without a passphrase."""
+    """PEM file: the private key of `cert_file`, without a passphrase."""
     server_name: str | None = None
-    """The name that the service's certificate is for, where it is not the target's."""
+    """The name in the service's certificate, if it differs from the target."""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files, once.
+        """Read the files and return the credentials.
 
-        OSError: one cannot be read; ValueError: one is not PEM, or half a pair is named.
+        Raises OSError if a file cannot be read; ValueError if a file is not PEM, or if only one of
+        `cert_file` and `key_file` is set.
         """
         if (self.cert_file is None) is not (self.key_file is None):
-            raise ValueError("a client's certificate and its key go together: name both files")
+            raise ValueError("`cert_file` and `key_file` must be set together: one is missing")
         return grpc.ssl_channel_credentials(
             _content(self.ca_file), _content(self.key_file), _content(self.cert_file)
         )
 
     def channel_options(self) -> tuple[tuple[str, str], ...]:
-        """What a channel has to be told besides."""
+        """Return the channel options that `server_name` needs."""
         if self.server_name is None:
             return ()
         return (("grpc.ssl_target_name_override", self.server_name),)
@@ -45,5 +45,5 @@ def _content(path: str | Path | None) -> bytes | None:
         return None
     content = Path(path).read_bytes()
     if b"-----BEGIN " not in content:
-        raise ValueError(f"{path} is no file in PEM")
+        raise ValueError(f"{path} is not a PEM file")
     return content

@@ -1,9 +1,9 @@
-"""Traces, where the caller has OpenTelemetry: nothing of it is needed, and nothing happens without.
+"""Optional tracing with OpenTelemetry.
 
-With the package `opentelemetry-api` installed (and an SDK set up by the application), publishing is
-a PRODUCER span, every call carries its caller's `traceparent`, and a receiver can continue an
-event's trace (`hookline.webhook.receiving`). Only `traceparent` is ever sent: neither `baggage` nor
-`tracestate`. Spans hold names and counts, never an event's data.
+If the package `opentelemetry-api` is installed (and the application has set up an SDK), publishing
+creates a PRODUCER span, every call carries `traceparent`, and a receiver can continue the trace of
+an event (`hookline.webhook.receiving`). Neither `baggage` nor `tracestate` is sent. Spans contain
+names and counts, never the data of an event.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _HEADER = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", re.ASCII
 
 
 def current_traceparent() -> str | None:
-    """The header that names the current span; None where there is none.
+    """Return the `traceparent` of the current span; None if there is none.
 
-    For the `traceparent` of events that are sent on a stream, which may be of many callers.
+    For events that are sent on a stream with events of other callers.
     """
     if not HAS_OPENTELEMETRY:
         return None
@@ -41,7 +41,7 @@ def current_traceparent() -> str | None:
 
 @contextmanager
 def publishing(tenant: str, count: int) -> Iterator[str | None]:
-    """A PRODUCER span around what publishes `count` events; yields its `traceparent`."""
+    """Run the block in a PRODUCER span for `count` events; yields its `traceparent`."""
     if not HAS_OPENTELEMETRY:
         yield None
         return
@@ -58,7 +58,7 @@ def publishing(tenant: str, count: int) -> Iterator[str | None]:
 
 @contextmanager
 def continuing(traceparent: str, message_id: str, name: str) -> Iterator[None]:
-    """A CONSUMER span that continues the trace which a request carried, if it carried one."""
+    """Run the block in a CONSUMER span that continues the trace of a request."""
     if not HAS_OPENTELEMETRY:
         yield
         return
@@ -87,7 +87,7 @@ def _spanning(
         try:
             yield
         except BaseException as error:
-            # Its kind alone: a text may quote what it is about.
+            # Only the class: the text can contain data of the event.
             span.set_attribute("error.type", type(error).__name__)
             span.set_status(_otel.StatusCode.ERROR)
             raise

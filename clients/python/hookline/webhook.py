@@ -1,11 +1,11 @@
-"""The receiver's side of a webhook: tells whether a request was made by the sender, and just now.
+"""Verification of webhooks: whether a request comes from the sender and is recent.
 
 Standard Webhooks 1.0.0 (standardwebhooks.com). The headers `webhook-id`, `webhook-timestamp` and
-`webhook-signature` are checked against the raw body: `id.timestamp.body` is what was signed. Of the
-signatures (several during a rotation) one suffices, for any of the receiver's secrets.
+`webhook-signature` are checked against the raw body: the signed content is `id.timestamp.body`. One
+valid signature (there are several during a rotation) for any of the receiver's secrets is enough.
 
 Standard library only for `v1` (HMAC-SHA256, `whsec_…`); `v1a` (ed25519, `whpk_…`) needs the package
-`cryptography`. Knows nothing of gRPC, nor of how the service signs.
+`cryptography`. Imports neither gRPC nor protobuf.
 
     try:
         webhook = hookline.webhook.verify(request.headers, request.body, "whsec_…")
@@ -35,11 +35,11 @@ TIMESTAMP_HEADER: Final = "webhook-timestamp"
 SIGNATURE_HEADER: Final = "webhook-signature"
 
 DEFAULT_TOLERANCE_S: Final = 300.0
-"""How far a request's timestamp may lie from the receiver's clock, in seconds, either way."""
+"""The maximum difference between a request's timestamp and the receiver's clock, in seconds."""
 
 _SECRET_BYTES: Final = range(24, 65)
 _PUBLIC_KEY_BYTES: Final = 32
-# No dot: `id.timestamp.body` would read in two ways, and one body could be passed for another.
+# No dot: otherwise `id.timestamp.body` could be split in two ways, and a body could be forged.
 _ID = re.compile(r"[!-\-/-~]{1,255}", re.ASCII)
 _TIMESTAMP = re.compile(r"[0-9]{1,11}", re.ASCII)
 
@@ -48,10 +48,10 @@ _Check = Callable[[bytes, bytes], bool]
 
 @runtime_checkable
 class HeaderItems(Protocol):
-    """What the headers of every framework have: pairs, a repeated header repeated."""
+    """A header mapping of any framework: yields pairs, a repeated header several times."""
 
     def items(self) -> Iterable[tuple[str, str]]:
-        """All headers, in order."""
+        """Return all headers, in order."""
 
 
 Headers = HeaderItems | Iterable[tuple[str, str]] | Iterable[tuple[bytes, bytes]]
@@ -59,71 +59,71 @@ Headers = HeaderItems | Iterable[tuple[str, str]] | Iterable[tuple[bytes, bytes]
 
 
 class WebhookVerificationError(Exception):
-    """The request is not to be trusted. Answer it with 400 or 401, and do not read its body."""
+    """The request is not authentic. Respond with 400 or 401, and do not use its body."""
 
 
 class HeaderMissingError(WebhookVerificationError):
-    """A header of the three is not there."""
+    """One of the three headers is missing."""
 
 
 class HeaderMalformedError(WebhookVerificationError):
-    """A header is there twice, or is not what the standard says."""
+    """A header is repeated or malformed."""
 
 
 class TimestampError(WebhookVerificationError):
-    """The request is too old or from the future: a replay, or a clock that is wrong."""
+    """The timestamp is outside the tolerance: a replayed request, or a wrong clock."""
 
 
 class SignatureMismatchError(WebhookVerificationError):
-    """No signature fits: the secret is another's, or the body was changed on the way."""
+    """No signature is valid: the secret is wrong, or the body was changed."""
 
 
 class SecretError(ValueError):
-    """The receiver's own secret is unusable: a mistake of set-up, no fault of the request."""
+    """The receiver's secret is malformed: an error of its configuration, not of the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """A request that was verified."""
+    """A verified request."""
 
     id: str
-    """The same for every attempt of an event: what was seen before need not be done again."""
+    """The id of the event, the same for every attempt: use it for deduplication."""
     timestamp: datetime
     """When this attempt was sent, in UTC."""
     body: bytes
-    """Exactly the bytes that were signed."""
+    """The signed bytes."""
 
-    def json(self) -> Any:  # noqa: ANN401 - JSON is what it is
-        """The body, parsed."""
+    def json(self) -> Any:  # noqa: ANN401 - any JSON value
+        """Parse the body as JSON."""
         return json.loads(self.body)
 
 
 class Verifier:
-    """Checks requests with secrets that are read once; for receivers that get many."""
+    """Verifies requests with secrets that are parsed once, for receivers of many requests."""
 
     def __init__(
         self, secrets: str | Iterable[str], *, tolerance_s: float = DEFAULT_TOLERANCE_S
     ) -> None:
-        """`secrets`: one or several of `whsec_…` and `whpk_…`. SecretError: not usable."""
+        """`secrets`: one or several of `whsec_…` and `whpk_…`; raises SecretError if malformed."""
         given = [secrets] if isinstance(secrets, str) else secrets
         self._checks = [_check_of(secret) for secret in given]
         if not self._checks:
-            raise SecretError("there is no secret to verify with")
+            raise SecretError("`secrets` is empty: at least one secret is required")
         self._tolerance_s = tolerance_s
 
     def verify(self, headers: Headers, body: bytes | str, *, now: float | None = None) -> Webhook:
-        """Check a request; returns it, or raises a `WebhookVerificationError`. See `verify`."""
+        """Return the verified request; raise `WebhookVerificationError`. See `verify`."""
         message_id, timestamp, signatures = _read_headers(headers)
         age_s = (time.time() if now is None else now) - int(timestamp)
         if abs(age_s) > self._tolerance_s:
             where = "old" if age_s > 0 else "in the future"
             raise TimestampError(
                 f"the request is {abs(age_s):.0f} s {where}, and only"
-                f" {self._tolerance_s:.0f} s are tolerated"
+                f" {self._tolerance_s:.0f} s are allowed"
             )
         content = _bytes_of(body)
         signed = f"{message_id}.{timestamp}.".encode("ascii") + content
-        # Every pair is tried, so that the time taken does not tell which of them fitted.
+        # Every pair is checked, so that the time does not depend on which signature is valid.
         fits = [
             check(signed, signature)
             for scheme, check in self._checks
@@ -131,7 +131,9 @@ class Verifier:
             if scheme == version
         ]
         if not any(fits):
-            raise SignatureMismatchError("no signature of the request fits a secret")
+            raise SignatureMismatchError(
+                "no signature of the request is valid for the given secrets"
+            )
         return Webhook(message_id, datetime.fromtimestamp(int(timestamp), UTC), content)
 
 
@@ -143,25 +145,25 @@ def verify(
     tolerance_s: float = DEFAULT_TOLERANCE_S,
     now: float | None = None,
 ) -> Webhook:
-    """Check a request; returns it, or raises a `WebhookVerificationError`.
+    """Return the verified request; raise `WebhookVerificationError` if it is not authentic.
 
-    `headers` in any casing, as a mapping or as pairs; `body` as it came, before any parsing;
-    `secrets` one or several of `whsec_…` and `whpk_…` (SecretError: not usable). `now` is Unix time
-    in seconds, by default the clock's.
+    `headers`: in any case, as a mapping or as pairs. `body`: the raw body, before any parsing.
+    `secrets`: one or several of `whsec_…` and `whpk_…`; raises SecretError if one is malformed.
+    `now`: Unix time in seconds, by default the current time.
     """
     return Verifier(secrets, tolerance_s=tolerance_s).verify(headers, body, now=now)
 
 
 @contextmanager
 def receiving(headers: Headers, *, name: str = "webhook") -> Iterator[None]:
-    """Continue the sender's trace while inside: a CONSUMER span under the request's `traceparent`.
+    """Run the block in a CONSUMER span that continues the trace in the request's `traceparent`.
 
         with hookline.webhook.receiving(request.headers):
             webhook = verifier.verify(request.headers, request.body)
             ...
 
-    Does nothing without OpenTelemetry; begins a trace where the request carries none. Exceptions
-    pass through, and mark the span as failed.
+    Does nothing without OpenTelemetry; starts a new trace if the request has none. An exception
+    marks the span as failed and is raised again.
     """
     found = {TRACEPARENT: "", ID_HEADER: ""}
     for key, value in _pairs(headers):
@@ -172,7 +174,7 @@ def receiving(headers: Headers, *, name: str = "webhook") -> Iterator[None]:
 
 
 def _read_headers(headers: Headers) -> tuple[str, str, list[tuple[str, bytes]]]:
-    """The id, the timestamp's digits, and the signatures by their version."""
+    """Return the id, the digits of the timestamp, and the signatures with their versions."""
     found: dict[str, list[str]] = {ID_HEADER: [], TIMESTAMP_HEADER: [], SIGNATURE_HEADER: []}
     for name, value in _pairs(headers):
         if name in found:
@@ -186,10 +188,10 @@ def _read_headers(headers: Headers) -> tuple[str, str, list[tuple[str, bytes]]]:
     message_id, timestamp = found[ID_HEADER][0], found[TIMESTAMP_HEADER][0]
     if not _ID.fullmatch(message_id):
         raise HeaderMalformedError(
-            f"{ID_HEADER} is not 1 to 255 visible ASCII characters without '.'"
+            f"{ID_HEADER} must be 1 to 255 visible ASCII characters without '.'"
         )
     if not _TIMESTAMP.fullmatch(timestamp):
-        raise HeaderMalformedError(f"{TIMESTAMP_HEADER} is not a number of seconds")
+        raise HeaderMalformedError(f"{TIMESTAMP_HEADER} must be a Unix time in seconds")
     return message_id, timestamp, list(_signatures(found[SIGNATURE_HEADER]))
 
 
@@ -200,7 +202,7 @@ def _pairs(headers: Headers) -> Iterator[tuple[str, str]]:
 
 
 def _signatures(values: Iterable[str]) -> Iterable[tuple[str, bytes]]:
-    """The signatures that can be read; others may be of versions that are yet to come."""
+    """Yield the well-formed signatures; others can belong to future versions."""
     for token in " ".join(values).split():
         version, comma, encoded = token.partition(",")
         signature = _base64(encoded)
@@ -209,13 +211,15 @@ def _signatures(values: Iterable[str]) -> Iterable[tuple[str, bytes]]:
 
 
 def _bytes_of(body: bytes | str) -> bytes:
-    """The bytes that came; what a framework could not decode is given back as it was."""
+    """Return the received bytes, including those that a framework could not decode."""
     if not isinstance(body, str):
         return bytes(body)
     try:
         return body.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise SignatureMismatchError("the body is no text that anybody could have sent") from None
+        raise SignatureMismatchError(
+            "the body contains surrogates that no request can contain: pass the raw bytes"
+        ) from None
 
 
 def _text(value: str | bytes) -> str:
@@ -230,7 +234,7 @@ def _base64(text: str) -> bytes | None:
 
 
 def _check_of(secret: str) -> tuple[str, _Check]:
-    """The version of the signatures that a secret can check, and how."""
+    """Return the signature version of a secret, and the check."""
     prefix, _, encoded = secret.strip().partition("_")
     key = _base64(encoded)
     if prefix == "whsec" and key is not None and len(key) in _SECRET_BYTES:
@@ -240,7 +244,7 @@ def _check_of(secret: str) -> tuple[str, _Check]:
     if prefix == "whpk" and key is not None and len(key) == _PUBLIC_KEY_BYTES:
         return "v1a", _ed25519(key)
     if prefix == "whsk":
-        raise SecretError("whsk_… is the sender's private key; a receiver verifies with whpk_…")
+        raise SecretError("whsk_… is the private key of the sender: use the public key, whpk_…")
     raise SecretError(
         f"a secret is whsec_ and the base64 of {_SECRET_BYTES[0]} to {_SECRET_BYTES[-1]} bytes, "
         f"or whpk_ and that of {_PUBLIC_KEY_BYTES}"
@@ -254,7 +258,9 @@ def _ed25519(key: bytes) -> _Check:
             Ed25519PublicKey,
         )
     except ImportError:
-        raise SecretError("to verify with whpk_… install the package cryptography") from None
+        raise SecretError(
+            "whpk_… needs the package cryptography: install hookline[ed25519]"
+        ) from None
     public_key = Ed25519PublicKey.from_public_bytes(key)
 
     def check(signed: bytes, given: bytes) -> bool:
