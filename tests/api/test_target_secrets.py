@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToJson
 from hookline.v1.event_pb2 import Event
 from hookline.v1.subscription_service_pb2 import SendTestEventRequest
 from hookline.v1.target_pb2 import ClientCertificate, HttpTarget
+from hookline_service.targets.http.sender import HttpTargetSender
 from hookline_service.targets.http.tls import ClientIdentity
 from tests.api.control import ORDERS, URL, Control, controlling, http, orders
 from tests.api.refusals import refusal
@@ -38,7 +39,9 @@ async def identity_of(control: Control) -> ClientIdentity | None:
     """As whom requests go out now."""
     prepared = await control.rig.configs.prepare(UUID((await control.get()).uid))
     assert prepared is not None
-    return prepared[1].endpoints[0].origin.identity
+    sender = prepared[1]
+    assert isinstance(sender, HttpTargetSender)
+    return sender.target.endpoints[0].origin.identity
 
 
 def shows_nothing(text: str) -> bool:

@@ -10,30 +10,51 @@ from collections.abc import Iterable
 from random import Random
 from uuid import UUID
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+import httpx
+
+from hookline_service.domain.attempt import (
+    AttemptOutcome,
+    AttemptRecord,
+    Outcome,
+    Verdict,
+    internal_error,
+)
 from hookline_service.domain.event import NewEvent, accepted
 from hookline_service.domain.ids import bucket_of, make_uuid7
 from hookline_service.domain.instants import from_unix_ms
 from hookline_service.domain.retry import RetrySchedule
 from hookline_service.domain.subscription import HttpTarget, PayloadFormat, SubscriptionState
 from hookline_service.pipeline.dispatch.dispatcher import Dispatcher, QueueBudget
-from hookline_service.pipeline.dispatch.lane import Job, Lane, LaneConfig, Message
+from hookline_service.pipeline.dispatch.lane import Job, Lane, LaneConfig
 from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
 from hookline_service.pipeline.timers import Timers
 from hookline_service.store.lanes import PendingRow
-from hookline_service.targets.http.sender import PreparedTarget, prepare_target
+from hookline_service.targets.http.sender import HttpTargetSender, WebhookSender, prepare_target
 from hookline_service.targets.http.signature import Signer, parse_secret
+from hookline_service.targets.payload import Message
+from hookline_service.targets.sender import TargetSender
 from tests.pipeline.rig import SECRET
 
 URL = "http://127.0.0.1:1024/hook"
 NOW_MS = 1_800_000_000_000
 
 
-def target_with(headers: dict[str, str]) -> PreparedTarget:
-    """Create a target whose requests carry these headers."""
+def sender_with(headers: dict[str, str]) -> TargetSender:
+    """Create a sender whose requests carry these headers."""
     signer = Signer([parse_secret(SECRET)])
-    return prepare_target(HttpTarget(url=URL, headers=headers), signer, user_agent="hookline/0")
+    target = HttpTarget(url=URL, headers=headers)
+    prepared = prepare_target(target, signer, user_agent="hookline/0")
+    transport = httpx.MockTransport(lambda _: httpx.Response(200))
+    return HttpTargetSender(WebhookSender(transport), prepared, PayloadFormat.STANDARD)
+
+
+def outcome_of(status: int) -> Outcome:
+    """The outcome of a response with this status."""
+    throttles = dict.fromkeys((429, 502, 503, 504), Verdict.THROTTLED)
+    verdict = {200: Verdict.ACCEPTED, 410: Verdict.GONE, **throttles}.get(status)
+    kind = AttemptOutcome.ACCEPTED if status == 200 else AttemptOutcome.HTTP_ERROR
+    return Outcome(verdict or Verdict.RETRYABLE, AttemptRecord(kind, 1, URL, status))
 
 
 class ManualClock:
@@ -124,9 +145,8 @@ class LaneHarness:
             "max_in_flight": 64,
             "max_per_second": None,
             "is_ordered": False,
-            "payload_format": PayloadFormat.STANDARD,
-            "url": URL,
-            "target": target_with({}),
+            "destination": URL,
+            "sender": sender_with({}),
             "failing_since_us": None,
         }
         given = {name: value for name, value in fields.items() if value is not None}
@@ -189,8 +209,7 @@ class LaneHarness:
 
     def answer(self, job: Job, status: int) -> None:
         """Answer a request; its outcome is not recorded yet."""
-        kind = AttemptOutcome.ACCEPTED if 200 <= status < 300 else AttemptOutcome.HTTP_ERROR
-        self.dispatcher.answered(job, Outcome(kind, 1, URL, http_status=status))
+        self.dispatcher.answered(job, outcome_of(status))
 
     def succeed(self, job: Job) -> None:
         """Accept a request, and record that."""
@@ -206,5 +225,5 @@ class LaneHarness:
 
     def release(self, job: Job, *, delay_s: float = 1.0) -> None:
         """End an attempt with an internal error."""
-        self.dispatcher.answered(job, Outcome(AttemptOutcome.INTERNAL_ERROR, 0, ""))
+        self.dispatcher.answered(job, internal_error("no descriptors"))
         self.lanes.released(job, delay_s)

@@ -18,6 +18,7 @@ import asyncpg
 from hookline_service.domain.event import EventType, NewEvent
 from hookline_service.domain.ids import bucket_of, make_uuid7
 from hookline_service.domain.limits import Limits
+from hookline_service.domain.subscription import HttpTarget
 from hookline_service.pipeline.actions.delivery_actions import DeliveryActions
 from hookline_service.pipeline.actions.test_events import TestEvents
 from hookline_service.pipeline.clock import DatabaseTime, SystemClock
@@ -52,8 +53,9 @@ from hookline_service.store.recording import RecordStore
 from hookline_service.store.secrets import SecretBox, SecretPlace
 from hookline_service.store.upkeep import UpkeepStore
 from hookline_service.targets.http.egress import EgressPolicy
-from hookline_service.targets.http.sender import WebhookSender
+from hookline_service.targets.http.sender import HttpSenders, WebhookSender
 from hookline_service.targets.http.transport import WebhookTransport
+from hookline_service.targets.sender import TargetSenders
 from tests.pipeline.receiver import Receiver
 
 __all__ = ["KEY_WINDOW_S", "SECRET", "Receiver", "Rig", "TurnableClock", "order_created", "running"]
@@ -141,6 +143,10 @@ class Rig:
             is_alone=self.is_alone,
             place=self.place,
         )
+        self.transport = WebhookTransport(
+            egress=EgressPolicy((ipaddress.ip_network("127.0.0.0/8"),))
+        )
+        self.sender = WebhookSender(self.transport)
         self.configs = LaneConfigs(
             self.database,
             self.secrets,
@@ -148,7 +154,9 @@ class Rig:
             self.timers,
             self.clock,
             self.time,
-            user_agent="hookline/0.0.0",
+            senders=TargetSenders(
+                {HttpTarget: HttpSenders(self.sender, user_agent="hookline/0.0.0")}
+            ),
         )
         self.event_types = _NoEventTypes()
         self.schemas = SchemaChecker(self.limits)
@@ -168,9 +176,7 @@ class Rig:
         self._make_publishing()
         operations = OperationStore(self.database)
         self.operator = DeliveryActions(operations, self.changes, self.time)
-        self.trial = TestEvents(
-            operations, self.configs, self.catalog, self.sender, self.time, self.random
-        )
+        self.trial = TestEvents(operations, self.configs, self.catalog, self.time, self.random)
         self.upkeep_store = UpkeepStore(session("upkeep"))
         self.upkeep = Upkeep(self.upkeep_store)
         self.ownership.workers = (self.recorder, self.refiller, self.sweeper, self.changes)
@@ -207,13 +213,8 @@ class Rig:
         self.recorder = Recorder(
             RecordStore(self._session("record")), self.lanes, self.ownership, self.time, self.random
         )
-        self.transport = WebhookTransport(
-            egress=EgressPolicy((ipaddress.ip_network("127.0.0.0/8"),))
-        )
-        self.sender = WebhookSender(self.transport)
         self.deliverer = Deliverer(
             self.lanes.dispatcher,
-            self.sender,
             self.recorder,
             self.time,
             self.ownership.may_send,

@@ -224,14 +224,16 @@ async def test_what_operators_do_to_a_delivery(plane: ControlPlane, rows: Rows) 
 
     delivery = await store.find("acme", delivery_id)
     assert delivery is not None
-    assert await store.retry_pending(delivery)
-    assert not await store.retry_pending(delivery), "it is due already"
-    assert await store.cancel(delivery)
-    assert not await store.cancel(delivery), "it is cancelled already"
+    assert await store.retry_pending(delivery, DeliveryState.PENDING)
+    assert not await store.retry_pending(delivery, DeliveryState.PENDING), "it is due already"
+    assert await store.cancel(delivery, DeliveryState.CANCELLED)
+    assert not await store.cancel(delivery, DeliveryState.CANCELLED), "it is cancelled already"
     cancelled = await store.find("acme", delivery_id)
     assert cancelled is not None
-    assert await store.retry_finished(cancelled, 3)
-    assert not await store.retry_finished(cancelled, 3), "it is pending already"
+    assert await store.retry_finished(cancelled, DeliveryState.PENDING, 3)
+    assert not await store.retry_finished(cancelled, DeliveryState.PENDING, 3), (
+        "it is pending already"
+    )
 
     told = (await entries_of(plane.database))[before:]
     states = [

@@ -63,9 +63,9 @@ async def test_a_pending_delivery_says_when_it_is_due(
     assert attempt is not None
     assert (attempt.number, found.attempt_count) == (1, 1)
     assert attempt.start_time_us == int(rows.now.timestamp()) * 1_000_000
-    assert attempt.outcome.kind is AttemptOutcome.HTTP_ERROR
-    assert (attempt.outcome.http_status, attempt.outcome.excerpt) == (500, b"no\xff")
-    assert (attempt.outcome.error, attempt.trace_id) == ("HTTP 500", bytes(range(16)))
+    assert attempt.record.kind is AttemptOutcome.HTTP_ERROR
+    assert (attempt.record.http_status, attempt.record.excerpt) == (500, b"no\xff")
+    assert (attempt.record.error, attempt.trace_id) == ("HTTP 500", bytes(range(16)))
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ async def test_a_success_at_once_shows_the_attempt_of_its_own_row(
     assert page.attempts == [found.last_attempt]
     assert not page.has_more
     attempt = page.attempts[0]
-    assert (attempt.number, attempt.outcome.kind) == (1, AttemptOutcome.ACCEPTED)
-    assert (attempt.outcome.http_status, attempt.outcome.latency_us) == (204, 1_500)
-    assert attempt.outcome.remote_address == "192.0.2.1:443"
+    assert (attempt.number, attempt.record.kind) == (1, AttemptOutcome.ACCEPTED)
+    assert (attempt.record.http_status, attempt.record.latency_us) == (204, 1_500)
+    assert attempt.record.remote_address == "192.0.2.1:443"
     assert attempt.start_time_us == int(rows.now.timestamp()) * 1_000_000 - 1_500
     after = await deliveries.attempts("acme", delivery_id, after=1, limit=9)
     assert after.attempts == []

@@ -6,7 +6,7 @@ import contextvars
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import AttemptOutcome, AttemptRecord
 from hookline_service.domain.event import NewEvent
 from hookline_service.telemetry.context import pack
 from hookline_service.telemetry.otlp import encode
@@ -34,7 +34,7 @@ def all_kinds() -> list[ReadableSpan]:
     for number in (1, 2, 1):
         trace = attempt_of(spans, context, number)
         trace.answered(
-            Outcome(AttemptOutcome.ACCEPTED, 1, URL, http_status=200, remote_address="::1")
+            AttemptRecord(AttemptOutcome.ACCEPTED, 1, URL, http_status=200, remote_address="::1")
         )
         trace.recorded(is_recorded=number == 1)
     attempt_of(spans, context).abandoned()

@@ -9,7 +9,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import AttemptOutcome, AttemptRecord
 from hookline_service.domain.errors import NotFoundError, Reason
 from hookline_service.domain.event import NewEvent
 from hookline_service.telemetry.context import (
@@ -220,7 +220,7 @@ def test_first_attempt_is_in_the_trace_of_the_event_and_retries_link_to_it() -> 
     context = pack(CALLER_TRACE, CALLER_SPAN)
     for number in (1, 3):
         trace = attempt_of(spans, context, number)
-        trace.answered(Outcome(AttemptOutcome.ACCEPTED, 1, URL, http_status=204))
+        trace.answered(AttemptRecord(AttemptOutcome.ACCEPTED, 1, URL, http_status=204))
         trace.recorded(is_recorded=True)
 
     first, later = [span for span in spans.ended() if span.name == "deliver"]
@@ -244,7 +244,7 @@ def test_first_attempt_is_in_the_trace_of_the_event_and_retries_link_to_it() -> 
 def test_traceparent_sent_names_the_request_span() -> None:
     spans = Spans()
     trace = attempt_of(spans, pack(CALLER_TRACE, CALLER_SPAN))
-    trace.answered(Outcome(AttemptOutcome.ACCEPTED, 1, URL, http_status=200))
+    trace.answered(AttemptRecord(AttemptOutcome.ACCEPTED, 1, URL, http_status=200))
     trace.recorded(is_recorded=True)
     post = context_of(spans.one("POST"))
     parent = parse_traceparent(trace.traceparent)
@@ -256,15 +256,15 @@ def test_traceparent_sent_names_the_request_span() -> None:
 @pytest.mark.parametrize(
     "outcome, error_type",
     [
-        (Outcome(AttemptOutcome.ACCEPTED, 1, URL, http_status=200), None),
-        (Outcome(AttemptOutcome.HTTP_ERROR, 1, URL, http_status=302), None),
-        (Outcome(AttemptOutcome.HTTP_ERROR, 1, URL, http_status=503), "503"),
-        (Outcome(AttemptOutcome.TIMEOUT, 1, URL), "TIMEOUT"),
-        (Outcome(AttemptOutcome.INTERNAL_ERROR, 0, ""), "INTERNAL_ERROR"),
+        (AttemptRecord(AttemptOutcome.ACCEPTED, 1, URL, http_status=200), None),
+        (AttemptRecord(AttemptOutcome.HTTP_ERROR, 1, URL, http_status=302), None),
+        (AttemptRecord(AttemptOutcome.HTTP_ERROR, 1, URL, http_status=503), "503"),
+        (AttemptRecord(AttemptOutcome.TIMEOUT, 1, URL), "TIMEOUT"),
+        (AttemptRecord(AttemptOutcome.INTERNAL_ERROR, 0), "INTERNAL_ERROR"),
     ],
 )
 def test_request_span_has_the_status_or_the_kind_of_failure(
-    outcome: Outcome, error_type: str | None
+    outcome: AttemptRecord, error_type: str | None
 ) -> None:
     spans = Spans()
     trace = attempt_of(spans, pack(CALLER_TRACE, CALLER_SPAN))
@@ -284,7 +284,9 @@ def test_spans_contain_only_scheme_host_and_port_of_a_url() -> None:
     spans = Spans()
     trace = attempt_of(spans, pack(CALLER_TRACE, CALLER_SPAN))
     trace.answered(
-        Outcome(AttemptOutcome.HTTP_ERROR, 1, URL, 500, "no", b"body", remote_address="192.0.2.1")
+        AttemptRecord(
+            AttemptOutcome.HTTP_ERROR, 1, URL, 500, "no", b"body", remote_address="192.0.2.1"
+        )
     )
     trace.recorded(is_recorded=True)
     post = spans.one("POST")
@@ -311,7 +313,7 @@ def test_cancelled_attempt_ends_both_spans() -> None:
 def test_span_shows_a_record_that_matched_no_row() -> None:
     spans = Spans()
     trace = attempt_of(spans, pack(CALLER_TRACE, CALLER_SPAN))
-    trace.answered(Outcome(AttemptOutcome.ACCEPTED, 1, URL, http_status=200))
+    trace.answered(AttemptRecord(AttemptOutcome.ACCEPTED, 1, URL, http_status=200))
     trace.recorded(is_recorded=False)
     assert (spans.one("deliver").attributes or {})["hookline.attempt.recorded"] is False
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from hookline_service import VERSION
 from hookline_service.config import Settings
+from hookline_service.domain.subscription import HttpTarget
 from hookline_service.pipeline.actions.delivery_actions import DeliveryActions
 from hookline_service.pipeline.actions.target_handshakes import TargetHandshakes
 from hookline_service.pipeline.actions.test_events import TestEvents
@@ -48,9 +49,10 @@ from hookline_service.store.publishing import PublishStore
 from hookline_service.store.recording import RecordStore
 from hookline_service.store.upkeep import UpkeepStore
 from hookline_service.targets.http.handshake import Handshake
-from hookline_service.targets.http.sender import WebhookSender
+from hookline_service.targets.http.sender import HttpSenders, WebhookSender
 from hookline_service.targets.http.tls import make_tls_context
 from hookline_service.targets.http.transport import TransportLimits, WebhookTransport
+from hookline_service.targets.sender import TargetSenders
 from hookline_service.telemetry.instruments import UNOBSERVED, Instruments
 
 USER_AGENT: Final = f"hookline/{VERSION}"
@@ -102,9 +104,9 @@ class Engine:
         self.catalog = EventTypeCatalog(
             EventTypes(path), self.schemas, is_strict=settings.is_strict_about_event_types
         )
-        configs = LaneConfigs(
-            path, secrets, self.lanes, self.timers, clock, time, user_agent=USER_AGENT
-        )
+        self.transport = _make_transport(settings)
+        senders = _make_senders(self.transport, time)
+        configs = LaneConfigs(path, secrets, self.lanes, self.timers, clock, time, senders=senders)
         record, refill, changes = session("record"), session("refill"), session("changes")
         sweep = session("sweep")
         self._sessions = (record, refill, changes, sweep)
@@ -116,7 +118,7 @@ class Engine:
         )
         self.key_lookup = ApiKeyLookup(session("access", timeout_s=LOOKUP_TIMEOUT_S))
         self.publisher = self._make_publisher(settings, path, random, instruments)
-        sender = self._make_delivery(settings, record, random, instruments)
+        self._make_delivery(settings, record, random, instruments)
         self.consents = TargetHandshakes(
             database,
             secrets,
@@ -127,9 +129,7 @@ class Engine:
         self.operator = DeliveryActions(
             operations, self.changes, time, retention_days=retention_days
         )
-        self.trial = TestEvents(
-            operations, configs, self.catalog, sender, time, random, instruments.tracer
-        )
+        self.trial = TestEvents(operations, configs, self.catalog, time, random, instruments.tracer)
         self.upkeep = _make_upkeep(settings, path, secrets, instruments)
         self._connect_parts(path)
 
@@ -181,7 +181,7 @@ class Engine:
 
     def _make_delivery(
         self, settings: Settings, record: Session, random: Random, instruments: Instruments
-    ) -> WebhookSender:
+    ) -> None:
         self.recorder = Recorder(
             RecordStore(record),
             self.lanes,
@@ -191,18 +191,14 @@ class Engine:
             disable_after_s=settings.disable_after_days * 86_400,
             meters=instruments.meters,
         )
-        self.transport = _make_transport(settings)
-        sender = WebhookSender(self.transport, unix_s=self.time.unix_s)
         self.deliverer = Deliverer(
             self.lanes.dispatcher,
-            sender,
             self.recorder,
             self.time,
             self.ownership.may_send,
             max_in_flight=settings.max_in_flight,
             tracer=instruments.tracer,
         )
-        return sender
 
     def _make_publisher(
         self, settings: Settings, path: Database, random: Random, instruments: Instruments
@@ -241,6 +237,12 @@ def _make_transport(settings: Settings) -> WebhookTransport:
             certificate_bytes_max=settings.egress.certificate_bytes_max,
         ),
     )
+
+
+def _make_senders(transport: WebhookTransport, time: DatabaseTime) -> TargetSenders:
+    """Register the sender of each kind of target, by the type of its configuration."""
+    webhooks = WebhookSender(transport, unix_s=time.unix_s)
+    return TargetSenders({HttpTarget: HttpSenders(webhooks, user_agent=USER_AGENT)})
 
 
 def _make_upkeep(

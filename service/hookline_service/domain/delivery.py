@@ -1,36 +1,33 @@
-"""The state machine of a delivery: all that moves one stands here, and nowhere else.
+"""The state machine of a delivery: every transition is a row of `TRANSITIONS`.
 
-Theory of operation. A delivery is PENDING from the transaction that accepted its event until
-something finishes it. `TRANSITIONS` is the law: a move that is not in it fails to look up. An
-attempt's `Outcome` becomes a move by `decide`, which is pure; the store writes moves, and guards
-each with the version that the decider saw.
+Theory of operation. A delivery is PENDING from the transaction that accepted its event until a
+transition finishes it. `advance` looks a transition up; one that is not in the table raises. An
+attempt's `Outcome` becomes a `Move` by `decide`, which is pure; the store writes moves, and guards
+each with the version that the decision was made on. Statements that move many rows at once (expiry,
+a deleted subscription) take their state from `advance` as a parameter. docs/guarantees.md names a
+test for each row that fails without it.
 
     PENDING ──accepted──▶ SUCCEEDED
        │ ▲
-       │ └─failed, answered with 410, internal error, retried by an operator
+       │ └─failed, target gone, internal error, retried by an operator
        ├──failed, no attempts left──▶ EXHAUSTED ──┐
-       ├──cancelled────────────────▶ CANCELLED ───┼──retried by an operator──▶ PENDING
-       └──too old──────────────────▶ EXPIRED ─────┘
+       ├──cancelled by an operator──▶ CANCELLED ──┼──retried by an operator──▶ PENDING
+       ├──subscription deleted──────▶ CANCELLED ──┤
+       └──older than retention──────▶ EXPIRED ────┘
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import assert_never
+from typing import ClassVar, assert_never
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import Outcome, Verdict
 from hookline_service.domain.retry import RetrySchedule
-
-GONE = 410
-"""RFC 9110 section 15.5.11: the target is gone on purpose; its subscription is disabled."""
-
-THROTTLES = frozenset({429, 502, 503, 504})
-"""The statuses by which a target says that it is overloaded; its lane slows down."""
 
 
 class DeliveryState(StrEnum):
-    """Where a delivery stands; the proto enum and the database's CHECK name the same states."""
+    """The states of a delivery; the proto enum and the database's CHECK name the same states."""
 
     PENDING = "PENDING"
     SUCCEEDED = "SUCCEEDED"
@@ -40,7 +37,7 @@ class DeliveryState(StrEnum):
 
 
 class DeliveryStateReason(StrEnum):
-    """Why a delivery is held, or why it was given up."""
+    """Why a pending delivery is held, or why a finished one was cancelled or expired."""
 
     SUBSCRIPTION_PAUSED = "SUBSCRIPTION_PAUSED"
     SUBSCRIPTION_DISABLED = "SUBSCRIPTION_DISABLED"
@@ -53,16 +50,22 @@ class DeliveryStateReason(StrEnum):
 
 
 class Trigger(StrEnum):
-    """What can happen to a delivery."""
+    """The events that change a delivery's state."""
 
-    ACCEPTED = "accepted (2xx)"
-    FAILED = "failed, attempts left"
+    ACCEPTED = "accepted"
+    FAILED = "failed"
+    """Attempts are left."""
     FAILED_LAST = "failed, no attempts left"
-    GONE = "410"
-    INTERNAL_ERROR = "our own fault, or the lease was lost"
+    GONE = "target gone"
+    """The subscription is disabled, and the delivery held."""
+    INTERNAL_ERROR = "internal error"
+    """No fault of the target: the lease was lost, or this node could not send or record."""
     RETRIED = "retried by an operator"
-    CANCELLED = "cancelled by an operator; its subscription or tenant deleted"
-    OUTLIVED = "older than the retention of pending work"
+    CANCELLED = "cancelled by an operator"
+    SUBSCRIPTION_DELETED = "subscription deleted"
+    """Or its tenant."""
+    EXPIRED = "older than retention"
+    """Of pending deliveries."""
 
 
 TRANSITIONS: dict[tuple[DeliveryState, Trigger], DeliveryState] = {
@@ -73,7 +76,8 @@ TRANSITIONS: dict[tuple[DeliveryState, Trigger], DeliveryState] = {
     (DeliveryState.PENDING, Trigger.INTERNAL_ERROR): DeliveryState.PENDING,
     (DeliveryState.PENDING, Trigger.RETRIED): DeliveryState.PENDING,
     (DeliveryState.PENDING, Trigger.CANCELLED): DeliveryState.CANCELLED,
-    (DeliveryState.PENDING, Trigger.OUTLIVED): DeliveryState.EXPIRED,
+    (DeliveryState.PENDING, Trigger.SUBSCRIPTION_DELETED): DeliveryState.CANCELLED,
+    (DeliveryState.PENDING, Trigger.EXPIRED): DeliveryState.EXPIRED,
     (DeliveryState.EXHAUSTED, Trigger.RETRIED): DeliveryState.PENDING,
     (DeliveryState.CANCELLED, Trigger.RETRIED): DeliveryState.PENDING,
     (DeliveryState.EXPIRED, Trigger.RETRIED): DeliveryState.PENDING,
@@ -83,43 +87,51 @@ FINISHED_STATES = frozenset(DeliveryState) - {DeliveryState.PENDING}
 
 
 class IllegalMoveError(Exception):
-    """A trigger met a state that the law has no row for: a bug, or a race that was lost."""
+    """The table has no row for a state and a trigger: a bug, or a lost race."""
 
 
 def advance(state: DeliveryState, trigger: Trigger) -> DeliveryState:
-    """The state after a trigger; raises `IllegalMoveError` where the law has no such row."""
+    """Return the state after a trigger; raise `IllegalMoveError` if the table has no such row."""
     try:
         return TRANSITIONS[state, trigger]
     except KeyError:
-        raise IllegalMoveError(f"a {state} delivery cannot be {trigger.value}") from None
+        raise IllegalMoveError(f"a {state} delivery has no transition: {trigger.value}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Succeed:
-    """The target has it: the row leaves the hot table for history."""
+    """The target accepted the event: the row leaves the hot table for history."""
+
+    trigger: ClassVar[Trigger] = Trigger.ACCEPTED
 
 
 @dataclass(frozen=True, slots=True)
 class Exhaust:
-    """The last attempt failed: the row joins the dead letters."""
+    """The last attempt failed: the delivery becomes a dead letter."""
+
+    trigger: ClassVar[Trigger] = Trigger.FAILED_LAST
 
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """The row stays, due `delay_s` after this attempt's start (database time)."""
+    """The row stays pending, due `delay_s` after this attempt's start (database time)."""
 
+    trigger: ClassVar[Trigger] = Trigger.FAILED
     delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class HoldGone:
-    """The target answered 410: the attempt counts, the subscription is disabled, the row waits."""
+    """The target is gone: the attempt counts, the subscription is disabled, the row is held."""
+
+    trigger: ClassVar[Trigger] = Trigger.GONE
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Nothing happened that the target can answer for: no attempt is spent, no row is written."""
+    """An internal error: no attempt is spent and no row written; due again after `delay_s`."""
 
+    trigger: ClassVar[Trigger] = Trigger.INTERNAL_ERROR
     delay_s: float
 
 
@@ -128,49 +140,38 @@ Move = Succeed | Exhaust | RetryLater | HoldGone | Release
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a delivery has spent, and what it may spend."""
+    """The attempts that a delivery has spent, and may spend."""
 
     attempt_count: int
-    """Attempts recorded before the one being decided; numbers never reset."""
+    """Attempts recorded before the current one; never reset."""
     attempts_until: int
-    """The number of the last attempt allowed; an operator's retry raises it."""
+    """The number of the last allowed attempt; an operator's retry raises it."""
     attempts_base: int = 0
-    """Where the current budget began: the schedule is counted from here."""
+    """The count at which the current budget started: the schedule counts from there."""
 
 
 INTERNAL_ERROR_DELAY_S = 1.0
-"""How long a delivery rests after a fault of ours, in seconds."""
+"""How long a delivery waits after an internal error, in seconds."""
 
 
 def decide(outcome: Outcome, budget: Budget, schedule: RetrySchedule, unit: float) -> Move:
-    """What an attempt's outcome does to its delivery.
+    """Return the move of a delivery after an attempt.
 
     `unit` is a uniform random number in [0, 1) for the jitter. The delay of a retry counts from the
-    attempt's start; `Retry-After` is a floor, never a ceiling.
+    attempt's start; `retry_after_s` is a floor, never a ceiling.
     """
-    match outcome.kind:
-        case AttemptOutcome.ACCEPTED:
+    match outcome.verdict:
+        case Verdict.ACCEPTED:
             return Succeed()
-        case AttemptOutcome.INTERNAL_ERROR:
+        case Verdict.INTERNAL_ERROR:
             return Release(INTERNAL_ERROR_DELAY_S)
-        case (
-            AttemptOutcome.HTTP_ERROR
-            | AttemptOutcome.TIMEOUT
-            | AttemptOutcome.CONNECTION_FAILED
-            | AttemptOutcome.TLS_FAILED
-            | AttemptOutcome.PROTOCOL_ERROR
-            | AttemptOutcome.ADDRESS_BLOCKED
-        ):
-            return _decide_failed(outcome, budget, schedule, unit)
+        case Verdict.GONE:
+            return HoldGone()
+        case Verdict.RETRYABLE | Verdict.THROTTLED:
+            number = budget.attempt_count + 1
+            if number >= budget.attempts_until:
+                return Exhaust()
+            delay_s = schedule.delay_s(number - budget.attempts_base, unit)
+            return RetryLater(max(delay_s, outcome.retry_after_s or 0.0))
         case _:
-            assert_never(outcome.kind)
-
-
-def _decide_failed(outcome: Outcome, budget: Budget, schedule: RetrySchedule, unit: float) -> Move:
-    if outcome.http_status == GONE:
-        return HoldGone()
-    number = budget.attempt_count + 1
-    if number >= budget.attempts_until:
-        return Exhaust()
-    delay_s = schedule.delay_s(number - budget.attempts_base, unit)
-    return RetryLater(max(delay_s, outcome.retry_after_s or 0.0))
+            assert_never(outcome.verdict)

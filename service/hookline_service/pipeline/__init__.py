@@ -2,7 +2,7 @@
 
     clock             time: durations by this node's clock, instants by the database's
     timers            what is due within the next minute
-    batch_queue       which items share a statement, and how long they wait for others
+    batch_queue       group commit: which items share a statement, and how long they wait
     publishing        an event is checked, matched, stored and handed off
     membership        which buckets this node owns, and until when it may act on that
     dispatch          deliveries wait in lanes, are sent, and their outcomes recorded

@@ -1,8 +1,9 @@
-"""What waits to share a statement, and how long it may.
+"""A queue for group commit: which items share a statement, and how long they wait for others.
 
-An outcome alone would make its statement dear, so it waits a moment for those of requests that are
-on the wire; where nothing is, or enough has come, or the next delivery of its ordering key waits
-for it, it is written at once. While a statement is being written, the next one's share gathers.
+A statement for one outcome alone would be expensive, so an outcome waits a moment for those of
+requests that are on the wire. A batch is complete at once if nothing else is on the wire, if it is
+large enough, or if an item is urgent (the next delivery of its ordering key waits for it). While
+one statement is written, the items of the next one accumulate.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 MAX_BATCH = 256
-"""A larger one would keep the event loop, and all who wait for it, for milliseconds."""
+"""A larger batch would block the event loop for milliseconds."""
 GATHER_S = 0.005
-"""How long one may wait for others. Only a slot waits for it meanwhile, or a circuit's probe."""
+"""How long an item may wait for others, in seconds; meanwhile it holds a slot or a probe."""
 ENOUGH = 64
-"""So many fill a statement well; they wait no longer."""
+"""A batch of this size fills a statement well, and waits no longer."""
 
 
 class BatchQueue(Generic[T]):
-    """A queue that is taken a batch at a time, by one taker."""
+    """A queue with one consumer, which takes a batch at a time."""
 
     def __init__(self) -> None:
         self._items: list[T] = []
@@ -31,23 +32,23 @@ class BatchQueue(Generic[T]):
         self._has_enough = asyncio.Event()
         self._is_stopping = False
         self.coming: Callable[[], int] = lambda: 0
-        """How many are here or may come soon."""
+        """Returns the number of items that are queued or may be soon."""
 
-    def add(self, item: T, *, hurries: bool = False) -> None:
-        """Queue one; where it `hurries`, nobody is waited for."""
+    def add(self, item: T, *, is_urgent: bool = False) -> None:
+        """Add an item; an urgent one completes the batch."""
         self._items.append(item)
         self._has_items.set()
-        if hurries or self._is_enough():
+        if is_urgent or self._is_enough():
             self._has_enough.set()
 
     def stop(self) -> None:
-        """From now on nobody is waited for, and the queue ends when it is empty."""
+        """Complete every batch at once from now on; the queue ends when it is empty."""
         self._is_stopping = True
         self._has_items.set()
         self._has_enough.set()
 
     async def next(self) -> list[T]:
-        """The next batch; an empty one is the end."""
+        """Wait for the next batch; an empty one is the end."""
         while not self._items:
             if self._is_stopping:
                 return []

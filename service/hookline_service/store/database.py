@@ -90,11 +90,25 @@ class RejectedError(Exception):
         self.sqlstate = sqlstate
 
 
+class BadDataError(RejectedError):
+    """The server cannot store a value of the statement: nothing was done."""
+
+
+class ServerTroubleError(RejectedError):
+    """The server is read-only, out of a resource, or shutting down: nothing was done, repeat it."""
+
+
 TRANSIENT = (UnavailableError, OutcomeUnknownError, ContentionError)
 """What passes by itself: a loop says so and takes its next turn."""
 
 
+REPEATABLE = (*TRANSIENT, ServerTroubleError)
+"""Errors after which the same statement may succeed: its rows are not the cause."""
+
 _CONTENTION = frozenset({"40P01", "40001"})
+_BAD_DATA_CLASS = "22"
+_TROUBLE_CLASSES = frozenset({"08", "25", "53", "57", "58"})
+"""SQLSTATE classes of a server in trouble: connection, read-only, resources, operator, I/O."""
 _LOCK_NOT_AVAILABLE = "55P03"
 _GONE = (
     asyncpg.PostgresConnectionError,
@@ -147,10 +161,16 @@ def _translate(error: BaseException) -> NoReturn:
             raise LockTimeoutError(str(error)) from error
         if sqlstate in _CONTENTION:
             raise ContentionError(str(error)) from error
-        raise RejectedError(str(error), sqlstate) from error
+        raise _rejection_of(sqlstate)(str(error), sqlstate) from error
     if isinstance(error, asyncpg.exceptions.DataError | ValueError | TypeError | OverflowError):
-        raise RejectedError(str(error), "22000") from error
+        raise BadDataError(str(error), "22000") from error
     raise error
+
+
+def _rejection_of(sqlstate: str) -> type[RejectedError]:
+    if sqlstate.startswith(_BAD_DATA_CLASS):
+        return BadDataError
+    return ServerTroubleError if sqlstate[:2] in _TROUBLE_CLASSES else RejectedError
 
 
 def _is_broken(error: BaseException) -> bool:

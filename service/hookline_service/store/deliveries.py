@@ -1,8 +1,8 @@
-"""Deliveries and attempts as tenants and operators read them; moving them is recording's.
+"""Reads of deliveries and attempts, for tenants and operators.
 
-Theory of operation. A delivery stands in the hot table while it is pending and in history after; a
-list takes a page out of both in one statement (`sql/deliveries.sql`), then looks up what its few
-deliveries are shown with. A tenant id of `-` means: of all tenants.
+Theory of operation. A delivery is in the hot table while it is pending and in history afterwards. A
+list reads a page from both in one statement (`sql/deliveries.sql`), then the details of the page's
+deliveries in a second one. The tenant id `-` means all tenants.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uuid import UUID
 
 import asyncpg
 
-from hookline_service.domain.attempt import Attempt, AttemptOutcome, Outcome
+from hookline_service.domain.attempt import Attempt, AttemptOutcome, AttemptRecord
 from hookline_service.domain.delivery import DeliveryState, DeliveryStateReason
 from hookline_service.domain.errors import NotFoundError, Reason
 from hookline_service.domain.ids import (
@@ -44,20 +44,20 @@ _HOLDS = {
     SubscriptionState.PAUSED: DeliveryStateReason.SUBSCRIPTION_PAUSED,
     SubscriptionState.DISABLED: DeliveryStateReason.SUBSCRIPTION_DISABLED,
 }
-"""Why the pending deliveries of a subscription in one of these states wait."""
+"""Why the pending deliveries of a subscription in one of these states are held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One event for one subscription, as it stands."""
+    """One event for one subscription, with its current state."""
 
     delivery_id: UUID
     tenant_id: str
     event_id: UUID
     event_type: str
-    """Empty where the event is gone already."""
+    """Empty if the event is already dropped."""
     subscription_id: str
-    """The name that its subscription has, or had before it was deleted."""
+    """The id of its subscription, also if that is deleted."""
     state: DeliveryState
     state_reason: DeliveryStateReason | None
     attempt_count: int
@@ -67,12 +67,12 @@ class Delivery:
     finish_time: datetime | None
     subscription_uid: UUID
     is_due: bool
-    """Whether it could be sent as far as the database knows: nothing holds it, its time is here."""
+    """Whether it could be sent now by the database's state: it is due and not held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which of a tenant's deliveries a list is about; without more, all of them."""
+    """The filter of a list of deliveries; by default all of a tenant."""
 
     tenant_id: str
     subscription: tuple[str, str] | None = None
@@ -83,7 +83,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryPage:
-    """Some deliveries, newest first, and whether there are older ones."""
+    """A page of deliveries, newest first."""
 
     deliveries: list[Delivery]
     has_more: bool
@@ -91,7 +91,7 @@ class DeliveryPage:
 
 @dataclass(frozen=True, slots=True)
 class AttemptPage:
-    """Some attempts of a delivery, oldest first, and whether there are later ones."""
+    """A page of attempts of a delivery, oldest first."""
 
     attempts: list[Attempt]
     has_more: bool
@@ -104,16 +104,16 @@ class DeliveryStore:
         self._database = database
 
     async def get(self, tenant_id: str, delivery_id: UUID) -> Delivery:
-        """One delivery; raises `NotFoundError` (DELIVERY_NOT_FOUND)."""
+        """Return one delivery; raise `NotFoundError` (DELIVERY_NOT_FOUND)."""
         found = await self._detailed([await self._row(tenant_id, delivery_id)])
         if not found:
             _raise_not_found(tenant_id, delivery_id)
         return found[0]
 
     async def page(self, selection: Selection, *, before: UUID, limit: int) -> DeliveryPage:
-        """At most `limit` deliveries with ids below `before`.
+        """Return at most `limit` deliveries with ids below `before`.
 
-        Raises `NotFoundError` for a tenant, a subscription or an event that is not there.
+        Raises `NotFoundError` if the tenant, subscription or event does not exist.
         """
         common = (before, limit + 1, [state.value for state in selection.states])
         if selection.event_id is not None:
@@ -132,7 +132,7 @@ class DeliveryStore:
     async def attempts(
         self, tenant_id: str, delivery_id: UUID, *, after: int, limit: int
     ) -> AttemptPage:
-        """At most `limit` attempts with numbers above `after`.
+        """Return at most `limit` attempts with numbers above `after`.
 
         Raises `NotFoundError` (DELIVERY_NOT_FOUND).
         """
@@ -183,7 +183,7 @@ class DeliveryStore:
         return [row["subscription_uid"] for row in rows]
 
     async def _detailed(self, rows: Sequence[asyncpg.Record]) -> list[Delivery]:
-        """The deliveries of rows, but those whose history was dropped since the rows were read."""
+        """Return the deliveries of rows, except those whose history was dropped meanwhile."""
         if not rows:
             return []
         details = await self._database.fetch(
@@ -234,7 +234,7 @@ def _last_attempt_of(row: asyncpg.Record, detail: asyncpg.Record) -> Attempt | N
 
 
 def _keeps_its_attempt(row: asyncpg.Record) -> bool:
-    """Whether it succeeded at once: then its own row holds the attempt, and `attempts` none."""
+    """Whether the first attempt succeeded: its own row then holds the attempt."""
     return row["url"] is not None
 
 
@@ -243,7 +243,7 @@ def _only_attempt_of(row: asyncpg.Record, trace_context: bytes | None) -> Attemp
     return Attempt(
         number=row["attempt_count"],
         start_time_us=_unix_us(row["finish_time"]) - latency_us,
-        outcome=Outcome(
+        record=AttemptRecord(
             kind=AttemptOutcome.ACCEPTED,
             latency_us=latency_us,
             url=row["url"],
@@ -259,7 +259,7 @@ def _attempt_of(row: asyncpg.Record) -> Attempt:
     return Attempt(
         number=row["number"],
         start_time_us=_unix_us(row["start_time"]),
-        outcome=Outcome(
+        record=AttemptRecord(
             kind=AttemptOutcome(row["outcome"]),
             latency_us=row["latency_us"],
             url=row["url"],

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
+from hookline_service.domain.delivery import DeliveryState, Trigger, advance
 from hookline_service.domain.event import Event
 from hookline_service.domain.ids import first_uuid_of
 from hookline_service.domain.instants import from_unix_ms
@@ -278,7 +279,9 @@ class LaneStore:
 
     async def cancel_deleted(self, bucket: int, subscription_uid: UUID, limit: int) -> int:
         """Cancel up to `limit` pending deliveries of a deleted subscription; return how many."""
-        return len(await self._session.fetch(SQL.cancel_deleted, bucket, subscription_uid, limit))
+        state = advance(DeliveryState.PENDING, Trigger.SUBSCRIPTION_DELETED)
+        rows = await self._session.fetch(SQL.cancel_deleted, bucket, subscription_uid, limit, state)
+        return len(rows)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -1,4 +1,4 @@
-"""What operators do to one delivery: retry, cancel; and what a trial leaves behind."""
+"""Writes of operators on one delivery: retry, cancel; and the storage of test events."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from hookline_service.domain.attempt import Outcome
+from hookline_service.domain.attempt import AttemptRecord
 from hookline_service.domain.audit_view import delivery_view
 from hookline_service.domain.delivery import DeliveryState
 from hookline_service.domain.event import Event
@@ -24,7 +24,7 @@ SQL = Statements("operations")
 
 @dataclass(frozen=True, slots=True)
 class FoundDelivery:
-    """A delivery and what an operator's move depends on."""
+    """A delivery with the facts that a retry or cancellation depends on."""
 
     delivery_id: UUID
     event_id: UUID
@@ -34,23 +34,23 @@ class FoundDelivery:
     bucket: int
     state: DeliveryState
     is_due: bool
-    """Now, or before its node would hear of a change."""
+    """Now, or before its node reads a change."""
     has_event: bool
-    """Whether what it would send is still there."""
+    """Whether its event is still stored."""
     is_subscription_deleted: bool
     retry_policy: RetryPolicy
     key_hash: int | None
-    """Of its ordering key, where its subscription is ordered and it is finished."""
+    """The hash of its ordering key, if its subscription is ordered and it is finished."""
 
 
 class OperationStore:
-    """One delivery at a time, on the calls' pool."""
+    """Reads and moves one delivery at a time, on the pool of the calls."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def find(self, tenant_id: str, delivery_id: UUID) -> FoundDelivery | None:
-        """A tenant's delivery, pending or finished; None where it has none of this id."""
+        """Return a tenant's delivery, pending or finished; None if there is none with this id."""
         row = await self._database.fetchrow(
             SQL.find, tenant_id, bucket_of_delivery(delivery_id), delivery_id
         )
@@ -80,57 +80,61 @@ class OperationStore:
             ),
         )
 
-    async def retry_pending(self, found: FoundDelivery) -> bool:
-        """Make a waiting delivery due now; False where it waits no longer."""
-        return await self._retry(SQL.retry_pending, found)
+    async def retry_pending(self, found: FoundDelivery, state: DeliveryState) -> bool:
+        """Make a pending delivery due now; return False if it is not pending or is due soon."""
+        return await self._retry(SQL.retry_pending, found, state)
 
-    async def retry_due(self, found: FoundDelivery) -> bool:
-        """Begin the retention of a due delivery anew; False where it is pending no longer."""
-        return await self._retry(SQL.retry_due, found)
+    async def retry_due(self, found: FoundDelivery, state: DeliveryState) -> bool:
+        """Restart the retention of a due delivery; return False if it is no longer pending."""
+        return await self._retry(SQL.retry_due, found, state)
 
-    async def _retry(self, statement: str, found: FoundDelivery) -> bool:
-        draft = _draft(found, DeliveryState.PENDING)
+    async def _retry(self, statement: str, found: FoundDelivery, state: DeliveryState) -> bool:
+        draft = _draft(found, state)
         rows = await self._database.fetch(
             statement, found.bucket, found.delivery_id, found.tenant_uid, draft
         )
         return bool(rows)
 
-    async def retry_finished(self, found: FoundDelivery, max_attempts: int) -> bool:
-        """Move a finished delivery back; False where somebody else was faster."""
+    async def retry_finished(
+        self, found: FoundDelivery, state: DeliveryState, max_attempts: int
+    ) -> bool:
+        """Move a finished delivery back to pending; return False if its state has changed."""
         rows = await self._database.fetch(
             SQL.retry_finished,
             found.tenant_uid,
             found.delivery_id,
             found.bucket,
             max_attempts,
-            _draft(found, DeliveryState.PENDING),
+            _draft(found, state),
             found.key_hash,
+            found.state,
         )
         return bool(rows)
 
-    async def cancel(self, found: FoundDelivery) -> bool:
-        """End a pending delivery; False where it is pending no longer."""
+    async def cancel(self, found: FoundDelivery, state: DeliveryState) -> bool:
+        """Cancel a pending delivery; return False if it is no longer pending."""
         rows = await self._database.fetch(
             SQL.cancel,
             found.tenant_uid,
             found.bucket,
             found.delivery_id,
-            _draft(found, DeliveryState.CANCELLED),
+            _draft(found, state),
+            state,
         )
         return bool(rows)
 
-    async def store_trial(
+    async def store_test_event(
         self,
         event: Event,
         delivery_id: UUID,
         subscription: Subscription,
-        outcome: Outcome,
+        attempt: AttemptRecord,
         start_time: datetime,
         state: DeliveryState,
     ) -> None:
-        """Keep what a trial did, so that it can be looked up as any other delivery."""
+        """Store a test event with its delivery and attempt, so that it is listed as any other."""
         await self._database.fetch(
-            SQL.store_trial,
+            SQL.store_test_event,
             event.tenant_uid,
             event.event_id,
             event.occur_time,
@@ -148,15 +152,15 @@ class OperationStore:
             delivery_id,
             subscription.uid,
             state,
-            outcome.http_status,
-            outcome.latency_us,
+            attempt.http_status,
+            attempt.latency_us,
             start_time,
-            outcome.kind,
-            outcome.url,
-            outcome.remote_address,
-            outcome.error.encode(),
-            outcome.excerpt,
-            _draft_of_trial(event, delivery_id, subscription, state),
+            attempt.kind,
+            attempt.url,
+            attempt.remote_address,
+            attempt.error.encode(),
+            attempt.excerpt,
+            _draft_of_test_event(event, delivery_id, subscription, state),
             event.trace_context,
         )
 
@@ -173,7 +177,7 @@ def _draft(found: FoundDelivery, state: DeliveryState) -> dict[str, str]:
     )
 
 
-def _draft_of_trial(
+def _draft_of_test_event(
     event: Event, delivery_id: UUID, subscription: Subscription, state: DeliveryState
 ) -> dict[str, str]:
     tenant_id = subscription.tenant_id

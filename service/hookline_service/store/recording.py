@@ -1,4 +1,4 @@
-"""What recording writes: the outcomes of many lanes in one statement, behind the fence."""
+"""Writes of the recorder: the outcomes of many lanes in one statement, behind the fence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from hookline_service.domain.attempt import AttemptRecord
+from hookline_service.domain.delivery import DeliveryState
+from hookline_service.domain.instants import from_unix_us
 from hookline_service.store.audit import SQL as AUDIT
 from hookline_service.store.database import Connection, Session
 from hookline_service.store.statements import Statements
@@ -21,54 +24,95 @@ _RESCHEDULED_COLUMNS = 13
 
 Row = tuple[object, ...]
 
+RowKey = tuple[int, UUID, int]
+"""Bucket, delivery id, and the version that the move was decided on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Disabling:
-    """A subscription that the engine turns off, and why."""
+    """A subscription that the engine disables, with the reason."""
 
     subscription_uid: UUID
     reason: str
     message: str
-    url: str
-    """The target that failed; a subscription that has another one by now is left alone."""
+    attempt: AttemptRecord
+    """The failed attempt; a subscription whose target was changed since is not disabled."""
 
 
 @dataclass(slots=True)
 class Consequences:
-    """What a batch does to subscriptions, in the same transaction as its rows, in this order."""
+    """Changes of subscriptions in the transaction of a batch, in this order."""
 
     recovered: list[UUID] = field(default_factory=list)
-    """Subscriptions that succeeded for the first time since they began to fail."""
+    """Subscriptions with their first success after failures."""
     failing: list[UUID] = field(default_factory=list)
-    """Subscriptions that failed for the first time since their last success."""
+    """Subscriptions with their first failure after a success."""
     disabling: list[Disabling] = field(default_factory=list)
     disable_after_s: float = 0.0
-    """One that is turned off for failing has failed at least so long by the database's word too."""
+    """Disabling for failures also requires `failing_since` in the database to be this long ago."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a batch came to."""
+    """The result of a batch."""
 
     matched: AbstractSet[UUID]
-    """Deliveries whose rows were as they had been seen."""
+    """Deliveries whose rows still had the version of the record."""
     disabled: AbstractSet[UUID]
-    """Subscriptions that were turned off."""
+    """Subscriptions that were disabled."""
 
 
 @dataclass(slots=True)
 class OutcomeRows:
-    """The rows of one record batch, laid out for UNNEST.
+    """The rows of one batch, in the order of the parameters of `record`.
 
     `finished`: (bucket, delivery_id, version, tenant_uid, state, http_status, latency_us, url,
-    remote_address, outcome, start_time, error, response_excerpt, trace_id); outcome and what
-    follows are None for a success at the first attempt, which keeps its attempt in its own row (its
-    trace is its event's). `rescheduled`: (bucket, delivery_id, version, delay_s, http_status,
-    latency_us, url, remote_address, outcome, start_time, error, response_excerpt, trace_id).
+    remote_address, outcome, start_time, error, response_excerpt, trace_id). `rescheduled`: (bucket,
+    delivery_id, version, delay_s, http_status, latency_us, url, remote_address, outcome,
+    start_time, error, response_excerpt, trace_id).
     """
 
     finished: list[Row] = field(default_factory=list)
     rescheduled: list[Row] = field(default_factory=list)
+
+    def finish(
+        self,
+        key: RowKey,
+        tenant_uid: UUID,
+        state: DeliveryState,
+        attempt: AttemptRecord,
+        start_us: int | None,
+        trace_id: bytes | None,
+    ) -> None:
+        """Add a delivery that leaves the hot table.
+
+        `start_us` is None for a success at the first attempt: its `deliveries` row keeps the
+        attempt, and its trace is the event's.
+        """
+        kind, latency_us, url, http_status, error, excerpt, remote_address = attempt
+        of_attempt: Row = (None, None, None, None, None)
+        if start_us is not None:
+            of_attempt = (kind, from_unix_us(start_us), _encoded(error), excerpt, trace_id)
+        of_row = (tenant_uid, state, http_status, latency_us, url, remote_address)
+        self.finished.append((*key, *of_row, *of_attempt))
+
+    def reschedule(
+        self,
+        key: RowKey,
+        delay_s: float,
+        attempt: AttemptRecord,
+        start_us: int,
+        trace_id: bytes | None,
+    ) -> None:
+        """Add a failed attempt whose delivery stays pending, due in `delay_s`."""
+        kind, latency_us, url, http_status, error, excerpt, remote_address = attempt
+        of_row = (delay_s, http_status, latency_us, url, remote_address, kind)
+        start_time = from_unix_us(start_us)
+        self.rescheduled.append((*key, *of_row, start_time, _encoded(error), excerpt, trace_id))
+
+
+def _encoded(error: str) -> bytes:
+    return error.encode(errors="replace")
 
 
 def _columns(rows: Sequence[Row], width: int) -> Sequence[Sequence[object]]:
@@ -87,12 +131,11 @@ class RecordStore:
         rows: OutcomeRows,
         consequences: Callable[[set[UUID]], Consequences] | None = None,
     ) -> Recorded:
-        """Write a batch; what matched, and what that did.
+        """Write a batch; return the deliveries that matched and the subscriptions it disabled.
 
-        `consequences`, where given, is told what matched and says what that does to subscriptions;
-        it is written in the same transaction. Raises `RejectedError` where a row poisons the
-        statement, `OutcomeUnknownError` where the answer was lost: then whatever did commit no
-        longer matches its version.
+        `consequences` receives the matched deliveries and returns the changes of subscriptions,
+        which are written in the same transaction. Raises `RejectedError` if a row is bad, and
+        `OutcomeUnknownError` if the answer was lost: rows that did commit no longer match.
         """
         arguments = (
             node_id,
@@ -112,23 +155,26 @@ class RecordStore:
                 await connection.execute(SQL.mark_failing, effect.failing)
             if effect.disabling:
                 fields = [
-                    (d.subscription_uid, d.reason, d.message, d.url) for d in effect.disabling
+                    (d.subscription_uid, d.reason, d.message, d.attempt.url)
+                    for d in effect.disabling
                 ]
                 columns = _columns(fields, 4)
-                turned = await connection.fetch(SQL.disable, *columns, effect.disable_after_s)
-                disabled = {row[0] for row in turned}
+                rows_disabled = await connection.fetch(
+                    SQL.disable, *columns, effect.disable_after_s
+                )
+                disabled = {row[0] for row in rows_disabled}
                 await _audit_disabled(connection, disabled)
         return Recorded(matched, disabled)
 
     async def park(
         self, node_id: UUID, bucket: int, delivery_id: UUID, version: int, delay_s: float
     ) -> bool:
-        """Put a delivery off without a word about its attempt; False where it did not match."""
+        """Postpone a delivery without storing its attempt; return False if it did not match."""
         rows = await self._session.fetch(SQL.park, node_id, bucket, delivery_id, version, delay_s)
         return bool(rows)
 
     async def ping(self) -> None:
-        """Raise where no statement gets through."""
+        """Raise if the database does not answer."""
         await self._session.fetch(SQL.ping)
 
     async def close(self) -> None:
@@ -137,7 +183,7 @@ class RecordStore:
 
 
 async def _audit_disabled(connection: Connection, disabled: AbstractSet[UUID]) -> None:
-    """Tell the audit log, in the transaction that turned them off."""
+    """Write the audit entries, in the transaction that disabled the subscriptions."""
     if not disabled:
         return
     rows = await connection.fetch(_READ, sorted(disabled))

@@ -20,6 +20,7 @@ from uuid import UUID
 
 import asyncpg
 
+from hookline_service.domain.delivery import DeliveryState, Trigger, advance
 from hookline_service.domain.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -286,6 +287,7 @@ class Subscriptions:
         row = await self._find(tenant_id, subscription_id)
         entry = audit.discard(tenant_id, subscription_id)
         bound = first_uuid_of(math.ceil(before.timestamp() * 1_000))
+        state = advance(DeliveryState.PENDING, Trigger.CANCELLED)
         due_at = _BEGINNING
         discarded = 0
         while True:
@@ -298,6 +300,7 @@ class Subscriptions:
                 _DISCARD_BATCH,
                 row["tenant_uid"],
                 entry,
+                state,
             )
             discarded += len(batch)
             if len(batch) < _DISCARD_BATCH:

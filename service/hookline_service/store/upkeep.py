@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
+from hookline_service.domain.delivery import DeliveryState, Trigger, advance
 from hookline_service.domain.ids import first_uuid_of
 from hookline_service.store.database import Session
 from hookline_service.store.partitions import (
@@ -75,7 +76,8 @@ class UpkeepStore:
     async def expire_pending(self, before: datetime, limit: int) -> int:
         """Expire up to `limit` pending deliveries older than a moment; return how many."""
         oldest = first_uuid_of(int(before.timestamp() * 1000))
-        return len(await self._session.fetch(SQL.expire_pending, oldest, limit, before))
+        state = advance(DeliveryState.PENDING, Trigger.EXPIRED)
+        return len(await self._session.fetch(SQL.expire_pending, oldest, limit, before, state))
 
     async def sweep_keys(self, limit: int) -> int:
         """Delete up to `limit` idempotency keys whose window is over; return how many."""

@@ -1,10 +1,10 @@
-"""The two spans of an attempt: the delivery's, and the request's within it.
+"""The two spans of an attempt: that of the delivery, and within it that of the request.
 
-There are two for each delivery, and the SDK's `start_span` and `end` were measured at 22 µs a span,
-most of it for what may still be said of a span that is open. So an attempt notes what it meets, and
-what exporters read of a finished span is made at its end: the SDK's `ReadableSpan`, with ids of the
-provider's generator, handed to the provider's processors (`on_start` is not called: there is none
-that looks at it). Whatever is not per delivery is an ordinary span (`tracing.py`).
+Every delivery has both, and the SDK's `start_span` and `end` were measured at 22 µs a span, most of
+it for changes of open spans. So an attempt only stores times and its record; at its end it creates
+the finished spans that exporters read: the SDK's `ReadableSpan`, with ids of the provider's
+generator, passed to the provider's processors (`on_start` is not called: no processor uses it).
+Spans that are not made per delivery are ordinary ones (`tracing.py`).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import AttemptOutcome, AttemptRecord
 from hookline_service.telemetry import names
 from hookline_service.telemetry.context import RANDOM, SAMPLED, Parent, format_traceparent
 
 SCOPE: Final = InstrumentationScope(names.SCOPE, "", names.SCHEMA_URL)
-"""As the provider names it for its own tracer: spans of both kinds are of one scope."""
+"""The provider's own scope, so that all spans have the same."""
 
 _UNSET: Final = Status()
 _ERROR: Final = Status(StatusCode.ERROR)
 _ERROR_FROM_STATUS: Final = 400
-"""HTTP answers from here on are errors of a client's span."""
+"""HTTP statuses from here on are errors of a client span."""
 
 
 class AttemptTrace:
-    """One attempt that is traced, from its beginning to its recorded outcome."""
+    """The trace of one attempt, from its start to the commit of its record."""
 
     __slots__ = (
         "_answered_ns",
@@ -45,9 +45,9 @@ class AttemptTrace:
         "_event",
         "_flags",
         "_number",
-        "_outcome",
         "_parent",
         "_post_id",
+        "_record",
         "_subscription",
         "_trace_id",
         "_tracer",
@@ -70,7 +70,7 @@ class AttemptTrace:
         self._event = event
         self._delivery_id = delivery_id
         self._subscription = subscription
-        self._outcome: Outcome | None = None
+        self._record: AttemptRecord | None = None
         ids = tracer.id_generator
         if number == 1:
             self._trace_id, self._flags = parent.trace_id, parent.flags | SAMPLED
@@ -83,7 +83,7 @@ class AttemptTrace:
 
     @property
     def trace_id(self) -> bytes:
-        """As attempts are stored with it."""
+        """The trace's id, as it is stored with attempts."""
         return self._trace_id.to_bytes(16, "big")
 
     @property
@@ -93,20 +93,20 @@ class AttemptTrace:
 
     @property
     def traceparent(self) -> bytes:
-        """The header that lets the receiver continue the trace."""
+        """The header by which the receiver continues the trace."""
         return format_traceparent(self._trace_id, self._post_id, self._flags).encode()
 
-    def answered(self, outcome: Outcome) -> None:
-        """The request is over."""
+    def answered(self, record: AttemptRecord) -> None:
+        """End the request."""
         self._answered_ns = time_ns()
-        self._outcome = outcome
+        self._record = record
 
     def recorded(self, *, is_recorded: bool) -> None:
-        """Its outcome is stored; or is not, for the row was somebody else's meanwhile."""
+        """End the delivery; `is_recorded` is False if another transaction changed its row."""
         self._end(time_ns(), is_recorded=is_recorded)
 
     def abandoned(self) -> None:
-        """It was cut short: nobody will learn what came of it."""
+        """End both spans of a cancelled attempt."""
         self._answered_ns = time_ns()
         self._end(self._answered_ns)
 
@@ -115,15 +115,15 @@ class AttemptTrace:
         deliver = SpanContext(self._trace_id, self._deliver_id, False, flags)  # noqa: FBT003
         post = SpanContext(self._trace_id, self._post_id, False, flags)  # noqa: FBT003
         event = context_of(self._parent)
-        asked, done = self._of_request(), self._of_delivery()
+        request, delivery = self._of_request(), self._of_delivery()
         if not is_recorded:
-            done[names.IS_RECORDED] = False
-        self._finish(names.POST, SpanKind.CLIENT, post, deliver, asked, self._answered_ns)
+            delivery[names.IS_RECORDED] = False
+        self._finish(names.POST, SpanKind.CLIENT, post, deliver, request, self._answered_ns)
         if self._number == 1:
-            self._finish(names.DELIVER, SpanKind.CONSUMER, deliver, event, done, ended_ns)
+            self._finish(names.DELIVER, SpanKind.CONSUMER, deliver, event, delivery, ended_ns)
         else:
             links = (Link(event),)
-            self._finish(names.DELIVER, SpanKind.CONSUMER, deliver, None, done, ended_ns, links)
+            self._finish(names.DELIVER, SpanKind.CONSUMER, deliver, None, delivery, ended_ns, links)
 
     def _finish(
         self,
@@ -153,7 +153,7 @@ class AttemptTrace:
         )
 
     def _of_delivery(self) -> dict[str, AttributeValue]:
-        told: dict[str, AttributeValue] = {
+        attributes: dict[str, AttributeValue] = {
             names.MESSAGING_SYSTEM: names.HOOKLINE,
             names.MESSAGING_OPERATION: names.DELIVER,
             names.MESSAGING_OPERATION_TYPE: "process",
@@ -162,39 +162,41 @@ class AttemptTrace:
             names.DELIVERY: str(self._delivery_id),
             names.ATTEMPT: self._number,
         }
-        outcome = self._outcome
-        if outcome is None:
-            told[names.ERROR_TYPE] = names.CANCELLED
-            return told
-        told[names.OUTCOME] = outcome.kind.value
-        if outcome.kind is not AttemptOutcome.ACCEPTED:
-            told[names.ERROR_TYPE] = outcome.kind.value
-        return told
+        record = self._record
+        if record is None:
+            attributes[names.ERROR_TYPE] = names.CANCELLED
+            return attributes
+        attributes[names.OUTCOME] = record.kind.value
+        if record.kind is not AttemptOutcome.ACCEPTED:
+            attributes[names.ERROR_TYPE] = record.kind.value
+        return attributes
 
     def _of_request(self) -> dict[str, AttributeValue]:
-        told: dict[str, AttributeValue] = {names.HTTP_METHOD: names.POST}
+        attributes: dict[str, AttributeValue] = {names.HTTP_METHOD: names.POST}
         if self._number > 1:
-            told[names.HTTP_RESEND_COUNT] = self._number - 1
-        outcome = self._outcome
-        if outcome is None:
-            told[names.ERROR_TYPE] = names.CANCELLED
-            return told
-        if outcome.url:  # else no URL was come to: the fault was ours
-            told[names.URL_SCHEME], told[names.SERVER_ADDRESS], told[names.SERVER_PORT] = (
-                _server_of(outcome.url)
-            )
-        if outcome.remote_address is not None:
-            told[names.PEER_ADDRESS] = outcome.remote_address
-        status = outcome.http_status
+            attributes[names.HTTP_RESEND_COUNT] = self._number - 1
+        record = self._record
+        if record is None:
+            attributes[names.ERROR_TYPE] = names.CANCELLED
+            return attributes
+        if record.url:  # empty after an internal error
+            (
+                attributes[names.URL_SCHEME],
+                attributes[names.SERVER_ADDRESS],
+                attributes[names.SERVER_PORT],
+            ) = _server_of(record.url)
+        if record.remote_address is not None:
+            attributes[names.PEER_ADDRESS] = record.remote_address
+        status = record.http_status
         if status is not None:
-            told[names.HTTP_STATUS] = status
+            attributes[names.HTTP_STATUS] = status
         if status is None or status >= _ERROR_FROM_STATUS:
-            told[names.ERROR_TYPE] = outcome.kind.value if status is None else str(status)
-        return told
+            attributes[names.ERROR_TYPE] = record.kind.value if status is None else str(status)
+        return attributes
 
 
 def context_of(parent: Parent) -> SpanContext:
-    """A context that came from elsewhere, as the SDK has it."""
+    """Return the SDK's form of a remote context."""
     return SpanContext(
         parent.trace_id, parent.span_id, is_remote=True, trace_flags=TraceFlags(parent.flags)
     )
@@ -202,7 +204,7 @@ def context_of(parent: Parent) -> SpanContext:
 
 @lru_cache(maxsize=4_096)
 def _server_of(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of a URL, and nothing else of it."""
+    """Return scheme, host and port of a URL, and nothing else."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return parts.scheme, parts.hostname or "", port

@@ -118,7 +118,7 @@ async def test_what_came_due_meanwhile_is_left_alone_too(rig: Rig, failing: Rece
     await rig.turn(31)
     await failing.wait_for(2)
 
-    assert not await store.retry_pending(found)
+    assert not await store.retry_pending(found, DeliveryState.PENDING)
     failing.gate.set()
     await _recorded(rig, 2)
     assert len(failing.ids) == 2
@@ -207,7 +207,9 @@ async def test_a_delivery_whose_event_is_gone_stays_in_history(rig: Rig) -> None
     assert found_before is not None
     await rig.database.fetch("DELETE FROM events")
 
-    assert not await store.retry_finished(found_before, 2), "gone between the look and the move"
+    assert not await store.retry_finished(found_before, DeliveryState.PENDING, 2), (
+        "gone between the look and the move"
+    )
     with pytest.raises(FailedPreconditionError) as refusal:
         await rig.operator.retry("acme", delivery_id)
     assert refusal.value.reason is Reason.EVENT_NEAR_EXPIRY

@@ -40,8 +40,8 @@ async def test_a_trial_is_sent_and_can_be_looked_up(
         subscription, order_created(7, subject="s", attributes={"a": "b"})
     )
 
-    assert (attempt.number, attempt.outcome.kind) == (1, AttemptOutcome.ACCEPTED)
-    assert attempt.outcome.http_status == 200
+    assert (attempt.number, attempt.record.kind) == (1, AttemptOutcome.ACCEPTED)
+    assert attempt.record.http_status == 200
     headers, body = receiver.requests[0]
     assert b'"data":{"id":7}' in body
     assert headers["webhook-signature"].startswith("v1,")
@@ -63,8 +63,8 @@ async def test_a_refused_trial_tells_why_and_is_final(
     receiver.answers, receiver.body = 500, b"oh \x00 no"
     delivery_id, attempt = await rig.trial.send(subscription, order_created())
 
-    assert (attempt.outcome.kind, attempt.outcome.http_status) == (AttemptOutcome.HTTP_ERROR, 500)
-    assert attempt.outcome.excerpt == b"oh \x00 no"
+    assert (attempt.record.kind, attempt.record.http_status) == (AttemptOutcome.HTTP_ERROR, 500)
+    assert attempt.record.excerpt == b"oh \x00 no"
     delivery = await DeliveryStore(rig.database).get("acme", delivery_id)
     assert delivery.state == "EXHAUSTED"
     assert delivery.last_attempt == attempt
@@ -77,7 +77,7 @@ async def test_a_trial_goes_to_a_subscription_that_is_held(
 ) -> None:
     await rig.set_state(subscription.uid, state)
     _, attempt = await rig.trial.send(await _read(rig), order_created())
-    assert attempt.outcome.kind is AttemptOutcome.ACCEPTED
+    assert attempt.record.kind is AttemptOutcome.ACCEPTED
     assert len(receiver.ids) == 1
     assert (await _read(rig)).state == state
 
@@ -149,7 +149,7 @@ async def test_a_trial_belongs_to_the_trace_of_its_call(
 ) -> None:
     spans = Spans()
     trial = test_events.TestEvents(
-        OperationStore(rig.database), rig.configs, rig.catalog, rig.sender, rig.time, rig.random,
+        OperationStore(rig.database), rig.configs, rig.catalog, rig.time, rig.random,
         spans.tracer,
     )  # fmt: skip
     await rig.subscription(

@@ -398,7 +398,8 @@ async def test_a_change_of_url_is_used_by_the_next_attempt(rig: Rig, receiver: R
         lane = rig.lanes.get(uid)
         assert lane is not None
         await until(
-            lambda: lane.config is not None and lane.config.url == elsewhere.url, "it is read"
+            lambda: lane.config is not None and lane.config.destination == elsewhere.url,
+            "it is read",
         )
 
         await rig.publisher.publish("acme", [order_created()])

@@ -6,9 +6,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import Outcome, internal_error
 from hookline_service.domain.ids import format_type_id
-from hookline_service.pipeline.dispatch.deliver import REQUESTS_PER_BURST, TURNS_OF_OTHERS
+from hookline_service.pipeline.dispatch.deliver import ITERATIONS_BETWEEN_BURSTS, REQUESTS_PER_BURST
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
 
@@ -19,7 +19,7 @@ def faulty(rig: Rig, is_faulty: Callable[[], bool]) -> None:
 
     async def broken(*args: object) -> Outcome:
         if is_faulty():
-            return Outcome(AttemptOutcome.INTERNAL_ERROR, 0, "", error="no descriptors")
+            return internal_error("no descriptors")
         return await send(*args)  # type: ignore[arg-type]  # as it was called
 
     rig.sender.send = broken  # type: ignore[method-assign,assignment]
@@ -246,7 +246,7 @@ async def test_between_bursts_of_requests_the_loop_turns_for_others(
     assert len(begun_in_turn) == 500
     two_bursts = 2 * REQUESTS_PER_BURST
     for earlier, later in zip(begun_in_turn, begun_in_turn[two_bursts:], strict=False):
-        assert later - earlier >= TURNS_OF_OTHERS
+        assert later - earlier >= ITERATIONS_BETWEEN_BURSTS
 
 
 async def test_a_slot_that_is_freed_goes_to_who_waits_for_one_though_all_workers_hang(

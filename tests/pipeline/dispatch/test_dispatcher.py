@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import internal_error
 from hookline_service.domain.subscription import SubscriptionState
 from hookline_service.pipeline.dispatch.dispatcher import TIMERS_PER_LANE
 from hookline_service.pipeline.dispatch.lane import CIRCUIT_BACKOFF_MAX_S, CIRCUIT_FAILURES, Lane
-from tests.pipeline.lane_harness import URL, LaneHarness
+from tests.pipeline.lane_harness import LaneHarness
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ async def test_a_resume_or_a_new_target_closes_the_circuit(
     open_circuit(harness, lane)
     assert lane.failing_since_us is not None
 
-    harness.lanes.configure(lane, harness.config(version=2, url="http://127.0.0.1:1025/"))
+    harness.lanes.configure(lane, harness.config(version=2, destination="http://127.0.0.1:1025/"))
 
     assert not lane.is_circuit_open
     assert lane.concurrency_limit == 64
@@ -323,7 +323,7 @@ async def test_an_internal_error_does_not_change_the_concurrency_limit(
     harness.answer(throttled, 429)
     assert lane.concurrency_limit == 2
 
-    harness.dispatcher.answered(job, Outcome(AttemptOutcome.INTERNAL_ERROR, 0, URL))
+    harness.dispatcher.answered(job, internal_error("no descriptors"))
 
     assert lane.concurrency_limit == 2
 

@@ -10,7 +10,7 @@ from hookline_service.pipeline.dispatch.lane import (
     LANE_BYTES,
     LaneState,
 )
-from tests.pipeline.lane_harness import LaneHarness, target_with
+from tests.pipeline.lane_harness import LaneHarness, sender_with
 
 
 @pytest.fixture
@@ -201,14 +201,14 @@ async def test_memory_for_lanes_is_bounded_and_buckets_of_missing_lanes_are_swep
     harness = LaneHarness(max_lane_bytes=4 * LANE_BYTES)
     idle = [harness.lane() for _ in range(4)]
     large = {f"x-{n}": "v" * 1_000 for n in range(5)}
-    assert harness.config(target=target_with(large)).memory_bytes > LANE_BYTES + 5_000
+    assert harness.config(sender=sender_with(large)).memory_bytes > LANE_BYTES + 5_000
 
     busy = [harness.lane() for _ in range(2)]
     for lane in busy:
         harness.publish(lane)
     assert len(list(harness.lanes.all())) == 4
     assert sum(lane.is_gone for lane in idle) == 2
-    harness.lanes.configure(busy[0], harness.config(version=2, target=target_with(large)))
+    harness.lanes.configure(busy[0], harness.config(version=2, sender=sender_with(large)))
     assert harness.swept == []
 
     uid = harness.new_id()

@@ -14,6 +14,7 @@ from hookline_service.pipeline.dispatch.lane_views import LaneView
 from hookline_service.pipeline.dispatch.lanes import FAULT_PAUSE_S
 from hookline_service.store.secrets import SecretPlace
 from hookline_service.store.subscriptions import NewSecret, Subscriptions
+from hookline_service.targets.http.sender import HttpTargetSender
 from tests.pipeline.rig import SECRET, Receiver, Rig, order_created
 from tests.waiting import until
 
@@ -64,7 +65,9 @@ async def test_endpoints_carry_their_tenant_for_name_lookups(rig: Rig) -> None:
     uid = await rig.subscription(await rig.tenant(), "http://example.test/")
     prepared = await rig.configs.prepare(uid)
     assert prepared is not None
-    assert prepared[1].endpoints[0].tenant_id == "acme"
+    sender = prepared[1]
+    assert isinstance(sender, HttpTargetSender)
+    assert sender.target.endpoints[0].tenant_id == "acme"
 
 
 async def test_both_secrets_sign_during_the_overlap(rig: Rig, receiver: Receiver) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import AttemptOutcome, AttemptRecord, Outcome, Verdict
 from hookline_service.pipeline.dispatch.record import PARK_S, UNSTORABLE
 from tests.pipeline.frozen import freeze, run_out
 from tests.pipeline.rig import Receiver, Rig, order_created, running
@@ -176,7 +176,12 @@ async def test_nul_and_invalid_utf8_in_an_answer_are_recorded(rig: Rig, receiver
 async def test_a_lone_surrogate_in_an_errors_text_poisons_nothing(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, "http://127.0.0.1:1024/", schedule_s=[0.0, 3_600.0])
-    bad = Outcome(AttemptOutcome.CONNECTION_FAILED, 1, "http://127.0.0.1:1024/", error="x \udcff y")
+    bad = Outcome(
+        Verdict.RETRYABLE,
+        AttemptRecord(
+            AttemptOutcome.CONNECTION_FAILED, 1, "http://127.0.0.1:1024/", error="x \udcff y"
+        ),
+    )
     answering_with(rig, lambda: bad)
 
     await rig.publisher.publish("acme", [order_created(n) for n in range(3)])
@@ -199,9 +204,8 @@ async def test_a_poisoned_row_stands_alone_and_its_neighbours_are_recorded(
     url = receiver.url
 
     def answer() -> Outcome:
-        return Outcome(
-            AttemptOutcome.HTTP_ERROR, 1, url, http_status=500, error="no", excerpt=next(outcomes)
-        )
+        record = AttemptRecord(AttemptOutcome.HTTP_ERROR, 1, url, 500, "no", next(outcomes))
+        return Outcome(Verdict.RETRYABLE, record)
 
     answering_with(rig, answer)
     await rig.publisher.publish("acme", [order_created(n) for n in range(8)])

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
-from hookline_service.domain.attempt import Outcome
+from hookline_service.domain.attempt import AttemptRecord, Outcome
 from hookline_service.domain.subscription import HttpTarget, SignatureScheme
 from hookline_service.targets.http.egress import EgressPolicy, parse_networks
-from hookline_service.targets.http.payload import Payload
 from hookline_service.targets.http.proxy import EgressProxy
 from hookline_service.targets.http.resolver import Resolver
 from hookline_service.targets.http.sender import WebhookSender, prepare_target
@@ -28,6 +28,7 @@ from hookline_service.targets.http.tls import (
     make_tls_context,
 )
 from hookline_service.targets.http.transport import TransportLimits, WebhookTransport
+from hookline_service.targets.payload import Payload
 
 LOOPBACK = EgressPolicy(parse_networks(["127.0.0.0/8"]))
 SECRET = generate_secret(SignatureScheme.HMAC_SHA256)
@@ -52,7 +53,11 @@ class Post:
     transport: WebhookTransport
     sender: WebhookSender
 
-    async def __call__(
+    async def __call__(self, url: str, **options: Any) -> AttemptRecord:  # noqa: ANN401 - as below
+        """Make an attempt and return its record; options as of `outcome`."""
+        return (await self.outcome(url, **options)).record
+
+    async def outcome(
         self,
         url: str,
         *,
@@ -67,6 +72,7 @@ class Post:
         identity: ClientIdentity | None = None,
         tenant_id: str = "",
     ) -> Outcome:
+        """Make an attempt."""
         target = HttpTarget(
             url=url,
             failover_urls=tuple(failover_urls),

@@ -22,11 +22,11 @@ from pathlib import Path
 from hookline_service.domain.subscription import HttpTarget, SignatureScheme
 from hookline_service.targets.http.egress import EgressPolicy
 from hookline_service.targets.http.failure import AttemptFailure
-from hookline_service.targets.http.payload import Payload
 from hookline_service.targets.http.resolver import Resolver
 from hookline_service.targets.http.sender import WebhookSender, prepare_target
 from hookline_service.targets.http.signature import Signer, generate_secret
 from hookline_service.targets.http.transport import WebhookTransport
+from hookline_service.targets.payload import Payload
 from tests.waiting import until
 
 PORT = 8080
@@ -255,7 +255,9 @@ async def attempt(case: Case) -> list[str]:
     sender = WebhookSender(transport)
     try:
         return [
-            (await sender.send(prepared, "evt_1", 0, Payload(b"{}", b"a/b"), lambda: True)).kind
+            (
+                await sender.send(prepared, "evt_1", 0, Payload(b"{}", b"a/b"), lambda: True)
+            ).record.kind
             for _ in case.outcomes
         ]
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import AttemptOutcome, AttemptRecord
 from hookline_service.targets.http.tls import TargetTls, make_tls_context
 from tests.hostile.receivers import chain_of
 from tests.targets.http.conftest import SHORT_S, MakePost, Post, server_tls
@@ -252,7 +252,7 @@ async def test_a_tenant_with_large_certificates_leaves_room_for_others(
     usual = Receiver(answering(OK), tls=server_tls(authority.issue_cert("127.0.0.1")))
     large = Receiver(answering(OK), tls=chained)
     async with Receiver(silent, tls=chained) as receiver, large, usual:
-        slow: list[asyncio.Task[Outcome]] = []
+        slow: list[asyncio.Task[AttemptRecord]] = []
         while len(slow) == len(begun):
             slow.append(asyncio.create_task(post(receiver.url(), tenant_id="hostile")))
             await until(

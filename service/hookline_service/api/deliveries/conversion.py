@@ -39,16 +39,16 @@ def delivery_message(delivery: Delivery) -> delivery_pb2.Delivery:
 
 def attempt_message(attempt: Attempt) -> attempt_pb2.Attempt:
     """An attempt; what the target answered is shown as text, broken UTF-8 replaced."""
-    outcome = attempt.outcome
+    record = attempt.record
     return attempt_pb2.Attempt(
         number=attempt.number,
         start_time=timestamp_of_us(attempt.start_time_us),
-        latency=duration_of_us(outcome.latency_us),
-        outcome=enum_of(attempt_pb2.AttemptOutcome, "ATTEMPT_OUTCOME_", outcome.kind),
-        http_status=outcome.http_status or 0,
-        error=outcome.error,
-        response_excerpt=outcome.excerpt.decode(errors="replace"),
-        url=outcome.url,
-        remote_address=outcome.remote_address or "",
+        latency=duration_of_us(record.latency_us),
+        outcome=enum_of(attempt_pb2.AttemptOutcome, "ATTEMPT_OUTCOME_", record.kind),
+        http_status=record.http_status or 0,
+        error=record.error,
+        response_excerpt=record.excerpt.decode(errors="replace"),
+        url=record.url,
+        remote_address=record.remote_address or "",
         trace_id=attempt.trace_id.hex() if attempt.trace_id else "",
     )

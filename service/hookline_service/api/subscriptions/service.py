@@ -40,7 +40,7 @@ from hookline_service.domain.names import check_id
 from hookline_service.domain.subscription import HttpTarget, Subscription, matches
 from hookline_service.pipeline.actions.target_handshakes import (
     TargetHandshakes,
-    is_to_be_asked,
+    needs_handshake,
     with_consent,
 )
 from hookline_service.pipeline.actions.test_events import TestEvents
@@ -187,7 +187,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         seen = await self._subscriptions.get(tenant_id, subscription_id)
         wanted = decide(seen)
         consented = None
-        if is_to_be_asked(seen.target, wanted.target):
+        if needs_handshake(seen.target, wanted.target):
             consented = (await self._consented(seen, wanted, asked.stored)).target
 
         def settle(seen: Subscription) -> Subscription:
@@ -203,7 +203,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         self, seen: Subscription | None, wanted: Subscription, told: TargetSecrets
     ) -> Subscription:
         """A subscription, once its target has consented, if it is to be asked; what it allows."""
-        if not is_to_be_asked(None if seen is None else seen.target, wanted.target):
+        if not needs_handshake(None if seen is None else seen.target, wanted.target):
             return wanted
         consented = await self._consents.ask(wanted, told, None if seen is None else seen.uid)
         target = replace(wanted.target, allowed_per_minute=consented.per_minute)

@@ -1,7 +1,7 @@
-"""The operator's hands on single deliveries: retry and cancel.
+"""Actions of operators on single deliveries: retry and cancel.
 
-Each reads where the delivery stands, asks the state machine, and makes one guarded move; a move
-that met another state than it was decided on is decided again.
+Each reads the delivery's state, looks the transition up, and writes it in one guarded statement. If
+the state changed in between, the statement matches nothing, and the action starts again.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from hookline_service.pipeline.coordination.changes import Changes
 from hookline_service.store.operations import FoundDelivery, OperationStore
 
 SAFE_DAYS = 4
-"""An event within this many days of its partition's drop begins nothing anew."""
+"""In so many days before its event is dropped, a finished delivery cannot be retried."""
 _TRIES = 5
 _DAY_MS = 86_400_000
 
 
 class DeliveryActions:
-    """Retries and cancels, as an operator asks."""
+    """Retries and cancels deliveries."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class DeliveryActions:
     async def retry(self, tenant_id: str, delivery_id: UUID) -> None:
         """Make a delivery due now; a finished one gets a new budget of attempts.
 
-        Raises `NotFoundError`, or `FailedPreconditionError` where it succeeded, its subscription is
+        Raises `NotFoundError`, or `FailedPreconditionError` if it succeeded, its subscription is
         deleted, or its event is about to be dropped.
         """
         for _ in range(_TRIES):
             found = await self._find(tenant_id, delivery_id)
             name = delivery_name(tenant_id, format_type_id(DELIVERY_ID, delivery_id))
             try:
-                advance(found.state, Trigger.RETRIED)
+                state = advance(found.state, Trigger.RETRIED)
             except IllegalMoveError:
                 raise FailedPreconditionError(
                     f"{name} has succeeded; to send its event again, start a replay",
@@ -62,20 +62,20 @@ class DeliveryActions:
                     metadata={"delivery": name},
                 ) from None
             self._check_retry(found, name)
-            if await self._move_back(found):
+            if await self._write_retry(found, state):
                 self._changes.poke()
                 return
         raise _contended(tenant_id, delivery_id)
 
-    async def _move_back(self, found: FoundDelivery) -> bool:
+    async def _write_retry(self, found: FoundDelivery, state: DeliveryState) -> bool:
         if found.state is not DeliveryState.PENDING:
             max_attempts = schedule_of(found.retry_policy).max_attempts
-            return await self._store.retry_finished(found, max_attempts)
-        # What is due, or will be before its node hears of this, may be on the wire by then: raising
-        # its version would only lose the answer, and send it once more.
+            return await self._store.retry_finished(found, state, max_attempts)
+        # A delivery that is due, or will be before its node reads this change, may be on the wire
+        # by then: a new version would discard the outcome, and it would be sent twice.
         if found.is_due:
-            return await self._store.retry_due(found)
-        return await self._store.retry_pending(found)
+            return await self._store.retry_due(found, state)
+        return await self._store.retry_pending(found, state)
 
     def _check_retry(self, found: FoundDelivery, name: str) -> None:
         if found.is_subscription_deleted:
@@ -96,16 +96,16 @@ class DeliveryActions:
             )
 
     async def cancel(self, tenant_id: str, delivery_id: UUID) -> None:
-        """End a pending delivery; one that is cancelled already stays so.
+        """Cancel a pending delivery; do nothing if it is cancelled already.
 
-        Raises `NotFoundError`, or `FailedPreconditionError` where it ended otherwise.
+        Raises `NotFoundError`, or `FailedPreconditionError` if it finished in another state.
         """
         for _ in range(_TRIES):
             found = await self._find(tenant_id, delivery_id)
             if found.state is DeliveryState.CANCELLED:
                 return
             try:
-                advance(found.state, Trigger.CANCELLED)
+                state = advance(found.state, Trigger.CANCELLED)
             except IllegalMoveError:
                 name = delivery_name(tenant_id, format_type_id(DELIVERY_ID, delivery_id))
                 raise FailedPreconditionError(
@@ -113,7 +113,7 @@ class DeliveryActions:
                     Reason.DELIVERY_ALREADY_FINISHED,
                     metadata={"delivery": name, "state": found.state},
                 ) from None
-            if await self._store.cancel(found):
+            if await self._store.cancel(found, state):
                 self._changes.poke()
                 return
         raise _contended(tenant_id, delivery_id)

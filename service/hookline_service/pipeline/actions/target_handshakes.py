@@ -1,7 +1,7 @@
-"""Whether a target consents to be sent to, where its subscription says that it shall be asked.
+"""Handshakes: ask a target for its consent before a subscription with `require_handshake` uses it.
 
-Asked when the subscription is created, and again when it begins to ask or its URLs change: before
-the change is written, which a target that does not consent prevents.
+The target is asked when the subscription is created, when `require_handshake` is turned on, and
+when its URLs change. The change is written only after the target's consent.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from hookline_service.targets.http.tls import ClientIdentity
 _MINUTE_S = 60
 
 
-def is_to_be_asked(seen: HttpTarget | None, wanted: HttpTarget) -> bool:
-    """Whether a change needs the target's consent; `seen` None: it is new."""
+def needs_handshake(seen: HttpTarget | None, wanted: HttpTarget) -> bool:
+    """Whether a change needs the target's consent; `seen` is None for a new subscription."""
     if not wanted.require_handshake:
         return False
     return seen is None or not seen.require_handshake or seen.urls != wanted.urls
@@ -41,15 +41,15 @@ def is_to_be_asked(seen: HttpTarget | None, wanted: HttpTarget) -> bool:
 def with_consent(
     seen: Subscription, wanted: Subscription, consented: HttpTarget | None
 ) -> Subscription:
-    """What an update comes to: `consented` is the target that was asked, with what it allows.
+    """Return the updated subscription; `consented` is the target that was asked, with its rate.
 
-    `AbortedError`: somebody changed the subscription meanwhile, so that others are to be asked.
+    Raises `AbortedError` if another call changed the URLs meanwhile, so that others must be asked.
     """
-    if not is_to_be_asked(seen.target, wanted.target):
+    if not needs_handshake(seen.target, wanted.target):
         return wanted
     if consented is None or consented.urls != wanted.target.urls:
         raise AbortedError(
-            "the target's URLs were changed by others while it was asked: repeat",
+            "another call changed the target's URLs during the handshake: repeat the call",
             Reason.CONCURRENT_CHANGE,
         )
     allowed = consented.allowed_per_minute
@@ -57,7 +57,7 @@ def with_consent(
 
 
 class TargetHandshakes:
-    """Asks targets, as whom and with what their subscriptions say."""
+    """Performs handshakes with the headers and certificates of subscriptions."""
 
     def __init__(
         self, reader: Reader, secrets: TenantSecrets, handshake: Handshake, *, user_agent: str
@@ -68,17 +68,18 @@ class TargetHandshakes:
         self._user_agent = user_agent
 
     async def ask(
-        self, wanted: Subscription, told: TargetSecrets, uid: UUID | None = None
+        self, wanted: Subscription, given: TargetSecrets, uid: UUID | None = None
     ) -> Consent:
-        """Ask the target of a subscription as it is to be; `uid` where there is one already.
+        """Ask the target of a subscription that is about to be written.
 
-        Raises `FailedPreconditionError` where it does not consent, with what it answered, and
-        `UnavailableError` where the fault is ours.
+        `uid` is that of an existing subscription, whose stored secrets are used unless `given`
+        replaces them. Raises `FailedPreconditionError` with the response if the target does not
+        consent, and `UnavailableError` after an internal error.
         """
         target, limits = wanted.target, wanted.limits
         kept = UNCHANGED if uid is None else await self._kept(uid, target)
-        headers = kept.headers if told.headers is None else told.headers
-        certificate = kept.certificate if told.certificate is None else told.certificate
+        headers = kept.headers if given.headers is None else given.headers
+        certificate = kept.certificate if given.certificate is None else given.certificate
         if certificate == NO_CERTIFICATE:
             certificate = None
         endpoints = prepare_endpoints(
@@ -107,9 +108,9 @@ class TargetHandshakes:
             ) from None
 
     async def _kept(self, uid: UUID, wanted: HttpTarget) -> TargetSecrets:
-        """The stored secrets, where they were given for every URL that is asked.
+        """Return the stored secrets if they were given for every URL that is asked.
 
-        Read together with the URLs they were given for: others may change both meanwhile.
+        They are read together with their URLs, since another call may change both.
         """
         for route in await load_routes(self._reader, self._secrets, [uid]):
             if not route.secret_fault:

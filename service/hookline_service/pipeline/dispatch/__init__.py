@@ -11,6 +11,5 @@ sweep          finds lanes that lack due deliveries
 refill         reads due deliveries into lanes; of an ordered lane the earliest of each key
 deliver        sign and send
 record         many outcomes, one statement
-db_errors      what delays a batch of outcomes, and for how long
-outcome_log    what is logged and counted of outcomes
+outcome_log    logs and metrics of outcomes
 """

@@ -1,8 +1,8 @@
-"""Delivering: take a job, sign it, send it, hand its outcome to the recorder.
+"""Delivering: take a job, have its target's sender send it, pass the outcome to the recorder.
 
-At most `max_in_flight` deliveries of a node are sent and not yet recorded; a slot is freed by the
-record's commit. Workers are long-lived and take the next job without waiting for anything, so that
-a busy node makes no task per delivery.
+At most `max_in_flight` deliveries of a node are sent and not yet recorded; the record's commit
+frees a slot. Workers are long-lived and take the next job without waiting, so that a busy node
+creates no task per delivery. Nothing here depends on the kind of the target (`targets/sender.py`).
 """
 
 from __future__ import annotations
@@ -12,28 +12,25 @@ from collections.abc import Callable
 
 import structlog
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
-from hookline_service.domain.subscription import PayloadFormat
+from hookline_service.domain.attempt import Outcome, internal_error
 from hookline_service.pipeline.clock import DatabaseTime
 from hookline_service.pipeline.dispatch.dispatcher import Dispatcher
-from hookline_service.pipeline.dispatch.lane import Job, Message
+from hookline_service.pipeline.dispatch.lane import Job
 from hookline_service.pipeline.dispatch.record import Recorder
-from hookline_service.targets.http.payload import Payload, build_payload
-from hookline_service.targets.http.sender import WebhookSender
 from hookline_service.telemetry.tracing import Tracer
 
 _log = structlog.get_logger(__name__)
 
 MAX_IN_FLIGHT = 2_000
-TRACEPARENT = b"traceparent"
 REQUESTS_PER_BURST = 16
-TURNS_OF_OTHERS = 4
-"""After so many requests the event loop turns so often for others before the next ones are begun.
+ITERATIONS_BETWEEN_BURSTS = 4
+"""After `REQUESTS_PER_BURST` requests, this many iterations of the event loop run without new ones.
 
-grpc.aio takes a call out of its queue in four turns of the loop, whatever these hold. With hundreds
-of requests in each, a node took a hundred calls a second, and those of a small tenant waited for
-seconds behind those of a large one; now it takes one a burst. Bursts, not a few requests a turn,
-because waking a receiver and filling a statement for each few costs a fifth more CPU.
+grpc.aio needs four iterations of the loop to take a call out of its queue, however long they are.
+With hundreds of requests in each iteration a node accepted a hundred calls a second, and calls of a
+small tenant waited for seconds behind those of a large one; now it accepts one call a burst. Bursts
+are used, not a few requests an iteration, because waking a receiver and filling a statement for few
+requests costs a fifth more CPU.
 """
 
 
@@ -43,7 +40,6 @@ class Deliverer:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        sender: WebhookSender,
         recorder: Recorder,
         time: DatabaseTime,
         may_send: Callable[[], bool],
@@ -52,7 +48,6 @@ class Deliverer:
         tracer: Tracer | None = None,
     ) -> None:
         self._dispatcher = dispatcher
-        self._sender = sender
         self._recorder = recorder
         self._time = time
         self._may_send = may_send
@@ -60,7 +55,7 @@ class Deliverer:
         self._free_slots = max_in_flight
         self._burst_left = REQUESTS_PER_BURST
         self._is_counting = False
-        """Whether turns of the loop are counted since a request was begun."""
+        """Whether iterations of the loop are counted since the first request of a burst."""
         self._max_workers = max_in_flight
         self._idle: list[asyncio.Future[None]] = []
         self._workers: set[asyncio.Task[None]] = set()
@@ -70,15 +65,15 @@ class Deliverer:
 
     @property
     def free_slots(self) -> int:
-        """How many more deliveries may be on the wire or unrecorded."""
+        """How many more deliveries may be in flight: on the wire or not yet recorded."""
         return self._free_slots
 
     def pause(self) -> None:
-        """Take no more jobs; what is on the wire may end."""
+        """Take no more jobs; attempts on the wire may end."""
         self._is_stopping = True
 
     async def stop(self) -> None:
-        """Wait for what is on the wire, each at most its own deadline."""
+        """Wait for the attempts on the wire, each until its own deadline."""
         self.pause()
         for waiter in self._idle:
             if not waiter.done():
@@ -97,7 +92,7 @@ class Deliverer:
                 self.wake_one()
 
     def wake_one(self) -> None:
-        """Have one more worker look for a job; where it may not send yet, it is woken later."""
+        """Wake or start one worker, unless no slot is free or the burst is used up."""
         if self._is_stopping or self._free_slots <= 0 or self._burst_left <= 0:
             return
         while self._idle:
@@ -122,7 +117,7 @@ class Deliverer:
             await self._deliver(job)
 
     def _next_job(self, loop: asyncio.AbstractEventLoop) -> Job | None:
-        """What a worker may send now; None: it is to wait until it is woken."""
+        """Return the next job; None if the worker must wait until it is woken."""
         if self._free_slots <= 0 or self._burst_left <= 0:
             return None
         job = self._dispatcher.take(self._free_slots)
@@ -132,15 +127,15 @@ class Deliverer:
         self._burst_left -= 1
         if not self._is_counting:
             self._is_counting = True
-            loop.call_soon(self._count_turn, loop, TURNS_OF_OTHERS)
+            loop.call_soon(self._count_iteration, loop, ITERATIONS_BETWEEN_BURSTS)
         if self._dispatcher.has_ready():
             self.wake_one()
         return job
 
-    def _count_turn(self, loop: asyncio.AbstractEventLoop, turns: int) -> None:
-        """The loop has turned once more; after the last time whoever waits may send again."""
-        if turns > 1:
-            loop.call_soon(self._count_turn, loop, turns - 1)
+    def _count_iteration(self, loop: asyncio.AbstractEventLoop, left: int) -> None:
+        """Count an iteration of the loop; after the last one the next burst starts."""
+        if left > 1:
+            loop.call_soon(self._count_iteration, loop, left - 1)
             return
         was_spent = self._burst_left <= 0
         self._burst_left = REQUESTS_PER_BURST
@@ -149,7 +144,7 @@ class Deliverer:
             self._wake(REQUESTS_PER_BURST)
 
     async def _deliver(self, job: Job) -> None:
-        """One attempt, from the job to its recorded outcome."""
+        """Make one attempt, from the job to its queued record."""
         start_us = self._time.unix_us()
         try:
             outcome = await self._attempt(job, start_us)
@@ -157,47 +152,27 @@ class Deliverer:
             if job.trace is not None:
                 job.trace.abandoned()
             raise
-        except Exception:  # noqa: BLE001 - it is ours: the target is not blamed, the worker goes on
+        except Exception:  # noqa: BLE001 - a bug of ours: the target is not blamed, the worker goes on
             _log.exception("attempt_broken", delivery=str(job.delivery_id))
-            outcome = Outcome(AttemptOutcome.INTERNAL_ERROR, 0, "", error="an error of our own")
+            outcome = internal_error("an internal error; the service's log has it")
         if job.trace is not None:
-            job.trace.answered(outcome)
+            job.trace.answered(outcome.record)
         self._dispatcher.answered(job, outcome)
         self._recorder.add(job, outcome, start_us)
 
     async def _attempt(self, job: Job, start_us: int) -> Outcome:
         config = job.lane.config
-        if config is None:  # the bucket was lost between the queue and here
-            return Outcome(
-                AttemptOutcome.INTERNAL_ERROR, 0, "", error="the bucket has another owner"
-            )
+        if config is None:  # the bucket was lost after the job was taken
+            return internal_error("the bucket has another owner")
         message = job.message
-        trace_headers = None
         if (context := message.event.trace_context) is not None:
-            job.trace = trace = self._tracer.attempt_began(
+            job.trace = self._tracer.attempt_began(
                 context,
                 number=job.attempt_count + 1,
                 event=message.webhook_id,
                 delivery_id=job.delivery_id,
                 subscription=config.name,
             )
-            if trace is not None and config.propagate_trace:
-                trace_headers = [(TRACEPARENT, trace.traceparent)]
-        return await self._sender.send(
-            config.target,
-            message.webhook_id,
-            start_us // 1_000_000,
-            payload_of(message, config.payload_format),
-            # A lease that was lost and won anew is no leave to send the old work, nor what somebody
-            # cancelled meanwhile.
-            lambda: self._may_send() and job.is_known() and not job.is_stale,
-            trace_headers,
-        )
-
-
-def payload_of(message: Message, payload_format: PayloadFormat) -> Payload:
-    """An event's body in a format, built at its first use and shared by all its deliveries."""
-    payload = message.payloads.get(payload_format)
-    if payload is None:
-        payload = message.payloads[payload_format] = build_payload(message.event, payload_format)
-    return payload
+        job.start_us = start_us
+        job.holds_lease = self._may_send
+        return await config.sender.send(job)

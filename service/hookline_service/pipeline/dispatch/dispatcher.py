@@ -21,7 +21,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from uuid import UUID
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import Outcome, Verdict
 from hookline_service.pipeline.clock import Clock
 from hookline_service.pipeline.dispatch.lane import Job, Lane
 from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
@@ -225,8 +225,9 @@ class Dispatcher:
         """Take in an answer: the request no longer counts against the concurrency limit."""
         lane = job.lane
         lane.end_request(outcome, self._clock.boottime_s())
-        if outcome.kind is not AttemptOutcome.INTERNAL_ERROR:
-            self._set_suspect(lane, is_suspect=outcome.kind is not AttemptOutcome.ACCEPTED)
+        verdict = outcome.verdict
+        if verdict is not Verdict.INTERNAL_ERROR:
+            self._set_suspect(lane, is_suspect=verdict is not Verdict.ACCEPTED)
         self.list_if_ready(lane)
 
     def recorded(self, job: Job) -> None:

@@ -8,20 +8,20 @@ much memory each may take.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
-from hookline_service.domain.delivery import GONE, THROTTLES, Budget
-from hookline_service.domain.event import Event
+from hookline_service.domain.attempt import Outcome, Verdict
+from hookline_service.domain.delivery import Budget
 from hookline_service.domain.retry import RetrySchedule
-from hookline_service.domain.subscription import PayloadFormat, SubscriptionState
+from hookline_service.domain.subscription import SubscriptionState
 from hookline_service.pipeline.dispatch.key_order import KeyOrder
 from hookline_service.store.lanes import PendingRow
-from hookline_service.targets.http.payload import Payload
-from hookline_service.targets.http.sender import PreparedTarget
+from hookline_service.targets.payload import Message
+from hookline_service.targets.sender import TargetSender
 from hookline_service.telemetry.attempts import AttemptTrace
 
 CIRCUIT_FAILURES = 10
@@ -30,7 +30,7 @@ CIRCUIT_BACKOFF_S = 5.0
 CIRCUIT_BACKOFF_MAX_S = 300.0
 LANE_BYTES = 3_500
 """Memory of a lane with a plain target and an empty queue, measured; see `ADR 35`."""
-CONFIG_BYTES, ENDPOINT_BYTES, HEADER_BYTES = 2_400, 500, 120
+CONFIG_BYTES = 2_400
 UNKNOWN_TENANT = UUID(int=0)
 NOTIFIED_QUEUE_MAX = 16
 """A lane with a longer queue does not act on another node's notification yet."""
@@ -46,19 +46,12 @@ class LaneState(StrEnum):
     REFILLING = "REFILLING"
 
 
-class Message:
-    """One event as it is sent: its id on the wire, and its body in each format, built once."""
-
-    __slots__ = ("event", "payloads", "webhook_id")
-
-    def __init__(self, event: Event, webhook_id: str) -> None:
-        self.event = event
-        self.webhook_id = webhook_id
-        self.payloads: dict[PayloadFormat, Payload] = {}
+def _never() -> bool:
+    return False
 
 
 class Job:
-    """A pending delivery in memory."""
+    """A pending delivery in memory; while it is sent, the `SendJob` of its target's sender."""
 
     __slots__ = (
         "attempt_count",
@@ -66,11 +59,13 @@ class Job:
         "attempts_until",
         "data_bytes",
         "delivery_id",
+        "holds_lease",
         "is_sent",
         "is_stale",
         "key_hash",
         "lane",
         "message",
+        "start_us",
         "trace",
         "version",
     )
@@ -93,6 +88,10 @@ class Job:
         """Whether another transaction changed its row while it was sent."""
         self.trace: AttemptTrace | None = None
         """The trace of the attempt under way, where it is traced."""
+        self.start_us = 0
+        """The start of the attempt under way: database time, Unix microseconds."""
+        self.holds_lease: Callable[[], bool] = _never
+        """Whether this node's lease holds; set when an attempt starts."""
 
     @classmethod
     def from_row(cls, lane: Lane, row: PendingRow, message: Message) -> Job:
@@ -108,6 +107,22 @@ class Job:
     def is_known(self) -> bool:
         """Whether memory still holds it; a job that memory dropped is neither sent nor recorded."""
         return self.lane.known.get(self.delivery_id) is self
+
+    def may_send(self) -> bool:
+        """Whether it may be sent now: the lease holds, and its row has not changed.
+
+        A lease that was lost and acquired anew does not allow what memory held before, nor what
+        was cancelled meanwhile.
+        """
+        return self.holds_lease() and self.is_known() and not self.is_stale
+
+    @property
+    def traceparent(self) -> bytes | None:
+        """The trace context for the receiver, where its subscription propagates it."""
+        trace, config = self.trace, self.lane.config
+        if trace is None or config is None or not config.propagate_trace:
+            return None
+        return trace.traceparent
 
     def budget(self, schedule: RetrySchedule) -> Budget:
         """Return the attempts spent and allowed; an operator's retry sets a budget of its own."""
@@ -137,9 +152,9 @@ class LaneConfig:
     max_in_flight: int
     max_per_second: float | None
     is_ordered: bool
-    payload_format: PayloadFormat
-    url: str
-    target: PreparedTarget
+    destination: str
+    """Where its target is, such as a URL."""
+    sender: TargetSender
     propagate_trace: bool = False
     """Whether requests carry the trace, for the receiver to continue."""
     failing_since_us: int | None
@@ -148,10 +163,7 @@ class LaneConfig:
     @property
     def memory_bytes(self) -> int:
         """Estimate the memory of a lane with this configuration and an empty queue."""
-        endpoints = self.target.endpoints
-        headers = [header for endpoint in endpoints for header in endpoint.headers]
-        texts = sum(len(name) + len(value) + HEADER_BYTES for name, value in headers)
-        return CONFIG_BYTES + ENDPOINT_BYTES * len(endpoints) + texts
+        return CONFIG_BYTES + self.sender.memory_bytes
 
 
 class Lane:
@@ -297,7 +309,7 @@ class Lane:
             self.concurrency_limit = 1.0 if self.is_circuit_open else float(config.max_in_flight)
             return True
         self.concurrency_limit = min(self.concurrency_limit, float(config.max_in_flight))
-        if config.state is not before.state or config.url != before.url:
+        if config.state is not before.state or config.destination != before.destination:
             self.close_circuit()  # an operator changed the target or resumed it: start afresh
             self.concurrency_limit = float(config.max_in_flight)
             self.failing_since_us = config.failing_since_us
@@ -500,17 +512,18 @@ class Lane:
         An internal error says nothing about the target.
         """
         self.in_flight -= 1
-        if outcome.kind is AttemptOutcome.INTERNAL_ERROR:
+        verdict = outcome.verdict
+        if verdict is Verdict.INTERNAL_ERROR:
             return
         self.answered_s = now_s
-        if outcome.kind is AttemptOutcome.ACCEPTED:
+        if verdict is Verdict.ACCEPTED:
             self.answered_failures = 0
             if self.config is not None and self.concurrency_limit < self.config.max_in_flight:
                 self.concurrency_limit += 1 / self.concurrency_limit
             return
-        is_gone = outcome.http_status == GONE
+        is_gone = verdict is Verdict.GONE
         self.answered_failures = max(self.answered_failures + 1, CIRCUIT_FAILURES if is_gone else 0)
-        if outcome.http_status in THROTTLES:
+        if verdict is Verdict.THROTTLED:
             self.concurrency_limit = max(1.0, self.concurrency_limit / 2)
 
     def end_attempt(self, job: Job) -> None:

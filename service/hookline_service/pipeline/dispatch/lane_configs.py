@@ -18,9 +18,7 @@ from hookline_service.pipeline.timers import Timers
 from hookline_service.store.data_keys import TenantSecrets
 from hookline_service.store.routes import Reader, RouteRow, load_routes
 from hookline_service.store.subscription_secrets import LiveSecret
-from hookline_service.targets.http.sender import PreparedTarget, prepare_target
-from hookline_service.targets.http.signature import Signer, parse_secret
-from hookline_service.targets.http.tls import ClientIdentity
+from hookline_service.targets.sender import TargetCredentials, TargetSender, TargetSenders
 
 _log = structlog.get_logger(__name__)
 
@@ -40,7 +38,7 @@ class LaneConfigs:
         clock: Clock,
         time: DatabaseTime,
         *,
-        user_agent: str,
+        senders: TargetSenders,
     ) -> None:
         self._reader = reader
         self._secrets = secrets
@@ -48,7 +46,7 @@ class LaneConfigs:
         self._timers = timers
         self._clock = clock
         self._time = time
-        self._user_agent = user_agent
+        self._senders = senders
         self._log_again_s = 0.0
         self._faults_unlogged = 0
 
@@ -73,8 +71,8 @@ class LaneConfigs:
             if lane.is_gone:  # evicted during the read: its deliveries may be sent again
                 self._lanes.changed(lane.subscription_uid, lane.bucket)
 
-    async def prepare(self, subscription_uid: UUID) -> tuple[RouteRow, PreparedTarget] | None:
-        """Return a subscription's row and target, apart from its lane; None where it is gone.
+    async def prepare(self, subscription_uid: UUID) -> tuple[RouteRow, TargetSender] | None:
+        """Return a subscription's row and sender, apart from its lane; None where it is gone.
 
         Raises `UnavailableError` where its secret cannot be decrypted: an error on our side.
         """
@@ -85,7 +83,7 @@ class LaneConfigs:
                     Reason.INTERNAL,
                 )
             if not route.is_deleted:
-                return route, self._target_of(route)
+                return route, self._sender_of(route)
         return None
 
     def _configure_one(self, lane: Lane, route: RouteRow) -> None:
@@ -117,7 +115,7 @@ class LaneConfigs:
     def _config_of(self, route: RouteRow) -> LaneConfig:
         """Return the configuration; raises `ValueError` where this version rejects the target."""
         subscription = route.subscription
-        target = self._target_of(route)
+        sender = self._sender_of(route)
         return LaneConfig(
             name=_name_of(route),
             version=route.version,
@@ -127,24 +125,18 @@ class LaneConfigs:
             max_in_flight=subscription.limits.max_in_flight,
             max_per_second=rate_of(subscription),
             is_ordered=subscription.ordered,
-            payload_format=subscription.payload_format,
-            url=subscription.target.url,
-            target=target,
+            destination=sender.destination,
+            sender=sender,
             propagate_trace=subscription.propagate_trace,
             failing_since_us=_unix_us(route.failing_since),
         )
 
-    def _target_of(self, route: RouteRow) -> PreparedTarget:
-        signer = Signer([parse_secret(secret.text) for secret in route.secrets])
-        in_clear = route.target_secrets
-        return prepare_target(
-            route.subscription.target,
-            signer,
-            user_agent=self._user_agent,
-            tenant_id=route.subscription.tenant_id,
-            secret_headers=in_clear.headers,
-            identity=ClientIdentity(*in_clear.certificate) if in_clear.certificate else None,
+    def _sender_of(self, route: RouteRow) -> TargetSender:
+        opened = route.target_secrets
+        credentials = TargetCredentials(
+            tuple(secret.text for secret in route.secrets), opened.headers, opened.certificate
         )
+        return self._senders.sender_of(route.subscription, credentials)
 
     def _watch_expiry(self, lane: Lane, secrets: Sequence[LiveSecret]) -> None:
         """Have the subscription read again when the overlap of a rotated secret ends."""

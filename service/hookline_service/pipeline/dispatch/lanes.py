@@ -39,7 +39,6 @@ from hookline_service.pipeline.dispatch.lane import (
     Lane,
     LaneConfig,
     LaneState,
-    Message,
 )
 from hookline_service.pipeline.dispatch.lane_views import (
     LaneCounts,
@@ -48,10 +47,11 @@ from hookline_service.pipeline.dispatch.lane_views import (
     reason_of,
     top_of,
 )
-from hookline_service.pipeline.dispatch.outcome_log import tell_circuit_opened
+from hookline_service.pipeline.dispatch.outcome_log import log_circuit_opened
 from hookline_service.pipeline.dispatch.refill_queue import RefillQueue
 from hookline_service.pipeline.timers import Timers
 from hookline_service.store.lanes import PendingRow
+from hookline_service.targets.payload import Message
 
 __all__ = ["LaneCounts", "LaneView", "Lanes"]
 
@@ -326,7 +326,7 @@ class Lanes:
         `failing_since_us` is database time in Unix microseconds.
         """
         if lane.record_failure(failing_since_us, self._clock.boottime_s()):
-            tell_circuit_opened(lane, lane.circuit_backoff_s)
+            log_circuit_opened(lane, lane.circuit_backoff_s)
             self.dispatcher.clear(lane)
             self._resume_at(lane, lane.circuit_open_until_s)
 

@@ -1,8 +1,7 @@
-"""What is told of recorded outcomes: measurements of a batch, and a line where a reader is needed.
+"""Logs and metrics of recorded outcomes.
 
-A success is counted and never logged; what an operator will ask about (a delivery that was given
-up, a circuit that opened, a subscription that was turned off) is one line, with all it takes to
-find the rest.
+A success is counted and never logged. What an operator will look for (a delivery that was given up,
+an open circuit, a disabled subscription) is one log line with the ids that lead to the rest.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from typing import Protocol
 
 import structlog
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import AttemptOutcome, AttemptRecord, Outcome
 from hookline_service.domain.delivery import DeliveryState, Exhaust, Move, Succeed
 from hookline_service.domain.ids import DELIVERY_ID, format_type_id, unix_ms_of
 from hookline_service.pipeline.dispatch.lane import Job, Lane
+from hookline_service.store.database import RejectedError
 from hookline_service.store.recording import Recorded
 from hookline_service.telemetry.meters import Meters
 
@@ -25,8 +25,8 @@ _log = structlog.get_logger(__name__)
 _MILLISECONDS = 1_000
 
 
-class Told(Protocol):
-    """An outcome and what it moved."""
+class JobOutcome(Protocol):
+    """An attempt's outcome and the move that it decided."""
 
     @property
     def job(self) -> Job:
@@ -34,61 +34,61 @@ class Told(Protocol):
 
     @property
     def outcome(self) -> Outcome:
-        """What the attempt came to."""
+        """The attempt's outcome."""
 
     @property
     def move(self) -> Move:
-        """Where that leads."""
+        """The delivery's move."""
 
 
 def measure(
-    batch: Sequence[Told], recorded: Recorded, meters: Meters, now_ms: int, took_s: float
+    batch: Sequence[JobOutcome], recorded: Recorded, meters: Meters, now_ms: int, took_s: float
 ) -> None:
-    """Count a batch that one statement stored; `now_ms` is database time, Unix milliseconds."""
+    """Count a stored batch; `now_ms` is database time in Unix milliseconds."""
     attempts: defaultdict[AttemptOutcome, list[int]] = defaultdict(list)
     delivered_s: list[float] = []
     finished: Counter[DeliveryState] = Counter()
     matched, lost = recorded.matched, 0
-    for told in batch:
-        job, outcome = told.job, told.outcome
+    for item in batch:
+        job, attempt = item.job, item.outcome.record
         if job.delivery_id not in matched:
             lost += 1
             continue
-        attempts[outcome.kind].append(outcome.latency_us)
-        if isinstance(told.move, Succeed):
+        attempts[attempt.kind].append(attempt.latency_us)
+        if isinstance(item.move, Succeed):
             accepted_ms = unix_ms_of(job.message.event.event_id)
             delivered_s.append(max(0, now_ms - accepted_ms) / _MILLISECONDS)
-        elif isinstance(told.move, Exhaust):
+        elif isinstance(item.move, Exhaust):
             finished[DeliveryState.EXHAUSTED] += 1
     if delivered_s:
         finished[DeliveryState.SUCCEEDED] = len(delivered_s)
     meters.recorded(attempts, delivered_s, finished, lost=lost, took_s=took_s)
 
 
-def tell_exhausted(told: Told) -> None:
-    """A delivery was given up: it waits among the dead letters for somebody."""
-    job, outcome = told.job, told.outcome
+def log_exhausted(item: JobOutcome) -> None:
+    """Log that a delivery became a dead letter."""
+    job, attempt = item.job, item.outcome.record
     _log.warning(
         "delivery_exhausted",
         event_id=job.message.webhook_id,
         delivery=format_type_id(DELIVERY_ID, job.delivery_id),
         subscription=name_of(job.lane),
         attempt=job.attempt_count + 1,
-        outcome=outcome.kind.value,
-        http_status=outcome.http_status,
-        error=outcome.error,
+        outcome=attempt.kind.value,
+        http_status=attempt.http_status,
+        error=attempt.error,
         trace_id=None if job.trace is None else job.trace.trace_text,
     )
 
 
-def tell_own_fault(job: Job, outcome: Outcome) -> None:
-    """An attempt failed by our own doing: nothing is recorded of it, and it is made again.
+def log_internal_error(job: Job, attempt: AttemptRecord) -> None:
+    """Log an attempt that failed for a reason of our own: it is not recorded and is made again.
 
-    Also where a bucket moved or somebody cancelled the delivery meanwhile, which passes.
+    This includes a bucket that moved, or a delivery that was cancelled, during the attempt.
     """
     _log.warning(
         "internal_error",
-        reason=outcome.error,
+        reason=attempt.error,
         event_id=job.message.webhook_id,
         delivery=format_type_id(DELIVERY_ID, job.delivery_id),
         subscription=name_of(job.lane),
@@ -97,8 +97,8 @@ def tell_own_fault(job: Job, outcome: Outcome) -> None:
     )
 
 
-def tell_circuit_opened(lane: Lane, rests_s: float) -> None:
-    """A target has failed so often in a row that only probes go out."""
+def log_circuit_opened(lane: Lane, rests_s: float) -> None:
+    """Log that a target failed so often in a row that only probes are sent."""
     _log.warning(
         "circuit_opened",
         subscription=name_of(lane),
@@ -107,11 +107,32 @@ def tell_circuit_opened(lane: Lane, rests_s: float) -> None:
     )
 
 
-def tell_disabled(lane: Lane) -> None:
-    """The engine turned a subscription off."""
+def log_disabled(lane: Lane) -> None:
+    """Log that the engine disabled a subscription."""
     _log.warning("subscription_disabled", subscription=name_of(lane))
 
 
+def log_batch_repeated(deliveries: int, error: Exception) -> None:
+    """Log that a batch waits for a database in trouble."""
+    first_line = str(error).partition("\n")[0]
+    _log.warning("record_retried", deliveries=deliveries, error=first_line)
+
+
+def log_unstorable(event: str, job: Job, error: Exception) -> None:
+    """Log a delivery whose outcome the server rejects.
+
+    Of the server's message only the first line: the others quote the row, and data of others.
+    """
+    is_ours = not isinstance(error, RejectedError)
+    _log.error(
+        event,
+        delivery=str(job.delivery_id),
+        sqlstate=error.sqlstate if isinstance(error, RejectedError) else "",
+        error=str(error).partition("\n")[0],
+        exc_info=error if is_ours else None,
+    )
+
+
 def name_of(lane: Lane) -> str:
-    """The subscription's name, or its uid where that is all that is known."""
+    """Return the subscription's name, or its uid if the lane has no configuration yet."""
     return str(lane.subscription_uid) if lane.config is None else lane.config.name

@@ -1,23 +1,24 @@
-"""Recording: outcomes become moves, and many of them one statement.
+"""Recording: outcomes become moves, and many moves share one statement (group commit).
 
-A record names the version it saw; what matched is carried into the lanes, what did not was somebody
-else's meanwhile and is forgotten. Circuit and disabling act on what matched, disabling in the same
-transaction. Nothing is lost where a record fails: its row is still pending, and goes out again.
+A record names the version of the row that it saw. A row that still has this version is written, and
+the lane is updated; a row that another transaction changed is not, and the job is dropped. The
+circuit breaker and the disabling of subscriptions act on written rows only; a subscription is
+disabled in the same transaction. If a batch cannot be written nothing is lost: its rows are still
+pending, and are sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from time import perf_counter
-from typing import assert_never
 from uuid import UUID
 
 import structlog
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import AttemptRecord, Outcome
 from hookline_service.domain.delivery import (
     DeliveryState,
     Exhaust,
@@ -30,28 +31,22 @@ from hookline_service.domain.delivery import (
     advance,
     decide,
 )
-from hookline_service.domain.instants import from_unix_us
 from hookline_service.domain.retry import RetrySchedule
 from hookline_service.domain.subscription import SubscriptionStateReason
 from hookline_service.pipeline.batch_queue import BatchQueue
 from hookline_service.pipeline.clock import DatabaseTime
-from hookline_service.pipeline.dispatch.db_errors import (
-    REPEAT_S,
-    deadlock_backoff_s,
-    is_transient,
-    tell_repeated,
-    tell_unstorable,
-)
 from hookline_service.pipeline.dispatch.lane import Job
 from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.pipeline.dispatch.outcome_log import (
+    log_batch_repeated,
+    log_disabled,
+    log_exhausted,
+    log_internal_error,
+    log_unstorable,
     measure,
-    tell_disabled,
-    tell_exhausted,
-    tell_own_fault,
 )
 from hookline_service.pipeline.membership.ownership import Ownership
-from hookline_service.store.database import TRANSIENT
+from hookline_service.store.database import REPEATABLE, TRANSIENT, ContentionError
 from hookline_service.store.recording import (
     Consequences,
     Disabling,
@@ -65,8 +60,17 @@ _log = structlog.get_logger(__name__)
 
 DISABLE_AFTER_S = 5 * 86_400.0
 PARK_S = 3_600.0
-"""How long a delivery waits whose outcome cannot be stored."""
-UNSTORABLE = "the answer could not be stored as it came"
+"""How long a delivery waits if its outcome cannot be stored, in seconds."""
+UNSTORABLE = "the response could not be stored as received"
+
+REPEAT_S = 0.2
+"""How long a batch waits for a database in trouble, in seconds."""
+DEADLOCKS_MAX = 8
+"""After so many lost deadlocks in a row the database counts as in trouble."""
+DEADLOCK_BACKOFF_S = 0.002
+"""The longest wait after the first lost deadlock; doubles with each. Without it two statements that
+met in a deadlock would meet again."""
+
 _DEFAULT_SCHEDULE = RetrySchedule()
 _NOTHING = Recorded(frozenset(), frozenset())
 
@@ -76,13 +80,15 @@ class _Record:
     job: Job
     outcome: Outcome
     move: Move
+    state: DeliveryState
+    """The delivery's state after the move."""
     start_us: int
     is_settled: bool = False
-    """Carried into its lane, which happens once."""
+    """Whether its lane is updated, which happens once."""
 
 
 class Recorder:
-    """Writes outcomes, one batch at a time; the next one gathers meanwhile."""
+    """Writes outcomes, one batch at a time, while the next batch accumulates."""
 
     def __init__(
         self,
@@ -110,18 +116,18 @@ class Recorder:
         self.recorded = 0
         self.batches = 0
         self.is_failing = False
-        """Whether the last batch could not be written, by the database's doing."""
+        """Whether the database refused or lost the last batch."""
 
     def start(self) -> None:
-        """Begin to record."""
+        """Start the recorder's task."""
         self._task = asyncio.create_task(self._run(), name="recorder")
 
     def watch(self, in_flight: Callable[[], int]) -> None:
-        """Have it ask how many deliveries are sent and not yet recorded."""
+        """Set the function that counts deliveries that are sent and not yet recorded."""
         self._waiting.coming = in_flight
 
     async def stop(self) -> None:
-        """Record what is waiting, then end."""
+        """Record all queued outcomes, then end."""
         self._is_stopping = True
         self._waiting.stop()
         if self._task is not None:
@@ -129,21 +135,22 @@ class Recorder:
         await self._store.close()
 
     def add(self, job: Job, outcome: Outcome, start_us: int) -> None:
-        """Take an outcome in; bounded by the slots of what is in flight."""
+        """Queue an outcome; the queue is bounded by the slots of deliveries in flight."""
         config = job.lane.config
         schedule = _DEFAULT_SCHEDULE if config is None else config.schedule
         move = decide(outcome, job.budget(schedule), schedule, self._random.random())
+        state = advance(DeliveryState.PENDING, move.trigger)
         if isinstance(move, Release):
-            tell_own_fault(job, outcome)
+            log_internal_error(job, outcome.record)
             if job.trace is not None:
                 job.trace.recorded(is_recorded=False)
                 job.trace = None
-            self._meters.released(outcome.kind)
+            self._meters.released(outcome.record.kind)
             self._lanes.released(job, move.delay_s)
             self.on_recorded(1)
             return
-        record = _Record(job, outcome, move, start_us)
-        self._waiting.add(record, hurries=job.lane.order is not None)
+        record = _Record(job, outcome, move, state, start_us)
+        self._waiting.add(record, is_urgent=job.lane.order is not None)
 
     async def _run(self) -> None:
         while batch := await self._waiting.next():
@@ -156,7 +163,7 @@ class Recorder:
             await self._recover()
 
     async def _recover(self) -> None:
-        """Where a batch was given up, since its buckets were: wait until there is a session."""
+        """After a failed batch whose buckets were lost, wait until the database answers again."""
         while self.is_failing and not self._is_stopping:
             try:
                 await self._store.ping()
@@ -169,25 +176,25 @@ class Recorder:
         while batch := self._still_ours(batch):
             began_s = perf_counter()
             try:
-                rows, may_turn = self._rows_of(batch)
+                rows, may_change = self._rows_of(batch)
                 recorded = await self._store.record(
                     self._ownership.node_id,
                     rows,
-                    self._consequences_of(batch) if may_turn else None,
+                    self._consequences_of(batch) if may_change else None,
                 )
-            except Exception as error:  # noqa: BLE001 - a row that cannot be written is found
-                if not is_transient(error):
+            except Exception as error:  # noqa: BLE001 - the batch is split until the bad row is found
+                if not isinstance(error, REPEATABLE):
                     await self._split(batch, error)
                     return
-                # Written again, not sent again: what had committed after all has another version by
-                # now, and the second one matches nothing.
+                # Written again, not sent again: if the first statement committed after all, its
+                # rows have another version, and the second statement matches nothing.
                 repeats += 1
                 pause_s = deadlock_backoff_s(error, repeats, self._random.random())
                 if pause_s is None:
                     if self._is_stopping:
                         self._settle(batch, _NOTHING)
                         return
-                    tell_repeated(len(batch), error)
+                    log_batch_repeated(len(batch), error)
                     self.is_failing = True
                     pause_s = REPEAT_S
                 await asyncio.sleep(pause_s)
@@ -202,10 +209,11 @@ class Recorder:
                 return
 
     def _still_ours(self, batch: Sequence[_Record]) -> Sequence[_Record]:
-        """What memory has forgotten is somebody else's: its bucket was lost.
+        """Return the records whose jobs memory still holds; drop the others: their bucket was lost.
 
-        The fence cannot tell where this node has registered anew since: its new lease holds. So it
-        is asked before each statement that names the node's id, with no await between the two.
+        The fence in SQL cannot detect this if the node has registered anew since, because its new
+        lease holds. So this is checked before each statement that names the node's id, with no
+        await between the two.
         """
         ours = [record for record in batch if record.job.is_known()]
         if len(ours) < len(batch):
@@ -213,10 +221,10 @@ class Recorder:
         return ours
 
     async def _split(self, batch: Sequence[_Record], error: Exception) -> None:
-        """One row poisons the statement: halve until it stands alone, then write it without words.
+        """Halve a rejected batch until the bad row is alone, then write that row without texts.
 
-        A row that cannot be written even so is put off, with nothing said of its attempt: it is no
-        loop, and hides no other row of its lane. The log says which.
+        If it is rejected even so, its delivery is put off by `PARK_S` and its attempt is not
+        stored, so that it neither loops nor delays other rows. The log names the delivery.
         """
         if len(batch) > 1:
             middle = len(batch) // 2
@@ -225,52 +233,59 @@ class Recorder:
             return
         (record,) = batch
         job, outcome = record.job, record.outcome
-        if outcome.error != UNSTORABLE:
-            tell_unstorable("record_rejected", job, error)
-            record.outcome = replace(outcome, error=UNSTORABLE, excerpt=b"", remote_address=None)
+        if outcome.record.error != UNSTORABLE:
+            log_unstorable("record_rejected", job, error)
+            record.outcome = outcome._replace(record=outcome.record.without_texts(UNSTORABLE))
             await self._record(batch)
             return
-        tell_unstorable("delivery_parked", job, error)
+        log_unstorable("delivery_parked", job, error)
         if not self._still_ours(batch):
             return
+        advance(DeliveryState.PENDING, Trigger.INTERNAL_ERROR)
         await self._store.park(
             self._ownership.node_id, job.lane.bucket, job.delivery_id, job.version, PARK_S
         )
         self._settle(batch, _NOTHING)
 
     def _rows_of(self, batch: Sequence[_Record]) -> tuple[OutcomeRows, bool]:
-        """The rows of a batch, and whether it may turn a subscription."""
+        """Return the rows of a batch, and whether it may change a subscription."""
         rows = OutcomeRows()
-        may_turn = False
+        may_change = False
         for record in batch:
-            job, outcome, move = record.job, record.outcome, record.move
-            lane = job.lane
-            match move:
-                case Succeed():
-                    may_turn = may_turn or lane.failing_since_us is not None
-                    rows.finished.append(_finished(record, Trigger.ACCEPTED))
-                case Exhaust():
-                    may_turn = True
-                    rows.finished.append(_finished(record, Trigger.FAILED_LAST))
-                case RetryLater():
-                    may_turn = may_turn or self._may_turn_by_failure(record)
-                    elapsed_s = (self._time.unix_us() - record.start_us) / 1_000_000
-                    rows.rescheduled.append(
-                        _rescheduled(
-                            job, outcome, max(0.0, move.delay_s - elapsed_s), record.start_us
-                        )
-                    )
-                case HoldGone():
-                    may_turn = True
-                    rows.rescheduled.append(_rescheduled(job, outcome, 0.0, record.start_us))
-                case Release():
-                    raise AssertionError("a release is never recorded")
-                case _:
-                    assert_never(move)
-        return rows, may_turn
+            job, move = record.job, record.move
+            trace_id = job.trace.trace_id if job.trace is not None else None
+            row = (job.lane.bucket, job.delivery_id, job.version)
+            if record.state is not DeliveryState.PENDING:
+                is_first = isinstance(move, Succeed) and job.attempt_count == 0
+                rows.finish(
+                    row,
+                    job.message.event.tenant_uid,
+                    record.state,
+                    record.outcome.record,
+                    None if is_first else record.start_us,
+                    trace_id,
+                )
+            else:
+                delay_s = self._delay_left_s(record, move) if isinstance(move, RetryLater) else 0.0
+                rows.reschedule(row, delay_s, record.outcome.record, record.start_us, trace_id)
+            may_change = may_change or self._may_change_subscription(record)
+        return rows, may_change
 
-    def _may_turn_by_failure(self, record: _Record) -> bool:
-        return record.job.lane.failing_since_us is None or self._has_failed_too_long(record)
+    def _delay_left_s(self, record: _Record, move: RetryLater) -> float:
+        """Return the delay from now: that of the move counts from the attempt's start."""
+        elapsed_s = (self._time.unix_us() - record.start_us) / 1_000_000
+        return max(0.0, move.delay_s - elapsed_s)
+
+    def _may_change_subscription(self, record: _Record) -> bool:
+        """Whether a record may mark its subscription failing or recovered, or disable it."""
+        is_failing = record.job.lane.failing_since_us is not None
+        match record.move:
+            case Succeed():
+                return is_failing
+            case RetryLater():
+                return not is_failing or self._has_failed_too_long(record)
+            case _:
+                return True
 
     def _consequences_of(self, batch: Sequence[_Record]) -> Callable[[set[UUID]], Consequences]:
         def consequences(matched: set[UUID]) -> Consequences:
@@ -293,11 +308,11 @@ class Recorder:
                     disabling[uid] = Disabling(
                         uid,
                         SubscriptionStateReason.GONE,
-                        "the target answered 410 Gone",
-                        record.outcome.url,
+                        record.outcome.record.error,
+                        record.outcome.record,
                     )
                 elif self._has_failed_too_long(record):
-                    disabling.setdefault(uid, self._failing_too_long(uid, record.outcome.url))
+                    disabling.setdefault(uid, self._failing_too_long(uid, record.outcome.record))
             return Consequences(
                 sorted(recovered),
                 sorted(uid for uid, fails in failing.items() if fails),
@@ -311,14 +326,14 @@ class Recorder:
         since_us = record.job.lane.failing_since_us
         return since_us is not None and record.start_us - since_us > self._disable_after_us
 
-    def _failing_too_long(self, uid: UUID, url: str) -> Disabling:
+    def _failing_too_long(self, uid: UUID, attempt: AttemptRecord) -> Disabling:
         days = self._disable_after_us / 86_400_000_000
         return Disabling(
-            uid, SubscriptionStateReason.FAILING, f"every attempt failed for {days:g} days", url
+            uid, SubscriptionStateReason.FAILING, f"every attempt failed for {days:g} days", attempt
         )
 
     def _settle(self, batch: Sequence[_Record], recorded: Recorded) -> None:
-        """Carry what was written into the lanes."""
+        """Update the lanes with what was written."""
         lanes = self._lanes
         for record in batch:
             job, move = record.job, record.move
@@ -327,7 +342,7 @@ class Recorder:
             record.is_settled = True
             is_recorded = job.delivery_id in recorded.matched
             if isinstance(move, Exhaust) and is_recorded:
-                tell_exhausted(record)
+                log_exhausted(record)
             if job.trace is not None:
                 job.trace.recorded(is_recorded=is_recorded)
                 job.trace = None
@@ -340,61 +355,23 @@ class Recorder:
                 continue
             lanes.failed(job.lane, record.start_us)
             if isinstance(move, RetryLater):
-                elapsed_s = (self._time.unix_us() - record.start_us) / 1_000_000
-                lanes.rescheduled(job, max(0.0, move.delay_s - elapsed_s))
+                lanes.rescheduled(job, self._delay_left_s(record, move))
             else:
                 lanes.finished(job)
             if job.lane.subscription_uid in recorded.disabled:
-                tell_disabled(job.lane)
+                log_disabled(job.lane)
                 lanes.disabled(job.lane)
             elif isinstance(move, HoldGone) and job.lane.sends():
-                lanes.outdate(job.lane)  # changed meanwhile: its row says what is to be done
+                lanes.outdate(job.lane)  # the subscription was changed meanwhile: read it again
 
 
-def _finished(record: _Record, trigger: Trigger) -> tuple[object, ...]:
-    """A row that leaves the hot table; a first-attempt success keeps its attempt in itself."""
-    job, outcome = record.job, record.outcome
-    lane = job.lane
-    state = advance(DeliveryState.PENDING, trigger)
-    is_first = outcome.kind is AttemptOutcome.ACCEPTED and job.attempt_count == 0
-    return (
-        lane.bucket,
-        job.delivery_id,
-        job.version,
-        job.message.event.tenant_uid,
-        state,
-        outcome.http_status,
-        outcome.latency_us,
-        outcome.url,
-        outcome.remote_address,
-        *(
-            (None, None, None, None, None)
-            if is_first
-            else (
-                outcome.kind,
-                from_unix_us(record.start_us),
-                outcome.error.encode(errors="replace"),
-                outcome.excerpt,
-                job.trace and job.trace.trace_id,
-            )
-        ),
-    )
+def deadlock_backoff_s(error: Exception, repeats: int, unit: float) -> float | None:
+    """Return how long to wait after the `repeats`-th failure of a statement, counted from 1.
 
-
-def _rescheduled(job: Job, outcome: Outcome, delay_s: float, start_us: int) -> tuple[object, ...]:
-    """A row that stays: the target failed, and is tried again or held."""
-    return (
-        job.lane.bucket,
-        job.delivery_id,
-        job.version,
-        delay_s,
-        outcome.http_status,
-        outcome.latency_us,
-        outcome.url,
-        outcome.remote_address,
-        outcome.kind,
-        from_unix_us(start_us),
-        outcome.error.encode(errors="replace"),
-        outcome.excerpt,
-        job.trace and job.trace.trace_id,
-    )
+    None if it was no lost deadlock, or the last of `DEADLOCKS_MAX` in a row. `unit` is uniform in
+    [0, 1).
+    """
+    lost = repeats % DEADLOCKS_MAX
+    if not isinstance(error, ContentionError) or not lost:
+        return None
+    return unit * DEADLOCK_BACKOFF_S * 2.0 ** (lost - 1)

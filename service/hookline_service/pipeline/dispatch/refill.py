@@ -23,7 +23,7 @@ import structlog
 from hookline_service.domain.ids import EVENT_ID, format_type_id
 from hookline_service.pipeline.dispatch.dispatcher import QueueBudget
 from hookline_service.pipeline.dispatch.key_order import KeyOrder
-from hookline_service.pipeline.dispatch.lane import Lane, LaneState, Message
+from hookline_service.pipeline.dispatch.lane import Lane, LaneState
 from hookline_service.pipeline.dispatch.lane_configs import LaneConfigs
 from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.store.database import TRANSIENT
@@ -34,6 +34,7 @@ from hookline_service.store.lanes import (
     PendingRow,
     RefillRequest,
 )
+from hookline_service.targets.payload import Message
 
 _log = structlog.get_logger(__name__)
 

@@ -40,20 +40,22 @@ from hookline_service.domain.event import accepted
 from hookline_service.domain.ids import EVENT_ID, format_type_id
 from hookline_service.domain.instants import from_unix_ms
 from hookline_service.pipeline.clock import DatabaseTime
-from hookline_service.pipeline.dispatch.lane import Message
 from hookline_service.pipeline.dispatch.lanes import Lanes
 from hookline_service.pipeline.publishing.group import Group, PublishCall
 from hookline_service.pipeline.publishing.matching import Matcher
 from hookline_service.store.database import (
     TRANSIENT,
+    BadDataError,
     ContentionError,
     LockTimeoutError,
     OutcomeUnknownError,
     RejectedError,
+    ServerTroubleError,
     unavailable,
 )
 from hookline_service.store.publishing import LookUp, PublishRows, PublishStore
 from hookline_service.store.routes import IndexReader
+from hookline_service.targets.payload import Message
 from hookline_service.telemetry.instruments import UNOBSERVED, Instruments
 
 _log = structlog.get_logger(__name__)
@@ -66,9 +68,6 @@ MAX_LOSSES = 2
 """After so many lost writes that stored nothing, the group of a call is split, and the call refused
 if it is alone."""
 RECONNECT_S = 0.2
-_BAD_DATA = "22"
-_SERVER_FAULT = ("25", "53", "57", "58")
-"""SQLSTATE classes of the server, not of the data: read-only, out of resources, cancelled, I/O."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -412,11 +411,11 @@ def _keys_contended() -> UnavailableError:
 
 
 def _rejection(rejected: RejectedError) -> HooklineError:
-    if rejected.sqlstate.startswith(_BAD_DATA):
+    if isinstance(rejected, BadDataError):
         error: HooklineError = InvalidArgumentError(
             "the database cannot store these events; nothing was stored", Reason.PAYLOAD_INVALID
         )
-    elif rejected.sqlstate.startswith(_SERVER_FAULT):
+    elif isinstance(rejected, ServerTroubleError):
         error = unavailable(rejected)
     else:
         error = HooklineError("the events could not be stored; nothing was", Reason.INTERNAL)

@@ -125,7 +125,7 @@ WITH cancelled AS (
 INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count,
                         attempts_base, attempts_until, state, state_reason)
 SELECT s.tenant_uid, c.delivery_id, c.subscription_uid, c.event_id, hookline_now(), c.version + 1, c.attempt_count,
-       c.attempts_base, c.attempts_until, 'CANCELLED', 'SUBSCRIPTION_DELETED'
+       c.attempts_base, c.attempts_until, $4, 'SUBSCRIPTION_DELETED'
 FROM cancelled c JOIN subscriptions s USING (subscription_uid)
 RETURNING delivery_id
 

@@ -1,8 +1,8 @@
--- What operators do to one delivery, and what a trial leaves behind. Each move is guarded by the state it was decided on, and
--- audited.
+-- Writes of operators on one delivery, and the storage of test events. Each transition is guarded by the state it was decided on,
+-- and audited. The states come from the transition table (domain/delivery.py) as parameters.
 
 -- name: find
--- One delivery wherever it stands: the hot table and history in one statement, so that it is never caught in between.
+-- One delivery, pending or finished: both tables in one statement, so that a concurrent move cannot hide it.
 SELECT p.delivery_id, t.tenant_id, s.subscription_id, 'PENDING' AS state, p.due_at <= hookline_now() + interval '2 s' AS is_due, p.attempt_count, p.event_id,
        s.subscription_uid, s.bucket, s.tenant_uid, s.deleted_at IS NOT NULL AS is_deleted,
        s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, s.ordered, true AS has_event, NULL AS ordering_key
@@ -19,8 +19,8 @@ LEFT JOIN LATERAL (
 WHERE d.delivery_id = $3 AND t.tenant_id = $1 AND t.deleted_at IS NULL
 
 -- name: retry_pending
--- Only what waits for longer than its node may take to hear of it: what comes due before may be on the wire by then, and a new
--- version would lose its answer.
+-- Only a delivery that is due later than its node needs to read the change: one that is due before may be on the wire by then, and
+-- a new version would discard its outcome.
 WITH moved AS (
     UPDATE pending_deliveries SET due_at = hookline_now(), retry_time = hookline_now(), version = version + 1
     WHERE bucket = $1 AND delivery_id = $2 AND due_at > hookline_now() + interval '2 s'
@@ -32,7 +32,7 @@ INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id) SELECT 'DEL
 RETURNING delivery_id
 
 -- name: retry_due
--- It is due and may be on the wire, so its version stays as it is: only its retention begins anew.
+-- The delivery is due and may be on the wire, so its version is unchanged: only its retention starts again.
 WITH kept AS (
     UPDATE pending_deliveries SET retry_time = hookline_now() WHERE bucket = $1 AND delivery_id = $2 RETURNING delivery_id
 ), audited AS (
@@ -41,11 +41,11 @@ WITH kept AS (
 SELECT delivery_id FROM kept
 
 -- name: retry_finished
--- Back from history: attempt numbers go on, the budget starts anew. Without its event there is nothing to send: it stays.
--- In an ordered subscription ($6: the hash of its key) it stands where its event was published, before what came later.
+-- From history back to pending: attempt numbers continue, the budget starts again. A delivery without its event is not moved. $7 is
+-- the state it was read in. In an ordered subscription ($6: the hash of its key) it takes its place in publish order.
 WITH taken AS (
     DELETE FROM deliveries
-    WHERE tenant_uid = $1 AND delivery_id = $2 AND state IN ('EXHAUSTED', 'CANCELLED', 'EXPIRED')
+    WHERE tenant_uid = $1 AND delivery_id = $2 AND state = $7
       AND EXISTS (SELECT FROM events e WHERE e.tenant_uid = $1 AND e.event_id = deliveries.event_id)
     RETURNING *
 ), moved AS (
@@ -62,13 +62,14 @@ INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id) SELECT 'DEL
 RETURNING delivery_id
 
 -- name: cancel
+-- Moves a pending delivery to history in the state $5.
 WITH taken AS (
     DELETE FROM pending_deliveries WHERE bucket = $2 AND delivery_id = $3 RETURNING *
 ), moved AS (
     INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count,
                             attempts_base, attempts_until, state, state_reason)
     SELECT $1, delivery_id, subscription_uid, event_id, hookline_now(), version + 1, attempt_count, attempts_base,
-           attempts_until, 'CANCELLED', 'OPERATOR'
+           attempts_until, $5, 'OPERATOR'
     FROM taken
 ), audited AS (
     INSERT INTO audit_drafts (tenant_uid, entry) SELECT $1, $4 FROM taken
@@ -77,8 +78,8 @@ INSERT INTO change_log (kind, bucket, subscription_uid, delivery_id)
 SELECT 'DELIVERY', bucket, subscription_uid, delivery_id FROM taken
 RETURNING delivery_id
 
--- name: store_trial
--- A trial's event, its delivery and its one attempt, after the fact: nothing was promised for them before.
+-- name: store_test_event
+-- A test event, its delivery and its one attempt, stored after the attempt.
 WITH stored AS (
     INSERT INTO events (tenant_uid, event_id, ordinal, occur_time, event_type_revision, is_json, type, source, content_type,
                         subject, external_id, data_schema, ordering_key, attributes, data, trace_context)

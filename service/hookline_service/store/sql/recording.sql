@@ -1,8 +1,8 @@
--- Recording: what a batch of outcomes writes. Rules 20 to 22 of the data path.
+-- Writes of a batch of outcomes. Rules 20 to 22 of the data path.
 
 -- name: record
--- The fence: a row is touched only in the version that was seen, and only while this node's lease holds. What is returned
--- matched; what is not was somebody else's meanwhile. An attempt is written only beside a row that matched.
+-- The fence: a row is written only in the version that the record names, and only while this node's lease holds. Returns the
+-- deliveries that matched; the others were changed by another transaction. An attempt is written only for a row that matched.
 WITH fence AS MATERIALIZED (
     SELECT node_id FROM nodes WHERE node_id = $1 AND lease_until > clock_timestamp() FOR KEY SHARE
 ), finished AS (
@@ -51,15 +51,15 @@ WITH fence AS MATERIALIZED (
 SELECT delivery_id FROM finished UNION ALL SELECT delivery_id FROM rescheduled
 
 -- name: park
--- A row whose outcome cannot be stored, whatever is left out of it: it waits, so that it is no loop and hides nothing.
+-- Postpones a row whose outcome cannot be stored even without its texts, so that it neither loops nor delays other rows.
 UPDATE pending_deliveries SET version = version + 1, due_at = hookline_now() + make_interval(secs => $5)
 WHERE bucket = $2 AND delivery_id = $3 AND version = $4
   AND EXISTS (SELECT FROM nodes WHERE node_id = $1 AND lease_until > clock_timestamp() FOR KEY SHARE)
 RETURNING delivery_id
 
 -- name: disable
--- The engine disables subscriptions for their own failures; a subscription that somebody changed meanwhile stays as it is:
--- one that has another target by now, one that is held, one that has begun anew since its first failure.
+-- Disables subscriptions for their own failures. A subscription that was changed meanwhile is left alone: one with another target,
+-- one that is paused, one that had a success since its first failure.
 WITH disabled AS (
     UPDATE subscriptions s
     SET state = 'DISABLED', state_reason = w.reason, state_message = w.message, version = s.version + 1,
@@ -77,7 +77,7 @@ SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM disabled
 RETURNING subscription_uid
 
 -- name: mark_failing
--- The first failure since the last success. Written when a subscription turns, not for each attempt.
+-- The first failure since the last success. Written once, not for each attempt.
 UPDATE subscriptions SET failing_since = hookline_now()
 WHERE subscription_uid = ANY ($1::uuid[]) AND failing_since IS NULL
 

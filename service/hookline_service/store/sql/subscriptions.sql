@@ -209,7 +209,7 @@ WITH doomed AS MATERIALIZED (
     INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count,
                             attempts_base, attempts_until, state, state_reason)
     SELECT $6, delivery_id, subscription_uid, event_id, hookline_now(), version + 1, attempt_count,
-           attempts_base, attempts_until, 'CANCELLED', 'OPERATOR'
+           attempts_base, attempts_until, $8, 'OPERATOR'
     FROM gone
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid) SELECT DISTINCT 'LANE', bucket, subscription_uid FROM gone

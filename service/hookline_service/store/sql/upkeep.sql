@@ -27,7 +27,7 @@ WITH oldest AS MATERIALIZED (
 INSERT INTO deliveries (tenant_uid, delivery_id, subscription_uid, event_id, finish_time, version, attempt_count,
                         attempts_base, attempts_until, state, state_reason)
 SELECT s.tenant_uid, e.delivery_id, e.subscription_uid, e.event_id, hookline_now(), e.version + 1, e.attempt_count,
-       e.attempts_base, e.attempts_until, 'EXPIRED', 'RETENTION'
+       e.attempts_base, e.attempts_until, $4, 'RETENTION'
 FROM expired e JOIN subscriptions s USING (subscription_uid)
 RETURNING delivery_id
 

@@ -3,7 +3,6 @@
 Must not use SQL. Read in this order:
 
 `sender`         prepare a target; make an attempt and return its `Outcome`
-`payload`        an event as the body of a request
 `signature`      signing secrets and signatures (Standard Webhooks)
 `transport`      the connection pool, its deadlines and limits
 `connection`     one HTTP/1.1 connection

@@ -1,7 +1,11 @@
 """The sender of HTTP targets: prepare a target once, then sign, send and classify each attempt.
 
-`PreparedTarget` holds all that does not change between requests, so that a request costs a
-signature and a few bytes. It is prepared once per revision of a subscription.
+`HttpTargetSender` is the `TargetSender` of one subscription. It holds all that does not change
+between requests (`PreparedTarget`), so that a request costs a signature and a few bytes, and sends
+through the node's one `WebhookSender`.
+
+HTTP ends here: a response's status becomes a `Verdict` (`_verdict_of`), and only that reaches
+dispatching. 2xx is ACCEPTED, 410 GONE, the statuses of overload THROTTLED, all else RETRYABLE.
 
 `send` raises for nothing that the network or the target does: every attempt ends as an `Outcome`.
 Cancellation propagates, and closes the connection.
@@ -14,20 +18,43 @@ server may have accepted the event.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
-from hookline_service.domain.attempt import AttemptOutcome, Outcome
+from hookline_service.domain.attempt import (
+    AttemptOutcome,
+    AttemptRecord,
+    Outcome,
+    Verdict,
+)
 from hookline_service.domain.retry import parse_retry_after
-from hookline_service.domain.subscription import HttpTarget
+from hookline_service.domain.subscription import HttpTarget, PayloadFormat, Subscription
 from hookline_service.domain.target import TargetUrl, check_headers, parse_target_url
 from hookline_service.targets.http.connection import Origin
 from hookline_service.targets.http.failure import AttemptFailure
-from hookline_service.targets.http.payload import Payload
-from hookline_service.targets.http.signature import Signer
+from hookline_service.targets.http.signature import Signer, parse_secret
 from hookline_service.targets.http.tls import ClientIdentity
+from hookline_service.targets.payload import Payload
+from hookline_service.targets.sender import SendJob, TargetCredentials
+
+EXCERPT_BYTES = 1_024
+TRACEPARENT = b"traceparent"
+
+GONE = 410
+"""RFC 9110 section 15.5.11: the target is gone for good; its subscription is disabled."""
+
+THROTTLES = frozenset({429, 502, 503, 504})
+"""The statuses of an overloaded target; its lane slows down."""
+
+ENDPOINT_BYTES, HEADER_BYTES = 500, 120
+"""The approximate memory of an endpoint, and of a header beside its text."""
+
+_FAILS_OVER = frozenset(
+    {AttemptOutcome.CONNECTION_FAILED, AttemptOutcome.TLS_FAILED, AttemptOutcome.TIMEOUT}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +90,12 @@ def prepare_target(
     secret_headers: Mapping[str, str] | None = None,
     identity: ClientIdentity | None = None,
 ) -> PreparedTarget:
-    """Make a tenant's target ready; `user_agent` is `hookline/<version>`.
+    """Prepare a tenant's target; `user_agent` is `hookline/<version>`.
 
-    `identity` is the certificate that its https servers are shown.
+    `identity` is the client certificate for its https servers.
 
-    Raises ValueError where a URL or a header is outside the grammar of `domain/target.py`: such a
-    target should never have been accepted, and a line break in it would forge a request.
+    Raises ValueError if a URL or a header violates the grammar of `domain/target.py`: the API
+    should have rejected it, and a line break in it would forge a request.
     """
     endpoints = prepare_endpoints(
         target,
@@ -88,7 +115,7 @@ def prepare_endpoints(
     secret_headers: Mapping[str, str] | None = None,
     identity: ClientIdentity | None = None,
 ) -> tuple[Endpoint, ...]:
-    """The URLs of a target, made ready; raises as `prepare_target` does."""
+    """Prepare the URLs of a target; raise as `prepare_target` does."""
     violations = check_headers(target.headers, secret_headers or {})
     if violations:
         raise ValueError(f"{violations[0].field} {violations[0].description}")
@@ -128,13 +155,6 @@ def _host_header(parsed: TargetUrl) -> bytes:
     return (host if parsed.is_default_port else f"{host}:{parsed.port}").encode("ascii")
 
 
-EXCERPT_BYTES = 1_024
-
-_FAILS_OVER = frozenset(
-    {AttemptOutcome.CONNECTION_FAILED, AttemptOutcome.TLS_FAILED, AttemptOutcome.TIMEOUT}
-)
-
-
 class WebhookSender:
     """Sends signed requests through an httpx transport."""
 
@@ -163,8 +183,8 @@ class WebhookSender:
 
         `webhook_id` is the event's id, the same for every attempt; `timestamp_s` this attempt's
         Unix time in seconds. `may_send` is called just before the request's first byte is written,
-        on each connection: where it says False nothing is sent, and the outcome is INTERNAL_ERROR.
-        `extra_headers` (such as `traceparent`) are sent as they are.
+        on each connection: if it returns False nothing is sent, and the outcome is INTERNAL_ERROR.
+        `extra_headers` (such as `traceparent`) are sent unchanged.
         """
         body = payload.body
         headers = [
@@ -200,7 +220,7 @@ class WebhookSender:
             )
             try:
                 response = await self._transport.handle_async_request(request)
-                return await self._judge(response, endpoint, began)
+                return await self._outcome_of(response, endpoint, began)
             except httpx.TransportError as error:
                 # Its traceback holds this frame, which holds it: a cycle that would keep what the
                 # attempt had, a failed handshake's certificates as well, until a collection.
@@ -215,30 +235,34 @@ class WebhookSender:
             ):
                 return self._failed(failure, endpoint, began)
 
-    async def _judge(self, response: httpx.Response, endpoint: Endpoint, began: float) -> Outcome:
-        """The outcome of an answer: its status decides."""
+    async def _outcome_of(
+        self, response: httpx.Response, endpoint: Endpoint, began: float
+    ) -> Outcome:
+        """Return the outcome of a response: its status decides."""
         status = response.status_code
         remote_address: str | None = response.extensions.get("remote_address")
         if 200 <= status < 300:  # noqa: PLR2004 - 2xx is what success is called
             if not isinstance(response.stream, httpx.ByteStream):
                 await response.aclose()
-            return Outcome(
+            record = AttemptRecord(
                 AttemptOutcome.ACCEPTED,
                 self._latency_us(began),
                 endpoint.url,
-                http_status=status,
+                status,
                 remote_address=remote_address,
             )
-        return Outcome(
+            return Outcome(Verdict.ACCEPTED, record)
+        latency_us = self._latency_us(began)
+        record = AttemptRecord(
             AttemptOutcome.HTTP_ERROR,
-            self._latency_us(began),
+            latency_us,
             endpoint.url,
-            http_status=status,
-            error=f"the target answered {status}",
-            excerpt=await _excerpt_of(response),
-            remote_address=remote_address,
-            retry_after_s=self._retry_after_s(response),
+            status,
+            "the target answered 410 Gone" if status == GONE else f"the target answered {status}",
+            await _excerpt_of(response),
+            remote_address,
         )
+        return Outcome(_verdict_of(status), record, self._retry_after_s(response))
 
     def _retry_after_s(self, response: httpx.Response) -> float | None:
         for name, value in response.headers.raw:
@@ -247,20 +271,22 @@ class WebhookSender:
         return None
 
     def _failed(self, failure: AttemptFailure, endpoint: Endpoint, began: float) -> Outcome:
-        return Outcome(
+        record = AttemptRecord(
             failure.kind,
             self._latency_us(began),
             endpoint.url,
             error=failure.message,
             remote_address=failure.remote_address,
         )
+        is_ours = failure.kind is AttemptOutcome.INTERNAL_ERROR
+        return Outcome(Verdict.INTERNAL_ERROR if is_ours else Verdict.RETRYABLE, record)
 
     def _latency_us(self, began: float) -> int:
         return int((self._monotonic_s() - began) * 1_000_000)
 
 
 async def _excerpt_of(response: httpx.Response) -> bytes:
-    """The first bytes of an answer's body, as they came: no decoding."""
+    """Return the first bytes of a response's body, not decoded."""
     if isinstance(response.stream, httpx.ByteStream):
         return b"".join(response.stream)[:EXCERPT_BYTES]
     excerpt = b""
@@ -275,7 +301,7 @@ async def _excerpt_of(response: httpx.Response) -> bytes:
 
 
 def _failure_of(error: httpx.TransportError) -> AttemptFailure:
-    """Another transport's errors in our words: any httpx transport can stand in for ours."""
+    """Translate the errors of another httpx transport."""
     if isinstance(error, AttemptFailure):
         return error
     if isinstance(error, httpx.ConnectTimeout):
@@ -293,3 +319,70 @@ def _failure_of(error: httpx.TransportError) -> AttemptFailure:
     return AttemptFailure(
         AttemptOutcome.CONNECTION_FAILED, "the connection was lost", was_sent=True
     )
+
+
+def _verdict_of(status: int) -> Verdict:
+    """Return the verdict of a status that is not 2xx."""
+    if status == GONE:
+        return Verdict.GONE
+    return Verdict.THROTTLED if status in THROTTLES else Verdict.RETRYABLE
+
+
+class HttpTargetSender:
+    """The `TargetSender` of one subscription with an HTTP target."""
+
+    __slots__ = ("_payload_format", "_webhooks", "target")
+
+    def __init__(
+        self, webhooks: WebhookSender, target: PreparedTarget, payload_format: PayloadFormat
+    ) -> None:
+        self._webhooks = webhooks
+        self.target = target
+        self._payload_format = payload_format
+
+    @property
+    def destination(self) -> str:
+        """The target's URL."""
+        return self.target.endpoints[0].url
+
+    @property
+    def memory_bytes(self) -> int:
+        """The approximate memory of the prepared target, in bytes."""
+        endpoints = self.target.endpoints
+        headers = [header for endpoint in endpoints for header in endpoint.headers]
+        texts = sum(len(name) + len(value) + HEADER_BYTES for name, value in headers)
+        return ENDPOINT_BYTES * len(endpoints) + texts
+
+    def send(self, job: SendJob) -> Coroutine[Any, Any, Outcome]:
+        """Sign the event's payload, send it and classify the response."""
+        message, traceparent = job.message, job.traceparent
+        return self._webhooks.send(
+            self.target,
+            message.webhook_id,
+            job.start_us // 1_000_000,
+            message.payload(self._payload_format),
+            job.may_send,
+            None if traceparent is None else [(TRACEPARENT, traceparent)],
+        )
+
+
+class HttpSenders:
+    """Makes the senders of subscriptions with HTTP targets; a `SenderFactory`."""
+
+    def __init__(self, webhooks: WebhookSender, *, user_agent: str) -> None:
+        self._webhooks = webhooks
+        self._user_agent = user_agent
+
+    def __call__(
+        self, subscription: Subscription, credentials: TargetCredentials
+    ) -> HttpTargetSender:
+        """Prepare the target; raise ValueError if a URL, a header or a secret is invalid."""
+        target = prepare_target(
+            subscription.target,
+            Signer([parse_secret(text) for text in credentials.signing_secrets]),
+            user_agent=self._user_agent,
+            tenant_id=subscription.tenant_id,
+            secret_headers=credentials.headers,
+            identity=ClientIdentity(*credentials.certificate) if credentials.certificate else None,
+        )
+        return HttpTargetSender(self._webhooks, target, subscription.payload_format)

@@ -13,7 +13,7 @@ import pytest
 from hookline_service.domain.event import Event
 from hookline_service.domain.ids import format_type_id
 from hookline_service.domain.subscription import PayloadFormat
-from hookline_service.targets.http.payload import build_payload, format_time
+from hookline_service.targets.payload import build_payload, format_time
 
 # Numbers, order, spaces and escapes that a parser would not give back as they came.
 ODD_JSON = b'{ "b":1.0,\n"a":12345678901234567890123, "a":1e2,"\\u0041":"\\u00e9\xc3\xa9","z":[ ] }'

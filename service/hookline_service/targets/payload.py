@@ -38,6 +38,28 @@ class Payload:
     content_type: bytes
 
 
+class Message:
+    """An event as it is sent: its id on the wire, and its body in each format, built once.
+
+    All deliveries of the event in memory share one message.
+    """
+
+    __slots__ = ("_payloads", "event", "webhook_id")
+
+    def __init__(self, event: Event, webhook_id: str) -> None:
+        self.event = event
+        self.webhook_id = webhook_id
+        """The event's id, the same for every delivery and attempt."""
+        self._payloads: dict[PayloadFormat, Payload] = {}
+
+    def payload(self, payload_format: PayloadFormat) -> Payload:
+        """Return the body in a format; raise ValueError as `build_payload` does."""
+        payload = self._payloads.get(payload_format)
+        if payload is None:
+            payload = self._payloads[payload_format] = build_payload(self.event, payload_format)
+        return payload
+
+
 def build_payload(event: Event, payload_format: PayloadFormat) -> Payload:
     """Build the body of every request with this event in this format.
 

@@ -1,4 +1,4 @@
-"""How long a record batch waits that could not be written. Rule 22."""
+"""Repeating a record batch after deadlocks and while the database is in trouble. Rule 22."""
 
 from __future__ import annotations
 
@@ -7,44 +7,34 @@ import asyncio
 from structlog.testing import capture_logs
 
 from hookline_service.domain.errors import Reason, UnavailableError
-from hookline_service.pipeline.dispatch.db_errors import (
-    FIRST_PAUSE_S,
-    LOST_MOST,
+from hookline_service.pipeline.dispatch.record import (
+    DEADLOCK_BACKOFF_S,
+    DEADLOCKS_MAX,
     deadlock_backoff_s,
-    is_transient,
 )
-from hookline_service.store.database import ContentionError, OutcomeUnknownError, RejectedError
+from hookline_service.store.database import ContentionError
 from tests.pipeline.rig import Receiver, Rig, order_created, running
 from tests.waiting import until
 
 
-def test_lost_deadlocks_wait_at_random_and_longer_each_time_until_they_are_trouble() -> None:
+def test_backoff_after_deadlocks_doubles_up_to_a_number() -> None:
     lost = ContentionError("deadlock detected")
 
-    most = [deadlock_backoff_s(lost, repeats, 1.0) for repeats in range(1, LOST_MOST + 1)]
+    most = [deadlock_backoff_s(lost, repeats, 1.0) for repeats in range(1, DEADLOCKS_MAX + 1)]
 
-    assert most == [FIRST_PAUSE_S * 2**n for n in range(LOST_MOST - 1)] + [None]
-    assert deadlock_backoff_s(lost, LOST_MOST + 1, 0.5) == FIRST_PAUSE_S / 2
-    assert deadlock_backoff_s(lost, LOST_MOST - 1, 0.0) == 0.0
+    assert most == [DEADLOCK_BACKOFF_S * 2**n for n in range(DEADLOCKS_MAX - 1)] + [None]
+    assert deadlock_backoff_s(lost, DEADLOCKS_MAX + 1, 0.5) == DEADLOCK_BACKOFF_S / 2
+    assert deadlock_backoff_s(lost, DEADLOCKS_MAX - 1, 0.0) == 0.0
 
 
-def test_a_database_in_trouble_is_no_lost_deadlock() -> None:
+def test_unreachable_database_has_no_deadlock_backoff() -> None:
     away = UnavailableError("away", Reason.DATABASE_UNAVAILABLE)
 
     assert deadlock_backoff_s(away, 1, 0.5) is None
 
 
-def test_what_passes_is_told_from_what_a_row_is_to_blame_for() -> None:
-    full, too_long = RejectedError("disk full", "53100"), RejectedError("too long", "22001")
-
-    assert is_transient(full)
-    assert is_transient(OutcomeUnknownError("lost"))
-    assert not is_transient(too_long)
-    assert not is_transient(ValueError("ours"))
-
-
 async def lose_deadlocks(rig: Rig, until_try: int) -> None:
-    """Every record before its `until_try`-th try loses a deadlock; the sequence counts them."""
+    """Make every record before its `until_try`-th try lose a deadlock."""
     await rig.database.fetch("CREATE SEQUENCE tries")
     await rig.database.fetch(
         f"""CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS
@@ -60,11 +50,11 @@ async def lose_deadlocks(rig: Rig, until_try: int) -> None:
     )
 
 
-async def test_lost_deadlocks_are_run_again_and_many_in_a_row_are_told(
+async def test_batch_is_repeated_after_deadlocks_and_many_are_logged(
     rig: Rig, receiver: Receiver
 ) -> None:
     await rig.subscription(await rig.tenant(), receiver.url)
-    await lose_deadlocks(rig, LOST_MOST + 3)
+    await lose_deadlocks(rig, DEADLOCKS_MAX + 3)
 
     with capture_logs() as logs:
         await rig.publisher.publish("acme", [order_created()])
@@ -76,7 +66,7 @@ async def test_lost_deadlocks_are_run_again_and_many_in_a_row_are_told(
     assert len(receiver.ids) == 1
 
 
-async def test_a_stop_does_not_wait_for_a_deadlock_that_never_ends(
+async def test_stop_does_not_wait_for_endless_deadlocks(
     database_url: str, receiver: Receiver
 ) -> None:
     async with running(database_url) as rig:
