@@ -51,6 +51,12 @@ def test_diagram_in_the_docstring_is_the_one_in_the_docs() -> None:
     assert transitions_of(lines) == transitions_of(diagram())
 
 
+def test_every_transition_names_a_test_that_fails_without_it() -> None:
+    rows = page("docs/guarantees.md").table("Rows of the transition table")
+    expected = [(state, trigger.value, then) for (state, trigger), then in TRANSITIONS.items()]
+    assert [tuple(row[:3]) for row in rows] == expected
+
+
 @pytest.mark.parametrize(
     "table, column, allowed",
     [

@@ -53,7 +53,7 @@ async def _recorded(rig: Rig, count: int) -> None:
 # ------------------------------------------------------------------------------------- retries
 
 
-async def test_dead_letters_go_again_with_a_new_budget_and_the_same_numbers(
+async def test_retry_of_a_dead_letter_gets_a_new_budget_and_continues_attempt_numbers(
     rig: Rig, failing: Receiver
 ) -> None:
     delivery_id = await _exhausted(rig)
@@ -78,7 +78,7 @@ async def test_dead_letters_go_again_with_a_new_budget_and_the_same_numbers(
     assert len(set(failing.ids)) == 1, "the webhook id is the event's, at every attempt"
 
 
-async def test_a_delivery_that_waits_is_due_now_within_its_budget(
+async def test_retry_of_a_pending_delivery_makes_it_due_within_its_budget(
     rig: Rig, failing: Receiver
 ) -> None:
     delivery_id = await _held(rig)
@@ -92,7 +92,7 @@ async def test_a_delivery_that_waits_is_due_now_within_its_budget(
     await failing.wait_for(2)
 
 
-async def test_what_is_on_the_wire_is_left_alone(rig: Rig, failing: Receiver) -> None:
+async def test_retry_does_not_change_a_delivery_on_the_wire(rig: Rig, failing: Receiver) -> None:
     """It is due already. Raising its version would lose the answer, and send it once more."""
     failing.gate, failing.answers = asyncio.Event(), 200
     await rig.publisher.publish("acme", [order_created()])
@@ -107,7 +107,9 @@ async def test_what_is_on_the_wire_is_left_alone(rig: Rig, failing: Receiver) ->
     assert len(failing.ids) == 1
 
 
-async def test_what_came_due_meanwhile_is_left_alone_too(rig: Rig, failing: Receiver) -> None:
+async def test_retry_does_not_change_a_delivery_that_became_due_after_it_was_read(
+    rig: Rig, failing: Receiver
+) -> None:
     """Found waiting, on the wire by the time of the move."""
     delivery_id = await _held(rig)
     store = OperationStore(rig.database)
@@ -124,7 +126,7 @@ async def test_what_came_due_meanwhile_is_left_alone_too(rig: Rig, failing: Rece
     assert len(failing.ids) == 2
 
 
-async def test_what_comes_due_before_its_node_would_hear_of_it_is_left_alone(
+async def test_retry_does_not_change_a_delivery_due_before_its_node_reads_the_change(
     rig: Rig, failing: Receiver
 ) -> None:
     """Memory sends it at its time; a record of the version before would match nothing."""
@@ -143,7 +145,7 @@ async def test_what_comes_due_before_its_node_would_hear_of_it_is_left_alone(
     assert len(failing.ids) == 2
 
 
-async def test_two_retries_at_once_are_one(rig: Rig, failing: Receiver) -> None:
+async def test_concurrent_retries_move_a_delivery_once(rig: Rig, failing: Receiver) -> None:
     delivery_id = await _exhausted(rig)
     failing.answers = 200
     await asyncio.gather(*(rig.operator.retry("acme", delivery_id) for _ in range(5)),
@@ -154,7 +156,7 @@ async def test_two_retries_at_once_are_one(rig: Rig, failing: Receiver) -> None:
     assert len(failing.ids) == 3
 
 
-async def test_a_success_is_not_retried(rig: Rig, failing: Receiver) -> None:
+async def test_succeeded_delivery_cannot_be_retried(rig: Rig, failing: Receiver) -> None:
     failing.answers = 200
     await rig.publisher.publish("acme", [order_created()])
     await _recorded(rig, 1)
@@ -165,7 +167,9 @@ async def test_a_success_is_not_retried(rig: Rig, failing: Receiver) -> None:
 
 
 @pytest.mark.parametrize("state", ["CANCELLED", "EXPIRED"])
-async def test_what_was_given_up_goes_again(rig: Rig, failing: Receiver, state: str) -> None:
+async def test_cancelled_and_expired_deliveries_can_be_retried(
+    rig: Rig, failing: Receiver, state: str
+) -> None:
     delivery_id = await _exhausted(rig)
     await rig.database.fetch("UPDATE deliveries SET state = $1", state)
     failing.answers = 200
@@ -175,7 +179,7 @@ async def test_what_was_given_up_goes_again(rig: Rig, failing: Receiver, state: 
 
 
 @pytest.mark.usefixtures("failing")
-async def test_nothing_goes_to_a_deleted_subscription(rig: Rig) -> None:
+async def test_delivery_of_a_deleted_subscription_cannot_be_retried(rig: Rig) -> None:
     delivery_id = await _exhausted(rig)
     await rig.database.fetch("UPDATE subscriptions SET deleted_at = now()")
     with pytest.raises(FailedPreconditionError) as refusal:
@@ -184,7 +188,9 @@ async def test_nothing_goes_to_a_deleted_subscription(rig: Rig) -> None:
     assert len(await rig.finished()) == 1
 
 
-async def test_what_is_about_to_be_dropped_begins_nothing_anew(rig: Rig, failing: Receiver) -> None:
+async def test_delivery_whose_event_is_about_to_be_dropped_cannot_be_retried(
+    rig: Rig, failing: Receiver
+) -> None:
     delivery_id = await _exhausted(rig)
     store = OperationStore(rig.database)
     soon = DeliveryActions(store, rig.changes, rig.time, retention_days=4)
@@ -199,7 +205,7 @@ async def test_what_is_about_to_be_dropped_begins_nothing_anew(rig: Rig, failing
 
 
 @pytest.mark.usefixtures("failing")
-async def test_a_delivery_whose_event_is_gone_stays_in_history(rig: Rig) -> None:
+async def test_delivery_without_its_event_stays_in_history(rig: Rig) -> None:
     """Retention differs between nodes, perhaps. A move that has nothing to send must not happen."""
     delivery_id = await _exhausted(rig)
     store = OperationStore(rig.database)
@@ -216,7 +222,7 @@ async def test_a_delivery_whose_event_is_gone_stays_in_history(rig: Rig) -> None
     assert [row["state"] for row in await rig.finished()] == ["EXHAUSTED"]
 
 
-async def test_attempt_numbers_have_an_end_that_no_retry_passes(
+async def test_retry_does_not_exceed_the_largest_attempt_number(
     rig: Rig, failing: Receiver
 ) -> None:
     delivery_id = await _exhausted(rig)
@@ -230,7 +236,7 @@ async def test_attempt_numbers_have_an_end_that_no_retry_passes(
 # ------------------------------------------------------------------------------------- cancels
 
 
-async def test_a_cancelled_delivery_has_no_more_attempts(rig: Rig, failing: Receiver) -> None:
+async def test_cancelled_delivery_is_not_attempted_again(rig: Rig, failing: Receiver) -> None:
     delivery_id = await _held(rig)
     await rig.operator.cancel("acme", delivery_id)
 
@@ -248,7 +254,7 @@ async def test_a_cancelled_delivery_has_no_more_attempts(rig: Rig, failing: Rece
     assert set(failing.counts.values()) == {1}
 
 
-async def test_the_answer_of_what_was_cancelled_on_the_wire_changes_nothing(
+async def test_outcome_of_a_delivery_cancelled_on_the_wire_is_ignored(
     rig: Rig, failing: Receiver
 ) -> None:
     failing.gate, failing.answers = asyncio.Event(), 200
@@ -265,7 +271,9 @@ async def test_the_answer_of_what_was_cancelled_on_the_wire_changes_nothing(
 
 
 @pytest.mark.parametrize("answer", [200, 500])
-async def test_what_has_ended_is_not_cancelled(rig: Rig, failing: Receiver, answer: int) -> None:
+async def test_finished_delivery_cannot_be_cancelled(
+    rig: Rig, failing: Receiver, answer: int
+) -> None:
     failing.answers = answer
     await rig.publisher.publish("acme", [order_created()])
     await _recorded(rig, 1)
@@ -280,7 +288,7 @@ async def test_what_has_ended_is_not_cancelled(rig: Rig, failing: Receiver, answ
 
 
 @pytest.mark.usefixtures("failing")
-async def test_an_unknown_delivery_and_a_foreign_one_look_alike(rig: Rig) -> None:
+async def test_unknown_and_foreign_deliveries_have_the_same_error(rig: Rig) -> None:
     delivery_id = await _exhausted(rig)
     await rig.tenant("globex")
     for operation in (rig.operator.retry, rig.operator.cancel):
@@ -296,7 +304,7 @@ async def test_an_unknown_delivery_and_a_foreign_one_look_alike(rig: Rig) -> Non
 
 
 @pytest.mark.usefixtures("failing")
-async def test_the_owner_hears_of_what_another_nodes_operator_did(rig: Rig) -> None:
+async def test_owner_applies_actions_made_on_another_node(rig: Rig) -> None:
     delivery_id = await _held(rig)
     async with running(rig.url, seed=2) as other:
         await other.operator.retry("acme", delivery_id)
@@ -317,7 +325,7 @@ async def _finished(rig: Rig) -> None:
 
 
 @pytest.mark.usefixtures("failing")
-async def test_a_delivery_is_never_caught_between_its_places(rig: Rig) -> None:
+async def test_delivery_is_found_during_every_move(rig: Rig) -> None:
     """It moves back and forth; whoever reads finds it in exactly one place."""
     delivery_id = await _held(rig)
     await rig.database.fetch("UPDATE subscriptions SET state = 'PAUSED', state_reason = 'OPERATOR'")
@@ -342,7 +350,7 @@ async def test_a_delivery_is_never_caught_between_its_places(rig: Rig) -> None:
 
 
 @pytest.mark.usefixtures("failing")
-async def test_a_cancel_that_meets_a_record_decides_again(rig: Rig) -> None:
+async def test_cancel_that_races_with_a_record_starts_again(rig: Rig) -> None:
     """It waits for the row, finds it gone, and looks where it went."""
     delivery_id = await _held(rig)
     async with rival(rig.url) as other:

@@ -25,7 +25,7 @@ def faulty(rig: Rig, is_faulty: Callable[[], bool]) -> None:
     rig.sender.send = broken  # type: ignore[method-assign,assignment]
 
 
-async def test_a_whole_batch_is_delivered_once_each(rig: Rig, receiver: Receiver) -> None:
+async def test_each_event_of_a_batch_is_delivered_once(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
 
@@ -70,7 +70,7 @@ async def test_max_in_flight_of_the_node_is_kept(database_url: str, receiver: Re
         assert rig.deliverer.free_slots == 4
 
 
-async def test_a_hanging_target_holds_up_nobody_else(rig: Rig, receiver: Receiver) -> None:
+async def test_hanging_target_delays_no_other_lane(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     async with Receiver() as hanging:
         hanging.gate = asyncio.Event()
@@ -86,7 +86,7 @@ async def test_a_hanging_target_holds_up_nobody_else(rig: Rig, receiver: Receive
         await until(lambda: rig.recorder.recorded == 400, "the other one too in the end")
 
 
-async def test_a_rate_is_kept_while_the_clock_is_turned(rig: Rig, receiver: Receiver) -> None:
+async def test_rate_limit_is_kept_over_time(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url, max_per_second=0.1)
     await rig.publisher.publish("acme", [order_created(n) for n in range(5)])
@@ -99,7 +99,7 @@ async def test_a_rate_is_kept_while_the_clock_is_turned(rig: Rig, receiver: Rece
     await until(lambda: rig.recorder.recorded == 5, "one every ten seconds")
 
 
-async def test_a_fault_of_our_own_spends_no_attempt_and_leaves_no_row(
+async def test_internal_error_spends_no_attempt_and_stores_no_row(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -129,7 +129,7 @@ async def test_a_fault_of_our_own_spends_no_attempt_and_leaves_no_row(
     assert (lane.failures, lane.failing_since_us, lane.is_circuit_open) == (0, None, False)
 
 
-async def test_an_error_of_our_own_code_is_a_fault_of_ours(rig: Rig, receiver: Receiver) -> None:
+async def test_exception_in_the_sender_is_an_internal_error(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url, schedule_s=[0.0])
     broken = True
@@ -149,7 +149,7 @@ async def test_an_error_of_our_own_code_is_a_fault_of_ours(rig: Rig, receiver: R
     await until(lambda: rig.recorder.recorded == 1, "the worker has survived")
 
 
-async def test_a_delivery_that_waits_for_the_circuit_spends_no_attempt(
+async def test_delivery_held_by_the_circuit_breaker_spends_no_attempt(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -174,9 +174,7 @@ async def test_a_delivery_that_waits_for_the_circuit_spends_no_attempt(
     assert {row["attempt_count"] for row in await rig.finished()} == {1}
 
 
-async def test_one_probe_is_on_the_wire_while_the_circuit_is_open(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_open_circuit_sends_one_probe_at_a_time(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url, schedule_s=[0.0, *[7_200.0] * 9])
     receiver.answers = 500
@@ -196,7 +194,7 @@ async def test_one_probe_is_on_the_wire_while_the_circuit_is_open(
     assert receiver.in_flight_most == 1
 
 
-async def test_a_paused_node_takes_nothing_more_and_ends_what_is_on_the_wire(
+async def test_paused_deliverer_finishes_running_attempts_and_takes_no_job(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -214,9 +212,7 @@ async def test_a_paused_node_takes_nothing_more_and_ends_what_is_on_the_wire(
     assert len(await rig.pending()) == 8
 
 
-async def test_between_bursts_of_requests_the_loop_turns_for_others(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_event_loop_serves_others_between_bursts(rig: Rig, receiver: Receiver) -> None:
     """A call is taken out of gRPC's queue in four turns; hundreds of requests in each kept all."""
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
@@ -249,7 +245,7 @@ async def test_between_bursts_of_requests_the_loop_turns_for_others(
         assert later - earlier >= ITERATIONS_BETWEEN_BURSTS
 
 
-async def test_a_slot_that_is_freed_goes_to_who_waits_for_one_though_all_workers_hang(
+async def test_freed_slot_is_used_while_all_other_workers_hang(
     database_url: str, receiver: Receiver
 ) -> None:
     """Of ten slots eight are one tenant's at most; its ninth delivery follows the first record."""
