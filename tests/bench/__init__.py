@@ -1,15 +1,14 @@
-"""What Hookline costs: real processes, real gRPC, real Postgres, a lean receiver of its own.
+"""Benchmarks of Hookline: real processes, real gRPC, real Postgres, a lightweight receiver.
 
-`make bench` prints one table and writes it as JSON; `make bench SCENARIO=1` runs one. Latency
-counts from the moment an event was meant to be sent. Figures are medians of rounds; no test asserts
-any.
-What each means, and what was measured: docs/performance.md. Read in this order:
+`make bench` prints one table and writes it as JSON; `make bench SCENARIO=1` runs one scenario.
+Latency counts from the scheduled time of an event. Figures are medians of rounds; no test asserts
+one. docs/performance.md defines the figures and has results. In reading order:
 
-    scenario                             what a scenario is
-    throughput, scale, trouble           the twelve of them
-    stage                                a deployment, and the meters on it
+    scenario                             the type of a scenario
+    throughput, scale, trouble           the scenarios
+    stage                                a deployment with its meters
     measure                              figures from meters
-    floor                                what the unavoidable costs
-    publisher, receiver, floor_load      processes of their own
+    floor                                the cost of the unavoidable parts
+    publisher, receiver, floor_load      separate processes
     report                               the table and the JSON
 """

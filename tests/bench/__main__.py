@@ -1,4 +1,4 @@
-"""`python -m tests.bench [SCENARIO …]`: play scenarios, print the table, write it as JSON."""
+"""`python -m tests.bench [SCENARIO …]`: run scenarios, print the table, write it as JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCENARIOS = tuple(
 async def play(
     scenario: Scenario, rounds: int, extent: Extent, workers: int, telemetry: str = "off"
 ) -> list[Figures]:
-    """Every round on a deployment of its own, so that none inherits the other's tables."""
+    """Run each round on a new deployment, so that it does not inherit tables of another."""
     measured: list[Figures] = []
     for number in range(1, rounds + 1):
         _say(f"scenario {scenario.number}: {scenario.title}; round {number} of {rounds} …")
@@ -50,7 +50,7 @@ async def play(
 
 
 def elsewhere(before: Meters, after: Meters) -> Figures:
-    """How much of the machine others took: figures of a busy one mean little."""
+    """Return the share of CPU time of other programs; it limits the validity of figures."""
     whole_s = (after.moment_s - before.moment_s) * CORES
     return {"elsewhere_percent": after.elsewhere_s(before) / whole_s * 100}
 
@@ -102,7 +102,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Play what was asked for."""
+    """Run the requested scenarios."""
     options = _options()
     extent = Extent(options.seconds, options.full, options.scale)
     shutil.rmtree(RESULTS / "logs", ignore_errors=True)

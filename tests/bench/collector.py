@@ -1,6 +1,6 @@
-"""A collector that takes everything and keeps nothing: what exporting costs is the sender's.
+"""A collector that accepts and drops everything, so that only the sender's cost is measured.
 
-Prints its port, then works until its input ends.
+Prints its port, then serves until its input ends.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ EXPORTS = (
 
 async def _take(request: bytes, context: object) -> bytes:
     del request, context
-    return b""  # an answer in which nothing is set
+    return b""  # an empty message
 
 
 class _Taker(grpc.GenericRpcHandler):
-    """Reads no message: bytes come in, none go out."""
+    """Does not parse messages: takes bytes and returns none."""
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
@@ -33,7 +33,7 @@ class _Taker(grpc.GenericRpcHandler):
 
 
 async def main() -> None:
-    """Take exports until nobody is there any more."""
+    """Accept exports until standard input closes."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     server.add_generic_rpc_handlers((_Taker(),))
     port = server.add_insecure_port("127.0.0.1:0")

@@ -1,4 +1,4 @@
-"""Counters that the processes of a run share: each slot has one writer, and anyone may look.
+"""Counters shared by the processes of a run: each slot has one writer and any number of readers.
 
 The receiver counts requests and distinct deliveries, a pair of slots for each of its groups; each
 publisher counts the events that were acknowledged to it.
@@ -22,10 +22,10 @@ _SLOTS = _GROUPS + 2 * MAX_GROUPS
 
 
 class Counters:
-    """Whole numbers in a mapped file."""
+    """Integers in a memory-mapped file."""
 
     def __init__(self, path: Path) -> None:
-        """Share the counters of that file; a new file's are all zero."""
+        """Map the counters of a file; those of a new file are zero."""
         self.path = path
         path.touch()
         with path.open("r+b") as file:
@@ -34,31 +34,31 @@ class Counters:
 
     @property
     def mismatched(self) -> int:
-        """Signatures that did not verify."""
+        """The number of invalid signatures."""
         return self._read(_MISMATCHED)
 
     def count_mismatch(self) -> None:
-        """One more. The receiver's."""
+        """Count an invalid signature. Called by the receiver."""
         self._write(_MISMATCHED, self._read(_MISMATCHED) + 1)
 
     def published(self, publisher: int) -> int:
-        """Events acknowledged to a publisher, since the file began."""
+        """Return the events acknowledged to a publisher since the file was created."""
         return self._read(_PUBLISHED + publisher)
 
     def count_published(self, publisher: int, events: int) -> None:
-        """So many more. That publisher's."""
+        """Count acknowledged events. Called by that publisher."""
         self._write(_PUBLISHED + publisher, self.published(publisher) + events)
 
     def received(self, group: int = 0) -> int:
-        """Requests that came to a group of the receiver's ports."""
+        """Return the number of requests to a group of the receiver's ports."""
         return self._read(_GROUPS + 2 * group)
 
     def distinct(self, group: int = 0) -> int:
-        """Of these, different pairs of path and webhook id: deliveries, each counted once."""
+        """Return the number of distinct pairs of path and webhook id: deliveries."""
         return self._read(_GROUPS + 2 * group + 1)
 
     def set_received(self, group: int, received: int, distinct: int) -> None:
-        """Both numbers of a group. The receiver's."""
+        """Set both numbers of a group. Called by the receiver."""
         _NUMBER.pack_into(self._map, (_GROUPS + 2 * group) * _NUMBER.size, received)
         _NUMBER.pack_into(self._map, (_GROUPS + 2 * group + 1) * _NUMBER.size, distinct)
 

@@ -1,6 +1,6 @@
-"""The run's Postgres, looked at from beside the service: its log, its hot table, who owns what.
+"""Measurements of the run's Postgres: write-ahead log, hot table, bucket owners.
 
-Also what would take hours through the API: a tenant's hundred thousand subscriptions.
+Also creates what would take hours through the API: a hundred thousand subscriptions of a tenant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SELECT coalesce(sum(fpi_size), 0)::bigint AS image_bytes,
            ::bigint AS commits
 FROM pg_get_wal_stats($1, least($2, pg_current_wal_flush_lsn()), true)
 """
-# Inside the session that writes: what another one is told is not what holds there.
+# Read inside the session that writes, because another session may have another setting.
 _WATCH_COMMITS = """
 CREATE TABLE bench_commits (writes text, setting text);
 CREATE FUNCTION bench_commit() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -35,7 +35,7 @@ _STOP_WATCHING = """
 DROP FUNCTION bench_commit() CASCADE;
 DROP TABLE bench_commits;
 """
-# None of them matches `order.created`; all share what an index of prefixes would look under first.
+# None of them matches `order.created`; all share the prefix that an index looks up first.
 _ADD_SUBSCRIPTIONS = """
 WITH bumped AS (
     UPDATE tenants SET epoch = epoch + 1, subscription_count = subscription_count + $2
@@ -53,10 +53,10 @@ FROM bumped, generate_series(1, $2) AS n
 
 @dataclass(frozen=True)
 class Logged:
-    """A stretch of the write-ahead log."""
+    """A section of the write-ahead log."""
 
     image_bytes: int
-    """Of it, images of whole pages."""
+    """Bytes of full-page images."""
     commits: int
 
 
@@ -69,25 +69,25 @@ class HotTable:
 
 
 class BenchDatabase:
-    """A connection that no part of the service uses."""
+    """A connection that the service does not use."""
 
     def __init__(self, url: str, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         self.url = url
         self._connection = connection
 
     async def prepare(self) -> None:
-        """Make the meters; raises `BenchError` where commits here would not be durable."""
+        """Create the meters; raise `BenchError` if commits would not be durable."""
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):
             if await self._connection.fetchval("SELECT current_setting($1)", setting) != "on":
                 raise BenchError(f"{setting} is not on")
         await self._connection.execute("CREATE EXTENSION IF NOT EXISTS pg_walinspect")
 
     async def watch_commits(self) -> None:
-        """Let the sessions that write say how they commit. It costs, so not while measuring."""
+        """Record `synchronous_commit` of writing sessions; costs CPU, so not while measuring."""
         await self._connection.execute(_WATCH_COMMITS)
 
     async def check_commits(self) -> None:
-        """Stop watching; raises `BenchError` where a session did not commit durably."""
+        """Stop recording; raise `BenchError` if a session did not commit durably."""
         rows = await self._connection.fetch("SELECT DISTINCT writes, setting FROM bench_commits")
         await self._connection.execute(_STOP_WATCHING)
         seen = {(row["writes"], row["setting"]) for row in rows}
@@ -95,7 +95,7 @@ class BenchDatabase:
             raise BenchError(f"synchronous_commit in the sessions that write: {seen or 'unseen'}")
 
     async def postmaster_pid(self) -> int:
-        """The process whose descendants are this Postgres."""
+        """Return the pid of the postmaster."""
         return int(
             await self._connection.fetchval(
                 "SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int"
@@ -103,11 +103,11 @@ class BenchDatabase:
         )
 
     async def checkpoint(self) -> None:
-        """Begin a stretch of the log in which every page's first change costs its whole image."""
+        """Run a checkpoint, so that the first change of every page includes a full-page image."""
         await self._connection.execute("CHECKPOINT")
 
     async def wal_position(self) -> int:
-        """Bytes of write-ahead log since the cluster began."""
+        """Return the position in the write-ahead log, in bytes."""
         return int(
             await self._connection.fetchval(
                 "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
@@ -115,7 +115,7 @@ class BenchDatabase:
         )
 
     async def logged(self, begin: int, end: int) -> Logged | None:
-        """What the log holds between two positions; None: it has been recycled."""
+        """Return the section between two positions; None if it was recycled."""
         try:
             row = await self._connection.fetchrow(_LOGGED, begin, end)
         except asyncpg.PostgresError:
@@ -123,15 +123,15 @@ class BenchDatabase:
         return None if row is None else Logged(row["image_bytes"], row["commits"])
 
     async def is_drained(self) -> bool:
-        """Whether nothing is pending."""
+        """Return whether no delivery is pending."""
         return not await self._connection.fetchval("SELECT EXISTS (SELECT FROM pending_deliveries)")
 
     async def pending(self) -> int:
-        """How many deliveries are pending."""
+        """Return the number of pending deliveries."""
         return int(await self._connection.fetchval("SELECT count(*) FROM pending_deliveries"))
 
     async def hot_table(self) -> HotTable:
-        """How large it is on disk, free space included."""
+        """Return its size on disk in bytes, including free space."""
         row = await self._connection.fetchrow(
             "SELECT pg_table_size(c), pg_indexes_size(c)"
             " FROM (SELECT 'pending_deliveries'::regclass AS c)"
@@ -141,7 +141,7 @@ class BenchDatabase:
         return HotTable(row[0], row[1])
 
     async def buckets_by_node(self) -> list[int]:
-        """How many buckets each living node owns."""
+        """Return the number of buckets of each live node."""
         rows = await self._connection.fetch(
             "SELECT count(l.bucket) FROM nodes n LEFT JOIN bucket_leases l USING (node_id)"
             " WHERE n.lease_until > clock_timestamp() GROUP BY n.node_id"
@@ -149,12 +149,12 @@ class BenchDatabase:
         return [row[0] for row in rows]
 
     async def add_subscriptions(self, tenant: str, count: int) -> None:
-        """Give a tenant so many subscriptions that match nothing that is published here."""
+        """Create subscriptions of a tenant that match no published event."""
         await self._connection.execute(_ADD_SUBSCRIPTIONS, tenant.removeprefix("tenants/"), count)
         await self._connection.execute("ANALYZE subscriptions")
 
     async def add_tenants(self, count: int) -> list[UUID]:
-        """So many tenants, at epoch 1; their uids."""
+        """Create tenants at epoch 1; return their uids."""
         rows = await self._connection.fetch(
             "INSERT INTO tenants (tenant_uid, tenant_id)"
             " SELECT gen_random_uuid(), 'bench-' || n FROM generate_series(1, $1::int) AS n"
@@ -169,7 +169,7 @@ class BenchDatabase:
 
     @asynccontextmanager
     async def transaction_held(self) -> AsyncIterator[None]:
-        """While inside, somebody's transaction is open: no row that dies can be vacuumed away."""
+        """Hold a transaction open during the block, so that vacuum can remove no dead row."""
         connection = await asyncpg.connect(self.url)
         try:
             async with connection.transaction(isolation="repeatable_read"):

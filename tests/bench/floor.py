@@ -1,7 +1,7 @@
-"""The floor: what the unavoidable parts of a delivery cost when nothing else is done.
+"""The floor: the cost of the unavoidable parts of a delivery alone.
 
-    echo      a grpc.aio server that answers each batch with itself
-    insert    UNNEST inserts of the same rows, into tables of the same shape, in the same Postgres
+    echo      a grpc.aio server that returns each batch
+    insert    UNNEST inserts of the same rows, into tables of the same columns, same Postgres
     post      raw asyncio POSTs of the same size, to the same receiver
 
 Measured right after a scenario, on its rows. `efficiency` is the floor's CPU per delivery over the
@@ -21,16 +21,16 @@ from tests.bench.stage import SECRET, Stage
 
 SECONDS = 2.0
 _ROWS_MAX = 1_000
-"""Of one statement; a group commit gathers no more than the calls in flight have."""
+"""Per statement; a group commit has at most the events of the calls in flight."""
 _ROWS_ALL = 40_000
-"""Of all statements together: the kernel counts CPU in hundredths of a second."""
+"""Of all statements together, because the kernel counts CPU in hundredths of a second."""
 _CONNECTIONS = 64
 
 
 async def with_floor(
     stage: Stage, load: Load, figures: Figures, *, is_sent: bool = True
 ) -> Figures:
-    """The figures, and beside them the floor's. `is_sent`: or stored only."""
+    """Return the figures with those of the floor. `is_sent`: otherwise events are only stored."""
     echo_us = await _echo(stage, load) / load.fan_out
     insert_us, postgres_us = await _insert(stage, load)
     post_us = await _post(stage, load) if is_sent else 0.0
@@ -52,7 +52,7 @@ async def _start(stage: Stage, *arguments: str) -> Child:
 
 
 async def _echo(stage: Stage, load: Load) -> float:
-    """The server's CPU µs for an event."""
+    """Return the server's CPU per event in µs."""
     server = await _start(stage, "echo")
     try:
         address = await server.line()
@@ -66,7 +66,7 @@ async def _echo(stage: Stage, load: Load) -> float:
 
 
 async def _insert(stage: Stage, load: Load) -> tuple[float, float]:
-    """The inserting process's and Postgres's CPU µs for a delivery."""
+    """Return the CPU of the inserting process and of Postgres per delivery, in µs."""
     rows = min(_ROWS_MAX, load.in_flight * load.batch * load.fan_out)
     spec = {
         "url": stage.database.url,
@@ -86,7 +86,7 @@ async def _insert(stage: Stage, load: Load) -> tuple[float, float]:
 
 
 async def _post(stage: Stage, load: Load) -> float:
-    """The sending process's CPU µs for a delivery."""
+    """Return the CPU of the sending process per delivery, in µs."""
     before = stage.counters.received()
     spec = {
         "port": stage.ports[0][0],

@@ -1,4 +1,4 @@
-"""The processes that the floor is measured with; `floor.py` starts them.
+"""The processes that measure the floor; `floor.py` starts them.
 
 python -m tests.bench.floor_load echo            a gRPC server that answers a batch with itself
 python -m tests.bench.floor_load insert '{…}'    UNNEST inserts of the rows that are there
@@ -25,7 +25,7 @@ import uvloop
 from tests.bench.publisher import METHOD
 
 _STEP = 10 << 80
-"""Ten milliseconds later, in the time that leads a UUIDv7."""
+"""Ten milliseconds in the time prefix of a UUIDv7."""
 
 Columns = list[list[object]]
 
@@ -44,7 +44,7 @@ async def _until_input_ends() -> None:
 
 
 async def echo() -> None:
-    """Serve the contract's method with bytes for bytes."""
+    """Serve the method of the contract by returning the request's bytes."""
 
     async def answer(request: bytes, _context: object) -> bytes:
         return request
@@ -83,7 +83,7 @@ _SOURCES = {
 
 
 async def insert(url: str, events: int, fan_out: int, statements: int) -> None:
-    """Insert what a delivery leaves behind: its event, its pending row and its history, no more."""
+    """Insert only the rows of a delivery: its event, its pending row and its history."""
     connection = await asyncpg.connect(url)
     ids = await connection.fetch(
         "SELECT event_id FROM events ORDER BY event_id DESC LIMIT $1", events
@@ -114,7 +114,7 @@ async def insert(url: str, events: int, fan_out: int, statements: int) -> None:
 async def _prepare_insert(
     connection: asyncpg.Connection[asyncpg.Record], table: str, names: Sequence[str]
 ) -> str:
-    """A table of the same shape, and the statement that fills these columns of it."""
+    """Return a table with the same columns, and the statement that inserts into them."""
     await connection.execute(
         f"CREATE TABLE floor_{table} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS"
         " INCLUDING INDEXES INCLUDING STORAGE)"
@@ -131,7 +131,7 @@ async def _prepare_insert(
 
 
 def _made(rows: Sequence[asyncpg.Record], statements: int) -> list[Columns]:
-    """The rows as columns, once for each statement, with later ids each time."""
+    """Yield the rows as columns for each statement, with later ids each time."""
     columns = list(zip(*[row.values() for row in rows], strict=True))
     names = list(rows[0].keys())
     return [
@@ -153,7 +153,7 @@ def _later(name: str, value: object, number: int) -> object:
 
 
 class Sender(asyncio.Protocol):
-    """Sends the same request again as soon as it is answered."""
+    """Repeats the same request whenever it is answered."""
 
     def __init__(self, request: bytes, end_s: float) -> None:
         self._request = request
@@ -163,12 +163,12 @@ class Sender(asyncio.Protocol):
         self.done = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Send the first request."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """An answer: the receiver's have no body."""
+        """Handle an answer; answers of the receiver have no body."""
         if not data.endswith(b"\r\n\r\n"):
             return
         self.count += 1
@@ -179,7 +179,7 @@ class Sender(asyncio.Protocol):
 
 
 def _request(port: int, secret: str, data_bytes: int) -> bytes:
-    """A signed request with as many bytes of data as the scenario's events have."""
+    """Return a signed request with the data size of the scenario's events."""
     body = b'{"type":"order.created","timestamp":"2025-01-01T00:00:00.000000Z","data":"'
     body += b"x" * (data_bytes - 2) + b'"}'
     webhook_id, timestamp = b"evt_00000000000000000000000000", b"1735689600"
@@ -202,7 +202,7 @@ def _request(port: int, secret: str, data_bytes: int) -> bytes:
 
 
 async def post(port: int, secret: str, data_bytes: int, connections: int, seconds: float) -> None:
-    """POST over so many connections, each with one request on the way."""
+    """POST over a number of connections, each with one request in flight."""
     loop = asyncio.get_running_loop()
     request = _request(port, secret, data_bytes)
     cpu_s = time.process_time()

@@ -1,9 +1,9 @@
-"""What processes cost, by the kernel's own account in /proc, and what machine this is.
+"""CPU and memory of processes from /proc, and a description of the machine.
 
-A process's time is that of all its threads; a tree's is that of all who descend from its root, and
-of those who did and ended. `busy_s` is the same counted from the other side: what the cores did at
-all. What they did beyond the processes that a run knows is somebody else's work, or the kernel's on
-nobody's account (block I/O, mostly); on a quiet machine it is the check of the meters.
+The time of a process includes all its threads; that of a tree includes all descendants of its root,
+also ended ones. `busy_s` is measured independently, as the busy time of all cores. The difference
+between both is the work of other programs, or kernel work that is not charged to a process (mostly
+block I/O); on a quiet machine it validates the meters.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ CORES = len(os.sched_getaffinity(0))
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PPID, _UTIME, _CSTIME = 1, 11, 14
 _IDLE = (3, 4, 7)
-"""Columns of /proc/stat: idle, waiting for I/O, stolen. The kernel times these; how it was busy it
-samples, and misses what is short."""
+"""Columns of /proc/stat: idle, waiting for I/O, stolen. The kernel measures these exactly, but
+samples busy time and misses short periods."""
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields after the command's name, `state` first; None where the process is gone."""
+    """Return the fields after the command name, `state` first; None if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -31,7 +31,7 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def descendants(root: int) -> list[int]:
-    """A process and all that descend from it, now."""
+    """Return the pids of a process and its current descendants."""
     children: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -45,7 +45,7 @@ def descendants(root: int) -> list[int]:
 
 
 def cpu_s(root: int) -> float:
-    """CPU seconds of a process and its descendants, those that ended included."""
+    """Return the CPU seconds of a process and its descendants, including ended ones."""
     ticks = 0
     for pid in descendants(root):
         fields = _stat(pid)
@@ -55,7 +55,7 @@ def cpu_s(root: int) -> float:
 
 
 def own_cpu_s() -> float:
-    """CPU seconds of this process and of its children that ended."""
+    """Return the CPU seconds of this process and of its ended children."""
     return sum(
         usage.ru_utime + usage.ru_stime
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -63,14 +63,14 @@ def own_cpu_s() -> float:
 
 
 def busy_s() -> float:
-    """CPU seconds that the cores of this machine were busy, since some moment."""
+    """Return the busy CPU seconds of all cores since an arbitrary time."""
     fields = Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
     idle_s = sum(int(fields[column]) for column in _IDLE) / _TICKS_PER_S
     return time.monotonic() * (os.cpu_count() or 1) - idle_s
 
 
 def peak_memory_mb(root: int) -> float:
-    """The largest resident set that any one process of a tree has had, in MB."""
+    """Return the peak resident set of the largest process of a tree, in MB."""
     return max((_peak_mb(pid) for pid in descendants(root)), default=0.0)
 
 
@@ -83,7 +83,7 @@ def _peak_mb(pid: int) -> float:
 
 
 def filesystem_of(path: Path) -> str:
-    """The type of the file system that a path is on: on a tmpfs, fsync costs nothing."""
+    """Return the file system type of a path; on a tmpfs, fsync costs nothing."""
     best, found = -1, "unknown"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, source = line.partition(" - ")
@@ -94,7 +94,7 @@ def filesystem_of(path: Path) -> str:
 
 
 def description(directory: Path) -> dict[str, object]:
-    """The machine, for whoever reads figures that were measured on it."""
+    """Return a description of the machine, stored with the figures."""
     cpus = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

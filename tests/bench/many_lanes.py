@@ -1,4 +1,4 @@
-"""What very many subscriptions cost one node: `python -m tests.bench.many_lanes waiting 1000000`.
+"""Many subscriptions on one node: `python -m tests.bench.many_lanes waiting 1000000`.
 
 waiting  each has a retry tomorrow: what a turn of the sweep costs
 paused   each has a delivery that is due: what the node and Postgres cost for good
@@ -36,7 +36,7 @@ PATIENCE_S = 300.0
 
 
 async def main(url: str, what: str, count: int) -> None:
-    """Make the rows, measure, print."""
+    """Create the rows, measure, print."""
     measures: dict[str, Callable[[Rig, Receiver, int], Awaitable[None]]] = {
         "waiting": waiting,
         "paused": paused,
@@ -47,7 +47,7 @@ async def main(url: str, what: str, count: int) -> None:
 
 
 async def waiting(rig: Rig, receiver: Receiver, count: int) -> None:
-    """A turn of the sweep among lanes whose retries are due tomorrow."""
+    """Measure a turn of the sweep over lanes whose retries are due tomorrow."""
     await rig.stop_reading()
     await subscriptions(rig, await rig.tenant(), receiver.url, count, due_s=86_400.0)
     await rig.database.fetch("ANALYZE pending_deliveries")
@@ -66,7 +66,7 @@ async def waiting(rig: Rig, receiver: Receiver, count: int) -> None:
 
 
 async def paused(rig: Rig, receiver: Receiver, count: int) -> None:
-    """A node at rest, with paused subscriptions that have something due."""
+    """Measure an idle node with paused subscriptions that have due deliveries."""
     tenant_uid = await rig.tenant()
     await subscriptions(rig, tenant_uid, receiver.url, count, state="PAUSED", due_s=0.0)
     await rig.database.fetch("ANALYZE")
@@ -83,7 +83,7 @@ async def paused(rig: Rig, receiver: Receiver, count: int) -> None:
 
 
 async def fan_out(rig: Rig, receiver: Receiver, count: int) -> None:
-    """One event for subscriptions of which none is in memory, and events of another tenant."""
+    """Publish an event for subscriptions without lanes, and events of another tenant."""
     large, small = await rig.tenant("large"), await rig.tenant("small")
     await subscriptions(rig, large, receiver.url, count)
     for number in range(5):
@@ -113,7 +113,7 @@ async def subscriptions(
     state: str = "ACTIVE",
     due_s: float | None = None,
 ) -> None:
-    """Subscriptions, each with a delivery of one event that is due in `due_s` if that is given."""
+    """Create subscriptions, each with a delivery that is due in `due_s` if given."""
     for _ in range(0, count, BATCH):
         uids = [rig.new_uid() for _ in range(BATCH)]
         sealed = [rig.box.seal(SECRET.encode(), SecretPlace(tenant_uid, uid, 1)) for uid in uids]
@@ -145,7 +145,7 @@ async def subscriptions(
 
 
 async def deliveries(rig: Rig, tenant_uid: UUID, uids: list[UUID], due_s: float) -> None:
-    """A retry of one event for each of the subscriptions."""
+    """Create a retry of one event for each of the subscriptions."""
     event_id, buckets = rig.new_uid(), [bucket_of(uid) for uid in uids]
     await rig.database.fetch(
         """WITH e AS (INSERT INTO events (tenant_uid, event_id, ordinal, is_json, type,
@@ -165,18 +165,18 @@ async def deliveries(rig: Rig, tenant_uid: UUID, uids: list[UUID], due_s: float)
 
 
 async def postmaster(rig: Rig) -> int:
-    """The pid of the Postgres server, from one of its backends'."""
+    """Return the pid of the postmaster, from the pid of a backend."""
     ((pid,),) = await rig.database.fetch("SELECT pg_backend_pid()")
     return parent_of(pid)
 
 
 def parent_of(pid: int) -> int:
-    """The pid of a process's parent."""
+    """Return the pid of a process's parent."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def say(line: str) -> None:
-    """Print at once."""
+    """Print without buffering."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

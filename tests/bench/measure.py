@@ -1,4 +1,4 @@
-"""What a load cost: figures from the meters before and after, each per delivery.
+"""Figures of a load per delivery, from the meters before and after it.
 
 Credit is given for distinct deliveries that the receiver counted, and only where they are exactly
 those that were acknowledged; anything else fails the run.
@@ -21,7 +21,7 @@ _FEWEST_FOR_P99 = 100
 
 
 async def warm(stage: Stage, load: Load) -> None:
-    """Load that is not measured; meanwhile every session that writes says how it commits."""
+    """Run a load without measuring; check that every writing session commits durably."""
     await stage.database.watch_commits()
     await delivered(stage, replace(load, seconds=WARM_S))
     await stage.database.check_commits()
@@ -29,7 +29,7 @@ async def warm(stage: Stage, load: Load) -> None:
 
 
 async def delivered(stage: Stage, load: Load) -> Figures:
-    """Publish, wait until all of it arrived and is recorded, and say what a delivery cost."""
+    """Publish, wait until all deliveries are recorded, and return the cost per delivery."""
     await stage.database.checkpoint()
     before = await stage.meters()
     done = await stage.publish(load)
@@ -44,7 +44,7 @@ async def delivered(stage: Stage, load: Load) -> Figures:
 
 
 async def stored(stage: Stage, load: Load) -> tuple[Figures, Acknowledged]:
-    """Publish what nobody is sent, and say what an event cost."""
+    """Publish to paused subscriptions, and return the cost per event."""
     await stage.database.checkpoint()
     before = await stage.meters()
     done = await stage.publish(load)
@@ -54,7 +54,7 @@ async def stored(stage: Stage, load: Load) -> tuple[Figures, Acknowledged]:
 
 
 async def costs(stage: Stage, before: Meters, after: Meters, count: int) -> Figures:
-    """What each of so many deliveries (or events) cost between two readings."""
+    """Return the cost per delivery (or event) between two readings."""
     if not count:
         raise BenchError("nothing was delivered")
     hookline_s = after.hookline_cpu_s - before.hookline_cpu_s
@@ -76,7 +76,7 @@ async def costs(stage: Stage, before: Meters, after: Meters, count: int) -> Figu
 
 
 async def paced(stage: Stage, load: Load, group: int = 0) -> tuple[Figures, Acknowledged]:
-    """Publish at its moments; the latencies of a group that accepts all, which all must arrive."""
+    """Publish on schedule; return the latencies of a group that accepts all deliveries."""
     if load.mode is not Mode.PACED or not load.is_stamped:
         raise ValueError("only a paced load says when each event was meant to be sent")
     await stage.latencies_us()
@@ -88,7 +88,7 @@ async def paced(stage: Stage, load: Load, group: int = 0) -> tuple[Figures, Ackn
 
 
 async def latencies(stage: Stage, before: int, count: int, group: int = 0) -> Figures:
-    """Wait for so many more deliveries to a group; how long they took since they were meant."""
+    """Wait for further deliveries to a group; return their latencies since schedule."""
     await stage.arrived(before + count, group)
     stage.check_signatures()
     measured = (await stage.latencies_us())[group]
@@ -98,7 +98,7 @@ async def latencies(stage: Stage, before: int, count: int, group: int = 0) -> Fi
 
 
 def percentiles(latencies_us: Sequence[int]) -> Figures:
-    """The median and the 99th percentile, in milliseconds."""
+    """Return the median and the 99th percentile, in milliseconds."""
     if len(latencies_us) < _FEWEST_FOR_P99:
         raise BenchError(f"{len(latencies_us)} latencies do not make a 99th percentile")
     cuts = statistics.quantiles(latencies_us, n=100)

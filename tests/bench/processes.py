@@ -1,6 +1,6 @@
-"""The processes of a run: started with their errors going to a log, ended with the run.
+"""The processes of a run: their standard error goes to a log, and they end with the run.
 
-What they print is a protocol of lines. A process that ends before it is told to fails the run, with
+Their output is a protocol of lines. A process that ends too early fails the run, with
 the log's path and its last lines.
 """
 
@@ -26,7 +26,7 @@ _LOG_LINES = 15
 
 
 class BenchError(Exception):
-    """A run that must not be believed."""
+    """The run is invalid."""
 
 
 class Child:
@@ -40,7 +40,7 @@ class Child:
     async def start(
         cls, log: Path, *arguments: str, environ: Mapping[str, str] | None = None
     ) -> Self:
-        """Start `python -m …`; its standard error is written to the log."""
+        """Start `python -m …` with its standard error in the log."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             process = await asyncio.create_subprocess_exec(
@@ -57,11 +57,11 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process's."""
+        """The pid of the process."""
         return self._process.pid
 
     async def line(self, within_s: float = START_S) -> str:
-        """The next line it prints; raises `BenchError` where it ends instead."""
+        """Return the next line; raise `BenchError` if the process ended."""
         if self._process.stdout is None:
             raise TypeError("started without a pipe")
         async with asyncio.timeout(within_s):
@@ -72,26 +72,26 @@ class Child:
         return line.decode().strip()
 
     async def ask(self, command: str) -> str:
-        """What it answers to a command."""
+        """Send a command and return the answer."""
         if self._process.stdin is None:
             raise TypeError("started without a pipe")
         self._process.stdin.write(command.encode() + b"\n")
         return await self.line()
 
     async def result(self) -> str:
-        """All that it prints to its end; raises `BenchError` where it fails."""
+        """Return its output up to its end; raise `BenchError` if it fails."""
         output, _ = await self._process.communicate()
         if self._process.returncode:
             raise self._ended()
         return output.decode()
 
     def check(self) -> None:
-        """Raise `BenchError` where it has ended."""
+        """Raise `BenchError` if it has ended."""
         if self._process.returncode is not None:
             raise self._ended()
 
     async def end(self) -> None:
-        """End it, by SIGTERM and the end of its input; by force where that does not do."""
+        """End it by SIGTERM and the end of its input; kill it if that fails."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
@@ -120,13 +120,13 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """What all nodes of a run have in common."""
+    """The settings shared by all nodes of a run."""
 
     database_url: str
     workers: int
     logs: Path
     telemetry: Mapping[str, str] = field(default_factory=dict)
-    """`OTEL_*` of every node; empty: nothing is exported."""
+    """`OTEL_*` of every node; empty if nothing is exported."""
     master_key: str = base64.b64encode(secrets.token_bytes(32)).decode()
 
     async def start_node(self, number: int) -> Node:
@@ -160,7 +160,7 @@ class Deployment:
 async def start_receiver(
     logs: Path, counters: Path, secret: str, groups: Sequence[Mapping[str, object]]
 ) -> tuple[Child, list[list[int]]]:
-    """Start the receivers; their ports, a list a group."""
+    """Start the receivers; return their ports, one list per group."""
     spec = json.dumps({"counters": str(counters), "secret": secret, "groups": groups})
     process = await Child.start(logs / "receiver.log", "tests.bench.receiver", spec)
     ports: list[list[int]] = json.loads(await process.line())
@@ -168,11 +168,11 @@ async def start_receiver(
 
 
 SAMPLED = {"unsampled": "0", "10": "0.1", "100": "1"}
-"""How telemetry may be on, and which part of the traces is then recorded."""
+"""The variants of telemetry, with the sampling ratio of each."""
 
 
 async def start_collector(logs: Path, mode: str) -> tuple[Child, dict[str, str]]:
-    """Start a collector; it, and what makes a node export to it, traces and metrics."""
+    """Start a collector; return it, and the variables of nodes that export to it."""
     process = await Child.start(logs / "collector.log", "tests.bench.collector")
     port = int(await process.line())
     return process, {

@@ -1,4 +1,4 @@
-"""The load, in a process of its own, in the wire format of the generated stubs.
+"""The load generator, a separate process that sends the wire format of the generated stubs.
 
 `python -m tests.bench.publisher '{…}'` publishes one `Load` and prints an `Acknowledged`, as JSON.
 What a call costs here is kept out of the way of what is measured: requests are made beforehand
@@ -40,65 +40,65 @@ _OPTIONS = (
 
 
 class Mode(StrEnum):
-    """What decides when the next call is made."""
+    """The pace of calls."""
 
     CLOSED = "closed"
-    """An answer: so many calls in flight, held back only where the receiver falls behind."""
+    """Closed loop: a number of calls in flight, throttled only if the receiver falls behind."""
     BATCHING = "batching"
-    """The same, with the client's batching publisher in place of the stubs."""
+    """The same, with the client's batching publisher instead of the stubs."""
     PACED = "paced"
-    """The clock: each call at its moment, whatever became of the one before."""
+    """Open loop: each call at its scheduled time, independently of earlier calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What to publish, and how fast. Calls take servers and tenants in turn, events their types."""
+    """The load. Calls rotate over servers and tenants, events over types."""
 
     servers: Sequence[str]
     counters: str
     tenants: Sequence[str]
     event_types: Sequence[str] = ("order.created",)
     publisher: int = 0
-    """Its slot of the counters."""
+    """The slot of this publisher in the counters."""
     mode: Mode = Mode.CLOSED
     data_bytes: int = 500
     batch: int = 100
     fan_out: int = 1
     seconds: float = 10.0
     events: int | None = None
-    """Of a closed load: ends once so many were acknowledged, if that comes before its time."""
+    """Closed loop: end after this number of acknowledged events, if that is before the time."""
     in_flight: int = 16
-    """Of a closed load: calls."""
+    """Closed loop: number of calls."""
     backlog: int = _WAIT_BEHIND
-    """Of a closed load: deliveries that the receiver may be behind; 0: no bound."""
+    """Closed loop: deliveries that the receiver may be behind; 0: no bound."""
     per_second: float = 0.0
-    """Of a paced load: events."""
+    """Open loop: events per second."""
     is_stamped: bool = False
-    """Each event says when it was meant to be sent, and the receiver how long it took since."""
+    """Each event contains its scheduled time, and the receiver reports its latency."""
     may_be_refused: bool = False
-    """A refusal for overload is counted; otherwise it fails the run, as any other error does."""
+    """Count rejections for overload; otherwise they fail the run like any other error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Acknowledged:
-    """What became of a load."""
+    """The result of a load."""
 
     events: int
-    """Acknowledged with OK."""
+    """Events acknowledged with OK."""
     refused: int
-    """Events that overload refused, or that were not sent because too many calls were under way."""
+    """Events rejected for overload, or not sent because too many calls were in flight."""
     reset: int
-    """Of those refused: by gRPC itself, without a word of when to come back."""
+    """The part of them rejected by gRPC itself, without retry advice."""
     begun_s: float
-    """When the first call was made, monotonic."""
+    """Time of the first call, monotonic."""
     ended_s: float
-    """When the last answer came."""
+    """Time of the last answer, monotonic."""
     answers_us: Sequence[int]
-    """How long after its moment each stamped call was answered."""
+    """Latencies of answers since the scheduled time."""
 
 
 class Requests:
-    """The serialised requests of a load, one a call."""
+    """The serialized requests of a load, one per call."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
@@ -110,11 +110,11 @@ class Requests:
         )
 
     def next(self, meant_ns: int) -> bytes:
-        """The next call's request."""
+        """Return the next request."""
         return self._make(f'{{"t":{meant_ns},') if self._load.is_stamped else next(self._made)
 
     def events(self, head: str = "{") -> list[event_pb2.Event]:
-        """The events of a call, their data filled up to its size."""
+        """Return the events of a call, with data of the configured size."""
         data = head + '"filler":"' + "x" * max(0, self._load.data_bytes - len(head) - 12) + '"}'
         return [
             event_pb2.Event(type=next(self._types), json_data=data) for _ in range(self._load.batch)
@@ -127,7 +127,7 @@ class Requests:
 
 
 class Publisher:
-    """Makes the calls of a load, and counts what was acknowledged."""
+    """Makes the calls of a load, and counts acknowledged events."""
 
     def __init__(self, load: Load, counters: Counters, calls: Sequence[Call]) -> None:
         self._load = load
@@ -140,7 +140,7 @@ class Publisher:
         self.answers_us: list[int] = []
 
     async def call(self, meant_ns: int = 0) -> None:
-        """One call, to its end."""
+        """Make one call."""
         load = self._load
         try:
             await next(self._calls)(self._requests.next(meant_ns), timeout=_CALL_TIMEOUT_S)
@@ -159,7 +159,7 @@ class Publisher:
         self._counters.count_published(self._load.publisher, self._load.batch)
 
     async def run_batching(self) -> None:
-        """So many events in flight, each published by itself."""
+        """Publish single events, a number of them in flight."""
         (event,) = self._requests.events()
         async with (
             HooklineClient(self._load.servers[0]) as client,
@@ -173,7 +173,7 @@ class Publisher:
             await self.run_closed(publish)
 
     async def run_closed(self, call: Callable[[], Awaitable[None]] | None = None) -> None:
-        """So many calls in flight until the time is over."""
+        """Keep a number of calls in flight until the time is over."""
         load, call = self._load, call or self.call
         end = time.monotonic() + load.seconds
         received_before = self._received()
@@ -189,7 +189,7 @@ class Publisher:
         await asyncio.gather(*[work() for _ in range(load.in_flight)])
 
     async def run_paced(self) -> None:
-        """Each call at its moment; ends when all have been answered."""
+        """Make each call at its scheduled time; return when all are answered."""
         load = self._load
         pending: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
@@ -221,7 +221,7 @@ class Publisher:
 def _tick(
     interval_s: float, count: int, each: Callable[[int], object], *, after: Callable[[], object]
 ) -> None:
-    """Call `each` at its moments, from a thread: an event loop's timers are a millisecond late."""
+    """Call `each` on schedule from a thread; an event loop's timers are a millisecond late."""
     begin_ns = time.monotonic_ns()
     for number in range(count):
         due_ns = begin_ns + int(number * interval_s * 1e9)
@@ -233,7 +233,7 @@ def _tick(
 
 
 async def run(load: Load, counters: Counters) -> Acknowledged:
-    """Publish a load to its end."""
+    """Run a load."""
     channels = [grpc.aio.insecure_channel(server, _OPTIONS) for server in load.servers]
     try:
         await asyncio.gather(*[channel.channel_ready() for channel in channels])

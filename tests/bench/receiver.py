@@ -1,4 +1,4 @@
-"""The receivers of a run, in one lean process: groups of ports, each group with its own behaviour.
+"""The receivers of a run in one lightweight process: groups of ports with one behaviour each.
 
 `python -m tests.bench.receiver '{"counters": …, "secret": …, "groups": […]}'` prints its ports, a
 list a group, as JSON; then answers each line `latencies` with the latencies since the last one, a
@@ -29,13 +29,13 @@ _VERIFY_EACH = 100
 
 
 class Behaviour(StrEnum):
-    """What a receiver does with a request once it has read it."""
+    """The behaviour of a receiver after reading a request."""
 
     ACCEPT = "accept"
     REFUSE = "refuse"
-    """503, so that it is tried again."""
+    """Answer 503, so that the delivery is retried."""
     HANG = "hang"
-    """Nothing, ever."""
+    """Never answer."""
 
 
 _ANSWERS = {
@@ -47,14 +47,14 @@ _ANSWERS = {
 
 @dataclass(frozen=True)
 class Group:
-    """So many receivers, each on a port of its own, that behave alike."""
+    """A number of receivers with the same behaviour, each on its own port."""
 
     behaviour: Behaviour = Behaviour.ACCEPT
     ports: int = 1
 
 
 class Tally:
-    """What came in to one group."""
+    """The requests to one group."""
 
     def __init__(self, counters: Counters, number: int, secret: str) -> None:
         self._counters = counters
@@ -65,7 +65,7 @@ class Tally:
         self.latencies_us: list[int] = []
 
     def take(self, head: bytes, body: bytes) -> None:
-        """One request, head and body."""
+        """Handle one request with its head and body."""
         arrived_ns = time.monotonic_ns()
         webhook_id = _header(head, b"\r\nwebhook-id: ")
         self._count += 1
@@ -91,7 +91,7 @@ def _header(head: bytes, name: bytes) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """Reads requests, and answers as its group does."""
+    """Reads requests, and answers with the behaviour of its group."""
 
     def __init__(self, tally: Tally, answer: bytes) -> None:
         self._tally = tally
@@ -100,11 +100,11 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport to answer on."""
+        """Store the transport."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take every whole request."""
+        """Handle every complete request."""
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[: end + 2]

@@ -1,4 +1,4 @@
-"""What a run says in the end: a table for people, the same as JSON."""
+"""The report of a run: a table, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _COLUMNS = (
     ("elsewhere_percent", "else %", "{:.1f}"),
 )
 _LEGEND = """\
-HL, PG: CPU of Hookline's processes and of Postgres's, a delivery. image: whole pages in the WAL.
-/commit: deliveries to a commit, storing and recording both counted. effic.: the floor's CPU over
-HL and PG. MB: peak of the largest process. else: of the machine's CPU time, what others took."""
+HL, PG: CPU of Hookline and of Postgres per delivery. image: full-page images in the WAL.
+/commit: deliveries per commit, storing and recording both counted. effic.: CPU of the floor over
+HL and PG. MB: peak of the largest process. else: share of CPU time used by other programs."""
 _CELL, _NAME = 9, 22
 
 
 def median(rounds: Sequence[Figures]) -> Figures:
-    """The median of each figure over the rounds that have it."""
+    """Return the median of each figure over the rounds that have it."""
     names = list(dict.fromkeys(name for figures in rounds for name in figures))
     return {
         name: statistics.median([figures[name] for figures in rounds if name in figures])
@@ -40,14 +40,14 @@ def median(rounds: Sequence[Figures]) -> Figures:
 
 
 def row(figures: Figures) -> str:
-    """A round's columns on one line."""
+    """Return the columns of a round on one line."""
     return "   ".join(
         f"{title} {form.format(figures[name])}" for name, title, form in _COLUMNS if name in figures
     )
 
 
 def table(scenarios: Sequence[Scenario], results: Mapping[str, Figures]) -> str:
-    """The columns of every scenario that was played, then its goals, then its other figures."""
+    """Return the columns of every scenario, then its goals, then its other figures."""
     played = [
         (scenario, results[scenario.number]) for scenario in scenarios if scenario.number in results
     ]
@@ -64,7 +64,7 @@ def table(scenarios: Sequence[Scenario], results: Mapping[str, Figures]) -> str:
 
 
 def markdown(scenarios: Sequence[Scenario], results: Mapping[str, Figures]) -> str:
-    """The same columns as a table of a document, each scenario with its goals."""
+    """Return the same columns as a Markdown table, each scenario with its goals."""
     columns = [column for column in _COLUMNS if column[0] != "elsewhere_percent"]
     lines = [
         "| # | " + " | ".join(["scenario", *[title for _, title, _ in columns], "goals"]) + " |",
@@ -123,7 +123,7 @@ def write(
     scenarios: Sequence[Scenario],
     rounds: Mapping[str, Sequence[Figures]],
 ) -> None:
-    """Write all that was measured as JSON, and beside it the table for docs/performance.md."""
+    """Write all measurements as JSON, and the table for docs/performance.md."""
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {
         **about,

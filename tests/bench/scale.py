@@ -1,4 +1,4 @@
-"""Scenarios 7, 8 and 12: many subscriptions, much that waits, several nodes."""
+"""Scenarios 7, 8 and 12: many subscriptions, a large backlog, several nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TYPES = tuple(f"order.t{number}" for number in range(64))
 
 
 async def many_subscriptions(stage: Stage, extent: Extent) -> Figures:
-    """Three tenants of so many subscriptions, 10 of which match each event."""
+    """Three tenants with many subscriptions, 10 of which match each event."""
     figures: Figures = {}
     costs = []
     for size in _SIZES:
@@ -35,7 +35,7 @@ async def many_subscriptions(stage: Stage, extent: Extent) -> Figures:
 
 
 async def dead_target(stage: Stage, extent: Extent) -> Figures:
-    """A million deliveries that nobody takes, then a healthy target of the same tenant."""
+    """A million deliveries for a dead target, then a healthy target of the same tenant."""
     tenant = await stage.tenant()
     reserved, port = dead_port()
     with reserved:
@@ -68,7 +68,7 @@ async def dead_target(stage: Stage, extent: Extent) -> Figures:
 
 
 async def _fill(stage: Stage, tenant: str, count: int) -> None:
-    """Publish until so many deliveries are pending for the dead target."""
+    """Publish until a number of deliveries is pending for the dead target."""
     while (missing := count - await stage.database.pending()) > 0:
         await stage.publish(
             stage.load(
@@ -86,7 +86,7 @@ async def _fill(stage: Stage, tenant: str, count: int) -> None:
 
 
 async def several_nodes(stage: Stage, extent: Extent) -> Figures:
-    """64 subscriptions, spread over 1, 2 and 4 nodes; events come in at all of them."""
+    """64 subscriptions on 1, 2 and 4 nodes; all nodes receive events."""
     tenant = await stage.tenant()
     await stage.subscribe(
         tenant, *[Subscriber(url=stage.url(), event_type=name) for name in _TYPES]

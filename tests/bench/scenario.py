@@ -1,4 +1,4 @@
-"""What a scenario is: how it is played, on what, for how long, and what it is meant to reach."""
+"""The type of a scenario: its function, deployment, duration and goals."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tests.bench.stage import Stage
 
 @dataclass(frozen=True)
 class Extent:
-    """How much of each scenario is played."""
+    """The extent of a run."""
 
     asked_s: float | None = None
-    """Seconds of load, instead of the scenario's own."""
+    """Seconds of load; overrides those of the scenario."""
     is_full: bool = False
-    """Scenarios that take long are played to their full length."""
+    """Run long scenarios to their full length."""
     scale: float = 1.0
-    """Of the large numbers (a million pending): below 1 to try a change out, never to quote."""
+    """Factor for large numbers (a million pending); figures below 1 must not be quoted."""
 
     def seconds(self, own_s: float, full_s: float | None = None) -> float:
-        """How long to load."""
+        """Return the seconds of load."""
         return self.asked_s or (full_s if self.is_full and full_s else own_s)
 
     def count(self, whole: int) -> int:
-        """A large number, scaled."""
+        """Return a large number, scaled."""
         return max(1, int(whole * self.scale))
 
 
@@ -40,21 +40,21 @@ class Goal:
     figure: str
     bound: float
     is_least: bool = False
-    """The figure is to be at least the bound; otherwise at most."""
+    """Whether the bound is a minimum; otherwise it is a maximum."""
 
     def is_met(self, figures: Figures) -> bool:
-        """Whether the figure is within the bound."""
+        """Return whether the figure is within the bound."""
         figure = figures[self.figure]
         return figure >= self.bound if self.is_least else figure <= self.bound
 
 
 def least(figure: str, bound: float) -> Goal:
-    """At least so much."""
+    """Return a goal with a minimum."""
     return Goal(figure, bound, is_least=True)
 
 
 def most(figure: str, bound: float) -> Goal:
-    """At most so much."""
+    """Return a goal with a maximum."""
     return Goal(figure, bound)
 
 
@@ -69,4 +69,4 @@ class Scenario:
     goals: Sequence[Goal]
     groups: Sequence[Group] = field(default_factory=lambda: (Group(),))
     unit: str = "deliveries"
-    """What is counted per second, and what each cost."""
+    """The unit of rates and costs."""

@@ -1,4 +1,4 @@
-"""One deployment to measure: a Postgres, nodes of Hookline, receivers; and the meters on it."""
+"""A deployment to measure: Postgres, nodes, receivers, and meters."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ SECRET = "whsec_" + base64.b64encode(b"benchmark benchmark benchmark 32").decode
 EVENT_TYPE = "order.created"
 DRAIN_S = 120.0
 CONNECTIONS_PER_NODE = 8
-"""Of a publisher, where a node has several processes: the kernel deals connections out to them."""
+"""Connections of a publisher if a node has several processes; the kernel spreads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meters:
-    """Every meter at one moment."""
+    """A reading of all meters at one time."""
 
     hookline_cpu_s: float
     postgres_cpu_s: float
     receiver_cpu_s: float
     bench_cpu_s: float
-    """Its own, and its publishers', who have ended."""
+    """CPU of the bench and its ended publishers."""
     busy_s: float
-    """Of the whole machine."""
+    """CPU of the whole machine."""
     wal_position: int
     distinct: int
-    """Deliveries that the receivers' first group accepted."""
+    """Deliveries that the first group of receivers accepted."""
     moment_s: float
-    """When it was, monotonic."""
+    """Time of the reading, monotonic."""
 
     def elsewhere_s(self, before: Meters) -> float:
-        """CPU seconds since then that were none of the run's."""
+        """Return the CPU seconds since then used by other programs."""
         mine = (
             (self.hookline_cpu_s - before.hookline_cpu_s)
             + (self.postgres_cpu_s - before.postgres_cpu_s)
@@ -72,7 +72,7 @@ class Meters:
 
 @dataclass(frozen=True, kw_only=True)
 class Subscriber:
-    """A subscription to be made."""
+    """A subscription to create."""
 
     url: str
     event_type: str = EVENT_TYPE
@@ -81,7 +81,7 @@ class Subscriber:
 
 @dataclass
 class Stage:
-    """What a scenario plays on."""
+    """The deployment of a scenario."""
 
     database: BenchDatabase
     deployment: Deployment
@@ -94,11 +94,11 @@ class Stage:
     # --------------------------------------------------------------------------- setting the scene
 
     async def start_node(self) -> None:
-        """Start one more node."""
+        """Start another node."""
         self.nodes.append(await self.deployment.start_node(len(self.nodes) + 1))
 
     async def balanced(self) -> None:
-        """Wait until the nodes own an equal share of the buckets each, within one."""
+        """Wait until all nodes own the same number of buckets, within one."""
         processes = len(self.nodes) * self.deployment.workers
         await self._until(lambda: self._is_balanced(processes), "the buckets are not shared")
 
@@ -107,7 +107,7 @@ class Stage:
         return len(owned) == processes and sum(owned) == 256 and max(owned) - min(owned) <= 1
 
     async def tenant(self) -> str:
-        """A new tenant's name."""
+        """Create a tenant; return its name."""
         async with HooklineClient(self.nodes[0].address) as client:
             answer = await client.tenants.CreateTenant(
                 tenants.CreateTenantRequest(tenant_id=f"bench-{secrets.token_hex(4)}")
@@ -115,13 +115,13 @@ class Stage:
             return answer.tenant.name
 
     def url(self, group: int = 0, port: int = 0) -> str:
-        """A receiver's."""
+        """Return the URL of a receiver."""
         return f"http://127.0.0.1:{self.ports[group][port]}/hook"
 
     async def subscribe(self, tenant: str, *asked: Subscriber) -> list[str]:
-        """Create subscriptions, by default one to the first receiver; their names.
+        """Create subscriptions, by default one to the first receiver; return their names.
 
-        Each has a path of its own, so that the receiver tells the deliveries of one event apart.
+        Each has its own path, so that the receiver can distinguish the deliveries of one event.
         """
         async with HooklineClient(self.nodes[0].address) as client:
             names = []
@@ -154,7 +154,7 @@ class Stage:
     # -------------------------------------------------------------------------------- running loads
 
     def load(self, *tenants: str, **fields: object) -> Load:
-        """A load on all nodes, with a scenario's own fields."""
+        """Return a load on all nodes with the given fields."""
         each = 1 if self.deployment.workers == 1 else CONNECTIONS_PER_NODE
         return Load(
             servers=[node.address for node in self.nodes] * each,
@@ -164,7 +164,7 @@ class Stage:
         )
 
     async def publish(self, load: Load) -> Acknowledged:
-        """Run a load in a process of its own, to its end."""
+        """Run a load in a separate process."""
         log = self.deployment.logs / "publisher.log"
         publisher = await Child.start(log, "tests.bench.publisher", json.dumps(asdict(load)))
         try:
@@ -173,7 +173,7 @@ class Stage:
             await publisher.end()
 
     async def arrived(self, distinct: int, group: int = 0) -> float:
-        """Wait until a group has had so many different deliveries; when it had, monotonic."""
+        """Wait for a number of distinct deliveries to a group; return the time, monotonic."""
 
         async def has_arrived() -> bool:
             return self.counters.distinct(group) >= distinct
@@ -182,7 +182,7 @@ class Stage:
         return time.monotonic()
 
     async def drained(self) -> None:
-        """Wait until nothing is pending any more."""
+        """Wait until no delivery is pending."""
         await self._until(self.database.is_drained, "deliveries stay pending")
 
     async def _until(self, holds: Callable[[], Awaitable[bool]], complaint: str) -> None:
@@ -197,7 +197,7 @@ class Stage:
     # ---------------------------------------------------------------------------------- the meters
 
     async def meters(self) -> Meters:
-        """Read every meter; raises where a signature did not verify."""
+        """Read every meter; raise if a signature was invalid."""
         self.check_signatures()
         return Meters(
             hookline_cpu_s=sum(cpu_s(node.process.pid) for node in self.nodes),
@@ -211,7 +211,7 @@ class Stage:
         )
 
     def check_signatures(self) -> None:
-        """Raise `BenchError` where one did not verify."""
+        """Raise `BenchError` if a signature was invalid."""
         if self.counters.mismatched:
             raise BenchError(f"{self.counters.mismatched} signatures did not verify")
 

@@ -49,23 +49,23 @@ def tree() -> Iterator[int]:
             process.kill()
 
 
-def test_a_tree_s_time_is_that_of_all_its_processes_those_that_ended_included(tree: int) -> None:
+def test_cpu_time_of_a_tree_includes_ended_processes(tree: int) -> None:
     living, ended = 3, 2
     assert len(descendants(tree)) == living
     assert cpu_s(tree) >= (living + ended) * (0.15 - TICK_S)
 
 
-def test_while_a_process_works_the_machine_is_busy() -> None:
+def test_busy_time_grows_while_a_process_works() -> None:
     before_s, own_s = busy_s(), time.process_time()
     while time.process_time() < own_s + 0.2:
         pass
     assert busy_s() - before_s >= 0.2 - 2 * TICK_S
 
 
-def test_memory_is_that_of_the_largest_process_of_a_tree(tree: int) -> None:
+def test_peak_memory_is_that_of_the_largest_process(tree: int) -> None:
     heaviest = max(peak_memory_mb(pid) for pid in descendants(tree)[1:])
     assert peak_memory_mb(tree) == heaviest > 55
 
 
-def test_a_file_system_is_that_of_the_nearest_mount() -> None:
+def test_file_system_is_that_of_the_nearest_mount() -> None:
     assert filesystem_of(Path("/proc/self")) == "proc"

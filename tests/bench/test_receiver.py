@@ -66,7 +66,7 @@ async def send(port: int, *requests: bytes) -> bytes:
         await writer.wait_closed()
 
 
-async def test_a_delivery_counts_once_however_often_it_comes(tmp_path: Path) -> None:
+async def test_repeated_delivery_is_counted_once(tmp_path: Path) -> None:
     async with receiving(tmp_path, Group()) as played:
         twice = request("evt_1"), request("evt_1"), request("evt_1", path="/other")
         await send(played.ports[0][0], *twice)
@@ -83,7 +83,7 @@ async def test_one_signature_in_a_hundred_is_verified(
         assert played.counters.mismatched == mismatched
 
 
-async def test_each_group_behaves_and_is_counted_by_itself(tmp_path: Path) -> None:
+async def test_groups_have_separate_behaviour_and_counters(tmp_path: Path) -> None:
     groups = Group(ports=2), Group(Behaviour.REFUSE), Group(Behaviour.HANG)
     async with receiving(tmp_path, *groups) as played:
         accepting, refusing, hanging = played.ports
@@ -97,7 +97,7 @@ async def test_each_group_behaves_and_is_counted_by_itself(tmp_path: Path) -> No
         assert [played.counters.received(group) for group in range(3)] == [1, 1, 1]
 
 
-async def test_latency_counts_from_when_an_event_was_meant_to_be_sent(tmp_path: Path) -> None:
+async def test_latency_counts_from_the_scheduled_time(tmp_path: Path) -> None:
     async with receiving(tmp_path, Group()) as played:
         stamped = request("evt_1", data='{"t":0,"filler":""}')
         await send(played.ports[0][0], stamped, request("evt_2"))
@@ -106,7 +106,7 @@ async def test_latency_counts_from_when_an_event_was_meant_to_be_sent(tmp_path: 
         assert json.loads(await played.process.ask("latencies")) == [[]]
 
 
-async def test_a_process_that_ends_names_its_log(tmp_path: Path) -> None:
+async def test_error_of_an_ended_process_names_its_log(tmp_path: Path) -> None:
     process = await Child.start(tmp_path / "floor.log", "tests.bench.floor_load", "nonsense")
     try:
         with pytest.raises(BenchError, match=r"floor\.log:\n.*cannot load with \['nonsense'\]"):

@@ -21,7 +21,7 @@ ROUNDS: list[Figures] = [
 ]
 
 
-def test_a_figure_is_the_median_of_the_rounds_that_have_it() -> None:
+def test_figure_is_the_median_of_its_rounds() -> None:
     assert report.median(ROUNDS) == {
         "per_second": 9_500,
         "wal_bytes": 1_650,
@@ -29,13 +29,13 @@ def test_a_figure_is_the_median_of_the_rounds_that_have_it() -> None:
     }
 
 
-def test_the_table_says_which_goals_were_missed() -> None:
+def test_table_shows_missed_goals() -> None:
     lines = report.table([SCENARIO], {"1": report.median(ROUNDS)}).splitlines()
     assert any("reached per_second 9,500 (at least 9,000)" in line for line in lines)
     assert any("MISSED  wal_bytes 1,650 (at most 1,600)" in line for line in lines)
 
 
-def test_the_json_has_every_round_and_every_verdict(tmp_path: Path) -> None:
+def test_json_has_all_rounds_and_verdicts(tmp_path: Path) -> None:
     report.write(tmp_path / "results.json", {"rounds": 3}, [SCENARIO], {"1": ROUNDS})
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["rounds"] == 3
@@ -43,12 +43,12 @@ def test_the_json_has_every_round_and_every_verdict(tmp_path: Path) -> None:
     assert [goal["is_reached"] for goal in written["scenarios"]["1"]["goals"]] == [True, False]
 
 
-def test_the_document_s_table_says_the_same(tmp_path: Path) -> None:
+def test_markdown_table_has_the_same_figures(tmp_path: Path) -> None:
     report.write(tmp_path / "results.json", {}, [SCENARIO], {"1": ROUNDS})
     row = (tmp_path / "results.md").read_text().splitlines()[2]
     assert row.startswith("| 1 | the first | 9,500 |")
     assert "wal_bytes 1,650 ≤ 1,600 **missed**" in row
 
 
-def test_there_are_the_thirteen_scenarios() -> None:
+def test_all_thirteen_scenarios_are_registered() -> None:
     assert [scenario.number for scenario in SCENARIOS] == [str(n) for n in range(1, 14)]

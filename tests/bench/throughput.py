@@ -1,4 +1,4 @@
-"""Scenarios 1 to 6: how much a deployment takes, what a delivery costs, how fast an idle one is."""
+"""Scenarios 1 to 6: throughput, cost of a delivery, latency when idle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def end_to_end(stage: Stage, extent: Extent) -> Figures:
 
 
 async def batching_client(stage: Stage, extent: Extent) -> Figures:
-    """Single events, given one by one to a client that batches them."""
+    """Single events through the client's batching publisher."""
     tenant = await stage.tenant()
     await stage.subscribe(tenant)
     load = stage.load(
@@ -34,8 +34,8 @@ async def batching_client(stage: Stage, extent: Extent) -> Figures:
     await warm(stage, load)
     figures = await delivered(stage, load)
     # Half of them are on their way while the others gather.
-    alike = replace(load, mode=Mode.CLOSED, batch=load.in_flight // 2, in_flight=2)
-    return await with_floor(stage, alike, figures)
+    closed = replace(load, mode=Mode.CLOSED, batch=load.in_flight // 2, in_flight=2)
+    return await with_floor(stage, closed, figures)
 
 
 async def unary(stage: Stage, extent: Extent) -> Figures:

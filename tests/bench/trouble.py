@@ -26,7 +26,7 @@ _FLOOD, _BYSTANDER = 0, 1
 
 
 async def failing_targets(stage: Stage, extent: Extent) -> Figures:
-    """50 targets in turn, 500 events/s: first all are well, then 30 % refuse and 10 % hang."""
+    """50 targets in turn, 500 events/s: first all healthy, then 30 % answer 503 and 10 % hang."""
     tenant = await stage.tenant()
     places = [
         (group, port) for group, ports in enumerate(stage.ports) for port in range(len(ports))
@@ -106,7 +106,7 @@ async def flooding_tenant(stage: Stage, extent: Extent) -> Figures:
 
 
 async def transaction_held(stage: Stage, extent: Extent) -> Figures:
-    """500 events a second; then the same while somebody's transaction stays open."""
+    """500 events per second; then the same while another transaction stays open."""
     tenant = await stage.tenant()
     await stage.subscribe(tenant)
     await warm(stage, stage.load(tenant))
