@@ -87,9 +87,15 @@ class LaneHarness:
         """Subscriptions, and their buckets, of which another node was notified."""
         self.swept: list[int] = []
         """Buckets that the sweep was asked to visit."""
+        self.drained = 0
+        """How often the last unrecorded job of a lane in a suspended bucket was recorded."""
         refill_queue = RefillQueue(max_lane_bytes)
         self.dispatcher = Dispatcher(
-            self.clock, self.timers, QueueBudget(max_queued_jobs, max_queued_bytes), refill_queue
+            self.clock,
+            self.timers,
+            QueueBudget(max_queued_jobs, max_queued_bytes),
+            refill_queue,
+            on_drained=self._count_drained,
         )
         self.lanes = Lanes(
             self.clock,
@@ -102,6 +108,9 @@ class LaneHarness:
             max_lane_bytes=max_lane_bytes,
         )
         self._random = Random(3)
+
+    def _count_drained(self) -> None:
+        self.drained += 1
 
     def new_id(self) -> UUID:
         return make_uuid7(NOW_MS, self._random.getrandbits(74))

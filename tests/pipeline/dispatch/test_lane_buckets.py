@@ -80,7 +80,9 @@ async def test_a_bucket_is_quiet_when_all_sent_deliveries_are_recorded(
     assert harness.take_all() == []
     harness.answer(job, 500)
     assert harness.lanes.quiet_buckets([lane.bucket]) == set()
+    assert harness.drained == 0
     harness.lanes.rescheduled(job, 30)
+    assert harness.drained == 1
     assert harness.lanes.quiet_buckets([lane.bucket]) == {lane.bucket}
 
 

@@ -6,8 +6,8 @@ become DIRTY by hand-offs that were dropped, by notifications, and by the sweep 
 finds whatever the others missed. Tenants take turns (`refill_queue.py`).
 
 Of an ordered lane, the earliest pending delivery of each key is read, and taken only if it is due.
-Keys that are to be read by hash are read so; a DIRTY lane is walked through besides, a page at a
-time (`key_order.py` says when which).
+Keys that may have a new earliest delivery are read by their hashes; a DIRTY lane is also walked
+through, a page of keys at a time (`key_order.py`).
 """
 
 from __future__ import annotations
