@@ -1,11 +1,11 @@
-"""A standby is promoted under nodes that run: with nothing lost, and with a tail that is."""
+"""Failover while nodes run: a synchronous standby loses nothing, an asynchronous one the tail."""
 
 import pathlib
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import pytest
@@ -34,20 +34,29 @@ HONOURED_S = 2.0
 """docs/guarantees.md, rule 18."""
 
 
-@pytest.mark.parametrize("number", range(ROUNDS))
-async def test_with_a_synchronous_standby_nothing_acknowledged_is_lost(
-    tmp_path: pathlib.Path, chance: random.Random, number: int
-) -> None:
+@asynccontextmanager
+async def two_nodes_on_a_pair(
+    folder: pathlib.Path, *, is_synchronous: bool
+) -> AsyncIterator[tuple[Pair, Scene]]:
+    """Run two nodes, which share the buckets, on a primary with a standby."""
     async with (
-        pair(is_synchronous=True) as servers,
+        pair(is_synchronous=is_synchronous) as servers,
         scene(
             servers.url,
-            tmp_path,
+            folder,
             HOOKLINE_LEASE_S="4",
             HOOKLINE_MAX_IN_FLIGHT=str(MAX_IN_FLIGHT),
         ) as stage,
     ):
         await shared(stage, 2)
+        yield servers, stage
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+async def test_with_a_synchronous_standby_nothing_acknowledged_is_lost(
+    tmp_path: pathlib.Path, chance: random.Random, number: int
+) -> None:
+    async with two_nodes_on_a_pair(tmp_path, is_synchronous=True) as (servers, stage):
         async with stage.publishing():
             await stage.more_arrivals(chance.randint(100, 600))
             kills = IS_LONG and number % 2 == 0
@@ -64,16 +73,7 @@ async def test_with_a_synchronous_standby_nothing_acknowledged_is_lost(
 async def test_with_an_asynchronous_standby_the_tail_is_lost_and_nothing_misroutes(
     tmp_path: pathlib.Path, chance: random.Random, number: int
 ) -> None:
-    async with (
-        pair(is_synchronous=False) as servers,
-        scene(
-            servers.url,
-            tmp_path,
-            HOOKLINE_LEASE_S="4",
-            HOOKLINE_MAX_IN_FLIGHT=str(MAX_IN_FLIGHT),
-        ) as stage,
-    ):
-        await shared(stage, 2)
+    async with two_nodes_on_a_pair(tmp_path, is_synchronous=False) as (servers, stage):
         async with stage.publishing():
             await stage.more_arrivals(chance.randint(100, 300))
         await stage.judge(duplicates_at_most=0)

@@ -140,8 +140,9 @@ class Rig:
             self.random,
             version="0.0.0",
             lease_s=self.lease_s,
+            on_moved=lambda: self.notifier.notify_moved(),  # noqa: PLW0108 - constructed later
             is_alone=self.is_alone,
-            place=self.place,
+            worker_name=self.place,
         )
         self.transport = WebhookTransport(
             egress=EgressPolicy((ipaddress.ip_network("127.0.0.0/8"),))
@@ -162,16 +163,18 @@ class Rig:
         self.schemas = SchemaChecker(self.limits)
         self.catalog = EventTypeCatalog(self.event_types, self.schemas)
         self.changes = Changes(
-            LaneStore(session("changes")), self.lanes, self.configs, self.catalog, self.clock
+            LaneStore(session("changes")),
+            self.lanes,
+            self.configs,
+            self.catalog,
+            self.clock,
+            notify_owner=lambda bucket: self.notifier.notify_changed(bucket),  # noqa: PLW0108 - the same
         )
         self.lane_store = LaneStore(session("refill"))
         self.refiller = Refiller(self.lane_store, self.lanes, self.configs)
         self.sweep_store = LaneStore(session("sweep"))
         self.sweeper = Sweeper(self.sweep_store, self.lanes, self.ownership, self.time, self.clock)
-        self.notify_store = NotifyStore(session("notify"))
-        self.notifier = Notifier(
-            self.notify_store, self.ownership, self.lanes, self.changes, self.sweeper
-        )
+        self._make_notifier()
         self._make_delivery()
         self._make_publishing()
         operations = OperationStore(self.database)
@@ -187,6 +190,12 @@ class Rig:
             self.changes.history_changed,
             self.upkeep.history_changed,
         ]
+
+    def _make_notifier(self) -> None:
+        self.notify_store = NotifyStore(self._session("notify"))
+        self.notifier = Notifier(
+            self.notify_store, self.ownership, self.lanes, self.changes, self.sweeper
+        )
 
     def _make_lanes(self) -> None:
         refill_queue = RefillQueue(self.max_lane_bytes)
@@ -204,7 +213,7 @@ class Rig:
             dispatcher,
             refill_queue,
             lambda bucket: self.ownership.owns(bucket),  # noqa: PLW0108 - constructed later
-            notify_owner=lambda uid, bucket: self.notifier.tell_due(uid, bucket),  # noqa: PLW0108 - the same
+            notify_owner=lambda uid, bucket: self.notifier.notify_due(uid, bucket),  # noqa: PLW0108 - the same
             sweep_buckets=lambda buckets: self.sweeper.visit_soon(buckets),  # noqa: PLW0108 - the same
             max_lane_bytes=self.max_lane_bytes,
         )

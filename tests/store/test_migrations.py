@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import asyncpg
 import pytest
@@ -30,6 +31,20 @@ async def tables(url: str) -> set[str]:
     rows = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     await connection.close()
     return {row[0] for row in rows}
+
+
+GROWING_TABLES = (*PARENTS, "pending_deliveries", "idempotency_keys", "change_log", "audit_entries")
+FIRST_PREBUILT = 38
+
+
+def test_a_new_index_of_a_growing_table_may_be_built_before_the_migration() -> None:
+    """docs/production.md tells operators of large tables to build it with CONCURRENTLY."""
+    created = re.compile(r"CREATE (?:UNIQUE )?INDEX (.*?)\bON (?:ONLY )?(\w+)", re.DOTALL)
+    assert any(created.findall(migration.sql) for migration in all_migrations())
+    for migration in all_migrations():
+        for name, table in created.findall(migration.sql):
+            if migration.number >= FIRST_PREBUILT and table in GROWING_TABLES:
+                assert name.startswith("IF NOT EXISTS "), (migration.number, table)
 
 
 def numbered(*halves: tuple[int, str, str]) -> list[Migration]:

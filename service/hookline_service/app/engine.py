@@ -87,17 +87,7 @@ class Engine:
         self.timers = Timers(clock)
         session = path.session
         self.lanes = self._make_lanes(settings, clock)
-        self.ownership = Ownership(
-            OwnershipStore(session("ownership", timeout_s=settings.lease_s / 3)),
-            self.lanes,
-            time,
-            clock,
-            random,
-            version=VERSION,
-            lease_s=settings.lease_s,
-            is_alone=settings.database_url is None,
-            place=place,
-        )
+        self.ownership = self._make_ownership(settings, path, clock, random, worker_name=place)
         self.event_types = EventTypes(database)
         self.audit_log = AuditLog(database)
         self.schemas = SchemaChecker(settings.limits)
@@ -110,7 +100,14 @@ class Engine:
         record, refill, changes = session("record"), session("refill"), session("changes")
         sweep = session("sweep")
         self._sessions = (record, refill, changes, sweep)
-        self.changes = Changes(LaneStore(changes), self.lanes, configs, self.catalog, clock)
+        self.changes = Changes(
+            LaneStore(changes),
+            self.lanes,
+            configs,
+            self.catalog,
+            clock,
+            notify_owner=lambda bucket: self.notifier.notify_changed(bucket),  # noqa: PLW0108 - the same
+        )
         self.refiller = Refiller(LaneStore(refill), self.lanes, configs)
         self.sweeper = Sweeper(LaneStore(sweep), self.lanes, self.ownership, time, clock)
         self.notifier = Notifier(
@@ -154,6 +151,22 @@ class Engine:
         for session in self._sessions:
             await session.close()
 
+    def _make_ownership(
+        self, settings: Settings, path: Database, clock: Clock, random: Random, *, worker_name: str
+    ) -> Ownership:
+        return Ownership(
+            OwnershipStore(path.session("ownership", timeout_s=settings.lease_s / 3)),
+            self.lanes,
+            self.time,
+            clock,
+            random,
+            version=VERSION,
+            lease_s=settings.lease_s,
+            on_moved=lambda: self.notifier.notify_moved(),  # noqa: PLW0108 - constructed later
+            is_alone=settings.database_url is None,
+            worker_name=worker_name,
+        )
+
     def _make_lanes(self, settings: Settings, clock: Clock) -> Lanes:
         """Construct the lanes first: ownership, sweep, notifier and deliverer depend on them.
 
@@ -174,7 +187,7 @@ class Engine:
             dispatcher,
             refill_queue,
             lambda bucket: self.ownership.owns(bucket),  # noqa: PLW0108 - constructed later
-            notify_owner=lambda uid, bucket: self.notifier.tell_due(uid, bucket),  # noqa: PLW0108 - the same
+            notify_owner=lambda uid, bucket: self.notifier.notify_due(uid, bucket),  # noqa: PLW0108 - the same
             sweep_buckets=lambda buckets: self.sweeper.visit_soon(buckets),  # noqa: PLW0108 - the same
             max_lane_bytes=settings.max_lane_bytes,
         )

@@ -1,7 +1,7 @@
 """The audit log: what an entry holds, the hash that chains it, and the walk that finds a break.
 
 Owns the canonical encoding, of which the schema's `audit_append` is the writer and this the reader;
-anybody else may be another. Must not know where entries are kept, nor what they show of a resource.
+others may be written. Independent of where entries are stored and of what they show.
 
 Encoding 1. The hash of an entry is SHA-256 over the 32 bytes of the hash before it (of the first:
 32 zero bytes), and then, each as four bytes that count what follows, the greatest first, and that
@@ -106,8 +106,8 @@ class BrokenChainError(Exception):
 class ChainWalk:
     """Entries from the first on, one after another; each must follow from the one before.
 
-    `noted`: a head that somebody kept; the chain must pass through it. Whoever can rewrite the
-    whole log can also rewrite every hash in it, but not what is kept elsewhere. `sealed`: hashes
+    `noted`: a head that was stored elsewhere; the chain must pass through it. An owner of the
+    tables can rewrite every hash in the log, but not what is stored elsewhere. `sealed`: hashes
     that were signed, by their sequences; the chain must have them too. `start`: the head that the
     first entry follows, by default that of the empty chain.
     """

@@ -1,9 +1,9 @@
 """What an audit entry shows of a resource: named fields and no others, without secrets, bounded.
 
-Each view names the fields that it shows; what a resource gains later is not shown until somebody
-says so here, and a test asks for that word. Times are left out: a change's is the entry's own.
+Each view names the fields that it shows. A field that a resource gains later is not shown until it
+is added here; a test requires a decision. Times are left out: a change's is the entry's own.
 Header values and what stands in a URL's query are redacted, since receivers take tokens there; the
-names and the path remain, or nobody could see where deliveries were turned to.
+names and the path remain, so that a redirection of deliveries is visible.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def event_type_view(event_type: EventType) -> View:
 
 
 def subscription_view(subscription: Subscription) -> View:
-    """A subscription as an entry shows it; of its keys what everybody may know."""
+    """A subscription as an entry shows it; of its keys only what is public."""
     policy, limits = subscription.retry_policy, subscription.limits
     return {
         "name": subscription_name(subscription.tenant_id, subscription.subscription_id),

@@ -1,8 +1,8 @@
-"""The audit log in Postgres: drafts for those who change something, and the entries, read.
+"""The audit log in Postgres: drafts of entries for each change, and the entries, read.
 
-A change carries its draft in its own statement (`audited` in the room's SQL), so that both are
-there or neither; the schema numbers and chains the entries (migration 0005). Must not know which
-calls are told of: the API says so for reads, each store for its changes.
+A change inserts its draft in its own statement (`audited` in the SQL), so that both are committed
+or neither; the schema numbers and chains the entries (migration 0005). Independent of which calls
+are audited: the API decides that for reads, each store for its changes.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ def draft(
     caller: Caller | None = None,
     action: str = "",
 ) -> dict[str, str]:
-    """What the column `entry` of a draft takes: the caller's doing, by default the current one's.
+    """Return the column `entry` of a draft: an action of the caller, by default the current one.
 
     `action` names what is done where the caller makes no RPC.
     """
-    who = caller or current_caller()
+    by = caller or current_caller()
     return {
-        "principal": _storable(who.principal),
-        "method": _storable(who.method or action),
+        "principal": _storable(by.principal),
+        "method": _storable(by.method or action),
         "resource": _storable(resource),
         "tenant": tenant_name(tenant_id) if tenant_id else "",
-        "remote_address": _storable(who.remote_address),
+        "remote_address": _storable(by.remote_address),
         "before_json": json_of(before),
         "after_json": json_of(after),
-        "trace_id": who.trace_id,
+        "trace_id": by.trace_id,
     }
 
 
@@ -128,7 +128,7 @@ class AuditExtent:
 
 
 class AuditLog:
-    """The log as operators read it, and the word of who read what."""
+    """Reads the log, and adds entries of privileged reads."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -161,7 +161,7 @@ class AuditLog:
         return AuditPage(entries, has_more=bool(rows) and rows[0]["found"] > len(entries))
 
     async def head(self) -> ChainHead:
-        """What the chain has come to. Raises `BrokenChainError`: somebody removed it."""
+        """Return the head of the chain. Raises `BrokenChainError`: it was removed."""
         row = await self._database.fetchrow(SQL.head)
         if row is None:
             raise BrokenChainError(0, "the log's head is missing")

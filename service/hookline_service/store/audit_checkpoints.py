@@ -11,8 +11,8 @@ A checkpoint is a signed note (C2SP, signed-note v1, ed25519), so that other too
 
 The first three lines are those of a tlog-checkpoint; the hash is that of a chain, not of a tree.
 The key is a deployment key: sealed with the master key, and sealed anew when that is rotated, so
-that what it signed stays verifiable. Whoever has the tables and not the master key can remove
-checkpoints, and cannot make one.
+that what it signed stays verifiable. An owner of the tables without the master key can remove
+checkpoints, and cannot create one.
 """
 
 from __future__ import annotations

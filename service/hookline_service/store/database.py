@@ -2,9 +2,9 @@
 
 A pool serves calls; each loop of the data path has a session of its own. All of them are on one
 history (`connecting`): where one connects to a server on another, the connections of the old one
-are ended, and `on_history_changed` tells those whose memory was read there.
+are ended, and `on_history_changed` is called for those whose memory was read there.
 
-Theory of operation. A statement ends in one of four ways, and every caller must know which:
+Theory of operation. A statement ends in one of four ways, and every caller must distinguish them:
 
 - it returned;
 - `UnavailableError`: it never reached a server, nothing was done, repeating is safe;
@@ -48,7 +48,7 @@ _log = structlog.get_logger(__name__)
 CLOSE_TIMEOUT_S = 2.0
 
 # A process that was frozen inside a transaction holds its locks no longer than this; nor does the
-# backend of one that is dead, which would not notice while it waits for somebody's lock itself.
+# backend of one that is dead, which would not notice while it waits for a lock itself.
 _ABSENCE_LIMITS = {
     "idle_in_transaction_session_timeout": "5s",
     "client_connection_check_interval": "2s",
@@ -469,7 +469,7 @@ class Database:
         return idle, self._pool.get_size() - idle
 
     async def connection_limit(self) -> int:
-        """How many connections the server takes in all, of those who are no superusers."""
+        """How many connections the server takes in all, without those reserved for superusers."""
         row = await self.fetchrow(
             """SELECT sum(setting::int * CASE name WHEN 'max_connections' THEN 1 ELSE -1 END)::int
                FROM pg_settings

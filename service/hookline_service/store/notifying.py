@@ -1,7 +1,7 @@
 """LISTEN and NOTIFY, on a connection of their own.
 
-Nothing else is written on it, so it does not wait for the disk: a notification costs a
-transaction's commit, which would otherwise be flushed for the sake of mere word of mouth.
+A notification costs the commit of a transaction. Nothing else is written on this connection, so it
+sets `synchronous_commit = off`: a notification needs no durability.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ MAX_PAYLOAD_BYTES = 7_999
 
 
 class NotifyStore:
-    """Says and hears; nothing is kept of either."""
+    """Sends and receives notifications; stores none."""
 
     def __init__(self, session: Session, timeout_s: float = 5.0) -> None:
         self._session = session
         self._timeout_s = timeout_s
         self._connection: Connection | None = None
         self._channels: set[str] = set()
-        self.on_heard: Callable[[str, str], None] = lambda _channel, _payload: None
-        """Called with the channel and what was said on it."""
+        self._receive: Callable[[str, str], None] = lambda _channel, _payload: None
 
-    async def listen(self, channels: Collection[str]) -> bool:
-        """Hear these channels and no others; whether something may have been missed before.
+    async def listen(self, channels: Collection[str], receive: Callable[[str, str], None]) -> bool:
+        """Listen on these channels and no others; return whether notifications may be missing.
 
-        To be called again from time to time: it asks the connection whether it lives, and where it
-        was lost it hears again on another.
+        `receive` is called with the channel and payload of each. Call this again from time to time:
+        it checks the connection, and listens on a new one if it was lost.
         """
+        self._receive = receive
         async with self._session.connection(self._timeout_s) as connection:
             if connection is not self._connection:
                 await connection.execute(SQL.no_flush)
@@ -49,15 +49,15 @@ class NotifyStore:
             return True
 
     def _pass_on(self, _connection: object, _pid: int, channel: str, payload: object) -> None:
-        self.on_heard(channel, str(payload))
+        self._receive(channel, str(payload))
 
     async def notify(self, messages: Sequence[tuple[str, str]]) -> None:
-        """Say (channel, payload) each, in one statement."""
+        """Send notifications, each (channel, payload), in one statement."""
         await self._session.fetch(
-            SQL.notify, [channel for channel, _ in messages], [said for _, said in messages]
+            SQL.notify, [channel for channel, _ in messages], [payload for _, payload in messages]
         )
 
     async def close(self) -> None:
-        """Hear no more, and close the connection."""
+        """Stop listening, and close the connection."""
         self._connection = None
         await self._session.close()

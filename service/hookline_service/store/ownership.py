@@ -1,4 +1,4 @@
-"""Nodes, their leases, and who owns which bucket."""
+"""Nodes, their leases, and the owner of each bucket."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SQL = Statements("ownership")
 
 @dataclass(frozen=True, slots=True)
 class BucketLease:
-    """One bucket as the survey saw it."""
+    """One bucket as of a survey."""
 
     bucket: int
     node_id: UUID | None
     epoch: int
     is_overdue: bool
-    """Its owner's lease has run out."""
+    """The lease of its owner has ended."""
     is_vacant: bool
     """It has no owner, or one whose row is gone."""
 
@@ -31,11 +31,11 @@ class Survey:
 
     leases: list[BucketLease]
     sharing_nodes: int
-    """Nodes that live and do not leave: the buckets are theirs to share."""
+    """Live nodes that are not about to leave; they share the buckets."""
     others: int
-    """Those of them that are not this node."""
+    """The same without this node."""
     next_end_s: float | None
-    """How long the first of the others' leases has to go, unless it is renewed; None: no other."""
+    """Time until the first lease of another node ends, unless renewed; None: no other node."""
 
 
 class OwnershipStore:
@@ -45,29 +45,29 @@ class OwnershipStore:
         self._session = session
 
     async def open(self) -> None:
-        """Connect, where what is to be run next was not made from what was read before."""
+        """Connect, for statements that do not depend on what was read before."""
         await self._session.open()
 
     async def register(
-        self, node_id: UUID, lease_s: float, hostname: str, version: str, place: str
+        self, node_id: UUID, lease_s: float, hostname: str, version: str, worker_name: str
     ) -> None:
         """Write the node's row; it lives for `lease_s` seconds from the database's clock."""
-        await self._session.fetch(SQL.register, node_id, lease_s, hostname, version, place)
+        await self._session.fetch(SQL.register, node_id, lease_s, hostname, version, worker_name)
 
     async def expire_all(self) -> None:
-        """Declare every node dead; for a node that is known to be the only one."""
+        """Expire every node; only for a node that is certain to be alone."""
         await self._session.fetch(SQL.expire_all)
 
-    async def expire_predecessor(self, place: str) -> None:
-        """Declare whoever ran at this place dead; its supervisor has seen its process end."""
-        await self._session.fetch(SQL.expire_predecessor, place)
+    async def expire_predecessor(self, worker_name: str) -> None:
+        """Expire the node of an earlier process of this name, whose end the supervisor has seen."""
+        await self._session.fetch(SQL.expire_predecessor, worker_name)
 
     async def renew(
         self, node_id: UUID, lease_s: float, address: str = "", *, is_leaving: bool = False
     ) -> float | None:
-        """Renew the lease; the database's clock in Unix seconds, or None where the row is gone.
+        """Renew the lease; return the database's clock in Unix seconds, or None if the row is gone.
 
-        `address` is where the node serves. One that `is_leaving` is counted out of the shares.
+        `address` is the address of the node. A node that `is_leaving` takes no share of buckets.
         """
         rows = await self._session.fetch(SQL.renew, node_id, lease_s, address, is_leaving)
         if not rows:
@@ -76,7 +76,7 @@ class OwnershipStore:
         return float(rows[0]["database_s"])
 
     async def survey(self, node_id: UUID) -> Survey:
-        """All buckets, and who there is to share them, as this node asks."""
+        """Read all buckets, and how many nodes share them."""
         rows = await self._session.fetch(SQL.survey, node_id)
         leases = [
             BucketLease(
@@ -92,7 +92,7 @@ class OwnershipStore:
     async def take(
         self, node_id: UUID, overdue: Sequence[UUID], wanted: Sequence[BucketLease]
     ) -> list[int]:
-        """Bury the overdue and take the wanted buckets, in one transaction; those that were got."""
+        """Expire overdue nodes and take buckets, in one transaction; return the buckets taken."""
         async with self._session.transaction() as connection:
             for dead in sorted(overdue):
                 await connection.fetch(SQL.expire, dead)
@@ -105,7 +105,7 @@ class OwnershipStore:
         return [row["bucket"] for row in rows]
 
     async def give(self, node_id: UUID, buckets: Sequence[int]) -> list[int]:
-        """Give buckets up; those that were ours."""
+        """Give buckets up; return those that this node owned."""
         rows = await self._session.fetch(SQL.give, node_id, list(buckets))
         return [row["bucket"] for row in rows]
 

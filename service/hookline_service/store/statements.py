@@ -1,4 +1,4 @@
-"""The room's SQL, read from `sql/*.sql`: blocks headed `-- name: x`, one statement each."""
+"""The SQL statements, read from `sql/*.sql`: blocks headed `-- name: x`, one statement each."""
 
 from __future__ import annotations
 

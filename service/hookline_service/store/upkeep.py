@@ -1,6 +1,6 @@
-"""What time does to rows: expiry, sweeps, partitions; one node at a time.
+"""Expiry, sweeps, pruning and partitions; one node at a time.
 
-Each statement deletes a batch at most. A sweep begins where the one before ended: what it deleted
+Each statement deletes at most one batch. A sweep begins where the one before ended: what it deleted
 stays in the index until vacuum has been there, which a transaction that stays open keeps away.
 """
 
@@ -37,13 +37,13 @@ class RetentionError(Exception):
         super().__init__(
             f"HOOKLINE_RETENTION_DAYS or HOOKLINE_PENDING_RETENTION_DAYS is {days}: reads of all"
             f" those days on {reads} connections (HOOKLINE_POOL_SIZE) take more locks than the"
-            f" server has room for with max_locks_per_transaction = {per_transaction}. Set it to"
+            f" server holds with max_locks_per_transaction = {per_transaction}. Set it to"
             f" {needed} or more, or keep at most {max(most, 0)} days"
         )
 
 
 class UpkeepStore:
-    """The house's chores, on a connection of their own."""
+    """The statements of the chores, on a connection of their own."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -135,16 +135,16 @@ class UpkeepStore:
         return days, []
 
     async def check_locks(self, days: int, reads: int) -> None:
-        """Refuse a retention whose partitions the server's lock table has no room for.
+        """Refuse a retention whose partitions the server's lock table cannot hold.
 
         `reads`: how many reads of all days run at once. Raises `RetentionError`.
         """
         async with self._session.connection(_DDL_TIMEOUT_S) as connection:
             each = await locks_of_one_day(connection)
-        (room,) = await self._session.fetch(SQL.lock_room)
-        most = room["locks"] // (each * reads) - DAYS_AHEAD - 2
+        (capacity,) = await self._session.fetch(SQL.lock_capacity)
+        most = capacity["locks"] // (each * reads) - DAYS_AHEAD - 2
         if days > most:
-            raise RetentionError(days, most, reads, room["per_transaction"])
+            raise RetentionError(days, most, reads, capacity["per_transaction"])
 
     async def close(self) -> None:
         """Close the connection, and with it the lock."""

@@ -70,7 +70,7 @@ class Silence:
 
     async def begin(self) -> None:
         """Let the node say that it is there, and be stuck with it."""
-        self._node.notifier.tell_moved()
+        self._node.notifier.notify_moved()
         await self._has_begun.wait()
 
     def end(self) -> None:
@@ -117,7 +117,7 @@ async def test_a_node_that_owns_everything_says_nothing(
     async with running(database_url, has_word=True) as rig:
         tenant_uid = await rig.tenant()
         uid = await rig.subscription(tenant_uid, receiver.url)
-        await until(lambda: rig.notifier.said == 1, "it has said that it came")
+        await until(lambda: rig.notifier.sent == 1, "it has said that it came")
 
         for number in range(5):
             await rig.publisher.publish("acme", [order_created(number)])
@@ -125,7 +125,7 @@ async def test_a_node_that_owns_everything_says_nothing(
         await rig.set_state(uid, "PAUSED")
         await until(lambda: rig.lanes.counts().held == 1, "it is held")
 
-        assert rig.notifier.said == 1
+        assert rig.notifier.sent == 1
 
 
 async def test_word_that_is_lost_is_counted_and_the_sweep_finds_what_it_told_of(
@@ -137,14 +137,14 @@ async def test_word_that_is_lost_is_counted_and_the_sweep_finds_what_it_told_of(
     ):
         tenant_uid = await one.tenant()
         await one.subscription_as(uid_of(two), tenant_uid, receiver.url)
-        said = one.notifier.said
+        said = one.notifier.sent
         wire.close()
 
         await one.publisher.publish("acme", [order_created()])
 
         await until(lambda: two.recorder.recorded == 1, "the owner's sweep has found it")
         await until(lambda: one.notifier.failures > 0, "the failure is counted")
-        assert one.notifier.said == said
+        assert one.notifier.sent == said
 
 
 async def test_what_was_said_before_a_node_could_hear_it_looks_for(database_url: str) -> None:
@@ -153,7 +153,7 @@ async def test_what_was_said_before_a_node_could_hear_it_looks_for(database_url:
         running(database_url, lease_s=300.0) as one,
         running(database_url, seed=2, has_word=True, lease_s=300.0) as two,
     ):
-        await until(lambda: two.notifier.said > 0, "the newcomer has said that it is there")
+        await until(lambda: two.notifier.sent > 0, "the newcomer has said that it is there")
         assert two.ownership.buckets == frozenset()
 
         one.notifier.start()
@@ -171,11 +171,11 @@ async def test_after_a_lost_connection_a_node_hears_again(
                WHERE datname = current_database() AND application_name = 'hookline notify'"""
         )
 
-        heard, bucket = two.notifier.heard, min(two.ownership.buckets)
+        heard, bucket = two.notifier.received, min(two.ownership.buckets)
 
         def is_heard() -> bool:
-            one.notifier.tell_changed(bucket)
-            return two.notifier.heard > heard
+            one.notifier.notify_changed(bucket)
+            return two.notifier.received > heard
 
         await until(is_heard, "the other hears again")
 
@@ -230,7 +230,7 @@ async def test_many_subscriptions_are_told_of_in_bounded_words(
         monkeypatch.setattr(two.sweeper, "sweep_soon", lambda: swept.append(True))
         uids = {uid_of(two) for _ in range(count)}
         for uid in uids:
-            one.notifier.tell_due(uid, bucket_of(uid))
+            one.notifier.notify_due(uid, bucket_of(uid))
 
         named = min(count, MAX_NAMED)
         await until(lambda: len(list(two.lanes.all())) == named, "the owner has heard of each")
@@ -299,13 +299,13 @@ async def test_word_about_a_bucket_that_is_anothers_is_not_passed_on(
 ) -> None:
     """Two nodes that each took the other for the owner would never stop."""
     async with pair(database_url) as (one, two):
-        uid, heard = uid_of(one), two.notifier.heard
+        uid, heard = uid_of(one), two.notifier.received
         words = words_of(two, monkeypatch)
         (names,) = named([uid])
 
         await say(database_url, channel_of(two.ownership.node_id), f"d{names}")
-        await until(lambda: two.notifier.heard > heard, "it has heard")
-        two.notifier.tell_moved()
+        await until(lambda: two.notifier.received > heard, "it has heard")
+        two.notifier.notify_moved()
         await until(lambda: bool(words), "it has said what there was to say")
 
         assert due(words) == []
@@ -318,10 +318,10 @@ async def test_word_about_a_bucket_that_is_anothers_is_not_passed_on(
 )
 async def test_nonsense_harms_nobody(database_url: str, receiver: Receiver, payload: str) -> None:
     async with pair(database_url) as (one, two):
-        heard = two.notifier.heard
+        heard = two.notifier.received
         for channel in (ALL_NODES, channel_of(two.ownership.node_id)):
             await say(database_url, channel, payload)
-        await until(lambda: two.notifier.heard == heard + 2, "it has heard")
+        await until(lambda: two.notifier.received == heard + 2, "it has heard")
 
         tenant_uid = await one.tenant()
         await one.subscription_as(uid_of(two), tenant_uid, receiver.url)

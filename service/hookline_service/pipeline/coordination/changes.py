@@ -1,10 +1,10 @@
-"""What others decided: pauses, deletions, cancels, operator's retries, new event types.
+"""Reads the change log: pauses, deletions, cancellations, retries by operators, event types.
 
 Owners read the change log every second, and at once when a call on this node wrote to it or another
-node says so. A change is an instruction to look again, never a command, so reading one twice does
-no harm. The cursor is a snapshot of the server (`pg_current_snapshot`): a read returns the changes
-that became visible after it, each once, in pages. A change whose number is small but whose commit
-is late is not missed, and a transaction that stays open makes no read longer.
+node sends a notification. A change is an instruction to read something again, never a command, so
+reading one twice does no harm. The cursor is a snapshot of the server (`pg_current_snapshot`): a
+read returns the changes that became visible after it, each once, in pages. A change with a small
+number and a late commit is not missed, and a transaction that stays open makes no read longer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INTERVAL_S = 1.0
 
 
 class Changes:
-    """Reads the change log and carries it into memory."""
+    """Reads the change log and applies it to memory."""
 
     def __init__(
         self,
@@ -41,46 +41,51 @@ class Changes:
         configs: LaneConfigs,
         catalog: EventTypeCatalog,
         clock: Clock,
+        *,
+        notify_owner: Callable[[int | None], None],
     ) -> None:
+        """`notify_owner` is called with a bucket of another node that a call here changed.
+
+        With None for a change that concerns all nodes.
+        """
         self._store = store
+        self._notify_owner = notify_owner
         self._clock = clock
         self._lanes = lanes
         self._configs = configs
         self._catalog = catalog
         self._cursor: ChangeCursor | None = None
         self._copies = 0
-        """How often the database was replaced by another copy of it."""
+        """How often the database was replaced by another copy of itself."""
         self._read_s = 0.0
-        """When the last read began that came through."""
+        """When the last successful read began."""
         self.is_failing = False
         """Whether the last read failed."""
         self._wake = asyncio.Event()
         self._is_poked = False
         self._task: asyncio.Task[None] | None = None
-        self.on_foreign: Callable[[int | None], None] = lambda _bucket: None
-        """Called with another node's bucket, of which a call here changed something; None: all."""
 
     async def start(self) -> None:
-        """Take the cursor, read what it stands for, then follow the log."""
+        """Take the cursor, read the state as of it, then follow the log."""
         await self._begin()
         self._task = asyncio.create_task(self._run(), name="changes")
 
     async def stop(self) -> None:
-        """End."""
+        """Stop following the log."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._store.close()
 
     def history_changed(self) -> None:
-        """Begin anew: the numbers of another copy of the database are of other transactions."""
+        """Start again: on another copy of the database a number means another transaction."""
         self._cursor = None
         self._copies += 1
         self._catalog.forget()
         self._wake.set()
 
     async def _begin(self) -> ChangeCursor:
-        """Take the cursor, then read whatever a change before it may have been of."""
+        """Take the cursor, then read all state that a change before it may have altered."""
         copies, began_s = self._copies, self._clock.boottime_s()
         await self._store.open()
         cursor = await self._store.change_cursor()
@@ -95,21 +100,21 @@ class Changes:
         return cursor
 
     def poke(self) -> None:
-        """Read the log now: a call on this node has just written to it, and others should know."""
+        """Read the log now and notify other owners: a call on this node has just written to it."""
         self._is_poked = True
         self._wake.set()
 
     async def event_types_changed(self) -> None:
-        """A call on this node has changed event types: the very next publish here is bound by it.
+        """Reload event types that a call on this node changed, so that its next publish sees them.
 
-        Other nodes are told, and bound within a second.
+        Other nodes are notified; without that they see the change within a second.
         """
         self.poke()
-        with contextlib.suppress(UnavailableError):  # it is stored, and the log tells of it again
+        with contextlib.suppress(UnavailableError):  # it is stored, and the log has it
             await self._catalog.reload()
 
-    def hear(self) -> None:
-        """Read the log now: another node says that there is something in it."""
+    def read_soon(self) -> None:
+        """Read the log now: another node has written to it."""
         self._wake.set()
 
     async def _run(self) -> None:
@@ -131,18 +136,18 @@ class Changes:
                 self.is_failing = True
 
     async def read(self) -> None:
-        """Carry what is new into memory, a page at a time."""
+        """Apply new changes to memory, a page at a time."""
         began_s = self._clock.boottime_s()
         if began_s - self._read_s > CHANGES_KEPT_S / 2:
-            self._cursor = None  # what came first since then may have been deleted unread
+            self._cursor = None  # the oldest changes since then may have been deleted unread
         is_poked, self._is_poked = self._is_poked, False
         cursor = self._cursor or await self._begin()
         while True:
             begun_at = self._cursor
             changes, cursor = await self._store.changes(cursor)
             if is_poked:
-                self._tell(changes)
-            await self._carry_out(changes)
+                self._notify_owners(changes)
+            await self._apply(changes)
             if self._cursor is not begun_at:
                 return  # they were read on another copy of the database
             self._cursor = cursor
@@ -150,13 +155,13 @@ class Changes:
                 self._read_s = began_s
                 return
 
-    def _tell(self, changes: list[Change]) -> None:
-        """What is not this node's to carry out, or not its alone."""
+    def _notify_owners(self, changes: list[Change]) -> None:
+        """Notify the owners of changes that are not, or not only, of buckets of this node."""
         for bucket in {change.bucket for change in changes}:
             if bucket is None or not self._lanes.owns(bucket):
-                self.on_foreign(bucket)
+                self._notify_owner(bucket)
 
-    async def _carry_out(self, changes: list[Change]) -> None:
+    async def _apply(self, changes: list[Change]) -> None:
         subscriptions: set[UUID] = set()
         for change in changes:
             uid = change.subscription_uid
@@ -167,9 +172,9 @@ class Changes:
                 if not self._lanes.owns(bucket_of(uid)):
                     continue
                 if change.kind == "DELIVERY":
-                    self._lanes.touch(uid, bucket_of(uid))  # retried, perhaps
+                    self._lanes.touch(uid, bucket_of(uid))  # it may be a retry
                 elif change.kind == "SUBSCRIPTION":
-                    self._lanes.changed(uid, bucket_of(uid))  # resumed, perhaps
+                    self._lanes.changed(uid, bucket_of(uid))  # it may be a resumption
                 continue
             if change.kind == "DELIVERY" and change.delivery_id is not None:
                 self._lanes.forget(lane, change.delivery_id, change.key_hash)

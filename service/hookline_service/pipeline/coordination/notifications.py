@@ -1,18 +1,19 @@
-"""Word between nodes: something is due for you, something was changed, somebody came or left.
+"""Notifications between nodes: deliveries are due, something changed, membership changed.
 
-Theory of operation. Word only hastens what polling finds by itself: the sweep what is due, the
-change log's reader what was changed, the heartbeat who is there. It may be lost, doubled or late; a
-failure is counted and nothing else. It goes out after the commit it tells of, on a connection of
-its own, one statement at a time. What comes up meanwhile is gathered, and what is due is addressed
-only when it goes out: to whom this node then believes the owner to be.
+Theory of operation. A notification only hastens what polling finds: the sweep finds what is due,
+the reader of the change log what changed, the heartbeat which nodes there are. Notifications may be
+lost, duplicated or late; a failure is counted and has no other effect. They are sent after the
+commit that they are about, on a connection of their own, one statement at a time. What is added
+meanwhile is batched, and addressed only when the statement is sent: to the owner as of the last
+survey.
 
     a node's own channel    d UID UID …   something is due for these subscriptions
                             s             … for more than can be named: sweep
                             c             read the change log
-    every node's channel    c NODE        read the change log, said by this node
-                            n NODE        look who owns what, said by this node
+    every node's channel    c NODE        read the change log, sent by this node
+                            n NODE        ownership changed: send a heartbeat, sent by this node
 
-Where this node owns everything, nothing is said and nothing costs anything.
+A node that owns every bucket sends nothing, and notifications cost nothing.
 """
 
 from __future__ import annotations
@@ -38,19 +39,19 @@ _FAILURES = (*TRANSIENT, RejectedError)
 
 ALL_NODES = "hookline_nodes"
 LISTEN_INTERVAL_S = 3.0
-"""How often the connection is asked whether it lives."""
+"""How often the connection is checked."""
 REPEAT_S = 0.5
-"""A database that failed is left alone for so long."""
+"""Pause after a failed statement."""
 STOP_S = 1.0
-"""How long a stop waits for the last word."""
+"""How long a stop waits for the last notifications."""
 MAX_NAMED = 4_096
-"""Subscriptions that are gathered by name; of more, only the buckets."""
+"""Subscriptions that are collected by name; of others, only the buckets."""
 _UID_LETTERS = 22
 _UIDS_PER_MESSAGE = (MAX_PAYLOAD_BYTES - 1) // _UID_LETTERS
 
 
 class Notifier:
-    """Tells other nodes, and hears from them."""
+    """Sends notifications to other nodes, and acts on theirs."""
 
     def __init__(
         self,
@@ -71,27 +72,24 @@ class Notifier:
         """Of subscriptions beyond `MAX_NAMED`."""
         self._changed_buckets: set[int] = set()
         self._to_all: set[str] = set()
-        self._heard_as: UUID | None = None
+        self._listening_as: UUID | None = None
         self._listen_at_s = 0.0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
-        self.said = 0
-        """Notifications that went out."""
-        self.heard = 0
-        """Those of other nodes that came in, and were of use."""
+        self.sent = 0
+        """Notifications sent."""
+        self.received = 0
+        """Notifications of other nodes received."""
         self.failures = 0
-        """Statements that failed; what they were to say, polling finds."""
-        store.on_heard = self._hear
-        ownership.on_moved = self.tell_moved
-        changes.on_foreign = self.tell_changed
+        """Statements that failed; polling finds what they were about."""
 
     def start(self) -> None:
-        """Begin to hear; what was to be told before is told now."""
+        """Start listening, and send what was added before."""
         self._task = asyncio.create_task(self._run(), name="notifier")
 
     async def stop(self) -> None:
-        """Say what is still to be said, if that can be done soon, and end."""
+        """Send what is still queued, within `STOP_S`, and end."""
         self._is_stopping = True
         self._wake.set()
         if self._task is not None:
@@ -100,26 +98,26 @@ class Notifier:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._store.close()
 
-    # ------------------------------------------------------------------------------ what is told
+    # ------------------------------------------------------------------------------------ sending
 
-    def tell_due(self, subscription_uid: UUID, bucket: int) -> None:
-        """Something was committed for a subscription of another node's."""
+    def notify_due(self, subscription_uid: UUID, bucket: int) -> None:
+        """Queue a notification: a delivery was committed for a subscription of another node."""
         if len(self._due) < MAX_NAMED:
             self._due[subscription_uid] = bucket
         else:
             self._due_buckets.add(bucket)
         self._wake.set()
 
-    def tell_changed(self, bucket: int | None) -> None:
-        """The change log has news of a bucket of another node's; None: for everybody."""
+    def notify_changed(self, bucket: int | None) -> None:
+        """Queue a notification: the change log has a new row of a bucket; None: for all nodes."""
         if bucket is None:
             self._to_all.add("c")
         else:
             self._changed_buckets.add(bucket)
         self._wake.set()
 
-    def tell_moved(self) -> None:
-        """Who owns what has changed by this node's doing: it came, took, gave or left."""
+    def notify_moved(self) -> None:
+        """Queue a notification: this node joined, took or gave buckets, or left."""
         self._to_all.add("n")
         self._wake.set()
 
@@ -145,29 +143,29 @@ class Notifier:
                 return
 
     async def _turn(self) -> None:
-        """Hear what is to be heard, and say what was gathered."""
+        """Listen on the channels of this node, and send what is queued."""
         node_id, now_s = self._ownership.node_id, asyncio.get_running_loop().time()
-        if now_s >= self._listen_at_s or node_id != self._heard_as:
-            if await self._store.listen([channel_of(node_id), ALL_NODES]):
+        if now_s >= self._listen_at_s or node_id != self._listening_as:
+            if await self._store.listen([channel_of(node_id), ALL_NODES], self._receive):
                 self._ownership.poke()
-                self._changes.hear()
+                self._changes.read_soon()
                 self._sweeper.sweep_soon()
-            self._heard_as = node_id
+            self._listening_as = node_id
             self._listen_at_s = now_s + LISTEN_INTERVAL_S
         messages = self._take_messages()
         if messages:
             await self._store.notify(messages)
-            self.said += len(messages)
+            self.sent += len(messages)
 
     def _take_messages(self) -> list[tuple[str, str]]:
-        """What was gathered, addressed as ownership stands at this moment."""
+        """Empty the queue; return it addressed by ownership as of the last survey."""
         me = self._ownership.node_id
         messages = [(ALL_NODES, f"{kind}{me.hex}") for kind in sorted(self._to_all)]
         due: defaultdict[UUID, list[UUID]] = defaultdict(list)
         for uid, bucket in self._due.items():
             owner = self._ownership.owner_of(bucket)
             if owner == me:
-                self._lanes.touch(uid, bucket)  # it has become ours since
+                self._lanes.touch(uid, bucket)  # this node owns it by now
             elif owner is not None:
                 due[owner].append(uid)
         for owner, uids in due.items():
@@ -183,45 +181,45 @@ class Notifier:
         owners = {self._ownership.owner_of(bucket) for bucket in buckets}
         return {owner for owner in owners if owner is not None} - {self._ownership.node_id}
 
-    # ------------------------------------------------------------------------------ what is heard
+    # ---------------------------------------------------------------------------------- receiving
 
-    def _hear(self, channel: str, payload: str) -> None:
+    def _receive(self, channel: str, payload: str) -> None:
         kind, rest = payload[:1], payload[1:]
         if channel == ALL_NODES and rest == self._ownership.node_id.hex:
-            return  # its own word
-        self.heard += 1
+            return  # its own notification
+        self.received += 1
         if kind == "d":
-            self._hear_due(rest)
+            self._receive_due(rest)
         elif kind == "s":
             self._sweeper.sweep_soon()
         elif kind == "c":
-            self._changes.hear()
+            self._changes.read_soon()
         elif kind == "n":
             self._ownership.poke()
-        # Anything else is a later version's.
+        # Other kinds are those of later versions.
 
-    def _hear_due(self, names: str) -> None:
+    def _receive_due(self, names: str) -> None:
         for uid in uids_of(names):
             bucket = bucket_of(uid)
-            # Never passed on: two nodes that each took the other for the owner would not stop.
+            # Never forwarded: two nodes that each took the other for the owner would not stop.
             if self._ownership.owns(bucket):
                 self._lanes.touch(uid, bucket, from_peer=True)
 
 
 def channel_of(node_id: UUID) -> str:
-    """The channel that a node alone hears."""
+    """Return the channel on which only this node listens."""
     return f"hookline_{node_id.hex}"
 
 
 def named(uids: list[UUID]) -> Iterable[str]:
-    """The uids as text, as many in each as a notification carries."""
+    """Encode uids as texts, as many in each as a notification can carry."""
     letters = [base64.urlsafe_b64encode(uid.bytes)[:_UID_LETTERS].decode() for uid in uids]
     for begin in range(0, len(letters), _UIDS_PER_MESSAGE):
         yield "".join(letters[begin : begin + _UIDS_PER_MESSAGE])
 
 
 def uids_of(names: str) -> Iterable[UUID]:
-    """The uids in a text; nothing, from the first that is none on."""
+    """Decode the uids in a text, up to the first that is invalid."""
     for begin in range(0, len(names), _UID_LETTERS):
         try:
             yield UUID(bytes=base64.urlsafe_b64decode(f"{names[begin : begin + _UID_LETTERS]}=="))

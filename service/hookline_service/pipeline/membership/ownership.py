@@ -3,25 +3,25 @@
 Theory of operation. Liveness is one row, renewed every third of the lease; owning a bucket is
 another row that changes only when ownership does. The local lease counts from before the renewal
 was sent, less a second for drift, so it ends before the database's does: a node that was frozen
-sends nothing more, even before it learns that it was expired. A node whose row is gone drops
-everything and registers anew under another id.
+sends nothing more, even before it reads that it was expired. A node whose row is gone drops
+everything and registers again under another id.
 
-    heartbeat: renew ─▶ survey ─▶ expire who is overdue, take what is vacant (up to the fair share)
-                     │        └─▶ a surplus rests; each bucket of it is given as it falls quiet
-                     └▶ row gone: lose everything, register anew
+    heartbeat: renew ─▶ survey ─▶ expire overdue nodes, take vacant buckets (up to the fair share)
+                     │        └─▶ a surplus accepts no new work; each bucket is given once drained
+                     └▶ row gone: lose everything, register again
 
-A node that cannot do what owning a bucket asks for gives its buckets up: where its records or its
-reads of what is due have failed for a lease, although its heartbeats came through, another node may
-do better; where there is none, it keeps them. Where the database is another copy of itself (a
-failover), what this node owned it owned on the one before: it registers anew, and for a lease
-expires no other node, whose lease may have been renewed on the copy that is gone. Nor does a node
-whose own lease ended while its row stayed: the database was away, perhaps from all nodes, and the
-first one back must leave the others time.
+A node that cannot do the work of a bucket gives its buckets up: if its records or its refills have
+failed for a whole lease although its heartbeats succeeded, another node may do better. If there is
+no other node, it keeps them. If the database is another copy of itself (a failover), the node owned
+its buckets on the previous copy: it registers again, and for one lease expires no other node,
+because their leases may have been renewed on the copy that is gone. The same holds for a node whose
+own lease ended while its row stayed: the database was unreachable, perhaps from all nodes, and the
+first node to return must leave the others time to renew.
 
-A beat comes every third of the lease, and at once when there is something to see: another node's
-lease ends, one has come or gone (`notify.py` carries the word), a bucket that rests falls quiet. A
-node that is about to stop has no share: it gives everything, and what hangs on a slow target goes
-last.
+A heartbeat is sent every third of the lease, and at once when there is a reason: the lease of
+another node ends, a node joined or left (`notifications.py`), a bucket that is to be given is
+drained. A node that is about to stop has no share: it gives everything, and buckets with a slow
+target in flight last.
 """
 
 from __future__ import annotations
@@ -42,46 +42,46 @@ from hookline_service.store.ownership import BucketLease, OwnershipStore, Survey
 
 DRIFT_S = 1.0
 BURST_S = 0.05
-"""What wakes the heartbeat comes in bursts: two beats are at least so far apart."""
+"""Least time between two heartbeats, because their causes come in bursts."""
 SLOW_S = 1.0
-"""A surplus bucket that has rested for so long without falling quiet is kept, and another given."""
+"""A surplus bucket that is not drained after this time is kept, and another one given."""
 
 LOOK_AGAIN_S = 0.5
-"""When to look again at who is overdue and could not be expired: a record of its was being written,
-or somebody else was faster."""
+"""When to try again to expire an overdue node whose row was locked by a record batch of its own, or
+that another node expired first."""
 
 _log = structlog.get_logger(__name__)
 
 
 class BucketHolder(Protocol):
-    """Who holds work by bucket: told what was gained and lost, asked what is quiet."""
+    """The holder of work by bucket (the lanes)."""
 
     def buckets_gained(self, buckets: Iterable[int]) -> None:
-        """These are ours now; their pending rows are to be found."""
+        """Begin to look for the pending rows of buckets that this node owns from now on."""
         ...
 
     def buckets_lost(self, buckets: Iterable[int]) -> None:
-        """These are ours no longer: forget everything of them, at once."""
+        """Drop everything of buckets that this node owns no longer, at once."""
         ...
 
     def quiet_buckets(self, buckets: Iterable[int]) -> set[int]:
-        """Those of which nothing is in flight. They take no new work from now on; all others do."""
+        """Stop new work of these buckets, and of no others; return those with nothing in flight."""
         ...
 
 
 class Worker(Protocol):
-    """What does a part of the work of a bucket on a connection of its own."""
+    """A loop that does part of the work of a bucket, on a connection of its own."""
 
     @property
     def is_failing(self) -> bool:
-        """Whether its last statement failed by the database's doing."""
+        """Whether its last statement failed because of the database."""
         ...
 
 
 class Ownership:
     """The row of this node, and its buckets."""
 
-    def __init__(  # noqa: PLR0913 - its parts, and what it says of itself by name
+    def __init__(  # noqa: PLR0913 - its parts, and settings by name
         self,
         store: OwnershipStore,
         holder: BucketHolder,
@@ -91,14 +91,16 @@ class Ownership:
         *,
         version: str,
         lease_s: float = 10.0,
+        on_moved: Callable[[], None],
         is_alone: bool = False,
-        place: str = "",
+        worker_name: str = "",
     ) -> None:
-        """Take what it is made of.
+        """Construct a node that owns nothing yet.
 
-        `is_alone`: no other node can live on this database (`hookline dev` holds its directory's
-        lock), so whoever is registered is dead and waits for no lease to end. `place`: the
-        supervisor's name for this process; whoever had it before is dead for sure. Empty: none.
+        `on_moved` is called when this node joined, took or gave buckets, or left. `is_alone`: no
+        other node can run on this database (`hookline dev` holds the lock of its directory), so all
+        registered nodes are dead and are expired without waiting for their leases. `worker_name` is
+        the supervisor's name of this process; a node with the same name has ended. Empty: none.
         """
         self._store = store
         self._holder = holder
@@ -108,14 +110,15 @@ class Ownership:
         self._version = version
         self._lease_s = lease_s
         self._is_alone = is_alone
-        self._place = place
+        self._on_moved = on_moved
+        self._worker_name = worker_name
         self.workers: Sequence[Worker] = ()
         """Without them this node cannot do the work of a bucket."""
         self._failing_since_s: float | None = None
         """Since when a worker has failed at each heartbeat."""
         self._is_unable = False
         self._must_register = False
-        self._expires_nobody_until_s = 0.0
+        self._no_expiry_until_s = 0.0
         self._address = ""
         self._is_leaving = False
         self._lease_until_s = 0.0
@@ -126,64 +129,62 @@ class Ownership:
         self._wake = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
-        self.on_moved: Callable[[], None] = lambda: None
-        """Called when others should look at who owns what: this node came, took, gave or left."""
         self.node_id = UUID(int=0)
         self.lease_changes = 0
 
     @property
     def buckets(self) -> frozenset[int]:
-        """What this node owns."""
+        """The buckets that this node owns."""
         return frozenset(self._buckets)
 
     def owns(self, bucket: int) -> bool:
-        """Whether deliveries of a bucket are this node's to send."""
+        """Return whether this node sends the deliveries of a bucket."""
         return bucket in self._buckets
 
     def owner_of(self, bucket: int) -> UUID | None:
-        """Who owns a bucket, as the last survey saw it; None: nobody that lives."""
+        """Return the owner of a bucket as of the last survey; None: no live node."""
         return self.node_id if bucket in self._buckets else self._owner_of.get(bucket)
 
     def may_send(self) -> bool:
-        """Whether the lease surely holds now; asked just before a request's bytes go out."""
+        """Return whether the lease surely holds; checked just before a request is written."""
         return self._clock.boottime_s() < self._lease_until_s
 
     async def start(self) -> None:
-        """Register and take what is free, then keep renewing. Raises where the database is away."""
+        """Register, take vacant buckets, start the heartbeat. Raises if the database is away."""
         if self._is_alone:
             await self._store.expire_all()
-        elif self._place:
-            await self._store.expire_predecessor(self._place)
+        elif self._worker_name:
+            await self._store.expire_predecessor(self._worker_name)
         await self._register()
         await self._rebalance()
-        self._task = asyncio.create_task(self._beat(), name="heartbeat")
+        self._task = asyncio.create_task(self._run(), name="heartbeat")
 
     def serve_at(self, address: str) -> None:
-        """Where this node serves, for others to see from the next beat on, which comes at once."""
+        """Publish the address of this node with a heartbeat that is sent at once."""
         self._address = address
         self.poke()
 
     def poke(self) -> None:
-        """Beat now: somebody came or left, or a bucket that is to be given has fallen quiet."""
+        """Send a heartbeat now: membership changed, or a bucket to be given is drained."""
         self._wake.set()
 
     def begin_leaving(self) -> None:
-        """Send nothing more, and give each bucket as soon as nothing of it is in flight."""
+        """Begin a graceful shutdown: give each bucket as soon as nothing of it is in flight."""
         self._is_leaving = True
         self.poke()
 
     def history_changed(self) -> None:
-        """Own nothing any more: the database is another copy, on which another may own it all."""
+        """Drop all ownership: the database is another copy, on which others may own everything."""
         now_s = self._clock.boottime_s()
         self._lease_until_s = 0.0
-        self._expires_nobody_until_s = now_s + self._lease_s
+        self._no_expiry_until_s = now_s + self._lease_s
         self._must_register = True
         self._lose(set(self._buckets))
         self._owner_of.clear()
         self.poke()
 
     async def stop(self) -> None:
-        """Leave: the buckets are vacant at once. Call when nothing is in flight any more."""
+        """Deregister, so that the buckets are vacant at once. Call with nothing in flight."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -192,21 +193,21 @@ class Ownership:
             await self._store.leave(self.node_id)
         except TRANSIENT:
             _log.warning("node_deregistration_failed", node_id=str(self.node_id))
-        self.on_moved()
+        self._on_moved()
         await self._store.close()
 
     async def _register(self) -> None:
         self._lose(set(self._buckets))
         if self._must_register:
             await self._store.open()
-            await self._store.leave(self.node_id)  # of before the failover; nobody waits for it
+            await self._store.leave(self.node_id)  # the row of before the failover
             self._must_register = False
         self.node_id = make_uuid7(self._time.unix_ms(), self._random.getrandbits(74))
         await self._store.register(
-            self.node_id, self._lease_s, socket.gethostname(), self._version, self._place
+            self.node_id, self._lease_s, socket.gethostname(), self._version, self._worker_name
         )
         await self._renew()
-        self.on_moved()
+        self._on_moved()
 
     async def _renew(self) -> bool:
         sent_s = self._clock.boottime_s()
@@ -220,16 +221,16 @@ class Ownership:
             return False
         self._time.measure(database_s, sent_s, self._clock.boottime_s())
         if 0 < self._lease_until_s < sent_s - DRIFT_S:
-            # No other node expired this one: the database was away from all of them.
-            self._expires_nobody_until_s = sent_s + self._lease_s
+            # No other node expired this one, so the database was unreachable from all of them.
+            self._no_expiry_until_s = sent_s + self._lease_s
         self._lease_until_s = sent_s + self._lease_s - DRIFT_S
         return True
 
-    async def _beat(self) -> None:
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         while True:
-            # From beat to beat: one that waited for others does not delay the next.
+            # Measured from start to start, so that a slow heartbeat does not delay the next one.
             await self._wait(began_s)
             began_s = loop.time()
             try:
@@ -240,7 +241,7 @@ class Ownership:
                 _log.exception("heartbeat_broken")
 
     async def _wait(self, began_s: float) -> None:
-        """Until the next beat after the one that began then."""
+        """Wait until the next heartbeat after the one that began then."""
         pause_s = self._lease_s / 3
         if self._next_end_s is not None:
             pause_s = min(pause_s, self._next_end_s + BURST_S)
@@ -254,7 +255,7 @@ class Ownership:
         self._wake.clear()
 
     async def heartbeat(self) -> None:
-        """One beat: renew, or register anew where the row is gone; then see to the fair share."""
+        """Renew the lease, or register again if the row is gone; then take or give buckets."""
         async with self._one_at_a_time:
             try:
                 if self._must_register or not await self._renew():
@@ -262,13 +263,13 @@ class Ownership:
                     self._lease_until_s = 0.0
                     await self._register()
             except BaseException:
-                self._failing_since_s = None  # all are away, and no other node may do better
+                self._failing_since_s = None  # the database is away from all nodes
                 raise
             self._check_workers()
             await self._rebalance()
 
     def _check_workers(self) -> None:
-        """Find out whether this node can do what owning a bucket asks for."""
+        """Set whether this node can do the work of its buckets."""
         if not any(worker.is_failing for worker in self.workers):
             self._failing_since_s, self._is_unable = None, False
             return
@@ -277,7 +278,7 @@ class Ownership:
             self._failing_since_s = now_s
         elif not self._is_unable and now_s - self._failing_since_s >= self._lease_s:
             self._is_unable = True
-            self.poke()  # so that the others see at once that this node counts out
+            self.poke()  # so that others see at once that this node takes no share
 
     async def _rebalance(self) -> None:
         survey = await self._store.survey(self.node_id)
@@ -299,18 +300,18 @@ class Ownership:
         if len(ours) < share:
             await self._take(survey, share - len(ours))
 
-    async def _take(self, survey: Survey, room: int) -> None:
-        spares_s = self._expires_nobody_until_s - self._clock.boottime_s()
-        if spares_s > 0:
-            self._next_end_s = min(spares_s, self._next_end_s or spares_s)
+    async def _take(self, survey: Survey, count: int) -> None:
+        no_expiry_s = self._no_expiry_until_s - self._clock.boottime_s()
+        if no_expiry_s > 0:
+            self._next_end_s = min(no_expiry_s, self._next_end_s or no_expiry_s)
         free = [
             lease
             for lease in survey.leases
-            if (lease.is_vacant or (lease.is_overdue and spares_s <= 0))
+            if (lease.is_vacant or (lease.is_overdue and no_expiry_s <= 0))
             and lease.node_id != self.node_id
         ]
         self._random.shuffle(free)
-        wanted: list[BucketLease] = free[:room]
+        wanted: list[BucketLease] = free[:count]
         if wanted:
             overdue = {lease.node_id for lease in wanted if lease.is_overdue and lease.node_id}
             taken = set(await self._store.take(self.node_id, list(overdue), wanted))
@@ -318,7 +319,7 @@ class Ownership:
                 self._next_end_s = LOOK_AGAIN_S
             self._gain(taken)
             if taken:
-                self.on_moved()
+                self._on_moved()
 
     def _gain(self, buckets: set[int]) -> None:
         if buckets:
@@ -328,7 +329,7 @@ class Ownership:
             self._holder.buckets_gained(buckets)
 
     async def _give(self, ours: Collection[int], count: int) -> None:
-        """Let a surplus of so many buckets rest, and give what is quiet of it."""
+        """Stop new work of a surplus of so many buckets, and give those that are drained."""
         surplus = self._surplus(ours, count) if count > 0 else []
         quiet = self._holder.quiet_buckets(surplus)
         now_s = self._clock.boottime_s()
@@ -342,20 +343,20 @@ class Ownership:
         given = await self._store.give(self.node_id, sorted(quiet))
         _log.info("buckets_handed_over", count=len(given))
         self._lose(quiet)
-        self.on_moved()
+        self._on_moved()
 
     async def _give_up(self, ours: set[int]) -> None:
-        """Give everything, whatever is in flight: its outcomes could not be recorded anyway."""
+        """Give everything, also what is in flight: outcomes could not be recorded anyway."""
         self._lose(set(self._buckets))
         if ours:
             await self._store.give(self.node_id, sorted(ours))
             _log.error("buckets_released", count=len(ours))
-            self.on_moved()
+            self._on_moved()
 
     def _surplus(self, ours: Collection[int], count: int) -> list[int]:
-        """Which to give: those that rest already, unless a slow target holds them up.
+        """Return the buckets to give: first those that drain already, unless a slow target blocks.
 
-        Neither by load nor by number of subscriptions: a newcomer gets a fair mixture of both.
+        Load and number of subscriptions do not count: a new node gets a fair mixture of both.
         """
         now_s = self._clock.boottime_s()
         since_s = self._rests_since_s

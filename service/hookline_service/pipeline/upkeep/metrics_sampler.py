@@ -1,9 +1,8 @@
-"""The pulse of a node: what it is, read once a second and set down for whoever collects.
+"""Samples the gauges of a node once a second: lanes, buckets, connections, backlog, loop lag.
 
-Counters count what happens; these are what is: lanes, buckets, connections, the backlog, how late
-the event loop wakes. They are read here, in the loop whose they are, and never by the threads that
-collect. What the database is asked for, it is asked seldom, and a database that does not answer is
-no reason for anything.
+Counters are incremented where things happen; gauges are sampled here, in the event loop that owns
+the values, and never in the threads that export them. The database is queried at every
+`QUERY_EVERY`th sample only; a failed query is logged and has no other effect.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from hookline_service.telemetry.meters import Meters
 _log = structlog.get_logger(__name__)
 
 INTERVAL_S: Final = 1.0
-ASK_EVERY: Final = 15
-"""Of so many beats the database is asked at one."""
+QUERY_EVERY: Final = 15
+"""The database is queried at one of so many samples."""
 _MILLISECONDS: Final = 1_000
 
 
 class Watched(NamedTuple):
-    """The parts of a node that are looked at."""
+    """The parts of a node that are sampled."""
 
     lanes: Lanes
     deliverer: Deliverer
@@ -46,12 +45,12 @@ class Watched(NamedTuple):
 
 
 class MetricsSampler:
-    """Beats while it is started; does nothing where nobody collects."""
+    """Samples gauges between start and stop, if an exporter is configured."""
 
     def __init__(
         self, meters: Meters, watched: Watched, before_each: Callable[[], None] = lambda: None
     ) -> None:
-        """`before_each` is called at every beat."""
+        """`before_each` is called before every sample."""
         self._meters = meters
         self._watched = watched
         self._before_each = before_each
@@ -59,35 +58,35 @@ class MetricsSampler:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, if anybody collects."""
+        """Start sampling, if an exporter is configured."""
         if self._meters.is_on:
-            self._task = asyncio.create_task(self._run(), name="pulse")
+            self._task = asyncio.create_task(self._run(), name="metrics sampler")
 
     async def stop(self) -> None:
-        """End; the last that is told of this process is that it has nothing."""
+        """Stop sampling; the last exported values of this process are zeros."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._meters.reset_gauges()
 
     async def _run(self) -> None:
-        loop, beats = asyncio.get_running_loop(), 0
+        loop, samples = asyncio.get_running_loop(), 0
         while True:
             try:
-                self.beat()
-                if beats % ASK_EVERY == 0:
-                    await self.ask()
+                self.sample()
+                if samples % QUERY_EVERY == 0:
+                    await self.query()
             except (*TRANSIENT, RejectedError) as error:
                 _log.warning("health_sample_failed", error=str(error))
-            except Exception:  # noqa: BLE001 - logged whole; the next beat goes on
+            except Exception:  # noqa: BLE001 - logged whole; the next sample goes on
                 _log.exception("metrics_sampler_broken")
-            beats += 1
+            samples += 1
             due_s = loop.time() + INTERVAL_S
             await asyncio.sleep(INTERVAL_S)
             self._meters.loop_lag.add(max(0.0, loop.time() - due_s))
 
-    def beat(self) -> None:
-        """Read what this node's memory says."""
+    def sample(self) -> None:
+        """Sample this node's memory."""
         meters, watched = self._meters, self._watched
         self._before_each()
         counts = watched.lanes.counts()
@@ -123,8 +122,8 @@ class MetricsSampler:
         meters.cpu_time.set(usage.ru_utime, (("cpu.mode", "user"),))
         meters.cpu_time.set(usage.ru_stime, (("cpu.mode", "system"),))
 
-    async def ask(self) -> None:
-        """Read what the database says of the whole deployment."""
+    async def query(self) -> None:
+        """Sample the whole deployment from the database."""
         meters, watched = self._meters, self._watched
         backlog = await watched.status.backlog()
         meters.pending.set(backlog.count)

@@ -1,8 +1,8 @@
 """The system account that the embedded Postgres runs as, and the directories that are given to it.
 
 Postgres refuses to run as root, so a root Hookline starts it as another user; an ordinary user is
-that account himself. Owns running a program as the account, and making a directory for it without
-trusting a name in a directory that others may write to. Knows nothing of clusters.
+that account itself. Owns running a program as the account, and making a directory for it without
+trusting a name in a directory that others may write to. Independent of clusters.
 """
 
 import contextlib
@@ -143,7 +143,7 @@ def open_directory(path: Path, *, uid: int) -> int:
 
 
 def is_private(path: Path, *, uid: int) -> bool:
-    """Whether this is a real directory of this user's that nobody else may enter."""
+    """Whether this is a real directory of this user's that no other user may enter."""
     found = path.lstat()
     return (
         stat.S_ISDIR(found.st_mode)

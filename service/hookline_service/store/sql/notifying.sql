@@ -1,4 +1,4 @@
--- Word between nodes. Nothing depends on it: what is not heard, the heartbeat, the sweep and the change log find.
+-- Notifications between nodes. Nothing depends on them: the heartbeat, the sweep and the change log find what is lost.
 
 -- name: no_flush
 SET synchronous_commit = off

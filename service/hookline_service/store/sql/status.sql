@@ -34,7 +34,7 @@ FROM unnest($1::smallint[], $2::uuid[]) AS l (bucket, subscription_uid) CROSS JO
 WHERE p.due_at <= hookline_now()
 
 -- name: oldest_xmin
--- How many transactions lie between now and the oldest snapshot that anybody holds: what was deleted since, vacuum must leave.
+-- How many transactions lie between now and the oldest snapshot that any session holds: vacuum cannot remove what was deleted since.
 SELECT greatest(
     (SELECT max(age(backend_xmin)) FROM pg_stat_activity WHERE pid <> pg_backend_pid()),
     (SELECT max(age(transaction)) FROM pg_prepared_xacts),

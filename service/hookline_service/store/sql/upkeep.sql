@@ -51,7 +51,7 @@ RETURNING c.change_id
 
 -- name: prune_subscriptions
 -- The tombstones from before $1 among the next $2 behind ($3, $4), but those that history or a pending row still names. The
--- tenant's `pruned_epoch` tells indexes that did not learn of the deletion. Each is looked up by an index: an anti-join might
+-- tenant's `pruned_epoch` marks indexes that lack the deletion. Each is looked up by an index: an anti-join might
 -- read history whole.
 WITH old AS MATERIALIZED (
     SELECT deleted_at, subscription_uid, tenant_uid, bucket, changed_epoch FROM subscriptions
@@ -115,8 +115,8 @@ SELECT EXISTS (
 -- name: database_now
 SELECT hookline_now() AS now
 
--- name: lock_room
--- How many locks the server has room for, of all sessions together.
+-- name: lock_capacity
+-- How many locks the server can hold, of all sessions together.
 SELECT (l.setting::bigint * (SELECT sum(setting::bigint) FROM pg_settings
                              WHERE name IN ('max_connections', 'max_prepared_transactions')))::bigint AS locks,
        l.setting::integer AS per_transaction
