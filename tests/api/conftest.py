@@ -122,7 +122,7 @@ def servicers_of(rig: Rig, **replaced: Any) -> Servicers:  # noqa: ANN401 (any s
         ),
         "deliveries": DeliveryServicer(
             deliveries=DeliveryStore(rig.database),
-            operator=rig.operator,
+            delivery_actions=rig.delivery_actions,
             lanes=rig.lanes,
             pages=pages,
         ),

@@ -177,8 +177,8 @@ async def controlling(
                 subscriptions=Subscriptions(rig.database, rig.secrets),
                 deliveries=DeliveryStore(rig.database),
                 changes=rig.changes,
-                trial=rig.trial,
-                consents=TargetHandshakes(
+                test_events=rig.test_events,
+                target_handshakes=TargetHandshakes(
                     rig.database,
                     rig.secrets,
                     Handshake(rig.transport, ORIGIN),

@@ -112,7 +112,9 @@ def test_brackets_in_a_string_are_no_depth() -> None:
 async def test_states(state: bytes) -> None:
     unused: Any = sentinel.unused
     pages = Pages(b"key", Limits())
-    servicer = DeliveryServicer(deliveries=unused, operator=unused, lanes=unused, pages=pages)
+    servicer = DeliveryServicer(
+        deliveries=unused, delivery_actions=unused, lanes=unused, pages=pages
+    )
     request = with_many(ListDeliveriesRequest, "states", state)
     request.tenant = "tenants/acme"
     began_s = time.process_time()

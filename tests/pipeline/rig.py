@@ -178,8 +178,10 @@ class Rig:
         self._make_delivery()
         self._make_publishing()
         operations = OperationStore(self.database)
-        self.operator = DeliveryActions(operations, self.changes, self.time)
-        self.trial = TestEvents(operations, self.configs, self.catalog, self.time, self.random)
+        self.delivery_actions = DeliveryActions(operations, self.changes, self.time)
+        self.test_events = TestEvents(
+            operations, self.configs, self.catalog, self.time, self.random
+        )
         self.upkeep_store = UpkeepStore(session("upkeep"))
         self.upkeep = Upkeep(self.upkeep_store)
         self.ownership.workers = (self.recorder, self.refiller, self.sweeper, self.changes)

@@ -17,7 +17,7 @@ async def recorded(rig: Rig, count: int) -> None:
 
 @pytest.mark.parametrize("cut", ["cut_request", "cut_answer"])
 @pytest.mark.parametrize("status", [200, 500])
-async def test_a_record_whose_answer_is_lost_is_written_once_and_sent_once(
+async def test_record_with_a_lost_answer_is_written_and_sent_once(
     database_url: str, receiver: Receiver, cut: str, status: int
 ) -> None:
     async with (
@@ -46,7 +46,7 @@ async def test_a_record_whose_answer_is_lost_is_written_once_and_sent_once(
         assert set(receiver.counts.values()) == {1}
 
 
-async def test_a_killed_backend_loses_nothing(rig: Rig, receiver: Receiver) -> None:
+async def test_killed_backend_loses_no_delivery(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url, max_in_flight=8)
     published = asyncio.gather(
@@ -70,7 +70,7 @@ async def test_a_killed_backend_loses_nothing(rig: Rig, receiver: Receiver) -> N
     assert len(receiver.counts) == 300
 
 
-async def test_stopping_while_the_database_is_away_ends_and_leaves_the_rows(
+async def test_stop_without_a_database_ends_and_keeps_the_rows(
     database_url: str, receiver: Receiver
 ) -> None:
     async with Wire(database_url) as wire:

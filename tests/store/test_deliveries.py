@@ -46,9 +46,7 @@ async def ids_of(
     return seen
 
 
-async def test_a_pending_delivery_says_when_it_is_due(
-    rows: Rows, deliveries: DeliveryStore
-) -> None:
+async def test_pending_delivery_shows_its_due_time(rows: Rows, deliveries: DeliveryStore) -> None:
     acme = await rows.tenant("acme")
     orders = await rows.subscription(acme, "orders")
     event_id = await rows.event(acme, event_type="order.paid")
@@ -75,7 +73,7 @@ async def test_a_pending_delivery_says_when_it_is_due(
         ("DISABLED", DeliveryStateReason.SUBSCRIPTION_DISABLED),
     ],
 )
-async def test_a_held_delivery_says_why_and_no_time(
+async def test_held_delivery_shows_the_reason_and_no_time(
     rows: Rows, deliveries: DeliveryStore, state: str, reason: DeliveryStateReason
 ) -> None:
     acme = await rows.tenant("acme")
@@ -86,7 +84,7 @@ async def test_a_held_delivery_says_why_and_no_time(
     assert found.last_attempt is None
 
 
-async def test_a_delivery_whose_subscription_is_deleted_is_due_no_more(
+async def test_delivery_of_a_deleted_subscription_has_no_due_time(
     rows: Rows, deliveries: DeliveryStore
 ) -> None:
     """Until its owner cancels it, which takes a moment."""
@@ -99,7 +97,7 @@ async def test_a_delivery_whose_subscription_is_deleted_is_due_no_more(
     assert await ids_of(deliveries, Selection(tenant_id="acme")) == [delivery_id]
 
 
-async def test_a_success_at_once_shows_the_attempt_of_its_own_row(
+async def test_first_attempt_success_shows_the_attempt_of_its_row(
     rows: Rows, deliveries: DeliveryStore
 ) -> None:
     acme = await rows.tenant("acme")
@@ -269,7 +267,9 @@ async def test_an_events_deliveries_are_listed_wherever_they_stand(
     assert len(await ids_of(deliveries, pending)) == 3
 
 
-async def test_what_is_not_there_is_told_apart(rows: Rows, deliveries: DeliveryStore) -> None:
+async def test_missing_tenant_subscription_and_event_have_their_own_errors(
+    rows: Rows, deliveries: DeliveryStore
+) -> None:
     other_event = await rows.event(await rows.tenant("other"))
     await rows.tenant("acme")
     cases = [
@@ -298,7 +298,7 @@ async def test_a_recreated_subscription_inherits_no_deliveries(
     assert await ids_of(deliveries, named) == [new]
 
 
-async def test_a_moving_delivery_is_seen_exactly_once(
+async def test_delivery_that_moves_is_listed_exactly_once(
     rows: Rows, deliveries: DeliveryStore
 ) -> None:
     """While deliveries go to history and come back, every read shows each of them once."""

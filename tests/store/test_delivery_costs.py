@@ -28,7 +28,7 @@ async def rows(database_url: str) -> AsyncIterator[Rows]:
         yield rows
 
 
-async def test_no_read_walks_through_what_it_is_not_asked_for(rows: Rows) -> None:
+async def test_reads_touch_only_rows_of_their_result(rows: Rows) -> None:
     """Among 30,000 deliveries a page costs a few blocks, never what it would take to see all."""
     acme, other = await rows.tenant("acme"), await rows.tenant("other")
     busy, quiet = await rows.subscription(acme, "busy"), await rows.subscription(acme, "quiet")

@@ -109,7 +109,7 @@ async def test_a_page_with_data_ends_before_it_grows_too_large_but_holds_one(
     assert not page.has_more
 
 
-async def test_an_unknown_tenant_has_no_empty_list(rows: Rows, events: EventStore) -> None:
+async def test_list_of_an_unknown_tenant_is_not_found(rows: Rows, events: EventStore) -> None:
     await rows.tenant("empty")
     page = await events.page("empty", before=NEWEST, limit=9, with_data=True, max_bytes=PLENTY)
     assert (page.events, page.has_more) == ([], False)

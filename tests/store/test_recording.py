@@ -50,7 +50,7 @@ async def recording(database_url: str) -> AsyncIterator[Recording]:
     await ready.database.close()
 
 
-async def test_a_success_moves_the_row_into_history(recording: Recording) -> None:
+async def test_success_moves_the_row_into_history(recording: Recording) -> None:
     rows = recording.rows
     uid = await rows.subscription()
     delivery_id, node_id = await rows.pending(uid), await rows.node()
@@ -66,7 +66,7 @@ async def test_a_success_moves_the_row_into_history(recording: Recording) -> Non
     assert row["subscription_uid"] == uid
 
 
-async def test_a_failure_leaves_the_row_due_later_and_writes_its_attempt(
+async def test_failure_postpones_the_row_and_writes_its_attempt(
     recording: Recording,
 ) -> None:
     rows = recording.rows
@@ -86,7 +86,7 @@ async def test_a_failure_leaves_the_row_due_later_and_writes_its_attempt(
     ]
 
 
-async def test_a_last_attempt_is_written_beside_the_finished_row(recording: Recording) -> None:
+async def test_last_attempt_is_written_with_the_finished_row(recording: Recording) -> None:
     rows = recording.rows
     delivery_id, node_id = await rows.pending(await rows.subscription()), await rows.node()
     await recording.record(node_id, [], [rescheduled_row(delivery_id)])
@@ -152,7 +152,7 @@ async def test_a_node_without_a_lease_writes_nothing(
     assert await rows.all("attempts") == await rows.all("deliveries") == []
 
 
-async def test_a_node_is_not_expired_in_the_middle_of_its_record(
+async def test_node_does_not_expire_during_its_record(
     recording: Recording, database_url: str
 ) -> None:
     """The lease is asked for and held: whoever expires waits, or goes on without."""
@@ -172,7 +172,7 @@ async def test_a_node_is_not_expired_in_the_middle_of_its_record(
     assert await writing == {delivery_id}
 
 
-async def test_many_rows_of_a_batch_match_each_for_itself(recording: Recording) -> None:
+async def test_rows_of_a_batch_match_independently(recording: Recording) -> None:
     rows = recording.rows
     uid, node_id = await rows.subscription(), await rows.node()
     ids = [await rows.pending(uid) for _ in range(20)]
@@ -185,7 +185,7 @@ async def test_many_rows_of_a_batch_match_each_for_itself(recording: Recording) 
     assert len(await rows.all("deliveries")) == len(await rows.all("attempts")) == 5
 
 
-async def test_a_row_that_poisons_a_batch_leaves_nothing_of_it(recording: Recording) -> None:
+async def test_bad_row_rolls_back_its_batch(recording: Recording) -> None:
     rows = recording.rows
     uid, node_id = await rows.subscription(), await rows.node()
     good, bad = await rows.pending(uid), await rows.pending(uid)
@@ -199,7 +199,7 @@ async def test_a_row_that_poisons_a_batch_leaves_nothing_of_it(recording: Record
     assert {row["version"] for row in await rows.all("pending_deliveries")} == {0}
 
 
-async def test_parking_puts_a_row_off_and_says_nothing_of_an_attempt(recording: Recording) -> None:
+async def test_park_postpones_a_row_without_an_attempt(recording: Recording) -> None:
     rows = recording.rows
     delivery_id, node_id = await rows.pending(await rows.subscription()), await rows.node()
     bucket = delivery_id.int & 0xFF
@@ -230,7 +230,7 @@ async def disabled_by(recording: Recording, uid: UUID, **fields: object) -> set[
     return set(recorded.disabled)
 
 
-async def test_disabling_is_logged_for_the_owners_and_raises_the_version(
+async def test_disabling_is_in_the_change_log_and_raises_the_version(
     recording: Recording,
 ) -> None:
     uid = await recording.rows.subscription()
@@ -252,7 +252,7 @@ async def test_disabling_is_logged_for_the_owners_and_raises_the_version(
         {"deleted_at": datetime(2026, 1, 1, tzinfo=UTC)},
     ],
 )
-async def test_a_subscription_that_somebody_changed_meanwhile_is_left_alone(
+async def test_subscription_changed_meanwhile_is_not_disabled(
     recording: Recording, columns: dict[str, object]
 ) -> None:
     uid = await recording.rows.subscription(**columns)
@@ -264,7 +264,7 @@ async def test_a_subscription_that_somebody_changed_meanwhile_is_left_alone(
     assert row["version"] == 1
 
 
-async def test_a_target_that_failed_over_is_the_subscriptions_too(recording: Recording) -> None:
+async def test_failure_of_a_failover_url_disables_the_subscription(recording: Recording) -> None:
     other = "https://example.com/second"
     uid = await recording.rows.subscription(failover_urls=[other])
 
@@ -272,7 +272,7 @@ async def test_a_target_that_failed_over_is_the_subscriptions_too(recording: Rec
 
 
 @pytest.mark.parametrize("days,is_disabled", [(None, 0), (4.9, 0), (5.1, 1)])
-async def test_failing_disables_only_after_days_by_the_databases_word(
+async def test_failing_disables_only_after_days_by_the_database_clock(
     recording: Recording, days: float | None, is_disabled: int
 ) -> None:
     since = None if days is None else datetime.now(UTC) - timedelta(days=days)
@@ -303,7 +303,7 @@ async def test_failing_since_is_the_first_failure_after_the_last_success(
     assert await since() is None
 
 
-async def test_disabling_is_told_the_audit_log_as_the_services_own_doing(
+async def test_disabling_has_an_audit_entry_of_the_service(
     recording: Recording,
 ) -> None:
     uid = await recording.rows.subscription()
@@ -323,7 +323,7 @@ async def test_disabling_is_told_the_audit_log_as_the_services_own_doing(
     await verified(recording.database)
 
 
-async def test_disabling_waits_for_no_change_under_way(
+async def test_disabling_does_not_wait_for_open_audit_drafts(
     recording: Recording, database_url: str
 ) -> None:
     """Somebody's transaction that has its entry to make holds up no record."""

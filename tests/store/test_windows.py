@@ -130,9 +130,7 @@ async def test_pages_of_all_tenants_hold_each_row_once_newest_first(
     assert await walk(of_events) == sorted(history.events, reverse=True)
 
 
-async def test_what_is_old_is_found_behind_days_without_anything(
-    rows: Rows, database: Database
-) -> None:
+async def test_old_rows_are_found_after_days_without_rows(rows: Rows, database: Database) -> None:
     """Also where a deployment keeps years: an empty window is followed by one twice as long."""
     place = await rows.subscription(await rows.tenant("acme"), "s")
     await rows.connection.execute(

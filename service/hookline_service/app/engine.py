@@ -116,17 +116,19 @@ class Engine:
         self.key_lookup = ApiKeyLookup(session("access", timeout_s=LOOKUP_TIMEOUT_S))
         self.publisher = self._make_publisher(settings, path, random, instruments)
         self._make_delivery(settings, record, random, instruments)
-        self.consents = TargetHandshakes(
+        self.target_handshakes = TargetHandshakes(
             database,
             secrets,
             Handshake(self.transport, settings.egress.origin_name),
             user_agent=USER_AGENT,
         )
         operations, retention_days = OperationStore(database), settings.retention_days
-        self.operator = DeliveryActions(
+        self.delivery_actions = DeliveryActions(
             operations, self.changes, time, retention_days=retention_days
         )
-        self.trial = TestEvents(operations, configs, self.catalog, time, random, instruments.tracer)
+        self.test_events = TestEvents(
+            operations, configs, self.catalog, time, random, instruments.tracer
+        )
         self.upkeep = _make_upkeep(settings, path, secrets, instruments)
         self._connect_parts(path)
 

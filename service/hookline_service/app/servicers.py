@@ -53,8 +53,8 @@ def make_servicers(
             subscriptions=Subscriptions(database, secrets),
             deliveries=deliveries,
             changes=engine.changes,
-            trial=engine.trial,
-            consents=engine.consents,
+            test_events=engine.test_events,
+            target_handshakes=engine.target_handshakes,
             reader=SubscriptionReader(
                 limits=limits, egress=settings.egress.policy, https_only=settings.is_https_only
             ),
@@ -62,7 +62,10 @@ def make_servicers(
             limits=limits,
         ),
         deliveries=DeliveryServicer(
-            deliveries=deliveries, operator=engine.operator, lanes=engine.lanes, pages=pages
+            deliveries=deliveries,
+            delivery_actions=engine.delivery_actions,
+            lanes=engine.lanes,
+            pages=pages,
         ),
         operations=OperationsServicer(
             status=StatusStore(database),

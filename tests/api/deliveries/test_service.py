@@ -224,7 +224,7 @@ async def test_lists_that_are_refused(api: Api) -> None:
         assert (answer.code, set(answer.violations)) == (INVALID, fields)
 
 
-async def test_what_is_not_there_is_told_apart(api: Api) -> None:
+async def test_missing_tenant_subscription_and_event_have_their_own_errors(api: Api) -> None:
     cases = [
         (ListDeliveriesRequest(tenant="tenants/nobody"), "TENANT_NOT_FOUND"),
         (

@@ -58,7 +58,7 @@ async def test_retry_of_a_dead_letter_gets_a_new_budget_and_continues_attempt_nu
 ) -> None:
     delivery_id = await _exhausted(rig)
 
-    await rig.operator.retry("acme", delivery_id)
+    await rig.delivery_actions.retry("acme", delivery_id)
     await _recorded(rig, 3)
     (row,) = await rig.pending()
     assert (row["delivery_id"], row["attempt_count"]) == (delivery_id, 3)
@@ -70,7 +70,7 @@ async def test_retry_of_a_dead_letter_gets_a_new_budget_and_continues_attempt_nu
     assert (row["state"], row["attempt_count"]) == ("EXHAUSTED", 4)
 
     failing.answers = 200
-    await rig.operator.retry("acme", delivery_id)
+    await rig.delivery_actions.retry("acme", delivery_id)
     await _recorded(rig, 5)
     (row,) = await rig.finished()
     assert (row["state"], row["attempt_count"]) == ("SUCCEEDED", 5)
@@ -83,7 +83,7 @@ async def test_retry_of_a_pending_delivery_makes_it_due_within_its_budget(
 ) -> None:
     delivery_id = await _held(rig)
 
-    await rig.operator.retry("acme", delivery_id)
+    await rig.delivery_actions.retry("acme", delivery_id)
     await _recorded(rig, 2)
 
     (row,) = await rig.finished()
@@ -99,7 +99,7 @@ async def test_retry_does_not_change_a_delivery_on_the_wire(rig: Rig, failing: R
     await failing.wait_for(1)
     (row,) = await rig.pending()
 
-    await rig.operator.retry("acme", row["delivery_id"])
+    await rig.delivery_actions.retry("acme", row["delivery_id"])
     failing.gate.set()
     await _recorded(rig, 1)
 
@@ -135,7 +135,7 @@ async def test_retry_does_not_change_a_delivery_due_before_its_node_reads_the_ch
         "UPDATE pending_deliveries SET due_at = hookline_now() + interval '1900 ms'"
     )
 
-    await rig.operator.retry("acme", delivery_id)
+    await rig.delivery_actions.retry("acme", delivery_id)
 
     (row,) = await rig.pending()
     assert row["version"] == 1
@@ -148,7 +148,7 @@ async def test_retry_does_not_change_a_delivery_due_before_its_node_reads_the_ch
 async def test_concurrent_retries_move_a_delivery_once(rig: Rig, failing: Receiver) -> None:
     delivery_id = await _exhausted(rig)
     failing.answers = 200
-    await asyncio.gather(*(rig.operator.retry("acme", delivery_id) for _ in range(5)),
+    await asyncio.gather(*(rig.delivery_actions.retry("acme", delivery_id) for _ in range(5)),
                          return_exceptions=True)  # fmt: skip
     await _recorded(rig, 3)
     assert await rig.pending() == []
@@ -162,7 +162,7 @@ async def test_succeeded_delivery_cannot_be_retried(rig: Rig, failing: Receiver)
     await _recorded(rig, 1)
     (row,) = await rig.finished()
     with pytest.raises(FailedPreconditionError) as refusal:
-        await rig.operator.retry("acme", row["delivery_id"])
+        await rig.delivery_actions.retry("acme", row["delivery_id"])
     assert refusal.value.reason is Reason.DELIVERY_ALREADY_SUCCEEDED
 
 
@@ -173,7 +173,7 @@ async def test_cancelled_and_expired_deliveries_can_be_retried(
     delivery_id = await _exhausted(rig)
     await rig.database.fetch("UPDATE deliveries SET state = $1", state)
     failing.answers = 200
-    await rig.operator.retry("acme", delivery_id)
+    await rig.delivery_actions.retry("acme", delivery_id)
     await _recorded(rig, 3)
     assert [row["state"] for row in await rig.finished()] == ["SUCCEEDED"]
 
@@ -183,7 +183,7 @@ async def test_delivery_of_a_deleted_subscription_cannot_be_retried(rig: Rig) ->
     delivery_id = await _exhausted(rig)
     await rig.database.fetch("UPDATE subscriptions SET deleted_at = now()")
     with pytest.raises(FailedPreconditionError) as refusal:
-        await rig.operator.retry("acme", delivery_id)
+        await rig.delivery_actions.retry("acme", delivery_id)
     assert refusal.value.reason is Reason.SUBSCRIPTION_DELETED
     assert len(await rig.finished()) == 1
 
@@ -217,7 +217,7 @@ async def test_delivery_without_its_event_stays_in_history(rig: Rig) -> None:
         "gone between the look and the move"
     )
     with pytest.raises(FailedPreconditionError) as refusal:
-        await rig.operator.retry("acme", delivery_id)
+        await rig.delivery_actions.retry("acme", delivery_id)
     assert refusal.value.reason is Reason.EVENT_NEAR_EXPIRY
     assert [row["state"] for row in await rig.finished()] == ["EXHAUSTED"]
 
@@ -228,7 +228,7 @@ async def test_retry_does_not_exceed_the_largest_attempt_number(
     delivery_id = await _exhausted(rig)
     await rig.database.fetch("UPDATE deliveries SET attempt_count = 32766")
     failing.answers = 200
-    await rig.operator.retry("acme", delivery_id)
+    await rig.delivery_actions.retry("acme", delivery_id)
     await _recorded(rig, 3)
     assert [row["attempt_count"] for row in await rig.finished()] == [32_767]
 
@@ -238,13 +238,13 @@ async def test_retry_does_not_exceed_the_largest_attempt_number(
 
 async def test_cancelled_delivery_is_not_attempted_again(rig: Rig, failing: Receiver) -> None:
     delivery_id = await _held(rig)
-    await rig.operator.cancel("acme", delivery_id)
+    await rig.delivery_actions.cancel("acme", delivery_id)
 
     (row,) = await rig.finished()
     assert (row["state"], row["state_reason"]) == ("CANCELLED", "OPERATOR")
     assert (row["attempt_count"], row["http_status"]) == (1, None)
     assert await rig.pending() == []
-    await rig.operator.cancel("acme", delivery_id)  # again: it is so already
+    await rig.delivery_actions.cancel("acme", delivery_id)  # again: it is so already
     (lane,) = rig.lanes.all()
     await until(lambda: not lane.holds(delivery_id), "the change log has told its lane")
     failing.answers = 200
@@ -261,7 +261,7 @@ async def test_outcome_of_a_delivery_cancelled_on_the_wire_is_ignored(
     await rig.publisher.publish("acme", [order_created()])
     await failing.wait_for(1)
     (row,) = await rig.pending()
-    await rig.operator.cancel("acme", row["delivery_id"])
+    await rig.delivery_actions.cancel("acme", row["delivery_id"])
     failing.gate.set()
     await rig.deliverer.stop()
 
@@ -282,7 +282,7 @@ async def test_finished_delivery_cannot_be_cancelled(
         await _recorded(rig, 2)
     (row,) = await rig.finished()
     with pytest.raises(FailedPreconditionError) as refusal:
-        await rig.operator.cancel("acme", row["delivery_id"])
+        await rig.delivery_actions.cancel("acme", row["delivery_id"])
     assert refusal.value.reason is Reason.DELIVERY_ALREADY_FINISHED
     assert refusal.value.metadata["state"] == row["state"]
 
@@ -291,7 +291,7 @@ async def test_finished_delivery_cannot_be_cancelled(
 async def test_unknown_and_foreign_deliveries_have_the_same_error(rig: Rig) -> None:
     delivery_id = await _exhausted(rig)
     await rig.tenant("globex")
-    for operation in (rig.operator.retry, rig.operator.cancel):
+    for operation in (rig.delivery_actions.retry, rig.delivery_actions.cancel):
         for tenant, wanted in (
             ("globex", delivery_id),
             ("acme", rig.new_uid()),
@@ -307,7 +307,7 @@ async def test_unknown_and_foreign_deliveries_have_the_same_error(rig: Rig) -> N
 async def test_owner_applies_actions_made_on_another_node(rig: Rig) -> None:
     delivery_id = await _held(rig)
     async with running(rig.url, seed=2) as other:
-        await other.operator.retry("acme", delivery_id)
+        await other.delivery_actions.retry("acme", delivery_id)
         rig.changes.poke()
         await _finished(rig)
     (row,) = await rig.finished()
@@ -341,8 +341,8 @@ async def test_delivery_is_found_during_every_move(rig: Rig) -> None:
 
     readers = [asyncio.create_task(read()) for _ in range(3)]
     while moves < 40 or not all(reader.done() for reader in readers):
-        await rig.operator.cancel("acme", delivery_id)
-        await rig.operator.retry("acme", delivery_id)
+        await rig.delivery_actions.cancel("acme", delivery_id)
+        await rig.delivery_actions.retry("acme", delivery_id)
         moves += 1
     await asyncio.gather(*readers)
     assert len(await rig.pending()) == 1
@@ -355,7 +355,7 @@ async def test_cancel_that_races_with_a_record_starts_again(rig: Rig) -> None:
     delivery_id = await _held(rig)
     async with rival(rig.url) as other:
         await _succeed(other, delivery_id)
-        cancelling = asyncio.create_task(rig.operator.cancel("acme", delivery_id))
+        cancelling = asyncio.create_task(rig.delivery_actions.cancel("acme", delivery_id))
         await until_blocked(rig.database, "calls")
         await other.execute("COMMIT")
         with pytest.raises(FailedPreconditionError) as refusal:

@@ -33,10 +33,10 @@ async def _read(rig: Rig) -> Subscription:
     return await Subscriptions(rig.database, rig.secrets).get("acme", "orders")
 
 
-async def test_a_trial_is_sent_and_can_be_looked_up(
+async def test_test_event_is_sent_and_stored(
     rig: Rig, receiver: Receiver, subscription: Subscription
 ) -> None:
-    delivery_id, attempt = await rig.trial.send(
+    delivery_id, attempt = await rig.test_events.send(
         subscription, order_created(7, subject="s", attributes={"a": "b"})
     )
 
@@ -57,11 +57,11 @@ async def test_a_trial_is_sent_and_can_be_looked_up(
     assert list(rig.lanes.all()) == []
 
 
-async def test_a_refused_trial_tells_why_and_is_final(
+async def test_rejected_test_event_stores_the_reason_and_is_final(
     rig: Rig, receiver: Receiver, subscription: Subscription
 ) -> None:
     receiver.answers, receiver.body = 500, b"oh \x00 no"
-    delivery_id, attempt = await rig.trial.send(subscription, order_created())
+    delivery_id, attempt = await rig.test_events.send(subscription, order_created())
 
     assert (attempt.record.kind, attempt.record.http_status) == (AttemptOutcome.HTTP_ERROR, 500)
     assert attempt.record.excerpt == b"oh \x00 no"
@@ -72,35 +72,35 @@ async def test_a_refused_trial_tells_why_and_is_final(
 
 
 @pytest.mark.parametrize("state", ["PAUSED", "DISABLED"])
-async def test_a_trial_goes_to_a_subscription_that_is_held(
+async def test_test_event_is_sent_to_a_held_subscription(
     rig: Rig, receiver: Receiver, subscription: Subscription, state: str
 ) -> None:
     await rig.set_state(subscription.uid, state)
-    _, attempt = await rig.trial.send(await _read(rig), order_created())
+    _, attempt = await rig.test_events.send(await _read(rig), order_created())
     assert attempt.record.kind is AttemptOutcome.ACCEPTED
     assert len(receiver.ids) == 1
     assert (await _read(rig)).state == state
 
 
-async def test_a_410_in_a_trial_disables_nobody(
+async def test_410_for_a_test_event_does_not_disable_the_subscription(
     rig: Rig, receiver: Receiver, subscription: Subscription
 ) -> None:
     receiver.answers = 410
-    await rig.trial.send(subscription, order_created())
+    await rig.test_events.send(subscription, order_created())
     assert (await _read(rig)).state == "ACTIVE"
 
 
-async def test_a_trial_reaches_no_other_subscription(
+async def test_test_event_reaches_no_other_subscription(
     rig: Rig, receiver: Receiver, subscription: Subscription
 ) -> None:
     (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants")
     await rig.subscription(tenant["tenant_uid"], receiver.url)
-    await rig.trial.send(subscription, order_created())
+    await rig.test_events.send(subscription, order_created())
     assert len(receiver.ids) == 1
     assert len(await rig.finished()) == 1
 
 
-async def test_a_trial_is_checked_as_publishing_is(
+async def test_test_event_is_validated_like_a_published_event(
     rig: Rig, receiver: Receiver, subscription: Subscription
 ) -> None:
     rig.event_types.event_types = [
@@ -109,46 +109,46 @@ async def test_a_trial_is_checked_as_publishing_is(
     ]
     await rig.catalog.reload()
     with pytest.raises(InvalidArgumentError) as refusal:
-        await rig.trial.send(subscription, order_created())
+        await rig.test_events.send(subscription, order_created())
     assert [violation.field for violation in refusal.value.violations] == ["event.json_data"]
     with pytest.raises(FailedPreconditionError):
-        await rig.trial.send(subscription, order_created(type="old"))
+        await rig.test_events.send(subscription, order_created(type="old"))
     assert receiver.ids == []
 
 
-async def test_a_trial_of_a_subscription_deleted_meanwhile(
+async def test_test_event_for_a_deleted_subscription_is_not_found(
     rig: Rig, receiver: Receiver, subscription: Subscription
 ) -> None:
     await Subscriptions(rig.database, rig.secrets).delete("acme", "orders")
     with pytest.raises(NotFoundError) as refusal:
-        await rig.trial.send(subscription, order_created())
+        await rig.test_events.send(subscription, order_created())
     assert refusal.value.reason is Reason.SUBSCRIPTION_NOT_FOUND
     assert receiver.ids == []
 
 
-async def test_a_fault_of_ours_is_no_attempt(rig: Rig, subscription: Subscription) -> None:
+async def test_internal_error_stores_no_attempt(rig: Rig, subscription: Subscription) -> None:
     await rig.transport.aclose()
     with pytest.raises(UnavailableError):
-        await rig.trial.send(subscription, order_created())
+        await rig.test_events.send(subscription, order_created())
     assert await rig.finished() == []
     assert await rig.database.fetch("SELECT FROM events") == []
 
 
-async def test_a_secret_that_cannot_be_opened_is_our_fault(
+async def test_secret_that_cannot_be_opened_is_an_internal_error(
     rig: Rig, receiver: Receiver, subscription: Subscription
 ) -> None:
     await rig.database.fetch("UPDATE signing_keys SET sealed_secret = 'garbage'")
     with pytest.raises(UnavailableError):
-        await rig.trial.send(subscription, order_created())
+        await rig.test_events.send(subscription, order_created())
     assert receiver.ids == []
 
 
 @pytest.mark.parametrize("propagates", [True, False])
-async def test_a_trial_belongs_to_the_trace_of_its_call(
+async def test_test_event_belongs_to_the_trace_of_its_call(
     rig: Rig, receiver: Receiver, *, propagates: bool
 ) -> None:
     spans = Spans()
-    trial = test_events.TestEvents(
+    traced = test_events.TestEvents(
         OperationStore(rig.database), rig.configs, rig.catalog, rig.time, rig.random,
         spans.tracer,
     )  # fmt: skip
@@ -157,7 +157,7 @@ async def test_a_trial_belongs_to_the_trace_of_its_call(
     )
     subscription = await _read(rig)
     spans.tracer.call_began("hookline.v1.SubscriptionService/SendTestEvent", SAMPLED)
-    _, attempt = await trial.send(subscription, order_created())
+    _, attempt = await traced.send(subscription, order_created())
     spans.tracer.call_ended("OK")
 
     assert attempt.trace_id == CALLER_TRACE.to_bytes(16, "big")

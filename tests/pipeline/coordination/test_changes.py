@@ -198,7 +198,7 @@ async def test_a_cancelled_delivery_is_not_sent(rig: Rig, receiver: Receiver) ->
     last = (await rig.pending())[-1]["delivery_id"]
     sent = receiver.ids[0]
 
-    await rig.operator.cancel("acme", last)
+    await rig.delivery_actions.cancel("acme", last)
     await until(lambda: rig.lanes.budget.jobs == 1, "it is taken out of the queue")
     receiver.gate.set()
     await until(lambda: rig.recorder.recorded == 2, "the others go out")
@@ -229,7 +229,7 @@ async def test_what_is_cancelled_before_its_bytes_go_out_is_not_sent(
     monkeypatch.setattr(rig.sender, "send", slow)
     await rig.publisher.publish("acme", [order_created()])
     await reached.wait()
-    await rig.operator.cancel("acme", (await rig.pending())[0]["delivery_id"])
+    await rig.delivery_actions.cancel("acme", (await rig.pending())[0]["delivery_id"])
     await rig.changes.read()
     go_on.set()
     await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "it is let go")
@@ -248,7 +248,7 @@ async def test_a_retry_of_what_waits_in_memory_is_sent_now_and_once(
     await until(lambda: rig.recorder.recorded == 1, "it failed once")
     (row,) = await rig.pending()
 
-    await rig.operator.retry("acme", row["delivery_id"])
+    await rig.delivery_actions.retry("acme", row["delivery_id"])
     await until(lambda: rig.recorder.recorded == 2, "it is sent without waiting")
     await rig.turn(60)
 
@@ -334,7 +334,7 @@ async def test_deliveries_are_read_anew_after_changes_of_them_were_missed(
     await until(lambda: rig.lanes.budget.jobs == 2, "the others are queued in memory")
     await rig.changes.stop()
     lane, cancelled = rig.lanes.get(uid), (await rig.pending())[-1]["delivery_id"]
-    await rig.operator.cancel("acme", cancelled)
+    await rig.delivery_actions.cancel("acme", cancelled)
     await rig.database.fetch("DELETE FROM change_log")
 
     rig.clock.ahead_s += CHANGES_KEPT_S

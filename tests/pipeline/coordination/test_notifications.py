@@ -274,7 +274,7 @@ async def test_a_retry_on_another_node_is_sent_at_its_word_although_its_lane_is_
         receiver.answers = 200
         ((delivery_id, *_),) = await one.database.fetch("SELECT delivery_id FROM deliveries")
 
-        await one.operator.retry("acme", delivery_id)
+        await one.delivery_actions.retry("acme", delivery_id)
 
         await until(lambda: two.recorder.recorded == 2, "the owner has sent it again")
         assert [row["state"] for row in await one.finished()] == ["SUCCEEDED"]

@@ -161,8 +161,8 @@ async def test_a_cancelled_delivery_unblocks_its_key(rig: Rig, receiver: Receive
     await recorded(rig, 1)
     of = await delivery_ids(rig)
 
-    await rig.operator.cancel("acme", of[events[1]])
-    await rig.operator.cancel("acme", of[events[0]])
+    await rig.delivery_actions.cancel("acme", of[events[1]])
+    await rig.delivery_actions.cancel("acme", of[events[0]])
 
     await recorded(rig, 2)
     assert arrivals(receiver) == [("a", 0), ("a", 2)]
@@ -177,7 +177,7 @@ async def test_a_cancelled_delivery_on_the_wire_is_not_overtaken(
     await receiver.wait_for(1)
     of = await delivery_ids(rig)
 
-    await rig.operator.cancel("acme", of[events[0]])
+    await rig.delivery_actions.cancel("acme", of[events[0]])
     await walked(rig)
 
     assert arrivals(receiver) == [("a", 0)]
@@ -197,11 +197,11 @@ async def test_a_retried_delivery_still_waits_for_earlier_ones(
     of = await delivery_ids(rig)
     receiver.answers = 200
 
-    await rig.operator.retry("acme", of[events[1]])
+    await rig.delivery_actions.retry("acme", of[events[1]])
     await walked(rig)
     lane = await lane_of(rig, uid)
     assert not lane.known
-    await rig.operator.retry("acme", of[events[0]])
+    await rig.delivery_actions.retry("acme", of[events[0]])
 
     await recorded(rig, 3)
     assert arrivals(receiver) == [("a", 0), ("a", 0), ("a", 1)]
@@ -215,11 +215,11 @@ async def test_a_retried_delivery_keeps_its_publish_order(rig: Rig, receiver: Re
         events += await publish(rig, keyed("a", n))
     await recorded(rig, 1)
     of = await delivery_ids(rig)
-    await rig.operator.cancel("acme", of[events[0]])
+    await rig.delivery_actions.cancel("acme", of[events[0]])
     await recorded(rig, 2)
     receiver.answers = 200
 
-    await rig.operator.retry("acme", of[events[0]])
+    await rig.delivery_actions.retry("acme", of[events[0]])
 
     await recorded(rig, 3)  # before the second one's retry is due
     await rig.turn(41)
@@ -312,7 +312,7 @@ async def test_a_retried_delivery_is_sent_before_later_ones_in_memory(
     lane = await lane_of(rig, dead["subscription_uid"])
     await until(lambda: len(lane.known) == 2, "the second of its key is in memory")
 
-    await rig.operator.retry("acme", dead["delivery_id"])
+    await rig.delivery_actions.retry("acme", dead["delivery_id"])
     await until(
         lambda: {job.message.event.event_id for job in lane.known.values()} >= {first},
         "the first is in memory instead",

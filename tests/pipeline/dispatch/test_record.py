@@ -52,7 +52,9 @@ async def test_a_record_of_another_version_matches_nothing(rig: Rig, receiver: R
     assert (lane.failures, lane.known, lane.state) == (0, {}, "DIRTY")
 
 
-async def test_what_others_wrote_is_read_anew_and_sent(rig: Rig, receiver: Receiver) -> None:
+async def test_row_changed_by_another_transaction_is_read_again_and_sent(
+    rig: Rig, receiver: Receiver
+) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
     receiver.gate = asyncio.Event()
@@ -68,9 +70,7 @@ async def test_what_others_wrote_is_read_anew_and_sent(rig: Rig, receiver: Recei
     assert (row["state"], row["version"], row["attempt_count"]) == ("SUCCEEDED", 2, 1)
 
 
-async def test_rows_of_a_batch_that_did_not_match_do_not_keep_the_others(
-    rig: Rig, receiver: Receiver
-) -> None:
+async def test_rows_that_do_not_match_do_not_block_the_others(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url, schedule_s=[0.0, 3_600.0])
     receiver.gate = asyncio.Event()
@@ -93,7 +93,7 @@ async def test_rows_of_a_batch_that_did_not_match_do_not_keep_the_others(
     assert {row["delivery_id"] for row in await rig.attempts()}.isdisjoint(changed)
 
 
-async def test_an_answer_that_comes_after_the_lease_is_not_recorded_though_nobody_took_over(
+async def test_response_after_the_lease_is_not_recorded_even_without_a_takeover(
     rig: Rig, receiver: Receiver
 ) -> None:
     """Its row among the nodes is there, its rows are as it saw them: the time alone is over."""
@@ -119,7 +119,7 @@ async def test_an_answer_that_comes_after_the_lease_is_not_recorded_though_nobod
 # ------------------------------------------------------------------------------------- in flight
 
 
-async def test_a_slot_is_freed_by_the_records_commit(database_url: str, receiver: Receiver) -> None:
+async def test_commit_of_the_record_frees_the_slot(database_url: str, receiver: Receiver) -> None:
     async with running(database_url, max_in_flight=3) as rig, rival(database_url) as other:
         tenant_uid = await rig.tenant()
         await rig.subscription(tenant_uid, receiver.url)
@@ -138,7 +138,7 @@ async def test_a_slot_is_freed_by_the_records_commit(database_url: str, receiver
         assert receiver.in_flight_most <= 3
 
 
-async def test_a_retry_does_not_start_before_the_attempt_before_it_is_recorded(
+async def test_retry_starts_only_after_the_previous_attempt_is_recorded(
     rig: Rig, receiver: Receiver, database_url: str
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -161,7 +161,9 @@ async def test_a_retry_does_not_start_before_the_attempt_before_it_is_recorded(
 # -------------------------------------------------------------------- what a target may answer
 
 
-async def test_nul_and_invalid_utf8_in_an_answer_are_recorded(rig: Rig, receiver: Receiver) -> None:
+async def test_nul_and_invalid_utf8_in_a_response_are_recorded(
+    rig: Rig, receiver: Receiver
+) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url, schedule_s=[0.0, 3_600.0])
     receiver.answers, receiver.body = 500, b"a\x00b\xff\xfe\xed\xa0\x80"
@@ -173,7 +175,7 @@ async def test_nul_and_invalid_utf8_in_an_answer_are_recorded(rig: Rig, receiver
     assert rig.recorder.recorded == 5
 
 
-async def test_a_lone_surrogate_in_an_errors_text_poisons_nothing(rig: Rig) -> None:
+async def test_lone_surrogate_in_an_error_is_recorded(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, "http://127.0.0.1:1024/", schedule_s=[0.0, 3_600.0])
     bad = Outcome(
@@ -190,7 +192,7 @@ async def test_a_lone_surrogate_in_an_errors_text_poisons_nothing(rig: Rig) -> N
     assert {row["error"] for row in await rig.attempts()} == {b"x ? y"}
 
 
-async def test_a_poisoned_row_stands_alone_and_its_neighbours_are_recorded(
+async def test_bad_row_is_isolated_and_the_rest_of_its_batch_recorded(
     rig: Rig, receiver: Receiver
 ) -> None:
     """The attempt is written without the words that the database refused: visible, and no loop."""
@@ -222,7 +224,7 @@ async def test_a_poisoned_row_stands_alone_and_its_neighbours_are_recorded(
     assert (lane.unrecorded, lane.known) == (0, {})
 
 
-async def test_a_row_that_cannot_be_written_at_all_is_put_off_and_hides_no_other(
+async def test_row_that_cannot_be_written_is_parked_and_blocks_no_other(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -249,7 +251,7 @@ async def test_a_row_that_cannot_be_written_at_all_is_put_off_and_hides_no_other
     assert await rig.pending() == []
 
 
-async def test_a_server_in_trouble_is_waited_for_and_nothing_is_sent_twice(
+async def test_batch_waits_for_a_server_in_trouble_and_is_sent_once(
     rig: Rig, receiver: Receiver
 ) -> None:
     """Disk full (53100) says nothing of the rows: they are written once there is room again."""
@@ -276,7 +278,7 @@ async def test_a_server_in_trouble_is_waited_for_and_nothing_is_sent_twice(
 # ----------------------------------------------------------------------------------- together
 
 
-async def test_what_comes_soon_is_waited_for_and_shares_a_statement(
+async def test_outcomes_of_running_requests_share_a_statement(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hookline_service.pipeline.batch_queue.GATHER_S", 3_600.0)
@@ -297,7 +299,7 @@ async def test_what_comes_soon_is_waited_for_and_shares_a_statement(
     assert rig.recorder.batches == 1
 
 
-async def test_nothing_waits_where_nothing_else_is_on_the_wire(
+async def test_only_request_on_the_wire_is_recorded_at_once(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hookline_service.pipeline.batch_queue.GATHER_S", 3_600.0)
@@ -311,7 +313,7 @@ async def test_nothing_waits_where_nothing_else_is_on_the_wire(
     assert rig.recorder.batches == 2
 
 
-async def test_what_fills_a_statement_waits_for_nobody(
+async def test_full_batch_is_recorded_at_once(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hookline_service.pipeline.batch_queue.GATHER_S", 3_600.0)
@@ -329,7 +331,7 @@ async def test_what_fills_a_statement_waits_for_nobody(
         await recorded(rig, 6)
 
 
-async def test_a_stop_waits_for_nothing_that_may_come(
+async def test_stop_records_queued_outcomes_at_once(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hookline_service.pipeline.batch_queue.GATHER_S", 3_600.0)
@@ -349,7 +351,7 @@ async def test_a_stop_waits_for_nothing_that_may_come(
         hanging.gate.set()
 
 
-async def test_the_next_of_an_ordering_key_is_not_kept_waiting(
+async def test_outcome_of_an_ordering_key_is_recorded_at_once(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hookline_service.pipeline.batch_queue.GATHER_S", 3_600.0)

@@ -247,7 +247,7 @@ async def test_a_cancel_during_a_read_takes_effect(
 
     async def refill(requests: list[RefillRequest], in_memory: list[UUID]) -> object:
         rows = await ask(requests, in_memory)
-        await rig.operator.cancel("acme", first)
+        await rig.delivery_actions.cancel("acme", first)
         await rig.changes.read()
         return rows
 

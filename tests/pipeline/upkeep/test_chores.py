@@ -216,7 +216,7 @@ async def test_the_retention_of_a_retried_delivery_counts_from_the_retry(
         delivery_id = await _waiting(rig, due_s=60.0 if state == "waiting" else -60.0)
     impatient = keeper(rig, pending_retention_days=10)
 
-    await rig.operator.retry("acme", delivery_id)
+    await rig.delivery_actions.retry("acme", delivery_id)
 
     assert await impatient.do_chores()
     assert len(await rig.pending()) == 1, "its ten days begin with the retry"

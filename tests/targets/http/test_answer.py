@@ -55,7 +55,7 @@ GARBAGE = st.one_of(
 
 
 @given(data=GARBAGE, cuts=st.lists(st.integers(0, 400), max_size=8))
-def test_any_bytes_settle_wait_or_are_refused(data: bytes, cuts: list[int]) -> None:
+def test_any_bytes_complete_wait_or_are_rejected(data: bytes, cuts: list[int]) -> None:
     end, status, is_reusable, _, body = read(pieces_of(data, cuts))
     assert len(body) <= KEPT
     if end == "settled":
@@ -74,7 +74,7 @@ def test_any_bytes_settle_wait_or_are_refused(data: bytes, cuts: list[int]) -> N
     interim=st.lists(st.sampled_from([100, 102, 103, 199]), max_size=3),
     cuts=st.lists(st.integers(0, 2_000), max_size=10),
 )
-def test_a_whole_answer_reads_alike_in_any_pieces(
+def test_response_is_the_same_in_any_pieces(
     status: int,
     fields: dict[bytes, bytes],
     chunks: list[bytes],
@@ -100,14 +100,14 @@ def test_a_whole_answer_reads_alike_in_any_pieces(
 
 
 @given(data=st.binary(min_size=1, max_size=40), cuts=st.lists(st.integers(0, 100), max_size=4))
-def test_bytes_behind_an_answer_never_change_it(data: bytes, cuts: list[int]) -> None:
+def test_bytes_after_a_response_never_change_it(data: bytes, cuts: list[int]) -> None:
     first = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
     end, status, _, _, body = read([first + data])
     assert (end, status, body) == ("settled", 200, b"hi")
     assert read(pieces_of(first, cuts))[0] == "settled"
 
 
-def test_a_reader_reads_one_answer_after_another() -> None:
+def test_reader_reads_one_response_after_another() -> None:
     reader = AnswerReader(LIMIT, KEPT)
     for number in (200, 503, 204):
         assert not reader.was_started
@@ -129,20 +129,20 @@ def test_a_body_beyond_the_limit_settles_at_the_limit(head: bytes) -> None:
     assert (reader.status, reader.is_reusable, reader.body) == (200, False, b"z" * KEPT)
 
 
-def test_an_answer_beyond_the_limit_that_comes_in_one_piece_is_cut_all_the_same() -> None:
+def test_response_in_one_piece_is_cut_at_the_limit() -> None:
     reader = AnswerReader(LIMIT, KEPT)
     body = b"z" * LIMIT
     assert reader.feed(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
     assert (reader.status, reader.is_reusable) == (200, False)
 
 
-def test_an_interim_answer_does_not_open_the_door_to_another_version() -> None:
+def test_another_version_after_an_interim_response_is_rejected() -> None:
     with pytest.raises(BadAnswerError, match="another HTTP version"):
         AnswerReader().feed(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/2.0 200 OK\r\n\r\n")
 
 
 @pytest.mark.parametrize("lead", [b"HTTP/2", b"HTTX", b"HTTP 1.1", b"\r\n", b"RTSP/1.0"])
-def test_what_does_not_begin_as_it_must_is_refused_at_once_in_any_pieces(lead: bytes) -> None:
+def test_wrong_first_bytes_are_rejected_at_once(lead: bytes) -> None:
     reader = AnswerReader()
     with pytest.raises(BadAnswerError, match="does not begin"):
         assert not any(reader.feed(bytes([byte])) for byte in lead)

@@ -84,7 +84,7 @@ KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_what_may_be_told_of_a_certificate(kind: str) -> None:
+def test_public_facts_of_a_certificate(kind: str) -> None:
     key = KEYS[kind]()
     certificate = certificate_of(key)
     told = read_client_certificate(ClientIdentity(certificate, pem_of(key)), NOW)
@@ -119,7 +119,7 @@ BAD: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_cannot_be_used_is_refused_with_a_reason_that_shows_nothing(kind: str) -> None:
+def test_unusable_certificate_is_rejected_without_quoting_it(kind: str) -> None:
     chain, key, reason = BAD[kind]
     with pytest.raises(InvalidCertificateError, match=reason) as caught:
         read_client_certificate(ClientIdentity(chain, key), NOW)
@@ -128,7 +128,7 @@ def test_what_cannot_be_used_is_refused_with_a_reason_that_shows_nothing(kind: s
     assert caught.value.__cause__ is None
 
 
-def test_an_identity_does_not_show_itself() -> None:
+def test_repr_of_an_identity_contains_no_key() -> None:
     identity = ClientIdentity(CHAIN, KEY)
     assert repr(identity) == f"{identity}" == "ClientIdentity()"
     assert identity == ClientIdentity(CHAIN, KEY)
@@ -136,7 +136,7 @@ def test_an_identity_does_not_show_itself() -> None:
     assert identity != ClientIdentity(CHAIN, KEY + "\n")
 
 
-def test_a_key_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in memory that looks like one, nor where there is no such thing."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -148,7 +148,7 @@ def test_a_key_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-async def test_contexts_are_kept_but_not_without_bound(authority: trustme.CA) -> None:
+async def test_number_of_kept_contexts_is_bounded(authority: trustme.CA) -> None:
     made: list[TargetTlsContext] = []
 
     def make() -> TargetTlsContext:
@@ -195,7 +195,7 @@ class Names:
         await answering(OK)(connected)
 
 
-async def test_a_server_that_asks_is_shown_the_certificate(
+async def test_server_that_requests_a_certificate_receives_it(
     mutual: Post, authority: trustme.CA
 ) -> None:
     names = Names()
@@ -238,7 +238,7 @@ async def test_a_certificate_that_cannot_be_loaded_is_one_outcome(mutual: Post) 
     assert outcome.error == "the client certificate cannot be used"
 
 
-async def test_a_machine_without_a_descriptor_for_it_is_our_own_fault(
+async def test_no_descriptor_for_a_certificate_is_an_internal_error(
     mutual: Post, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_is_left(*_: object) -> int:
@@ -251,7 +251,7 @@ async def test_a_machine_without_a_descriptor_for_it_is_our_own_fault(
     assert outcome.error == "the client certificate could not be made ready"
 
 
-async def test_plaintext_shows_no_certificate(mutual: Post, authority: trustme.CA) -> None:
+async def test_plaintext_request_has_no_certificate(mutual: Post, authority: trustme.CA) -> None:
     async with Receiver(answering(OK)) as receiver:
         outcome = await mutual(receiver.url(), identity=identity_of(authority, "acme.test"))
     assert outcome.kind is AttemptOutcome.ACCEPTED

@@ -51,7 +51,9 @@ async def test_closed_while_idle(post: Post) -> None:
     ids=["in silence", "with a 408"],
 )
 @pytest.mark.parametrize("resets", [False, True], ids=["closes", "resets"])
-async def test_closed_as_the_request_crosses(post: Post, parting: bytes, *, resets: bool) -> None:
+async def test_closed_while_the_request_is_written(
+    post: Post, parting: bytes, *, resets: bool
+) -> None:
     async with Receiver(closing_on_second_request(parting, resets=resets)) as receiver:
         assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
         assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
@@ -60,7 +62,7 @@ async def test_closed_as_the_request_crosses(post: Post, parting: bytes, *, rese
         assert list(sent.values()) == [3]
 
 
-async def test_the_repeated_request_needs_the_right_to_send_too(post: Post) -> None:
+async def test_repeated_request_checks_may_send_again(post: Post) -> None:
     rights = iter([True, True, False])
     async with Receiver(closing_on_second_request(b"", resets=False)) as receiver:
         await post(receiver.url(), may_send=lambda: next(rights))
@@ -93,7 +95,7 @@ async def test_a_new_connection_is_never_stale(post: Post) -> None:
         assert len(receiver.requests) == 1
 
 
-async def test_a_connection_that_answers_in_part_is_not_stale(post: Post) -> None:
+async def test_partial_response_is_not_stale(post: Post) -> None:
     async with Receiver(closing_on_second_request(b"HTTP/1.1", resets=False)) as receiver:
         await post(receiver.url())
         outcome = await post(receiver.url())

@@ -86,7 +86,7 @@ def test_each_expires_after_its_deadline_and_within_two_ticks() -> None:
         assert start + offset_s <= expired_at <= start + offset_s + 2 * TICK_S + 1e-9
 
 
-def test_one_that_is_over_never_expires() -> None:
+def test_ended_exchange_never_expires() -> None:
     loop, deadlines, connections = watched(1.0, 1.0)
     deadlines.discard(cast("Connection", connections[0]))
     loop.turn(5.0)
@@ -109,7 +109,7 @@ def test_a_stopped_timer_expires_nothing() -> None:
     assert connections[0].expired_at == []
 
 
-def test_a_held_up_loop_spares_each_once() -> None:
+def test_late_tick_expires_no_exchange() -> None:
     """Answers that came meanwhile are read before anybody is said to have been silent."""
     loop, _, connections = watched(1.0)
     loop.turn(3.0, held_up=True)
@@ -118,7 +118,7 @@ def test_a_held_up_loop_spares_each_once() -> None:
     assert len(connections[0].expired_at) == 1
 
 
-def test_a_loop_that_is_always_late_spares_nobody_for_ever() -> None:
+def test_second_late_tick_expires_exchanges() -> None:
     loop, _, connections = watched(1.0)
     for _ in range(4):
         loop.turn(3.0, held_up=True)

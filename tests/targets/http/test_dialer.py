@@ -54,7 +54,7 @@ class TestEgress:
         ],
         ids=",".join,
     )
-    async def test_a_name_that_leads_inside_is_blocked(
+    async def test_name_with_a_private_address_is_blocked(
         self, make_post: MakePost, addresses: list[str]
     ) -> None:
         allowed = EgressPolicy(parse_networks(["127.0.0.2/32"]))
@@ -71,7 +71,7 @@ class TestEgress:
     @pytest.mark.parametrize(
         "host", ["127.0.0.1", "[::1]", "[::ffff:7f00:1]", "[::ffff:127.0.0.1]"]
     )
-    async def test_a_literal_is_judged_when_it_is_sent_to_as_well(
+    async def test_literal_address_is_checked_when_sent_to(
         self, make_post: MakePost, host: str
     ) -> None:
         async with Receiver(answering(OK)) as receiver:
@@ -90,7 +90,7 @@ class TestEgress:
             assert outcome.error == "the port is not one that this service may send to"
             assert receiver.connection_count == 0
 
-    async def test_the_refusal_tells_no_address(self, make_post: MakePost) -> None:
+    async def test_error_of_a_blocked_name_contains_no_address(self, make_post: MakePost) -> None:
         """Else a tenant could read our internal DNS, one name at a time."""
         post = make_post(names={"db.internal": ["10.1.2.3"]})
         outcome = await post("http://db.internal/")
@@ -109,7 +109,7 @@ class TestEgress:
         assert inside.kind is AttemptOutcome.ACCEPTED
         assert beside.kind is BLOCKED
 
-    async def test_the_socket_s_own_peer_is_checked_once_more(self, make_post: MakePost) -> None:
+    async def test_peer_address_of_the_socket_is_checked(self, make_post: MakePost) -> None:
         """0.0.0.0 is one address when it is checked, and another once it is connected."""
         post = make_post(
             egress=EgressPolicy(parse_networks(["0.0.0.0/32"])), names={"zero.test": [UNSPECIFIED]}
@@ -120,7 +120,7 @@ class TestEgress:
             await until(lambda: receiver.connection_count == 1, "it was connected")
             assert receiver.requests == []
 
-    async def test_a_name_that_is_rebound_reaches_nothing(self, make_post: MakePost) -> None:
+    async def test_rebound_name_reaches_no_private_address(self, make_post: MakePost) -> None:
         """Allowed at first, not the second time: each new connection is judged anew."""
         answers = iter([["127.0.0.1"], ["10.0.0.1"]])
 
@@ -202,7 +202,7 @@ async def test_a_cancelled_dial_leaves_no_descriptor(make_post: MakePost, silent
     assert post.transport.connection_count == 0
 
 
-async def test_a_tls_context_that_is_long_in_the_making_is_our_own_fault_in_time() -> None:
+async def test_slow_tls_context_is_an_internal_error_at_the_deadline() -> None:
     """Each certificate of a sender's own costs a context: many at once must hold nobody up."""
 
     class Slow(TlsContexts):

@@ -86,7 +86,7 @@ class TestTunnels:
 class TestGuard:
     @pytest.mark.parametrize("resolves", [False, True])
     @pytest.mark.parametrize("host", ["10.0.0.1", "[::1]", "169.254.169.254"])
-    async def test_a_literal_is_checked_whoever_resolves(
+    async def test_literal_address_is_checked_also_if_the_proxy_resolves(
         self, make_post: MakePost, host: str, *, resolves: bool
     ) -> None:
         async with Proxy() as proxy:
@@ -164,7 +164,7 @@ class TestFaults:
         post = make_post(proxy=EgressProxy("nowhere.test", 3128), names=NAMES)
         assert (await post("http://good.test/")).kind is INTERNAL_ERROR
 
-    async def test_a_proxy_that_nobody_answers_at(
+    async def test_unreachable_proxy_is_an_internal_error(
         self, make_post: MakePost, silent_port: int
     ) -> None:
         post = make_post(proxy=EgressProxy("127.0.0.1", silent_port), names=NAMES)
@@ -272,12 +272,14 @@ class TestFaults:
                 assert outcome.kind is AttemptOutcome.CONNECTION_FAILED
             assert proxy.asked.count(witness) == 2
 
-    async def test_a_target_that_speaks_through_the_tunnel_first(self, make_post: MakePost) -> None:
+    async def test_target_that_sends_bytes_through_the_tunnel_first(
+        self, make_post: MakePost
+    ) -> None:
         async with Proxy(answers={"*": OPEN + b"220 mail.example ESMTP\r\n"}) as proxy:
             outcome = await through(make_post, proxy)("http://good.test/")
         assert outcome.kind is AttemptOutcome.PROTOCOL_ERROR
 
-    async def test_it_is_told_once_that_it_fails_and_once_that_it_works(
+    async def test_failure_and_recovery_of_the_proxy_are_logged_once(
         self, make_post: MakePost
     ) -> None:
         async with Proxy(answers={"*": BROKEN["bad credentials"]}) as proxy:

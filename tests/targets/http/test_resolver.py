@@ -61,7 +61,7 @@ async def test_all_addresses_come_in_order_and_once() -> None:
     assert await Resolver(names).resolve("a.test") == ("192.0.2.2", "2001:db8::1", "192.0.2.1")
 
 
-async def test_concurrent_askers_share_one_lookup() -> None:
+async def test_concurrent_callers_share_one_lookup() -> None:
     names = Names(a_test=["192.0.2.1"], b_test=["192.0.2.2"])
     names.may_answer.clear()
     resolver = Resolver(names)
@@ -73,7 +73,7 @@ async def test_concurrent_askers_share_one_lookup() -> None:
     assert names.asked == {"a.test": 1, "b.test": 1}
 
 
-async def test_an_asker_that_gives_up_does_not_stop_the_others() -> None:
+async def test_cancelled_caller_does_not_stop_the_lookup() -> None:
     names = Names(a_test=["192.0.2.1"])
     names.may_answer.clear()
     resolver = Resolver(names)
@@ -126,7 +126,7 @@ async def test_waiting_lookups_are_bounded() -> None:
     assert await asyncio.gather(*asking) == [("192.0.2.1",), ("192.0.2.2",)]
 
 
-async def test_a_tenant_whose_names_are_slow_keeps_no_other_waiting() -> None:
+async def test_slow_names_of_one_tenant_delay_no_other() -> None:
     """Name servers are whoever's the tenant likes, and answer when they like."""
     names = Names(good_test=["192.0.2.1"])
     never = asyncio.Event()
@@ -163,7 +163,7 @@ async def test_a_tenant_whose_names_are_slow_keeps_no_other_waiting() -> None:
     ],
     ids=str,
 )
-async def test_whose_fault_a_failed_lookup_is(
+async def test_attribution_of_a_failed_lookup(
     found: Sequence[str] | Exception, kind: AttemptOutcome
 ) -> None:
     failure = await failure_of(Resolver(Names(a_test=found)), "a.test")
@@ -175,7 +175,7 @@ async def test_whose_fault_a_failed_lookup_is(
 @pytest.mark.parametrize(
     "above", [NO_SUCH_NAME, NO_ADDRESS, ["192.0.2.1"]], ids=["no such name", "no data", "wildcard"]
 )
-async def test_dead_name_servers_are_the_target_s_while_those_above_answer(
+async def test_dead_name_servers_are_the_target_s_failure_while_the_resolver_works(
     error: Exception, above: Sequence[str] | Exception
 ) -> None:
     names = Names(dead_test=error)
@@ -185,7 +185,7 @@ async def test_dead_name_servers_are_the_target_s_while_those_above_answer(
     assert names.asked["dead.test"] == 2, "before the check and after it"
 
 
-async def test_the_resolver_is_checked_by_names_that_it_cannot_have_kept() -> None:
+async def test_resolver_is_checked_by_names_that_cannot_be_cached() -> None:
     names = Names(**{"a.dead_test": TRY_AGAIN})
     names.above = NO_SUCH_NAME
     resolver = Resolver(names, failure_ttl_s=0.0)
@@ -247,7 +247,7 @@ async def test_a_name_of_one_label_is_the_machine_s_own() -> None:
     assert names.checked == []
 
 
-async def test_a_lookup_that_outlives_the_deadline_is_our_own_fault_and_goes_on(
+async def test_lookup_beyond_the_deadline_is_an_internal_error_and_continues(
     make_post: MakePost,
 ) -> None:
     names = Names(slow_test=NO_SUCH_NAME)
@@ -262,7 +262,7 @@ async def test_a_lookup_that_outlives_the_deadline_is_our_own_fault_and_goes_on(
     assert names.asked["slow.test"] == 1
 
 
-async def test_closing_frees_those_who_wait(make_post: MakePost) -> None:
+async def test_closing_ends_waiting_attempts(make_post: MakePost) -> None:
     names = Names(slow_test=["192.0.2.1"])
     names.may_answer.clear()
     post = make_post(resolver=Resolver(names))
@@ -283,7 +283,7 @@ async def test_a_lookup_that_ends_as_the_service_stops_is_an_answer() -> None:
     assert await asking == ("192.0.2.1",)
 
 
-async def test_the_system_knows_localhost() -> None:
+async def test_system_lookup_resolves_localhost() -> None:
     lookup = SystemLookup()
     try:
         assert "127.0.0.1" in await lookup("localhost")

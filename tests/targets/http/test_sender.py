@@ -40,7 +40,7 @@ def verify_v1(secret: str, headers: dict[str, str], body: bytes) -> None:
     assert signature in headers["webhook-signature"].split(" ")
 
 
-async def test_the_request_is_what_the_design_says(post: Post) -> None:
+async def test_request_line_headers_and_body(post: Post) -> None:
     async with Receiver(answering(OK)) as receiver:
         url = receiver.url("/a/../b%2f//c?x=[1]&y=%20")
         outcome = await post(url, headers={"X-Token": "s3cret"})
@@ -109,7 +109,7 @@ async def test_2xx_is_accepted(post: Post, status: int) -> None:
 @pytest.mark.parametrize(
     "status", [300, 304, 400, 401, 404, 408, 409, 410, 429, 500, 502, 503, 504, 600, 999]
 )
-async def test_any_other_status_is_refused(post: Post, status: int) -> None:
+async def test_any_other_status_is_an_http_error(post: Post, status: int) -> None:
     async with Receiver(answering(answer(f"{status} No"))) as receiver:
         outcome = await post(receiver.url())
     assert (outcome.kind, outcome.http_status) == (AttemptOutcome.HTTP_ERROR, status)
@@ -173,7 +173,7 @@ async def test_a_compressed_answer_is_not_decoded(post: Post) -> None:
     assert outcome.excerpt == body[:EXCERPT_BYTES]
 
 
-async def test_nothing_is_sent_without_the_right_to_send(post: Post) -> None:
+async def test_nothing_is_sent_unless_may_send(post: Post) -> None:
     async def script(connected: Connected) -> None:
         received.append(await connected.reader.read())
 
@@ -185,7 +185,7 @@ async def test_nothing_is_sent_without_the_right_to_send(post: Post) -> None:
     assert b"".join(received) == b""
 
 
-async def test_the_right_to_send_is_asked_for_after_connecting(post: Post) -> None:
+async def test_may_send_is_checked_after_connecting(post: Post) -> None:
     asked_at: list[int] = []
 
     def may_send() -> bool:
@@ -287,7 +287,7 @@ class TestAnyTransport:
         is_ours = kind is AttemptOutcome.INTERNAL_ERROR
         assert outcome.verdict is (Verdict.INTERNAL_ERROR if is_ours else Verdict.RETRYABLE)
 
-    async def test_its_answers_are_judged_alike(self) -> None:
+    async def test_its_responses_are_classified_in_the_same_way(self) -> None:
         def accept(request: httpx.Request) -> httpx.Response:
             assert json.loads(request.content) == json.loads(BODY)
             return httpx.Response(202)
@@ -323,7 +323,7 @@ class TestAnyTransport:
         return await sender.send(target, WEBHOOK_ID, TIMESTAMP_S, payload, always)
 
 
-async def test_a_name_is_looked_up_for_the_tenant_who_named_it(make_post: MakePost) -> None:
+async def test_name_is_looked_up_for_the_tenant_of_the_target(make_post: MakePost) -> None:
     class Asked(Resolver):
         tenants: tuple[str, ...] = ()
 
@@ -358,7 +358,7 @@ async def test_a_name_is_looked_up_for_the_tenant_who_named_it(make_post: MakePo
     ],
     ids=["userinfo", "failover", "line break", "reserved"],
 )
-def test_a_target_outside_the_grammar_is_never_prepared(target: HttpTarget) -> None:
+def test_invalid_target_is_never_prepared(target: HttpTarget) -> None:
     with pytest.raises(ValueError, match=r"must|has a value|is reserved"):
         prepare_target(target, Signer([SECRET]), user_agent="hookline/1")
 

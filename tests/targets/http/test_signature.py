@@ -57,7 +57,7 @@ def test_every_live_secret_signs() -> None:
     assert signer.sign(ID, TIMESTAMP_S, BODY) == f"{HMAC_SIGNATURE} {ED25519_SIGNATURE}"
 
 
-def test_a_signer_without_a_secret_is_no_signer() -> None:
+def test_signer_needs_a_secret() -> None:
     with pytest.raises(ValueError, match="at least one"):
         Signer([])
 
@@ -128,13 +128,13 @@ def test_hmac_secrets_of_allowed_sizes(size: int) -> None:
         (whsk(b"x" * 64), "does not belong to its seed"),
     ],
 )
-def test_other_secrets_are_refused_with_a_reason_that_shows_nothing(text: str, reason: str) -> None:
+def test_invalid_secrets_are_rejected_without_quoting_them(text: str, reason: str) -> None:
     with pytest.raises(InvalidSecretError, match=reason) as caught:
         parse_secret(text)
     assert text == "" or text not in str(caught.value)
 
 
-def test_a_secret_does_not_show_itself() -> None:
+def test_repr_of_a_secret_contains_no_part_of_it() -> None:
     for text in (HMAC_SECRET, ED25519_SECRET):
         secret = parse_secret(text)
         signer = Signer([secret])

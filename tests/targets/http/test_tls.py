@@ -88,7 +88,7 @@ async def test_an_expired_certificate(
     await expect_failure(post, certificate, "certificate has expired")
 
 
-async def test_a_certificate_of_nobody_we_trust(
+async def test_certificate_of_an_unknown_authority(
     make_post: MakePost, trusting: ssl.SSLContext
 ) -> None:
     post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=trusting)
@@ -96,7 +96,7 @@ async def test_a_certificate_of_nobody_we_trust(
     await expect_failure(post, stranger, "did not verify")
 
 
-async def test_the_system_s_authorities_do_not_know_ours(
+async def test_system_authorities_do_not_include_the_tests_authority(
     make_post: MakePost, authority: trustme.CA
 ) -> None:
     post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=make_tls_context())
@@ -114,7 +114,7 @@ async def expect_failure(post: Post, certificate: trustme.LeafCert, error: str) 
         await until(lambda: post.transport.connection_count == 0, "nothing is left")
 
 
-async def test_a_server_that_speaks_no_tls(make_post: MakePost, trusting: ssl.SSLContext) -> None:
+async def test_server_without_tls(make_post: MakePost, trusting: ssl.SSLContext) -> None:
     async def script(connected: Connected) -> None:
         await connected.reader.read(1)
         await connected.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -237,7 +237,7 @@ async def test_a_failed_handshake_is_not_kept_until_a_garbage_collection(
     assert kept <= 1, "the last one may be on its way"
 
 
-async def test_a_tenant_with_large_certificates_leaves_room_for_others(
+async def test_large_certificates_of_one_tenant_leave_memory_for_others(
     make_post: MakePost, chained: ssl.SSLContext, authority: trustme.CA, authority_file: Path
 ) -> None:
     """Each connection counts for what it sent beyond the usual, as long as it is open."""
@@ -300,7 +300,7 @@ async def test_a_tenant_whose_handshakes_never_end_leaves_some_for_others(
         assert (await post(good.url(), tenant_id="hostile")).kind is AttemptOutcome.ACCEPTED
 
 
-async def test_a_handshake_that_never_began_is_our_own_fault(
+async def test_handshake_that_never_started_is_an_internal_error(
     make_post: MakePost, trusting: ssl.SSLContext
 ) -> None:
     async def script(connected: Connected) -> None:

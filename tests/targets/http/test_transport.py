@@ -59,7 +59,7 @@ class TestKeepAlive:
                 await post(receiver.url())
             assert receiver.connection_count == 1
 
-    async def test_an_answer_that_was_not_asked_for_is_nobody_s(self, post: Post) -> None:
+    async def test_unsolicited_response_belongs_to_no_request(self, post: Post) -> None:
         """A second answer, sent once the first was taken, must not answer the next request."""
 
         async def script(connected: Connected) -> None:
@@ -78,9 +78,7 @@ class TestKeepAlive:
             assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
             assert receiver.connection_count == 2
 
-    async def test_an_unasked_answer_that_nobody_read_yet_is_nobody_s_either(
-        self, post: Post
-    ) -> None:
+    async def test_unread_unsolicited_response_belongs_to_no_request(self, post: Post) -> None:
         """It is in the system's buffer, and the event loop had no turn since it came."""
 
         async def script(connected: Connected) -> None:
@@ -96,7 +94,7 @@ class TestKeepAlive:
                 assert receiver.connection_count == number
                 os.write(await taken, answer("500 Never asked for"))
 
-    async def test_an_end_that_nobody_read_yet_costs_no_request(self, post: Post) -> None:
+    async def test_unread_end_of_stream_costs_no_attempt(self, post: Post) -> None:
         """It would be sent into the connection that ended, and once more over a new one."""
         strays: list[bytes] = []
 
@@ -231,7 +229,7 @@ class TestBounds:
             assert outcome.kind is AttemptOutcome.TIMEOUT
             assert "did not take the whole request" in outcome.error
 
-    async def test_without_descriptors_it_is_our_own_fault_and_idle_ones_give_theirs(
+    async def test_without_descriptors_idle_connections_are_closed(
         self, post: Post, closed_port: int
     ) -> None:
         async with Receiver(answering(OK)) as receiver:
@@ -282,7 +280,7 @@ def answering_together(count: int) -> Script:
 
 
 class TestClosing:
-    async def test_what_is_on_the_wire_is_our_own_fault(self, post: Post) -> None:
+    async def test_request_on_the_wire_ends_as_an_internal_error(self, post: Post) -> None:
         async with Receiver(never_answer) as receiver:
             attempt = asyncio.create_task(post(receiver.url()))
             await until(lambda: len(receiver.requests) == 1, "it is sent")

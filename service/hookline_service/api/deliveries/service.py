@@ -32,11 +32,16 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
     """The calls of DeliveryService."""
 
     def __init__(
-        self, *, deliveries: DeliveryStore, operator: DeliveryActions, lanes: Lanes, pages: Pages
+        self,
+        *,
+        deliveries: DeliveryStore,
+        delivery_actions: DeliveryActions,
+        lanes: Lanes,
+        pages: Pages,
     ) -> None:
         self._deliveries = deliveries
         self._lanes = lanes
-        self._operator = operator
+        self._delivery_actions = delivery_actions
         self._pages = pages
 
     async def GetDelivery(
@@ -104,7 +109,7 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
         """Due now, and read back."""
         del context
         tenant_id, delivery_id = _named(request.name)
-        await self._operator.retry(tenant_id, delivery_id)
+        await self._delivery_actions.retry(tenant_id, delivery_id)
         delivery = await self._deliveries.get(tenant_id, delivery_id)
         return delivery_service_pb2.RetryDeliveryResponse(delivery=self._shown(delivery))
 
@@ -114,7 +119,7 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
         """Ended, and read back."""
         del context
         tenant_id, delivery_id = _named(request.name)
-        await self._operator.cancel(tenant_id, delivery_id)
+        await self._delivery_actions.cancel(tenant_id, delivery_id)
         delivery = await self._deliveries.get(tenant_id, delivery_id)
         return delivery_service_pb2.CancelDeliveryResponse(delivery=self._shown(delivery))
 

@@ -72,8 +72,8 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         subscriptions: Subscriptions,
         deliveries: DeliveryStore,
         changes: Changes,
-        trial: TestEvents,
-        consents: TargetHandshakes,
+        test_events: TestEvents,
+        target_handshakes: TargetHandshakes,
         reader: SubscriptionReader,
         pages: Pages,
         limits: Limits,
@@ -81,8 +81,8 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         self._subscriptions = subscriptions
         self._deliveries = deliveries
         self._changes = changes
-        self._trial = trial
-        self._consents = consents
+        self._test_events = test_events
+        self._target_handshakes = target_handshakes
         self._reader = reader
         self._events = EventReader(limits)
         self._pages = pages
@@ -205,7 +205,9 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         """A subscription, once its target has consented, if it is to be asked; what it allows."""
         if not needs_handshake(None if seen is None else seen.target, wanted.target):
             return wanted
-        consented = await self._consents.ask(wanted, told, None if seen is None else seen.uid)
+        consented = await self._target_handshakes.ask(
+            wanted, told, None if seen is None else seen.uid
+        )
         target = replace(wanted.target, allowed_per_minute=consented.per_minute)
         return replace(wanted, target=target)
 
@@ -288,7 +290,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
             response.mismatch_reason = event_service_pb2.MATCH_REASON_TYPE_NOT_SUBSCRIBED
         if request.validate_only:
             return response
-        delivery_id, attempt = await self._trial.send(subscription, event)
+        delivery_id, attempt = await self._test_events.send(subscription, event)
         delivery = await self._deliveries.get(tenant_id, delivery_id)
         response.delivery.CopyFrom(delivery_message(delivery))
         response.attempt.CopyFrom(attempt_message(attempt))
