@@ -7,7 +7,7 @@ the clock is ours: `turn` moves the database's due times and the node's duration
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -44,6 +44,7 @@ from hookline_service.schema.checker import SchemaChecker
 from hookline_service.store.backlog import BacklogStore
 from hookline_service.store.data_keys import TenantSecrets
 from hookline_service.store.database import Database, Session
+from hookline_service.store.event_types import EventTypeHead
 from hookline_service.store.lanes import LaneStore
 from hookline_service.store.notifying import NotifyStore
 from hookline_service.store.operations import OperationStore
@@ -58,7 +59,10 @@ from hookline_service.targets.http.transport import WebhookTransport
 from hookline_service.targets.sender import TargetSenders
 from tests.pipeline.receiver import Receiver
 
-__all__ = ["KEY_WINDOW_S", "SECRET", "Receiver", "Rig", "TurnableClock", "order_created", "running"]
+__all__ = [
+    "KEY_WINDOW_S", "SECRET", "Receiver", "Rig", "TurnableClock", "heads_of", "order_created",
+    "running", "schema_in",
+]  # fmt: skip
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 KEY_WINDOW_S = 72 * 3600.0
@@ -92,9 +96,29 @@ class _NoEventTypes:
     def __init__(self) -> None:
         self.event_types: list[EventType] = []
 
-    async def all(self) -> list[EventType]:
-        """What the test put there."""
-        return self.event_types
+    async def heads(self) -> list[EventTypeHead]:
+        """Return the event types of the test."""
+        return heads_of(self.event_types)
+
+    async def schema(self, name: str) -> tuple[int, str] | None:
+        """Return the revision and the schema of one of them."""
+        return schema_in(self.event_types, name)
+
+
+def heads_of(event_types: Sequence[EventType]) -> list[EventTypeHead]:
+    """Return the event types as the catalog holds them."""
+    return [
+        EventTypeHead(one.name, one.state, one.revision, bool(one.json_schema))
+        for one in event_types
+    ]
+
+
+def schema_in(event_types: Sequence[EventType], name: str) -> tuple[int, str] | None:
+    """Return the revision and the schema of an event type."""
+    for one in event_types:
+        if one.name == name:
+            return one.revision, one.json_schema
+    return None
 
 
 @dataclass

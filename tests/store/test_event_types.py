@@ -10,7 +10,7 @@ import pytest
 
 from hookline_service.domain.errors import AbortedError, AlreadyExistsError, NotFoundError, Reason
 from hookline_service.domain.event import EventType, EventTypeState
-from hookline_service.store.event_types import NEWEST
+from hookline_service.store.event_types import NEWEST, EventTypeHead
 from tests.store.control_plane import ControlPlane, control_plane
 
 
@@ -113,6 +113,17 @@ async def test_pages_go_from_the_newest_on_even_where_times_are_equal(plane: Con
         assert page[-1].create_time is not None
         before = (page[-1].create_time, page[-1].name)
     assert [event_type.name for event_type in found] == ["t4", "t3", "t2", "t1", "t0"]
-    assert {event_type.name for event_type in await plane.event_types.all()} == {
-        f"t{n}" for n in range(5)
+
+
+async def test_heads_have_no_schema_and_a_schema_has_its_revision(plane: ControlPlane) -> None:
+    await plane.event_types.create(EventType(name="plain"))
+    await plane.event_types.create(EventType(name="typed", json_schema="{}"))
+    await plane.event_types.change("typed", lambda seen: replace(seen, json_schema="true"))
+    await plane.event_types.archive("plain")
+    assert set(await plane.event_types.heads()) == {
+        EventTypeHead("plain", EventTypeState.ARCHIVED, 1, has_schema=False),
+        EventTypeHead("typed", EventTypeState.ACTIVE, 2, has_schema=True),
     }
+    assert await plane.event_types.schema("typed") == (2, "true")
+    assert await plane.event_types.schema("plain") == (1, "")
+    assert await plane.event_types.schema("other") is None

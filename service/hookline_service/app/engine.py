@@ -92,7 +92,10 @@ class Engine:
         self.audit_log = AuditLog(database)
         self.schemas = SchemaChecker(settings.limits)
         self.catalog = EventTypeCatalog(
-            EventTypes(path), self.schemas, is_strict=settings.is_strict_about_event_types
+            EventTypes(path),
+            self.schemas,
+            is_strict=settings.is_strict_about_event_types,
+            max_schema_bytes=settings.max_schema_cache_bytes,
         )
         self.transport = _make_transport(settings)
         senders = _make_senders(self.transport, time)

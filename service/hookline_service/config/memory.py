@@ -67,6 +67,7 @@ def parts(  # noqa: PLR0913 - each is a bound of its own
     max_queued_delivery_bytes: int,
     max_index_bytes: int,
     max_lane_bytes: int,
+    max_schema_cache_bytes: int,
     max_cached_keys: int,
 ) -> Iterator[Part]:
     """Everything that callers, receivers and backlogs can have a node hold, in bytes."""
@@ -104,6 +105,7 @@ def parts(  # noqa: PLR0913 - each is a bound of its own
     )
     yield Part("subscriptions that events match", "HOOKLINE_MAX_INDEX_BYTES", max_index_bytes)
     yield Part("subscriptions with deliveries", "HOOKLINE_MAX_LANE_BYTES", max_lane_bytes)
+    yield Part("JSON Schemas", "HOOKLINE_MAX_SCHEMA_CACHE_BYTES", max_schema_cache_bytes)
     yield Part("API keys", "HOOKLINE_MAX_CACHED_KEYS", 3 * max_cached_keys * _KEY_BYTES)
 
 

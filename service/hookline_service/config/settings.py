@@ -136,6 +136,8 @@ class Settings:
     """HOOKLINE_MAX_INDEX_BYTES: subscriptions in memory to match events by, of one node"""
     max_lane_bytes: int
     """HOOKLINE_MAX_LANE_BYTES: of the subscriptions that a node has in memory, about"""
+    max_schema_cache_bytes: int
+    """HOOKLINE_MAX_SCHEMA_CACHE_BYTES: JSON Schemas in memory to check events by, of one node"""
     stop_grace_s: float
     """HOOKLINE_STOP_GRACE_S: what a clean stop may wait for calls and deliveries under way"""
     log_format: LogFormat
@@ -225,9 +227,12 @@ class Settings:
             max_index_bytes=read(
                 "MAX_INDEX_BYTES",
                 integer(_MIB, 65_536 * _MIB, "bytes"),
-                fitting(128 * _MIB, 65_536 * _MIB),
+                fitting(96 * _MIB, 65_536 * _MIB),
             ),
             max_lane_bytes=read("MAX_LANE_BYTES", _TO_4_GIB, fitting(64 * _MIB, 4096 * _MIB)),
+            max_schema_cache_bytes=read(
+                "MAX_SCHEMA_CACHE_BYTES", _TO_4_GIB, fitting(32 * _MIB, 4096 * _MIB)
+            ),
             stop_grace_s=read("STOP_GRACE_S", number(0, 600, "seconds"), MAX_TIMEOUT_S + 5),
             log_format=read(
                 "LOG_FORMAT", one_of(LogFormat), LogFormat.CONSOLE if is_dev else LogFormat.JSON
@@ -305,6 +310,7 @@ class Settings:
             max_queued_delivery_bytes=self.max_queued_delivery_bytes,
             max_index_bytes=self.max_index_bytes,
             max_lane_bytes=self.max_lane_bytes,
+            max_schema_cache_bytes=self.max_schema_cache_bytes,
             max_cached_keys=self.max_cached_keys,
         )
         if problem := memory.contradiction(self.memory_mb, list(held)):

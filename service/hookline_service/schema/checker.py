@@ -8,6 +8,7 @@ goes to the process, in one job a call; what is left unlisted when that is ended
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -30,6 +31,12 @@ from hookline_service.schema.process import CPU_MS, EvaluatorProcess, Job
 _LOOP_SHARE: Final = 0.1
 """The part of the event loop's time that one tenant may use in the long run."""
 _MAX_TENANTS: Final = 10_000
+_SCHEMA_BYTES: Final = 4_096
+_BYTES_PER_TEXT_BYTE: Final = 36
+_BYTES_PER_PATTERN_BYTE: Final = 3
+"""The memory of a compiled schema, measured with jsonschema-rs: for 60 KB of text of eight shapes
+11 to 34 bytes for each; for patterns, whose automata grow when they are used, up to twice their
+size."""
 
 
 class SchemaUnusableError(ValueError):
@@ -59,6 +66,15 @@ class Schema:
     validator: jsonschema_rs.Validator | None = None
     quick_bytes: int = 0
     """Data of this size is certainly checked within the event loop's budget."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """About the memory that it takes."""
+        text_bytes = sys.getsizeof(self.text)
+        if self.cost is None:
+            return _SCHEMA_BYTES + text_bytes
+        compiled_bytes = _BYTES_PER_TEXT_BYTE * text_bytes
+        return _SCHEMA_BYTES + compiled_bytes + _BYTES_PER_PATTERN_BYTE * self.cost.pattern_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +114,20 @@ class SchemaChecker:
             raise SchemaUnusableError(str(error)) from error
         quick_bytes = self._inline_steps // (cost.per_value + cost.per_byte)
         return Schema(text, cost, validator, quick_bytes)
+
+    def read_for(self, tenant_id: str, text: str) -> Schema | None:
+        """Read a stored schema in the tenant's share of the event loop; None: it is used up.
+
+        Raises `SchemaUnusableError`.
+        """
+        began_s = self._perf_s()
+        if self._shares.left_s(tenant_id, began_s) <= 0.0:
+            return None
+        try:
+            return self.read(text)
+        finally:
+            ended_s = self._perf_s()
+            self._shares.use(tenant_id, ended_s - began_s, ended_s)
 
     async def try_out(self, text: str, example: bytes | None) -> Finding | None:
         """Check a schema that is to be stored, with its example.

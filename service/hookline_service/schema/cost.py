@@ -100,6 +100,8 @@ class Cost:
     """Found in one value, at most."""
     levels: int
     """How often a value may be checked anew while violations are listed, at most."""
+    pattern_bytes: int
+    """The automata of all patterns."""
 
     def to_check(self, data: bytes) -> int:
         """The most that a yes or no takes."""
@@ -328,7 +330,9 @@ class _Graph:
                 break
             recent = [*recent[-3:], at_depth]
         levels = depths * self._longest_chain(order)
-        return Cost(scalar, worst.value, worst.byte + subtree, worst.violations, levels)
+        return Cost(
+            scalar, worst.value, worst.byte + subtree, worst.violations, levels, self._pattern_bytes
+        )
 
     def _at_depth(
         self, order: Sequence[int], above: Mapping[int, _Steps] | None

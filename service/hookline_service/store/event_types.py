@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import asyncpg
 
@@ -27,6 +27,15 @@ NEWEST = (datetime.max.replace(tzinfo=UTC), "")
 """Where a list begins: behind every creation time."""
 
 _TRIES = 5
+
+
+class EventTypeHead(NamedTuple):
+    """An event type without its schema: what each node holds in memory of all of them."""
+
+    name: str
+    state: EventTypeState = EventTypeState.ACTIVE
+    revision: int = 1
+    has_schema: bool = False
 
 
 class EventTypes:
@@ -66,9 +75,19 @@ class EventTypes:
         rows = await self._database.fetch(SQL.list, *before, limit)
         return [_event_type_of(row) for row in rows]
 
-    async def all(self) -> list[EventType]:
-        """Every event type, archived ones too, in no order: what publishing checks against."""
-        return [_event_type_of(row) for row in await self._database.fetch(SQL.all)]
+    async def heads(self) -> list[EventTypeHead]:
+        """Return every event type, archived ones too, in no order and without their schemas."""
+        return [
+            EventTypeHead(
+                row["name"], EventTypeState(row["state"]), row["revision"], row["has_schema"]
+            )
+            for row in await self._database.fetch(SQL.heads)
+        ]
+
+    async def schema(self, name: str) -> tuple[int, str] | None:
+        """Return the revision and the JSON Schema of an event type, "" if it has none."""
+        row = await self._database.fetchrow(SQL.schema, name)
+        return None if row is None else (row["revision"], row["json_schema"])
 
     async def change(
         self,

@@ -194,7 +194,9 @@ async def test_the_very_next_publish_is_checked_by_it(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the contract says of a changed schema: it binds events published from then on."""
-    monkeypatch.setattr(control.rig.event_types, "all", EventTypes(control.rig.database).all)
+    stored = EventTypes(control.rig.database)
+    monkeypatch.setattr(control.rig.event_types, "heads", stored.heads)
+    monkeypatch.setattr(control.rig.event_types, "schema", stored.schema)
     for number in range(10):
         name = f"eventTypes/order.t{number}"
         await create(control, f"order.t{number}", json_schema=SCHEMA)

@@ -1,8 +1,8 @@
-"""Event types in memory: what is accepted, what is refused, and never by an older reading."""
+"""The event types in memory: which events are accepted, and which schemas are held."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,10 +17,10 @@ from hookline_service.domain.errors import (
 from hookline_service.domain.event import EventType, EventTypeState
 from hookline_service.domain.limits import Limits
 from hookline_service.pipeline.publishing.catalog import EventTypeCatalog
-from hookline_service.schema.checker import SchemaChecker
+from hookline_service.schema.checker import Schema, SchemaChecker
 from hookline_service.store.database import Database
-from hookline_service.store.event_types import EventTypes
-from tests.pipeline.rig import Rig, order_created
+from hookline_service.store.event_types import EventTypeHead, EventTypes
+from tests.pipeline.rig import Rig, heads_of, order_created, schema_in
 from tests.pipeline.wire import Wire
 from tests.waiting import until
 
@@ -29,20 +29,31 @@ LOOSER = '{"type": "object"}'
 
 
 class Source:
-    """Event types that a test sets; an answer is of the moment it was asked for."""
+    """Event types that a test sets. An answer has the event types of the time of its request."""
 
     def __init__(self, *event_types: EventType) -> None:
         self.event_types = list(event_types)
         self.gate: asyncio.Event | None = None
         self.reads = 0
+        self.schema_gate: asyncio.Event | None = None
+        self.schema_reads: list[str] = []
 
-    async def all(self) -> list[EventType]:
-        """What was there when asked."""
+    async def heads(self) -> list[EventTypeHead]:
+        """Return the event types."""
         answer, gate = list(self.event_types), self.gate
         self.reads += 1
         await asyncio.sleep(0)
         if gate is not None:
             await gate.wait()
+        return heads_of(answer)
+
+    async def schema(self, name: str) -> tuple[int, str] | None:
+        """Return the revision and the schema of one of them."""
+        answer = schema_in(self.event_types, name)
+        self.schema_reads.append(name)
+        await asyncio.sleep(0)
+        if self.schema_gate is not None:
+            await self.schema_gate.wait()
         return answer
 
 
@@ -53,12 +64,12 @@ def order_type(**fields: object) -> EventType:
 
 
 INLINE = SchemaChecker(Limits())
-"""For schemas that no test here needs a process for."""
+"""A checker for schemas that need no process."""
 
 
 @pytest.fixture
 async def checker() -> AsyncIterator[SchemaChecker]:
-    """One that may start its process."""
+    """A checker that may start its process."""
     checker = SchemaChecker(Limits(max_schema_cpu_ms=100))
     yield checker
     await checker.stop()
@@ -67,13 +78,13 @@ async def checker() -> AsyncIterator[SchemaChecker]:
 async def loaded(
     *event_types: EventType, is_strict: bool = False, checker: SchemaChecker = INLINE
 ) -> EventTypeCatalog:
-    """A catalog of these."""
+    """A catalog that has read these event types."""
     catalog = EventTypeCatalog(Source(*event_types), checker, is_strict=is_strict)
     await catalog.reload()
     return catalog
 
 
-async def test_revisions_in_request_order() -> None:
+async def test_revisions_are_returned_in_request_order() -> None:
     catalog = await loaded(order_type(revision=3), EventType(name="user.registered", revision=7))
     events = [
         order_created(type="user.registered"), order_created(type="other"), order_created(),
@@ -81,7 +92,7 @@ async def test_revisions_in_request_order() -> None:
     assert await catalog.check("acme", events) == [7, 0, 3]
 
 
-async def test_an_archived_type_is_closed() -> None:
+async def test_archived_type_is_refused() -> None:
     catalog = await loaded(order_type(state=EventTypeState.ARCHIVED))
     with pytest.raises(FailedPreconditionError) as refusal:
         await catalog.check("acme", [order_created(type="x"), order_created()])
@@ -89,7 +100,7 @@ async def test_an_archived_type_is_closed() -> None:
     assert refusal.value.metadata == {"event_type": "eventTypes/order.created", "index": "1"}
 
 
-async def test_a_strict_catalog_knows_all_types_or_refuses() -> None:
+async def test_strict_catalog_refuses_unregistered_type() -> None:
     catalog = await loaded(order_type(), is_strict=True)
     with pytest.raises(FailedPreconditionError) as refusal:
         await catalog.check("acme", [order_created(), order_created(type="unheard.of")])
@@ -97,7 +108,7 @@ async def test_a_strict_catalog_knows_all_types_or_refuses() -> None:
     assert refusal.value.metadata["index"] == "1"
 
 
-async def test_a_strict_catalog_looks_before_it_refuses() -> None:
+async def test_strict_catalog_reads_event_types_before_it_refuses() -> None:
     """The type was registered on another node a moment ago."""
     source = Source()
     catalog = EventTypeCatalog(source, INLINE, is_strict=True)
@@ -137,7 +148,7 @@ async def test_one_event_names_a_few_of_many_violations_and_counts_the_others() 
 async def test_violations_that_take_too_long_to_list_are_cut_and_the_answer_says_so(
     checker: SchemaChecker,
 ) -> None:
-    """Each violation costs a validator 10 us, and 4 MiB of data have room for two million."""
+    """Each violation costs a validator 10 us, and 4 MiB of data may have two million."""
     wrong = order_created(data=b"[%s]" % b",".join([b"1"] * 100_000))
     small = order_created(data=b"[1]")
     catalog = await loaded(order_type(json_schema='{"items": {"type": "string"}}'), checker=checker)
@@ -184,8 +195,8 @@ async def test_a_new_revision_is_a_new_schema() -> None:
     assert await catalog.check("acme", [order_created(data=b"{}")]) == [0]
 
 
-async def test_an_older_reading_never_replaces_a_newer() -> None:
-    """Two readings at once, the older answered last: the change log does not tell twice."""
+async def test_older_read_never_replaces_a_newer() -> None:
+    """The older of two concurrent reads is answered last, and each change is read only once."""
     source = Source(order_type())
     catalog = EventTypeCatalog(source, INLINE)
     source.gate = slow = asyncio.Event()
@@ -207,6 +218,8 @@ async def test_a_revision_of_another_history_is_another_schema() -> None:
     source = Source(order_type())
     catalog = EventTypeCatalog(source, INLINE)
     await catalog.reload()
+    with pytest.raises(InvalidArgumentError):
+        await catalog.check("acme", [order_created(data=b"{}")])
     source.event_types = [order_type(json_schema=LOOSER)]
     catalog.forget()
     await catalog.reload()
@@ -214,7 +227,7 @@ async def test_a_revision_of_another_history_is_another_schema() -> None:
     assert await catalog.check("acme", [order_created(data=b"{}")]) == [1]
 
 
-async def test_a_reading_that_began_on_another_history_is_not_taken() -> None:
+async def test_read_that_began_on_another_history_is_discarded() -> None:
     source = Source(order_type(revision=2))
     catalog = EventTypeCatalog(source, INLINE)
     source.gate = asyncio.Event()
@@ -228,8 +241,124 @@ async def test_a_reading_that_began_on_another_history_is_not_taken() -> None:
     assert await catalog.check("acme", [order_created(data=b"{}")]) == [0]
 
 
-async def test_whoever_asks_while_one_reads_shares_the_next_reading() -> None:
-    """Unknown types come by the hundred: a reading each would be a way to drown the database."""
+async def test_schema_is_read_once_for_concurrent_calls_and_held() -> None:
+    source = Source(order_type(), EventType(name="plain"))
+    catalog = EventTypeCatalog(source, INLINE)
+    await catalog.reload()
+    assert source.schema_reads == []
+    events = [order_created(), order_created(type="plain")]
+    await asyncio.gather(*[catalog.check("acme", events) for _ in range(20)])
+    await catalog.reload()
+    await catalog.check("acme", events)
+    assert source.schema_reads == ["order.created"]
+
+
+async def test_schemas_in_memory_have_a_bound_and_evicted_ones_are_read_again(
+    checker: SchemaChecker,
+) -> None:
+    names = [f"t{number}" for number in range(20)]
+    source = Source(*[order_type(name=name) for name in names])
+    size = checker.read(SCHEMA).memory_bytes
+    catalog = EventTypeCatalog(source, checker, max_schema_bytes=5 * size)
+    await catalog.reload()
+    for name in names * 2:
+        await catalog.check("acme", [order_created(type=name)])
+        with pytest.raises(InvalidArgumentError):
+            await catalog.check("acme", [order_created(type=name, data=b"{}")])
+        assert catalog.schema_bytes <= 5 * size
+    assert len(source.schema_reads) > 2 * len(names) - 5
+    await catalog.check("acme", [order_created(type=name) for name in names])
+    assert catalog.schema_bytes <= 5 * size
+
+
+async def test_compiling_evicted_schemas_uses_the_tenants_share_of_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tenant that uses more schemas than fit must not delay the others."""
+    now_s = 0.0
+    checker = SchemaChecker(Limits(max_schema_inline_ms=10), perf_s=lambda: now_s)
+    elsewhere: list[str] = []
+
+    async def check(tenant_id: str, events: Sequence[tuple[Schema, bytes]]) -> list[None]:
+        elsewhere.extend([tenant_id] * sum([schema.validator is None for schema, _ in events]))
+        return [None] * len(events)
+
+    def compile_slowly(text: str) -> Schema:
+        nonlocal now_s
+        now_s += 0.02
+        return read(text)
+
+    read = checker.read
+    monkeypatch.setattr(checker, "read", compile_slowly)
+    monkeypatch.setattr(checker, "check", check)
+    names = ["a", "b", "c"]
+    source = Source(*[order_type(name=name) for name in names])
+    catalog = EventTypeCatalog(source, checker, max_schema_bytes=1)
+    await catalog.reload()
+    for name in names:
+        await catalog.check("acme", [order_created(type=name)])
+    assert elsewhere == ["acme"], "the first two were compiled, and used up its share"
+    await catalog.check("globex", [order_created(type="a")])
+    assert elsewhere == ["acme"]
+    now_s += 1.0
+    await catalog.check("acme", [order_created(type="b")])
+    assert elsewhere == ["acme"], "its share has grown again"
+
+
+async def test_schema_read_that_began_before_a_change_is_read_again() -> None:
+    source = Source(order_type())
+    catalog = EventTypeCatalog(source, INLINE)
+    await catalog.reload()
+    source.schema_gate = asyncio.Event()
+    first = asyncio.create_task(catalog.check("acme", [order_created()]))
+    await until(lambda: len(source.schema_reads) == 1, "the first read has begun")
+    source.event_types = [order_type(revision=2, json_schema=LOOSER)]
+    await catalog.reload()
+    second = asyncio.create_task(catalog.check("acme", [order_created(data=b"{}")]))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    source.schema_gate.set()
+    assert await first == [1]
+    assert await second == [2]
+
+
+async def test_schema_newer_than_the_event_type_is_used_with_its_revision() -> None:
+    source = Source(order_type())
+    catalog = EventTypeCatalog(source, INLINE)
+    await catalog.reload()
+    source.event_types = [order_type(revision=2, json_schema=LOOSER)]
+    assert await catalog.check("acme", [order_created(data=b"{}")]) == [2]
+    catalog.forget()
+    source.event_types = [order_type(revision=3, json_schema="")]
+    assert await catalog.check("acme", [order_created(data=b"[]")]) == [3]
+
+
+async def test_schema_read_on_another_history_is_discarded() -> None:
+    source = Source(order_type())
+    catalog = EventTypeCatalog(source, INLINE)
+    await catalog.reload()
+    source.schema_gate = asyncio.Event()
+    checking = asyncio.create_task(catalog.check("acme", [order_created()]))
+    await until(lambda: len(source.schema_reads) == 1, "the read has begun")
+    catalog.forget()
+    source.schema_gate.set()
+    with pytest.raises(UnavailableError):
+        await checking
+    assert catalog.schema_bytes == 0
+
+
+async def test_schema_older_than_the_event_type_fails_as_unavailable() -> None:
+    """The database is on another history, and the event types are not read again yet."""
+    source = Source(order_type(revision=5))
+    catalog = EventTypeCatalog(source, INLINE)
+    await catalog.reload()
+    source.event_types = [order_type(revision=3)]
+    with pytest.raises(UnavailableError):
+        await catalog.check("acme", [order_created()])
+
+
+async def test_callers_during_a_read_share_the_next_read() -> None:
+    """A read for each unregistered type would let a client overload the database."""
     source = Source()
     catalog = EventTypeCatalog(source, INLINE, is_strict=True)
     outcomes = await asyncio.gather(
@@ -240,8 +369,8 @@ async def test_whoever_asks_while_one_reads_shares_the_next_reading() -> None:
     assert source.reads <= 2
 
 
-async def test_a_type_whose_schema_cannot_be_read_is_closed_not_open(rig: Rig) -> None:
-    """Written by another version, perhaps. It is not as if it had no schema."""
+async def test_type_with_an_unreadable_schema_is_refused(rig: Rig) -> None:
+    """A newer version may have written it. It is not treated as a type without a schema."""
     await rig.database.fetch(
         """INSERT INTO event_types (name, json_schema, state)
            VALUES ('order.created', '{"type": 1}', 'ACTIVE'), ('old', '{"type": 1}', 'ARCHIVED')"""
@@ -258,7 +387,7 @@ async def test_a_type_whose_schema_cannot_be_read_is_closed_not_open(rig: Rig) -
     assert await catalog.check("acme", [order_created(type="x")]) == [0]
 
 
-async def test_a_reading_that_is_lost_stored_nothing(rig: Rig) -> None:
+async def test_lost_read_fails_as_unavailable(rig: Rig) -> None:
     async with Wire(rig.url) as wire:
         database = Database(wire.url, pool_size=1)
         await database.open()
@@ -269,14 +398,14 @@ async def test_a_reading_that_is_lost_stored_nothing(rig: Rig) -> None:
         await database.close()
 
 
-async def test_what_a_type_says_is_stored_with_the_event(rig: Rig) -> None:
+async def test_revision_of_the_type_is_stored_with_the_event(rig: Rig) -> None:
     await rig.tenant()
     types = EventTypes(rig.database)
     await types.create(order_type())
     await types.change("order.created", lambda seen: replace(seen, json_schema=LOOSER))
-    rig.event_types.event_types = await types.all()
+    rig.event_types.event_types = await types.list_page(limit=10)
     rig.changes.poke()
-    await until(lambda: _knows(rig, 2), "the change log has told the catalog")
+    await until(lambda: _has_revision(rig, 2), "the catalog has read the change")
 
     await rig.publisher.publish("acme", [order_created(), order_created(type="other")])
     with pytest.raises(InvalidArgumentError):
@@ -286,5 +415,5 @@ async def test_what_a_type_says_is_stored_with_the_event(rig: Rig) -> None:
     assert [row["event_type_revision"] for row in rows] == [2, 0]
 
 
-async def _knows(rig: Rig, revision: int) -> bool:
+async def _has_revision(rig: Rig, revision: int) -> bool:
     return await rig.catalog.check("acme", [order_created()]) == [revision]

@@ -33,6 +33,8 @@ class ByteCache(Generic[_Value]):
         """The keys, to draw one at random; each entry has its position in it."""
         self._uses = 0
         self.held_bytes = 0
+        self.evictions = 0
+        """Values evicted since the start."""
 
     def peek(self, key: str) -> _Value | None:
         """Return a value; does not count as a use."""
@@ -58,6 +60,7 @@ class ByteCache(Generic[_Value]):
         entry.value, entry.size = value, size
         while self.held_bytes > self._max_bytes and len(self._keys) > 1:
             self.pop(self._draw(key))
+            self.evictions += 1
         self.get(key)
 
     def pop(self, key: str) -> None:

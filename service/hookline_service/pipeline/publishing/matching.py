@@ -31,7 +31,7 @@ from hookline_service.store.routes import IndexLoad, IndexReader, IndexRow, load
 
 _log = structlog.get_logger(__name__)
 
-MAX_INDEX_BYTES = 128 * 1024 * 1024
+MAX_INDEX_BYTES = 96 * 1024 * 1024
 """The default bound of all indexes in memory."""
 MAX_REMEMBERED = 4_000_000
 """Subscriptions in the cached answers of all indexes together: about 32 MB."""

@@ -21,8 +21,11 @@ SELECT * FROM event_types WHERE name = $1
 SELECT * FROM event_types WHERE (create_time, name) < ($1::timestamptz, $2::text)
 ORDER BY create_time DESC, name DESC LIMIT $3
 
--- name: all
-SELECT * FROM event_types
+-- name: heads
+SELECT name, state, revision, json_schema <> '' AS has_schema FROM event_types
+
+-- name: schema
+SELECT revision, json_schema FROM event_types WHERE name = $1
 
 -- name: update
 -- Over the version that was decided on. Another schema is another revision.
