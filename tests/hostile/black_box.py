@@ -67,6 +67,10 @@ from hookline.v1.api_key_pb2 import API_KEY_SCOPE_ADMIN
 from tests.postgres import embedded
 
 DESCRIPTORS = 1024
+CEILING_MB = 1_536
+"""HOOKLINE_MEMORY_MB, of each process: no attack may raise one beyond it."""
+FAILED_SHARE = 0.01
+"""The share of the known publisher's calls that may fail during an attack."""
 PUBLISH = "/hookline.v1.EventService/PublishEvents"
 STREAM = "/hookline.v1.EventService/StreamPublishEvents"
 LIST_EVENTS = "/hookline.v1.EventService/ListEvents"
@@ -344,6 +348,7 @@ def deployed(url: str, workers: int) -> Iterator[Deployment]:
             "HOOKLINE_TLS_CERT": str(directory / "tls.crt"),
             "HOOKLINE_TLS_KEY": str(directory / "tls.key"),
             "HOOKLINE_WORKERS": str(workers),
+            "HOOKLINE_MEMORY_MB": str(CEILING_MB),
             "HOOKLINE_PROMETHEUS_LISTEN": f"127.0.0.1:{port + 1}",
             "HOOKLINE_EGRESS_ALLOW": "127.0.0.0/8",
             "HOOKLINE_EGRESS_CA_FILE": str(directory / "ca.crt"),
@@ -662,16 +667,65 @@ def percentile(values: list[float], part: float) -> float:
 
 # ------------------------------------------------------------------------------------- the attacks
 
-Attack = Callable[[Deployment], Awaitable[tuple[bool | None, str]]]
-ATTACKS: dict[str, tuple[str, str, Attack]] = {}
+Attack = Callable[[Deployment], Awaitable[tuple[bool, str]]]
+"""Returns whether what it checks itself held, and what it observed."""
 
 
-def attack(name: str, row: str, expected: str) -> Callable[[Attack], Attack]:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the deployment must keep during an attack, for the attack to count as held."""
+
+    rss_mb: float = CEILING_MB
+    """Of the largest process."""
+    failed_share: float = FAILED_SHARE
+    """Of the known publisher's calls."""
+    longest_s: float = 15.0
+    """The slowest of its calls; at 15 s it gives up."""
+    calls: int = 0
+    """The fewest of its calls that the figures are from."""
+
+    def exceeded(self, row: Row) -> list[str]:
+        """Return the limits that the figures of a row exceed."""
+        found = {
+            f"RSS {row.rss_peak:.0f} of {self.rss_mb:.0f} MB": row.rss_peak > self.rss_mb,
+            f"{row.failures} of {row.calls} known calls failed": row.failures
+            > self.failed_share * row.calls,
+            f"{row.cancelled} known calls ended with a bare CANCELLED": row.cancelled > 0,
+            f"a known call took {row.worst:.1f} of {self.longest_s:g} s": row.worst
+            > self.longest_s,
+            f"only {row.calls} of {self.calls} known calls": row.calls < self.calls,
+            "the known publisher did not recover": not row.recovered,
+        }
+        return [text for text, is_exceeded in found.items() if is_exceeded]
+
+
+ATTACKS: dict[str, tuple[str, str, Attack, Limits]] = {}
+
+
+def attack(
+    name: str,
+    row: str,
+    expected: str,
+    limits: Limits = Limits(),
+) -> Callable[[Attack], Attack]:
     def note(function: Attack) -> Attack:
-        ATTACKS[name] = (row, expected, function)
+        ATTACKS[name] = (row, expected, function, limits)
         return function
 
     return note
+
+
+async def reopened(site: Deployment, end: float, outcomes: Counter[str]) -> AsyncIterator[Http2]:
+    """Yield one open connection after the other until `end`, counting failures to connect."""
+    while time.monotonic() < end:
+        try:
+            connection = await Http2.open(site)
+        except (OSError, TimeoutError):
+            outcomes["no connection"] += 1
+            await asyncio.sleep(0.2)
+            continue
+        yield connection
+        await connection.close()
 
 
 def summary(results: list[str] | Counter[str]) -> str:
@@ -711,19 +765,19 @@ async def flood(
 BOMB = gzip.compress(bytes(8_283_000))
 
 
-@attack("gzip-keyless", "H1", "refused before it is unpacked; RSS < 400 MB")
-async def _gzip_keyless(site: Deployment) -> tuple[bool | None, str]:
+@attack("gzip-keyless", "H1", "refused before it is unpacked; RSS < 400 MB", Limits(rss_mb=400))
+async def _gzip_keyless(site: Deployment) -> tuple[bool, str]:
     async def one(connection: Http2) -> str:
         stream = connection.request(CHECK, ("grpc-encoding", "gzip"))
         await connection.send(stream, message(BOMB, compressed=True))
         return await connection.wait(stream)
 
     outcomes = await flood(site, 4, 1000, one)
-    return None, f"{len(BOMB)} B each: {summary(outcomes)}"
+    return True, f"{len(BOMB)} B each: {summary(outcomes)}"
 
 
-@attack("gzip-variants", "H1", "no encoding unpacks anything; RSS < 400 MB")
-async def _gzip_variants(site: Deployment) -> tuple[bool | None, str]:
+@attack("gzip-variants", "H1", "no encoding unpacks anything; RSS < 400 MB", Limits(rss_mb=400))
+async def _gzip_variants(site: Deployment) -> tuple[bool, str]:
     turn = itertools.cycle(
         ("deflate", "gzip,deflate", "identity", "GZIP", "", "stream/gzip", "x-gzip")
     )
@@ -737,17 +791,17 @@ async def _gzip_variants(site: Deployment) -> tuple[bool | None, str]:
         await connection.send(stream, message(BOMB, compressed=True))
         return await connection.wait(stream)
 
-    return None, summary(await flood(site, 2, 700, one))
+    return True, summary(await flood(site, 2, 700, one))
 
 
-@attack("gzip-with-key", "H2", "refused before it is unpacked; RSS < 400 MB")
-async def _gzip_with_key(site: Deployment) -> tuple[bool | None, str]:
+@attack("gzip-with-key", "H2", "refused before it is unpacked; RSS < 400 MB", Limits(rss_mb=400))
+async def _gzip_with_key(site: Deployment) -> tuple[bool, str]:
     async def one(connection: Http2) -> str:
         stream = connection.request(PUBLISH, ("grpc-encoding", "gzip"), token=site.publish)
         await connection.send(stream, message(BOMB, compressed=True))
         return await connection.wait(stream)
 
-    return None, summary(await flood(site, 4, 100, one))
+    return True, summary(await flood(site, 4, 100, one))
 
 
 async def fill_events(site: Deployment) -> None:
@@ -758,7 +812,7 @@ async def fill_events(site: Deployment) -> None:
 
 
 @attack("zero-window-lists", "H2", "300 answers of 3 MiB that nobody takes stay within the ceiling")
-async def _zero_window(site: Deployment) -> tuple[bool | None, str]:
+async def _zero_window(site: Deployment) -> tuple[bool, str]:
     await fill_events(site)
     request = publishing.ListEventsRequest(
         tenant="tenants/hostile", page_size=1000, view=events.EVENT_VIEW_FULL
@@ -774,20 +828,20 @@ async def _zero_window(site: Deployment) -> tuple[bool | None, str]:
     ended = Counter(outcome for one in opened for outcome in one.ended.values())
     for one in opened:
         await one.close()
-    return None, f"ended: {summary(ended) or 'none'}; then all connections were cut"
+    return True, f"ended: {summary(ended) or 'none'}; then all connections were cut"
 
 
 @attack("half-requests-with-key", "H2", "requests that never end are bounded")
-async def _half_requests(site: Deployment) -> tuple[bool | None, str]:
+async def _half_requests(site: Deployment) -> tuple[bool, str]:
     return await half_requests(site, PUBLISH, site.publish)
 
 
 @attack("half-requests-keyless", "H2", "nothing is taken of an unauthenticated request")
-async def _half_keyless(site: Deployment) -> tuple[bool | None, str]:
+async def _half_keyless(site: Deployment) -> tuple[bool, str]:
     return await half_requests(site, CHECK, "")
 
 
-async def half_requests(site: Deployment, path: str, token: str) -> tuple[bool | None, str]:
+async def half_requests(site: Deployment, path: str, token: str) -> tuple[bool, str]:
     raw = struct.pack(">?I", False, 8 * MIB - 64) + bytes(8 * MIB - 100)
     opened = await asyncio.gather(*(Http2.open(site) for _ in range(6)))
 
@@ -802,11 +856,11 @@ async def half_requests(site: Deployment, path: str, token: str) -> tuple[bool |
     ended = Counter(outcome for one in opened for outcome in one.ended.values())
     for connection in opened:
         await connection.close()
-    return None, f"600 of 8 MiB; ended: {summary(ended) or 'none'}"
+    return True, f"600 of 8 MiB; ended: {summary(ended) or 'none'}"
 
 
 @attack("streams-unread", "H2", "answers of publishing streams that nobody reads are bounded")
-async def _streams_unread(site: Deployment) -> tuple[bool | None, str]:
+async def _streams_unread(site: Deployment) -> tuple[bool, str]:
     opened = await asyncio.gather(*(Http2.open(site, initial=0) for _ in range(4)))
 
     broken = [events.Event(type="", json_data="{")] * 20
@@ -831,7 +885,7 @@ async def _streams_unread(site: Deployment) -> tuple[bool | None, str]:
     ended = Counter(outcome for one in opened for outcome in one.ended.values())
     for connection in opened:
         await connection.close()
-    return None, f"200 streams; ended: {summary(ended) or 'none'}"
+    return True, f"200 streams; ended: {summary(ended) or 'none'}"
 
 
 def doubling(levels: int) -> dict[str, Any]:
@@ -876,7 +930,7 @@ MORE_SCHEMAS: dict[str, tuple[str, list[str]]] = {
 
 async def hostile_schemas(
     site: Deployment, schemas: dict[str, tuple[str, list[str]]], seconds: float
-) -> tuple[bool | None, str]:
+) -> tuple[bool, str]:
     registered, outcomes, slow = [], Counter[str](), 0.0
     for name, (schema, data) in schemas.items():
         kind = f"hostile.{name}.n{time.monotonic_ns()}"
@@ -914,23 +968,28 @@ async def hostile_schemas(
 
     await asyncio.gather(*(publish(*one) for one in registered for _ in range(3)))
     return (
-        None,
+        True,
         f"{summary(outcomes)}; registering took {slow:.2f} s at most; {summary(statuses)}; slowest ms {longest.most_common(3)}",
     )
 
 
-@attack("schemas", "H3", "RSS < 400 MB, another tenant's publish < 1 s")
-async def _schemas(site: Deployment) -> tuple[bool | None, str]:
+@attack(
+    "schemas",
+    "H3",
+    "RSS < 400 MB, another tenant's publish < 1 s",
+    Limits(rss_mb=400, longest_s=1.0),
+)
+async def _schemas(site: Deployment) -> tuple[bool, str]:
     return await hostile_schemas(site, HOSTILE_SCHEMAS, 15)
 
 
-@attack("more-schemas", "H3", "the same of 14 others")
-async def _more_schemas(site: Deployment) -> tuple[bool | None, str]:
+@attack("more-schemas", "H3", "the same of 14 others", Limits(rss_mb=400, longest_s=1.0))
+async def _more_schemas(site: Deployment) -> tuple[bool, str]:
     return await hostile_schemas(site, MORE_SCHEMAS, 15)
 
 
 @attack("metrics-port", "M1", "calls, deliveries and new connections go on")
-async def _metrics_port(site: Deployment) -> tuple[bool | None, str]:
+async def _metrics_port(site: Deployment) -> tuple[bool, str]:
     opened, refused = [], 0
     for number in range(997 * site.workers):
         try:
@@ -961,13 +1020,13 @@ def scrape(port: int) -> str:
 
 
 @attack("health-list", "L1", "a list, or UNIMPLEMENTED; no INTERNAL")
-async def _health_list(site: Deployment) -> tuple[bool | None, str]:
+async def _health_list(site: Deployment) -> tuple[bool, str]:
     answer = await site.refusal("/grpc.health.v1.Health/List", HealthCheckRequest(), "")
     return not answer.startswith(("INTERNAL", "UNKNOWN")), answer[:80]
 
 
 @attack("pings", "L2", "200 in one write end the connection")
-async def _pings(site: Deployment) -> tuple[bool | None, str]:
+async def _pings(site: Deployment) -> tuple[bool, str]:
     sent, goaways, longest, end = 0, Counter[str](), 0.0, time.monotonic() + 5
     while time.monotonic() < end:
         connection, begun = await Http2.open(site), time.monotonic()
@@ -992,19 +1051,18 @@ async def _pings(site: Deployment) -> tuple[bool | None, str]:
     )
 
 
-@attack("keyless-flood", "L3", "no known call ends with a bare CANCELLED, of 2,000 or more")
-async def _keyless_flood(site: Deployment) -> tuple[bool | None, str]:
+@attack(
+    "keyless-flood",
+    "L3",
+    "no known call ends with a bare CANCELLED, of 2,000 or more",
+    Limits(calls=2_000),
+)
+async def _keyless_flood(site: Deployment) -> tuple[bool, str]:
     end = time.monotonic() + 2100 / CALLS_PER_S
     turn, outcomes = itertools.count(), Counter[str]()
 
     async def flooding() -> None:
-        while time.monotonic() < end:
-            try:
-                connection = await Http2.open(site)
-            except (OSError, TimeoutError):
-                outcomes["no connection"] += 1
-                await asyncio.sleep(0.2)
-                continue
+        async for connection in reopened(site, end, outcomes):
             while time.monotonic() < end and not connection.closed and connection.goaway is None:
                 begun = []
                 for _ in range(100):
@@ -1014,25 +1072,18 @@ async def _keyless_flood(site: Deployment) -> tuple[bool | None, str]:
                     begun.append(stream)
                 for stream in begun:
                     outcomes[await connection.wait(stream, 10)] += 1
-            await connection.close()
 
     await asyncio.gather(*(flooding() for _ in range(20)))
-    return None, f"20 connections, statuses {summary(outcomes)}"
+    return True, f"20 connections, statuses {summary(outcomes)}"
 
 
 @attack("rapid-reset", "L3", "others are answered; no bare CANCELLED")
-async def _rapid_reset(site: Deployment) -> tuple[bool | None, str]:
+async def _rapid_reset(site: Deployment) -> tuple[bool, str]:
     end, sent, goaways = time.monotonic() + 10, 0, Counter[str]()
 
     async def flooding() -> None:
         nonlocal sent
-        while time.monotonic() < end:
-            try:
-                connection = await Http2.open(site)
-            except (OSError, TimeoutError):
-                goaways["no connection"] += 1
-                await asyncio.sleep(0.2)
-                continue
+        async for connection in reopened(site, end, goaways):
             while time.monotonic() < end and not connection.closed and connection.goaway is None:
                 for _ in range(50):
                     stream = connection.request(CHECK)
@@ -1042,10 +1093,9 @@ async def _rapid_reset(site: Deployment) -> tuple[bool | None, str]:
                     await connection.writer.drain()
                 await asyncio.sleep(0)
             goaways[f"GOAWAY {connection.goaway}"] += 1
-            await connection.close()
 
     await asyncio.gather(*(flooding() for _ in range(8)))
-    return None, f"{sent} resets; {summary(goaways)}"
+    return True, f"{sent} resets; {summary(goaways)}"
 
 
 def blocking(site: Deployment) -> ssl.SSLSocket:
@@ -1092,7 +1142,7 @@ for _kind in ("settings", "priority", "window", "empty-data", "unknown", "contin
 
     async def _frames(
         site: Deployment, kind: str = _kind, connections: int = 2
-    ) -> tuple[bool | None, str]:
+    ) -> tuple[bool, str]:
         end, found = time.monotonic() + 6, Counter[str]()
 
         def flooding() -> None:
@@ -1116,7 +1166,7 @@ for _kind in ("settings", "priority", "window", "empty-data", "unknown", "contin
                     for _ in range(connections)
                 )
             )
-        return None, f"{connections} connections: {summary(found)}"
+        return True, f"{connections} connections: {summary(found)}"
 
     attack(f"frames-{_kind}", "suite", "calls go on")(_frames)
     if _kind in ("unknown", "priority", "window"):
@@ -1125,8 +1175,8 @@ for _kind in ("settings", "priority", "window", "empty-data", "unknown", "contin
         )
 
 
-@attack("metadata", "suite", "huge and many headers are refused; RSS < 400 MB")
-async def _metadata(site: Deployment) -> tuple[bool | None, str]:
+@attack("metadata", "suite", "huge and many headers are refused; RSS < 400 MB", Limits(rss_mb=400))
+async def _metadata(site: Deployment) -> tuple[bool, str]:
     turn = itertools.count()
 
     async def one(connection: Http2) -> str:
@@ -1139,11 +1189,11 @@ async def _metadata(site: Deployment) -> tuple[bool | None, str]:
         stream = connection.request(CHECK, *fields)
         return await connection.wait(stream, 3)
 
-    return None, summary(await flood(site, 10, 500, one))
+    return True, summary(await flood(site, 10, 500, one))
 
 
 @attack("hpack-bomb", "suite", "references to one large field are refused")
-async def _hpack_bomb(site: Deployment) -> tuple[bool | None, str]:
+async def _hpack_bomb(site: Deployment) -> tuple[bool, str]:
     outcomes: Counter[str] = Counter()
 
     async def one() -> None:
@@ -1164,11 +1214,11 @@ async def _hpack_bomb(site: Deployment) -> tuple[bool | None, str]:
 
     for _ in range(10):
         await asyncio.gather(*(one() for _ in range(5)))
-    return None, summary(outcomes)
+    return True, summary(outcomes)
 
 
 @attack("connections", "suite", "silent and half-open connections leave room, or end in time")
-async def _connections(site: Deployment) -> tuple[bool | None, str]:
+async def _connections(site: Deployment) -> tuple[bool, str]:
     opened = []
     for _ in range(600):
         try:
@@ -1181,11 +1231,11 @@ async def _connections(site: Deployment) -> tuple[bool | None, str]:
     left = sum(not reader.at_eof() for reader, _ in opened)
     for _, writer in opened:
         writer.transport.abort()
-    return None, f"{len(opened)} opened without a byte, {left} open after 12 s"
+    return True, f"{len(opened)} opened without a byte, {left} open after 12 s"
 
 
 @attack("tls-connections", "suite", "idle TLS connections are bounded; known callers keep theirs")
-async def _tls_connections(site: Deployment) -> tuple[bool | None, str]:
+async def _tls_connections(site: Deployment) -> tuple[bool, str]:
     opened: list[Http2] = []
     failed = 0
     for _ in range(14):
@@ -1199,13 +1249,13 @@ async def _tls_connections(site: Deployment) -> tuple[bool | None, str]:
     for one in opened:
         await one.close()
     return (
-        None,
+        True,
         f"{len(opened)} opened, {failed} refused, {left} open after 5 s, each with a half request",
     )
 
 
 @attack("handshakes", "suite", "abandoned TLS handshakes cost others little")
-async def _handshakes(site: Deployment) -> tuple[bool | None, str]:
+async def _handshakes(site: Deployment) -> tuple[bool, str]:
     end, done = time.monotonic() + 8, 0
     context = ssl.create_default_context(cadata=site.authority.cert_pem.bytes().decode())
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -1230,11 +1280,11 @@ async def _handshakes(site: Deployment) -> tuple[bool | None, str]:
             done += 1
 
     await asyncio.gather(*(storm() for _ in range(30)))
-    return None, f"{done} handshakes abandoned after the server's first byte"
+    return True, f"{done} handshakes abandoned after the server's first byte"
 
 
 @attack("reflection", "suite", "UNAUTHENTICATED; with a key bounded")
-async def _reflection(site: Deployment) -> tuple[bool | None, str]:
+async def _reflection(site: Deployment) -> tuple[bool, str]:
     turn = itertools.count()
     raw = message(
         ServerReflectionRequest(
@@ -1248,11 +1298,11 @@ async def _reflection(site: Deployment) -> tuple[bool | None, str]:
         await connection.send(stream, raw * 50, end=True)
         return f"{'key' if token else 'keyless'} {await connection.wait(stream)}"
 
-    return None, summary(await flood(site, 4, 150, one))
+    return True, summary(await flood(site, 4, 150, one))
 
 
 @attack("page-tokens", "suite", "INVALID_ARGUMENT without cost")
-async def _page_tokens(site: Deployment) -> tuple[bool | None, str]:
+async def _page_tokens(site: Deployment) -> tuple[bool, str]:
     turn = itertools.count()
     tokens = [
         "A" * 4_000_000,
@@ -1279,7 +1329,7 @@ async def _page_tokens(site: Deployment) -> tuple[bool | None, str]:
 
 
 @attack("filters", "suite", "filters and subscription expressions are bounded")
-async def _filters(site: Deployment) -> tuple[bool | None, str]:
+async def _filters(site: Deployment) -> tuple[bool, str]:
     found: Counter[str] = Counter()
     filters = [
         'type == "' + "a" * 900 + '"',
@@ -1324,7 +1374,7 @@ async def status(awaitable: Awaitable[Any]) -> str:
 
 
 @attack("big-event-types", "suite", "many types of 64 KB schemas stay within the ceiling")
-async def _big_event_types(site: Deployment) -> tuple[bool | None, str]:
+async def _big_event_types(site: Deployment) -> tuple[bool, str]:
     properties = {f"p{n}": {"type": ["integer", "null"], "minimum": n} for n in range(1150)}
     schema = json.dumps({"properties": properties}, separators=(",", ":"))
     outcomes, mark = Counter[str](), time.monotonic_ns()
@@ -1344,11 +1394,11 @@ async def _big_event_types(site: Deployment) -> tuple[bool | None, str]:
     async with site.channel() as channel:
         for first in range(0, 400, 8):
             await asyncio.gather(*(one(number, channel) for number in range(first, first + 8)))
-    return None, f"{len(schema)} B each: {summary(outcomes)}"
+    return True, f"{len(schema)} B each: {summary(outcomes)}"
 
 
 @attack("many-tenants", "suite", "2,000 tenants that publish stay within the ceiling")
-async def _many_tenants(site: Deployment) -> tuple[bool | None, str]:
+async def _many_tenants(site: Deployment) -> tuple[bool, str]:
     outcomes, mark = Counter[str](), f"t{time.monotonic_ns()}"
 
     async def one(number: int, channel: grpc.aio.Channel) -> None:
@@ -1363,13 +1413,13 @@ async def _many_tenants(site: Deployment) -> tuple[bool | None, str]:
     async with site.channel() as channel:
         for first in range(0, 2000, 40):
             await asyncio.gather(*(one(number, channel) for number in range(first, first + 40)))
-    return None, summary(outcomes)
+    return True, summary(outcomes)
 
 
 @attack(
     "huge-batches", "suite", "many large publishes at once are refused with RetryInfo, not held"
 )
-async def _huge_batches(site: Deployment) -> tuple[bool | None, str]:
+async def _huge_batches(site: Deployment) -> tuple[bool, str]:
     small = message(batch("hostile", *["{}"] * 1000).SerializeToString())
     large = message(batch("hostile", *[json.dumps("x" * 200_000)] * 19).SerializeToString())
     wide = publishing.PublishEventsRequest(tenant="tenants/hostile")
@@ -1381,11 +1431,11 @@ async def _huge_batches(site: Deployment) -> tuple[bool | None, str]:
         await connection.send(stream, raw[next(turn) % 3])
         return await connection.wait(stream)
 
-    return None, summary(await flood(site, 4, 60, one))
+    return True, summary(await flood(site, 4, 60, one))
 
 
 @attack("bad-keys", "suite", "100,000 unknown keys do not fill memory or evict known ones")
-async def _bad_keys(site: Deployment) -> tuple[bool | None, str]:
+async def _bad_keys(site: Deployment) -> tuple[bool, str]:
     async def one(connection: Http2) -> str:
         identity = base64.b32encode(os.urandom(8)).decode().strip("=")[:12]
         stream = connection.request(
@@ -1393,11 +1443,11 @@ async def _bad_keys(site: Deployment) -> tuple[bool | None, str]:
         )
         return await connection.wait(stream)
 
-    return None, summary(await flood(site, 8, 4000, one))
+    return True, summary(await flood(site, 8, 4000, one))
 
 
 @attack("watches", "suite", "watches that nobody reads are bounded")
-async def _watches(site: Deployment) -> tuple[bool | None, str]:
+async def _watches(site: Deployment) -> tuple[bool, str]:
     raw = message(deliveries.WatchDeliveriesRequest(tenant="tenants/hostile").SerializeToString())
     await subscribe(site, "hostile", f"w{time.monotonic_ns()}", "http://127.0.0.1:9/", kind="w")
     opened = await asyncio.gather(*(Http2.open(site, initial=0) for _ in range(4)))
@@ -1426,11 +1476,11 @@ async def _watches(site: Deployment) -> tuple[bool | None, str]:
     ended = Counter(outcome for one in opened for outcome in one.ended.values())
     for connection in opened:
         await connection.close()
-    return None, f"400 watches, {summary(sent)} batches of 200; ended: {summary(ended) or 'none'}"
+    return True, f"400 watches, {summary(sent)} batches of 200; ended: {summary(ended) or 'none'}"
 
 
 @attack("dying-key", "L4", "a key with 4 s left makes none that outlives it")
-async def _dying_key(site: Deployment) -> tuple[bool | None, str]:
+async def _dying_key(site: Deployment) -> tuple[bool, str]:
     path = "/hookline.v1.AccessService/CreateApiKey"
     request = access.CreateApiKeyRequest()
     request.api_key.scopes.append(API_KEY_SCOPE_ADMIN)
@@ -1457,7 +1507,7 @@ async def _dying_key(site: Deployment) -> tuple[bool | None, str]:
 
 
 @attack("certificate-kept", "L5", "a new URL needs the certificate again")
-async def _certificate_kept(site: Deployment) -> tuple[bool | None, str]:
+async def _certificate_kept(site: Deployment) -> tuple[bool, str]:
     own = site.authority.issue_cert("client.example")
     name = f"c{time.monotonic_ns()}"
     create = subscriptions.CreateSubscriptionRequest(tenant="tenants/hostile", subscription_id=name)
@@ -1510,7 +1560,7 @@ ALLOWED_HERE = {
 
 
 @attack("urls", "L7, L8", "ports of mail and databases, ISATAP, invalid IDNA names are refused")
-async def _urls(site: Deployment) -> tuple[bool | None, str]:
+async def _urls(site: Deployment) -> tuple[bool, str]:
     taken, internal = [], []
     async with site.channel() as channel:
         for number, url in enumerate(BAD_URLS):
@@ -1534,7 +1584,7 @@ async def _urls(site: Deployment) -> tuple[bool | None, str]:
 
 
 @attack("core-limit", "L6", "no core dump, no secret in the environment, memory unreadable")
-async def _core_limit(site: Deployment) -> tuple[bool | None, str]:
+async def _core_limit(site: Deployment) -> tuple[bool, str]:
     master, faults = Path(site.environment["HOOKLINE_MASTER_KEY_FILE"]).read_bytes(), []
     for process in family(site.pid):
         place = Path("/proc", str(process))
@@ -1584,7 +1634,7 @@ async def delivery_of(site: Deployment, sent: Any, subscription: str) -> Any:
 
 
 @attack("late-answer", "L9", "an unasked answer is never that of the next request")
-async def _late_answer(site: Deployment) -> tuple[bool | None, str]:
+async def _late_answer(site: Deployment) -> tuple[bool, str]:
     async def answer(writer: asyncio.StreamWriter, number: int) -> None:
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -1618,7 +1668,7 @@ async def _late_answer(site: Deployment) -> tuple[bool | None, str]:
 
 
 @attack("receivers", "suite", "endless, slow and broken receivers cost others nothing")
-async def _receivers(site: Deployment) -> tuple[bool | None, str]:
+async def _receivers(site: Deployment) -> tuple[bool, str]:
     async def endless_body(writer: asyncio.StreamWriter, number: int) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
         while True:
@@ -1669,7 +1719,7 @@ async def _receivers(site: Deployment) -> tuple[bool | None, str]:
                 ]
             )
         await asyncio.sleep(12)
-        return None, f"{summary(outcome)} batches; requests {[one.requests for one in found]}"
+        return True, f"{summary(outcome)} batches; requests {[one.requests for one in found]}"
 
 
 @attack(
@@ -1677,9 +1727,9 @@ async def _receivers(site: Deployment) -> tuple[bool | None, str]:
     "M2",
     "a name of the hosts file is no witness: an outage spends no attempt of another tenant",
 )
-async def _dns_outage(site: Deployment) -> tuple[bool | None, str]:
+async def _dns_outage(site: Deployment) -> tuple[bool, str]:
     if os.geteuid() != 0:
-        return None, "SKIPPED: a resolver of our own needs root"
+        return True, "SKIPPED: a resolver of our own needs root"
 
     async def answer(writer: asyncio.StreamWriter, _: int) -> None:
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
@@ -1739,7 +1789,7 @@ async def _dns_outage(site: Deployment) -> tuple[bool | None, str]:
 
 
 @attack("nul-certificate", "M3", "a NUL in a SAN names nobody")
-async def _nul_certificate(site: Deployment) -> tuple[bool | None, str]:
+async def _nul_certificate(site: Deployment) -> tuple[bool, str]:
     clients = site.directory / "clients.toml"
     clients.write_text('[[client]]\ndns = "admin.example.org"\nscopes = ["admin"]\ntenant = "-"\n')
     port = free_ports(2)
@@ -1805,7 +1855,7 @@ def signed(authority: trustme.CA, name: str) -> tuple[bytes, bytes]:
 
 
 @attack("audit-insert", "M4", "`audit verify` fails on an inserted, changed or removed entry")
-async def _audit_insert(site: Deployment) -> tuple[bool | None, str]:
+async def _audit_insert(site: Deployment) -> tuple[bool, str]:
     before = site.hookline("audit", "verify")
     connection = await asyncpg.connect(site.url)
     outcomes: dict[str, object] = {"untouched": before.returncode}
@@ -1881,7 +1931,7 @@ class Row:
     name: str
     row: str
     workers: int
-    held: bool | None
+    held: bool
     expected: str
     observed: str
     seconds: float
@@ -1895,20 +1945,27 @@ class Row:
     p99: float
     worst: float
     calls: int
+    failures: int
     failed: str
     cancelled: int
     fresh: str
     delivery_p99: float
     recovered: bool
+    exceeded: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return self.held and not self.exceeded
 
     def line(self) -> str:
-        verdict = {True: "held", False: "FAULT", None: "measured"}[self.held]
+        verdict = "held" if self.passed else "FAULT"
+        over = f"\n        exceeded: {'; '.join(self.exceeded)}" if self.exceeded else ""
         return (
             f"{self.row:7} {self.name:24} w{self.workers} {verdict:8} {self.seconds:5.1f} s  "
             f"RSS {self.rss_before:.0f}>{self.rss_peak:.0f}>{self.rss_after:.0f} (all {self.rss_all:.0f}) MB  cpu {self.cpu:.1f} (loops ran {self.ran:.1f}, waited for a processor {self.waited:.1f}) s  "
             f"p99 {self.p99 * 1e3:.0f} max {self.worst * 1e3:.0f} ms of {self.calls}, delivery {self.delivery_p99 * 1e3:.0f} ms  "
             f"failed [{self.failed}] new connections [{self.fresh}] recovered {self.recovered}\n"
-            f"        expected: {self.expected}\n        observed: {self.observed}"
+            f"        expected: {self.expected}\n        observed: {self.observed}{over}"
         )
 
 
@@ -1916,7 +1973,7 @@ async def run(site: Deployment, observed: Observed, names: list[str]) -> list[Ro
     rows = []
     os.nice(5)  # the service and the observer come first
     for name in names:
-        row, expected, function = ATTACKS[name]
+        row, expected, function, limits = ATTACKS[name]
         start = time.monotonic()
         try:
             async with asyncio.timeout(180):
@@ -1934,6 +1991,7 @@ async def run(site: Deployment, observed: Observed, names: list[str]) -> list[Ro
         rows.append(
             measured(name, row, site.workers, held, expected, text, observed, start, end, recovered)
         )
+        rows[-1].exceeded = limits.exceeded(rows[-1])
         print(rows[-1].line(), flush=True)  # noqa: T201
         if not family(site.pid):
             print("the service has ended", flush=True)  # noqa: T201
@@ -1955,7 +2013,7 @@ async def recovery(observed: Observed) -> bool:
 
 
 def measured(
-    name: str, row: str, workers: int, held: bool | None, expected: str, text: str,
+    name: str, row: str, workers: int, held: bool, expected: str, text: str,
     observed: Observed, start: float, end: float, recovered: bool,
 ) -> Row:  # fmt: skip
     calls, memory = observed.within("call", start, end), observed.within("rss", start, end + 1)
@@ -1976,7 +2034,7 @@ def measured(
         later[0]["each"] if later else 0, max((one["all"] for one in memory), default=0),
         total("cpu"), total("ran"), total("waited"),
         percentile([one["s"] for one in calls], 0.99), max((one["s"] for one in calls), default=float("nan")),
-        len(calls), summary(failed), bare,
+        len(calls), failed.total(), summary(failed), bare,
         f"{sum(one['code'] == 'OK' for one in fresh)}/{len(fresh)}, max {max((one['s'] for one in fresh), default=0):.1f} s",
         percentile([one["s"] for one in observed.within("delivery", start, end)], 0.99), recovered,
     )  # fmt: skip
@@ -2012,7 +2070,7 @@ def main() -> int:
     for workers in arguments.workers or [1, 2]:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, embedded(runner) as url:
             rows += runner.run(trial(url, workers, arguments.attacks or list(ATTACKS)))
-    return int(any(row.held is False or not row.recovered for row in rows))
+    return int(not all(row.passed for row in rows))
 
 
 if __name__ == "__main__":

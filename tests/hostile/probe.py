@@ -107,7 +107,7 @@ class Probe:
         try:
             await self._client.events.PublishEvents(request, timeout=CALL_TIMEOUT_S)
         except HooklineError as error:
-            failed[f"{type(error).__name__} {error.reason}".strip()] += 1
+            failed[f"{type(error).__name__} {error.reason or error}".strip()] += 1
         else:
             self._published_s[number] = began_s
         return (time.monotonic() - began_s) * 1_000
