@@ -51,7 +51,7 @@ DEPLOYMENT_KEY = b"d" * 32
 
 @dataclass
 class Calls:
-    """What the server told its observer, in order."""
+    """Observer that records the calls that ended, in order."""
 
     ended: list[tuple[str, grpc.StatusCode]] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ def refusing(base: Any) -> Any:  # noqa: ANN401 (any generated servicer)
 
 
 def servicers_of(rig: Rig, **replaced: Any) -> Servicers:  # noqa: ANN401 (any servicer)
-    """The servicers of a node; those of other rooms' tests refuse."""
+    """The servicers of a node; those that other tests cover refuse every call."""
     pages = Pages(PAGE_KEY, rig.limits)
     by_field: dict[str, Any] = {
         "tenants": refusing(tenants_grpc.TenantServiceServicer),

@@ -54,7 +54,7 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 ORDERS = "tenants/acme/subscriptions/orders"
 URL = "https://example.com/hook"
 ORIGIN = "hookline.example"
-"""As whom targets are asked for their consent."""
+"""The origin that handshakes with targets state."""
 
 
 def orders(**fields: Any) -> Subscription:  # noqa: ANN401 (any field)
@@ -205,7 +205,7 @@ async def controlling(
 
 
 async def refused_both_ways(control: Control, **fields: Any) -> Refused:  # noqa: ANN401 (any field)
-    """What creating with these fields is refused with; updating `orders` must be refused alike."""
+    """The refusal of creating with these fields; updating `orders` must get the same."""
     before = await control.get()
     creating = await refusal(control.create(orders(**fields), "new"))
     assert creating.code == INVALID

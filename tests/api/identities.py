@@ -1,4 +1,4 @@
-"""Callers that a test decides on, and a servicer that notes who calls."""
+"""Callers chosen by a test, and a servicer that records them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ ALL = frozenset(Scope)
 
 
 def caller(*scopes: Scope, tenant: str | None = None) -> Caller:
-    return Caller(principal="somebody", scopes=frozenset(scopes or ALL), tenant_id=tenant)
+    return Caller(principal="some-caller", scopes=frozenset(scopes or ALL), tenant_id=tenant)
 
 
-class Words:
-    """A source that knows callers by the word under `who`; nobody is who says nothing."""
+class HeaderSource:
+    """A source that authenticates callers by the metadata entry `caller`."""
 
     def __init__(self, **callers: Caller) -> None:
         self.callers = callers
         self.asked: list[tuple[str, str]] = []
-        """The word and the peer, each time."""
+        """The entry and the peer of each call."""
         self.is_away = False
 
     async def authenticate(
         self, metadata: Metadata, auth_context: AuthContext, peer: str
     ) -> Caller | None:
         del auth_context
-        word = dict(metadata).get("who")
+        word = dict(metadata).get("caller")
         if not isinstance(word, str):
             return None
         self.asked.append((word, peer))
@@ -40,8 +40,8 @@ class Words:
         return self.callers[word]
 
 
-class Asking(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
-    """GetTenant notes who calls."""
+class RecordingTenants(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
+    """GetTenant records its callers."""
 
     def __init__(self) -> None:
         self.callers: list[Caller] = []

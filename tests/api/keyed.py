@@ -59,7 +59,7 @@ class Keyed:
 
 @asynccontextmanager
 async def keyed(url: str, *, max_cached: int = 1_000) -> AsyncIterator[Keyed]:
-    """A server that lets in whoever shows a key, while inside; and a tenant `acme`."""
+    """A server that authenticates API keys, while inside; and a tenant `acme`."""
     clock, database = TurnableClock(), Database(url)
     source = ApiKeySource(
         ApiKeyLookup(database.session("access")), DEPLOYMENT_KEY, clock, max_cached=max_cached

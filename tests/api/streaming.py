@@ -75,7 +75,7 @@ class Submitted:
         self._api = api
         self._submit = api.rig.publisher.submit
         self.count = 0
-        setattr(api.rig.publisher, "submit", self._counted)  # noqa: B010 - mypy knows it for one
+        setattr(api.rig.publisher, "submit", self._counted)  # noqa: B010 - mypy takes it for a method
 
     async def _counted(
         self, tenant_id: str, events: Sequence[NewEvent], stream: object | None = None

@@ -1,4 +1,4 @@
-"""Callers who are known by the certificate of their connection, or by an issuer's token."""
+"""Callers authenticated by a client certificate, or by a token of an issuer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from hookline_service.identity.server_certificate import CertificateFiles, read_
 from hookline_service.identity.tokens import Tokens
 from tests.api.conftest import CLIENT_OPTIONS, Api, servicers_of
 from tests.api.control import controlling, orders
-from tests.api.identities import Asking, Words
+from tests.api.identities import HeaderSource, RecordingTenants
 from tests.api.identities import caller as asker
 from tests.api.refusals import refusal
 from tests.certificates import Authority
@@ -60,7 +60,7 @@ NAMES = ClientNames(
 class Gateway:
     """A server that asks for certificates, and a way to call it with some of one's own."""
 
-    def __init__(self, port: int, authority: Authority, asking: Asking) -> None:
+    def __init__(self, port: int, authority: Authority, asking: RecordingTenants) -> None:
         self._port = port
         self._authority = authority
         self._asking = asking
@@ -82,12 +82,12 @@ class Gateway:
         return await TenantServiceStub(channel).GetTenant(request, metadata=metadata, timeout=20)
 
     async def caller(self, channel: grpc.aio.Channel, *authorization: str) -> Caller:
-        """As whom a call runs."""
+        """Return the caller that a call runs for."""
         await self.call(channel, *authorization)
         return self._asking.callers.pop()
 
     async def refused(self, channel: grpc.aio.Channel, *authorization: str) -> None:
-        """The call is made by nobody."""
+        """Assert that the call is unauthenticated."""
         answer = await refusal(self.call(channel, *authorization))
         assert answer.code is grpc.StatusCode.UNAUTHENTICATED
         assert answer.reason == "UNAUTHENTICATED"
@@ -108,7 +108,7 @@ def known() -> list[ClientNames]:
 async def gateway(
     api: Api, tmp_path: Path, issuer: Issuer, known: list[ClientNames]
 ) -> AsyncIterator[Gateway]:
-    authority, asking = Authority(tmp_path), Asking()
+    authority, asking = Authority(tmp_path), RecordingTenants()
     certificate = read_server_certificate(
         CertificateFiles(*authority.issue("server", "127.0.0.1"), authority.file)
     )
@@ -148,7 +148,7 @@ async def test_a_certificate_names_its_caller(
     assert timedelta(days=89) < caller.expire_time - datetime.now(UTC) < timedelta(days=91)
 
 
-async def test_a_certificate_that_may_not_is_told_so(gateway: Gateway) -> None:
+async def test_a_certificate_without_the_scope_is_refused(gateway: Gateway) -> None:
     async with gateway.channel("jo@example.org") as channel:
         answer = await refusal(gateway.call(channel))
     assert answer.code is grpc.StatusCode.PERMISSION_DENIED
@@ -157,7 +157,7 @@ async def test_a_certificate_that_may_not_is_told_so(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     "shown", [["other.internal"], ["127.0.0.1"], ["spiffe://example.org/shop"]], ids=str
 )
-async def test_a_certificate_that_is_not_listed_is_nobodys(
+async def test_a_certificate_that_is_not_listed_is_unauthenticated(
     gateway: Gateway, shown: list[str]
 ) -> None:
     async with gateway.channel(*shown) as channel:
@@ -174,7 +174,7 @@ async def test_a_certificate_that_is_not_listed_is_nobodys(
     ],
     ids=["dns", "uri", "beside-a-good-name", "line-feed"],
 )
-async def test_a_certificate_with_a_control_character_in_a_name_is_nobodys(
+async def test_a_certificate_with_a_control_character_in_a_name_is_unauthenticated(
     gateway: Gateway, shown: list[str]
 ) -> None:
     """GRPC hands names on as C strings, which end at a NUL: `ops.internal` is all that it shows."""
@@ -182,7 +182,7 @@ async def test_a_certificate_with_a_control_character_in_a_name_is_nobodys(
         await gateway.refused(channel)
 
 
-async def test_who_is_not_listed_any_more_is_nobody_on_the_same_connection(
+async def test_a_removed_certificate_is_unauthenticated_on_an_open_connection(
     gateway: Gateway, known: list[ClientNames]
 ) -> None:
     async with gateway.channel("ops.internal") as channel:
@@ -191,7 +191,7 @@ async def test_who_is_not_listed_any_more_is_nobody_on_the_same_connection(
         await gateway.refused(channel)
 
 
-async def test_a_token_counts_before_the_certificate_and_a_bad_one_instead_of_it(
+async def test_a_token_decides_before_a_certificate_even_if_invalid(
     gateway: Gateway, issuer: Issuer
 ) -> None:
     good = issuer.token(scope="hookline:manage")
@@ -203,13 +203,13 @@ async def test_a_token_counts_before_the_certificate_and_a_bad_one_instead_of_it
         await gateway.refused(channel, f"Bearer {good}", f"Bearer {good}")
 
 
-async def test_who_is_bound_by_id_comes_to_the_new_tenant_of_that_id_and_finds_nothing_of_the_old(
+async def test_a_caller_bound_by_id_finds_nothing_of_a_deleted_tenant_of_that_id(
     database_url: str,
 ) -> None:
-    words = Words(boss=asker(), bound=asker(Scope.OPERATE, tenant="acme"))
-    boss, bound = (("who", "boss"),), (("who", "bound"),)
+    source = HeaderSource(boss=asker(), bound=asker(Scope.OPERATE, tenant="acme"))
+    boss, bound = (("caller", "boss"),), (("caller", "bound"),)
     one = ListSubscriptionsRequest(tenant="tenants/acme")
-    async with controlling(database_url, identities=[words]) as control:
+    async with controlling(database_url, identities=[source]) as control:
         made = CreateSubscriptionRequest(tenant="tenants/acme", subscription=orders())
         name = (await control.subscriptions.CreateSubscription(made, metadata=boss)).subscription
         assert (await control.subscriptions.ListSubscriptions(one, metadata=bound)).subscriptions
@@ -227,5 +227,5 @@ async def test_who_is_bound_by_id_comes_to_the_new_tenant_of_that_id_and_finds_n
         assert not found.subscriptions
         entries = ListAuditEntriesRequest(tenant="tenants/acme")
         log = AccessServiceStub(control.channel)
-        told = (await log.ListAuditEntries(entries, metadata=boss)).audit_entries
-        assert [entry.method.rpartition("/")[2] for entry in told] == ["CreateTenant"]
+        entries_found = (await log.ListAuditEntries(entries, metadata=boss)).audit_entries
+        assert [entry.method.rpartition("/")[2] for entry in entries_found] == ["CreateTenant"]

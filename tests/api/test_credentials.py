@@ -1,6 +1,6 @@
 """Credentials of every kind, where API keys are used: which are accepted, what others receive.
 
-The row `credentials` of the bad inputs, and what keeps an answer from telling more than it says.
+The row `credentials` of the bad inputs, and the uniform answers that disclose nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ async def others_secret(gateway: Keyed) -> Metadata:
 
 
 def invented(number: int = 61) -> str:
-    """A token that nobody was given."""
+    """A token that was never issued."""
     return make_token("a1B2c3D4e5F6", lambda below: number % below)
 
 
@@ -152,7 +152,7 @@ async def refused(gateway: Keyed, metadata: Metadata) -> Refused:
 
 
 @pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
-async def test_bad_credentials_are_all_told_the_same(
+async def test_all_invalid_credentials_get_the_same_answer(
     gateway: Keyed, make: Callable[[Keyed], Awaitable[Metadata]]
 ) -> None:
     metadata = await make(gateway)
@@ -163,13 +163,13 @@ async def test_bad_credentials_are_all_told_the_same(
         assert await refused(gateway, metadata) == missing
 
 
-async def test_garbage_is_told_the_same(gateway: Keyed) -> None:
+async def test_malformed_credentials_get_the_same_answer(gateway: Keyed) -> None:
     missing = await refused(gateway, ())
     for metadata in GARBAGE:
         assert await refused(gateway, metadata) == missing
 
 
-async def test_a_good_key_is_let_in(gateway: Keyed) -> None:
+async def test_a_valid_key_is_authenticated(gateway: Keyed) -> None:
     now = await gateway.keys.now()
     for token in (
         await gateway.token(),
@@ -203,7 +203,7 @@ async def test_another_tenant_is_not_found(gateway: Keyed) -> None:
     assert (answer.code, answer.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
 
 
-async def test_a_revocation_counts_here_at_once(gateway: Keyed) -> None:
+async def test_a_revocation_takes_effect_on_this_node_at_once(gateway: Keyed) -> None:
     token, admin = await gateway.token(), await gateway.token(Scope.ADMIN)
     await get(gateway, bearer(token))
     await AccessServiceStub(gateway.channel).RevokeApiKey(
@@ -212,7 +212,9 @@ async def test_a_revocation_counts_here_at_once(gateway: Keyed) -> None:
     assert (await refused(gateway, bearer(token))).code is UNAUTHENTICATED
 
 
-async def test_a_revocation_elsewhere_is_found_while_the_key_is_in_use(gateway: Keyed) -> None:
+async def test_a_revocation_on_another_node_takes_effect_while_the_key_is_in_use(
+    gateway: Keyed,
+) -> None:
     token = await gateway.token()
     await get(gateway, bearer(token))
     await gateway.keys.revoke(key_id(token), None)
@@ -227,7 +229,7 @@ async def test_a_revocation_elsewhere_is_found_while_the_key_is_in_use(gateway: 
     await until(is_shut_out, "it is read again", within_s=5)
 
 
-async def test_nothing_is_believed_for_long_whatever_becomes_of_the_reading(
+async def test_a_cached_key_expires_even_if_it_cannot_be_read_again(
     gateway: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = await gateway.token()
@@ -248,7 +250,7 @@ async def test_nothing_is_believed_for_long_whatever_becomes_of_the_reading(
     assert BELIEVED_S + REFRESH_S < 5
 
 
-async def test_a_key_expires_at_its_moment_of_the_databases_clock(gateway: Keyed) -> None:
+async def test_a_key_expires_by_the_clock_of_the_database(gateway: Keyed) -> None:
     token = await gateway.token(expire_time=await gateway.keys.now() + timedelta(hours=1))
     await get(gateway, bearer(token))
     gateway.clock.ahead_s += 3_600
@@ -258,7 +260,7 @@ async def test_a_key_expires_at_its_moment_of_the_databases_clock(gateway: Keyed
     assert (await refused(gateway, bearer(token))).code is UNAUTHENTICATED
 
 
-async def test_use_is_noted_to_the_minute_and_seldom(gateway: Keyed) -> None:
+async def test_use_is_recorded_to_the_minute(gateway: Keyed) -> None:
     token, other = await gateway.token(), await gateway.token()
 
     async def last_use(token: str) -> datetime | None:
@@ -306,7 +308,7 @@ async def test_a_key_in_use_is_not_looked_up_while_a_call_waits(
     assert waited == 2
 
 
-async def test_calls_of_a_moment_share_a_question(
+async def test_concurrent_calls_share_a_lookup(
     gateway: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token, found = await gateway.token(), 0
@@ -326,7 +328,7 @@ async def test_calls_of_a_moment_share_a_question(
     await asyncio.gather(*calls)
 
 
-async def test_what_is_remembered_is_bounded_and_bad_ones_crowd_out_no_good_ones(
+async def test_the_cache_is_bounded_and_invalid_keys_evict_no_valid_ones(
     database_url: str,
 ) -> None:
     async with keyed(database_url, max_cached=5) as gateway:
@@ -343,7 +345,7 @@ async def test_what_is_remembered_is_bounded_and_bad_ones_crowd_out_no_good_ones
         assert len(gateway.source._valid) == 5  # noqa: SLF001
 
 
-async def test_more_lookups_than_there_is_room_for_are_told_when_to_come_back(
+async def test_lookups_beyond_the_limit_are_refused_with_a_retry_delay(
     database_url: str,
 ) -> None:
     async with keyed(database_url, max_cached=3) as gateway:
@@ -366,7 +368,7 @@ async def test_more_lookups_than_there_is_room_for_are_told_when_to_come_back(
         await asyncio.gather(*asking, return_exceptions=True)
 
 
-async def test_while_the_database_is_away_it_is_told_so_and_nobody_is_called_unknown(
+async def test_without_the_database_a_key_is_unavailable_and_not_unauthenticated(
     gateway: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = await gateway.token()

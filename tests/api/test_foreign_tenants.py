@@ -1,4 +1,4 @@
-"""Who is bound to one tenant learns nothing of another, not even whether it is there.
+"""A caller bound to one tenant finds out nothing of another, not even whether it exists.
 
 Each method of the contract that takes a name is called with a foreign tenant's, of which everything
 exists, and with one of nothing: the same answers, the same statements.
@@ -40,7 +40,7 @@ from tests.api.publishing import order
 from tests.api.refusals import Refused, refusal
 from tests.api.rpcs import CONTRACT, opened_by, request_of
 
-NOTHING = "nobody"
+NOTHING = "missing"
 FOREIGN = "beta"
 NAMED: dict[str, dict[str, Any]] = {
     "TenantService/GetTenant": {"name": "{tenant}"},
@@ -177,7 +177,7 @@ async def foreign(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     connect = Database.connect
 
     def listen(asked: Any) -> None:  # noqa: ANN401 (asyncpg names no type)
-        # It is called in a copy of the context of who asked.
+        # It is called in a copy of the caller's context.
         if current_caller() is not SERVICE:  # the node's own tasks ask whenever they like
             statements.append(asked.query)
 
@@ -220,7 +220,7 @@ def test_every_method_that_names_a_tenants_resource_has_a_request_here() -> None
 
 
 @pytest.mark.parametrize("kind", sorted(CALLS))
-async def test_a_foreign_name_and_a_name_of_nothing_are_answered_alike(
+async def test_a_foreign_name_and_a_missing_one_get_the_same_answer(
     foreign: Foreign, kind: str
 ) -> None:
     method, request = CALLS[kind]
@@ -231,7 +231,9 @@ async def test_a_foreign_name_and_a_name_of_nothing_are_answered_alike(
     assert for_foreign == for_nothing == []
     is_built = answer.code is not grpc.StatusCode.UNIMPLEMENTED
     assert answer.code is grpc.StatusCode.NOT_FOUND or not is_built
-    assert bool(await foreign.asked_by_own(method, request)) is is_built, "else nobody listens"
+    assert bool(await foreign.asked_by_own(method, request)) is is_built, (
+        "else the listener is broken"
+    )
 
 
 IDS = {
@@ -242,7 +244,7 @@ IDS = {
 
 
 @pytest.mark.parametrize("method", sorted(IDS))
-async def test_a_foreign_id_under_ones_own_name_and_an_id_of_nothing_are_answered_alike(
+async def test_a_foreign_id_in_the_own_tenant_and_a_missing_one_get_the_same_answer(
     foreign: Foreign, method: str
 ) -> None:
     known, unknown = foreign.ids, {kind: id_[:-6] + "000000" for kind, id_ in foreign.ids.items()}
@@ -263,10 +265,10 @@ async def test_a_foreign_id_under_ones_own_name_and_an_id_of_nothing_are_answere
 
 
 @pytest.mark.parametrize("method", sorted(NAMED))
-async def test_it_is_answered_as_a_caller_of_all_tenants_is_who_asks_for_nothing(
+async def test_a_foreign_name_is_answered_like_a_missing_one_to_a_caller_of_all_tenants(
     foreign: Foreign, method: str
 ) -> None:
-    """Not needed to keep a secret, but else a program would have to know two languages."""
+    """No secret depends on it, but clients need to handle only one answer."""
     bound = await foreign.refused(method, NAMED[method], FOREIGN)
     foreign.token = await foreign.gateway.token()
     free = await foreign.refused(method, NAMED[method], NOTHING)
@@ -296,7 +298,9 @@ async def test_a_stream_answers_each_message_for_its_tenant(foreign: Foreign) ->
     stream.cancel()
 
 
-async def test_a_foreign_key_and_none_are_revoked_alike(foreign: Foreign) -> None:
+async def test_revoking_a_foreign_key_and_a_missing_one_get_the_same_answer(
+    foreign: Foreign,
+) -> None:
     other = key_id_in(await foreign.gateway.token(tenant=FOREIGN)) or ""
     of_all = key_id_in(await foreign.gateway.token()) or ""
     answers, asked = [], []
@@ -316,7 +320,7 @@ async def test_a_foreign_key_and_none_are_revoked_alike(foreign: Foreign) -> Non
     assert [key for key in keys if key.revoke_time] == []
 
 
-async def test_across_tenants_is_for_who_is_bound_to_none(foreign: Foreign) -> None:
+async def test_reads_across_tenants_refuse_callers_bound_to_one(foreign: Foreign) -> None:
     stub = EventServiceStub(foreign.gateway.channel)
     request = ListEventsRequest(tenant="tenants/-")
     answer = await refusal(stub.ListEvents(request, metadata=foreign.metadata))
@@ -328,7 +332,9 @@ async def test_across_tenants_is_for_who_is_bound_to_none(foreign: Foreign) -> N
     assert len(everything.events) == 1
 
 
-async def test_lists_show_ones_own_and_tokens_of_other_lists_are_none(foreign: Foreign) -> None:
+async def test_lists_show_the_own_tenant_and_refuse_page_tokens_of_other_lists(
+    foreign: Foreign,
+) -> None:
     tenants, access = (
         TenantServiceStub(foreign.gateway.channel),
         AccessServiceStub(foreign.gateway.channel),
@@ -352,7 +358,7 @@ async def test_lists_show_ones_own_and_tokens_of_other_lists_are_none(foreign: F
 
 
 @pytest.mark.parametrize("tenant_id", [FOREIGN, NOTHING, "acme"])
-async def test_nobody_learns_by_creating_which_tenants_there_are(
+async def test_creating_a_tenant_does_not_disclose_which_exist(
     foreign: Foreign, tenant_id: str
 ) -> None:
     answer = await refusal(
@@ -364,8 +370,8 @@ async def test_nobody_learns_by_creating_which_tenants_there_are(
     assert tenant_id not in answer.message
 
 
-async def test_a_key_of_another_tenants_events_stands_for_nothing_here(foreign: Foreign) -> None:
-    """The same idempotency key and another event in two tenants: neither hears of the other."""
+async def test_idempotency_keys_are_per_tenant(foreign: Foreign) -> None:
+    """The same idempotency key and another event in two tenants: they do not collide."""
     stub, boss = EventServiceStub(foreign.gateway.channel), bearer(await foreign.gateway.token())
     for tenant, subject, metadata in (
         (FOREIGN, "theirs", boss),
@@ -378,5 +384,5 @@ async def test_a_key_of_another_tenants_events_stands_for_nothing_here(foreign: 
         assert not answer.results[0].deduplicated
 
 
-def test_what_shows_all_tenants_is_for_who_is_bound_to_none() -> None:
+def test_the_status_of_all_tenants_refuses_callers_bound_to_one() -> None:
     assert METHODS["hookline.v1.OperationsService/GetStatus"].access.is_of_all_tenants

@@ -1,7 +1,7 @@
-"""What a message has room for, such as millions of entries: refused or read without delay.
+"""Messages with millions of entries are refused or read without delay.
 
-One event loop serves everybody: while it reads one client's list no other call is answered, and no
-lease renewed.
+One event loop serves all callers: while it reads one client's list, no other call is answered and
+no lease is renewed.
 """
 
 from __future__ import annotations

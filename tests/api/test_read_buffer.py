@@ -1,4 +1,4 @@
-"""What a peer sends without pause is read in small pieces, before it is known who sends it.
+"""Data that a peer sends without pause is read in small pieces, before it is authenticated.
 
 gRPC's core doubles what it reads at once while more comes than it takes, without a bound of its
 own, and every connection keeps that. Frames of no known type are the cheapest to send: the core
@@ -38,7 +38,7 @@ def flood(port: int) -> float:
     return peak_mb
 
 
-async def test_what_connections_send_without_pause_fills_no_memory(api: Api) -> None:
+async def test_connections_that_send_without_pause_do_not_exhaust_memory(api: Api) -> None:
     before_mb = resident_mb()
     async with asyncio.TaskGroup() as group:
         floods = [group.create_task(asyncio.to_thread(flood, api.port)) for _ in range(CONNECTIONS)]

@@ -115,7 +115,7 @@ async def test_files_and_extensions_are_found(api: Api) -> None:
     assert list(numbers.all_extension_numbers_response.extension_number) == [51820]
 
 
-async def test_what_is_not_there_is_an_answer_and_the_stream_goes_on(api: Api) -> None:
+async def test_an_unknown_symbol_is_answered_and_the_stream_goes_on(api: Api) -> None:
     answers = await ask(
         api,
         ServerReflectionRequest(file_by_filename="no.proto"),

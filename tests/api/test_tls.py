@@ -83,7 +83,7 @@ def serial(certificate: ServerCertificate) -> int:
     return x509.load_pem_x509_certificate(certificate.chain_pem).serial_number
 
 
-async def test_new_connections_see_the_new_certificate_and_old_ones_live_on(
+async def test_new_connections_get_the_new_certificate_and_open_ones_stay(
     api: Api, authority: Authority
 ) -> None:
     counts = [issued(authority)]
@@ -96,7 +96,7 @@ async def test_new_connections_see_the_new_certificate_and_old_ones_live_on(
         await health(old)
 
 
-async def test_the_certificate_is_handed_over_only_when_it_is_another(
+async def test_the_certificate_is_returned_only_when_it_has_changed(
     api: Api, authority: Authority
 ) -> None:
     asked = 0
@@ -114,25 +114,25 @@ async def test_the_certificate_is_handed_over_only_when_it_is_another(
         assert asked == before + 3, "each handshake asks"
 
 
-async def test_a_client_without_a_certificate_is_not_let_in_where_one_is_asked_for(
+async def test_a_client_without_a_required_certificate_is_refused(
     api: Api, authority: Authority, tmp_path: Path
 ) -> None:
     certificate = issued(authority, authority.file)
-    stranger = Authority(tmp_path, "stranger").issue("foreign", "shop.internal")
+    foreign = Authority(tmp_path, "foreign").issue("foreign", "shop.internal")
     friend = authority.issue("client", "shop.internal")
     async with serving(api, lambda: certificate) as port:
         async with channel_to(
             port, authority.pem, friend[1].read_bytes(), friend[0].read_bytes()
         ) as channel:
             await health(channel)
-        for files in ((), (stranger[1].read_bytes(), stranger[0].read_bytes())):
+        for files in ((), (foreign[1].read_bytes(), foreign[0].read_bytes())):
             async with channel_to(port, authority.pem, *files) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await health(channel)
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_an_authority_of_clients_is_exchanged_too(
+async def test_the_client_authority_is_replaced_as_well(
     api: Api, authority: Authority, tmp_path: Path
 ) -> None:
     other = Authority(tmp_path, "other")

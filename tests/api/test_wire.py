@@ -48,13 +48,13 @@ CORRUPT = {
 
 
 @pytest.mark.parametrize("data", CORRUPT.values(), ids=CORRUPT.keys())
-async def test_what_is_no_message_is_malformed(api: Api, data: bytes) -> None:
+async def test_bytes_that_are_no_message_are_malformed(api: Api, data: bytes) -> None:
     answer = await send(api, PUBLISH, data)
     assert (answer.code, answer.reason) == MALFORMED
     await publish(api, order())
 
 
-async def test_no_garbage_breaks_anything(api: Api) -> None:
+async def test_random_bytes_are_refused_and_the_server_goes_on(api: Api) -> None:
     """Random bytes, and good messages with random damage: a status each time, and life goes on."""
     rng = random.Random(20_261_124)
     good = PublishEventsRequest(
@@ -97,7 +97,7 @@ async def test_an_unknown_method_is_not_implemented(api: Api, method: str) -> No
     assert api.calls.ended == [("_OTHER", grpc.StatusCode.UNIMPLEMENTED)]
 
 
-async def test_a_batch_beyond_the_limit_is_told_so_and_one_beyond_all_bounds_is_cut_off(
+async def test_a_batch_beyond_the_limit_is_refused_with_the_limit(
     api: Api,
 ) -> None:
     answer = await refused(api, *[order(binary_data=bytes(250_000))] * 25)
@@ -107,7 +107,7 @@ async def test_a_batch_beyond_the_limit_is_told_so_and_one_beyond_all_bounds_is_
     await publish(api, order())
 
 
-async def test_metadata_beyond_all_bounds_is_cut_off(api: Api) -> None:
+async def test_metadata_beyond_the_bounds_of_the_core_is_refused(api: Api) -> None:
     metadata = (("x-large", "y" * 40_000),)
     call = api.events.PublishEvents(
         PublishEventsRequest(tenant="tenants/acme", events=[order()]), metadata=metadata
@@ -116,7 +116,7 @@ async def test_metadata_beyond_all_bounds_is_cut_off(api: Api) -> None:
     await publish(api, order())
 
 
-async def test_a_stream_that_turns_to_garbage_ends_with_a_status(api: Api) -> None:
+async def test_a_malformed_message_ends_a_stream_with_a_status(api: Api) -> None:
     call: Any = api.channel.stream_stream(REFLECT)
 
     async def questions() -> Any:  # noqa: ANN401 (raw bytes)
@@ -134,7 +134,7 @@ async def test_a_stream_that_turns_to_garbage_ends_with_a_status(api: Api) -> No
     assert (answer.code, answer.reason) == MALFORMED
 
 
-async def test_what_is_not_even_http2_is_hung_up_on(api: Api) -> None:
+async def test_a_connection_without_http2_is_closed(api: Api) -> None:
     for greeting in (b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"\x16\x03\x01\x02\x00", bytes(300)):
         reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
         writer.write(greeting)

@@ -1,4 +1,4 @@
-"""Nodes behind a door: what one is told counts on all."""
+"""Authentication on several nodes: a change on one takes effect on all."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def boss(database_url: str) -> str:
 
 @dataclass
 class Elsewhere:
-    """Two nodes: at one of them somebody publishes, at the other one his key can be revoked."""
+    """Two nodes: a caller publishes on one, and its key can be revoked on the other."""
 
     publisher: HooklineClient
     revoke: Callable[[], Awaitable[object]]
@@ -76,9 +76,9 @@ async def test_the_first_key_is_made_in_the_database_and_makes_others(
     database_url: str, boss: str
 ) -> None:
     async with guarded(database_url) as target:
-        async with HooklineClient(target) as stranger:
+        async with HooklineClient(target) as unauthenticated:
             with pytest.raises(UnauthenticatedError) as refused:
-                await stranger.operations.GetStatus(GetStatusRequest())
+                await unauthenticated.operations.GetStatus(GetStatusRequest())
         async with HooklineClient(target, token=boss) as client:
             await client.operations.GetStatus(GetStatusRequest())
             made = await client.access.CreateApiKey(PUBLISHERS)
@@ -89,7 +89,7 @@ async def test_the_first_key_is_made_in_the_database_and_makes_others(
         assert refused.value.reason == "UNAUTHENTICATED"
 
 
-async def test_a_key_that_is_revoked_on_one_node_is_shut_out_of_the_other_within_5_seconds(
+async def test_a_key_revoked_on_one_node_is_refused_by_the_other_within_5_seconds(
     elsewhere: Elsewhere,
 ) -> None:
     event = Event(type="a.b", json_data="{}")
@@ -103,7 +103,7 @@ async def test_a_key_that_is_revoked_on_one_node_is_shut_out_of_the_other_within
 
     assert not await is_shut_out()
     await elsewhere.revoke()
-    await until(is_shut_out, "the other node heard of it", within_s=5)
+    await until(is_shut_out, "the other node refuses the key", within_s=5)
 
 
 def message(sequence: int) -> StreamPublishEventsRequest:
@@ -116,7 +116,7 @@ async def messages(count: int) -> AsyncIterator[StreamPublishEventsRequest]:
         yield message(sequence)
 
 
-async def test_a_clients_token_goes_with_streams_of_every_kind(
+async def test_the_client_sends_its_token_with_streams_of_every_kind(
     database_url: str, boss: str
 ) -> None:
     async with guarded(database_url) as target, HooklineClient(target, token=boss) as client:
@@ -136,7 +136,7 @@ async def test_a_clients_token_goes_with_streams_of_every_kind(
         assert unbuilt.value.code() is not grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_a_stream_of_a_key_that_is_revoked_elsewhere_ends_within_5_seconds(
+async def test_a_stream_whose_key_is_revoked_on_another_node_ends_within_5_seconds(
     elsewhere: Elsewhere,
 ) -> None:
     stream: Any = elsewhere.publisher.events.StreamPublishEvents()

@@ -1,4 +1,4 @@
-"""What a node follows while it runs: it tells of an end to come, and never looks away."""
+"""Watched sources: an expiry is logged in time, and a failed read does not end the watch."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ async def followed(authority: Authority, lifetime: timedelta) -> AsyncIterator[N
         await sources.stop()
 
 
-def told(logs: list[Any], event: str) -> int:
+def logged(logs: list[Any], event: str) -> int:
     return sum(line["event"] == event for line in logs)
 
 
-async def test_each_certificate_that_ends_soon_is_told_of_once(
+async def test_each_certificate_that_expires_soon_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority, looks = Authority(tmp_path), Looks(monkeypatch)
@@ -66,19 +66,22 @@ async def test_each_certificate_that_ends_soon_is_told_of_once(
     with capture_logs() as logs:
         async with followed(authority, later):
             await looks.more()
-            assert told(logs, "certificate_expires_soon") == 0
+            assert logged(logs, "certificate_expires_soon") == 0
             for count in (1, 2):
                 authority.issue("server", "127.0.0.1", lifetime=soon + timedelta(minutes=count))
-                await until(lambda: told(logs, "certificate_expires_soon") >= count, "it is told")  # noqa: B023
+                await until(
+                    lambda: logged(logs, "certificate_expires_soon") >= count,  # noqa: B023 - awaited within the loop
+                    "it is logged",
+                )
                 await looks.more()
-                assert told(logs, "certificate_expires_soon") == count
+                assert logged(logs, "certificate_expires_soon") == count
 
 
-async def test_a_look_that_breaks_is_logged_and_not_the_last(
+async def test_a_failed_read_is_logged_and_the_next_one_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = Looks(monkeypatch, failing=1)
     with capture_logs() as logs:
         async with followed(Authority(tmp_path), timedelta(days=90)):
             await looks.more()
-    assert told(logs, "source_watch_failed") == 1
+    assert logged(logs, "source_watch_failed") == 1

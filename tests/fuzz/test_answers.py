@@ -116,12 +116,12 @@ def test_a_connection_is_used_again_only_where_another_parser_ends_in_the_same_p
         return
     assert theirs.status == ours.status
     assert theirs.body[:KEPT] == ours.body
-    told = [(name.lower(), value.strip(b" \t")) for name, value in ours.headers]
-    assert told == [(name.lower(), value) for name, value in theirs.headers]
+    headers = [(name.lower(), value.strip(b" \t")) for name, value in ours.headers]
+    assert headers == [(name.lower(), value) for name, value in theirs.headers]
 
 
 @fuzz({"data": SEEDS}, data=edited(SEEDS, TOKENS))
-def test_what_another_parser_accepts_is_judged_by_the_same_status(data: bytes) -> None:
+def test_answers_that_another_parser_accepts_have_the_same_status(data: bytes) -> None:
     ours, theirs = read(data), read_by_h11(data)
     if theirs is not None and ours.end == "settled":
         assert ours.status == theirs.status

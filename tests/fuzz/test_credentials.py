@@ -42,7 +42,7 @@ JOSE_TOKENS = [
 
 
 @fuzz({"text": [KEY]}, text=edited([KEY], KEY_TOKENS))
-def test_a_key_is_written_in_one_way(text: str) -> None:
+def test_an_api_key_has_one_spelling(text: str) -> None:
     found = key_id_in(text)
     if found is not None:
         pattern = rf"hk_{found}_[0-9A-Za-z]{{{SECRET_LENGTH}}}"

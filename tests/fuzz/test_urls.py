@@ -102,8 +102,8 @@ def test_what_is_accepted_is_within_the_limits_and_forges_no_line(url: str) -> N
 
 
 @fuzz({"url": SEEDS}, url=URLS)
-def test_what_the_system_would_read_as_an_address_is_that_address(url: str) -> None:
-    """`inet_aton` takes a dozen spellings: what it reads, we read alike, and egress judges it."""
+def test_text_that_the_system_reads_as_an_address_is_that_address(url: str) -> None:
+    """`inet_aton` accepts a dozen spellings: the reader agrees with it, and egress checks it."""
     target = accepted(url)
     if target is None or ":" in target.host:
         return

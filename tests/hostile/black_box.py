@@ -176,15 +176,15 @@ class Http2:
         left = memoryview(raw)
         while left and not self.closed and stream not in self.ended:
             async with self._changed:
-                room = min(self._window, self._initial - self._spent[stream], 16384, len(left))
-                if room <= 0:
+                allowed = min(self._window, self._initial - self._spent[stream], 16384, len(left))
+                if allowed <= 0:
                     await self._changed.wait()
                     continue
-                self._window -= room
-                self._spent[stream] += room
-            last = end and room == len(left)
-            self.write(frame(DATA, END_STREAM if last else 0, stream, bytes(left[:room])))
-            left = left[room:]
+                self._window -= allowed
+                self._spent[stream] += allowed
+            last = end and allowed == len(left)
+            self.write(frame(DATA, END_STREAM if last else 0, stream, bytes(left[:allowed])))
+            left = left[allowed:]
             with contextlib.suppress(OSError):
                 await self.writer.drain()
 
@@ -509,7 +509,7 @@ class Observer:
 
     async def run(self) -> None:
         server = await asyncio.start_server(self._receive, "127.0.0.1", 0)
-        tell(kind="port", port=server.sockets[0].getsockname()[1])
+        report(kind="port", port=server.sockets[0].getsockname()[1])
         line = await asyncio.to_thread(sys.stdin.readline)
         self._config |= json.loads(line)
         async with asyncio.TaskGroup() as group:
@@ -557,7 +557,7 @@ class Observer:
             )
         except grpc.aio.AioRpcError as error:
             code, words = error.code().name, error.details() or ""
-        tell(kind=kind, at=begun, s=time.monotonic() - begun, code=code, words=words)
+        report(kind=kind, at=begun, s=time.monotonic() - begun, code=code, words=words)
 
     async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, ValueError):
@@ -567,7 +567,7 @@ class Observer:
                 body = await reader.readexactly(int(size[1]) if size else 0)
                 begun = self._begun.pop(json.loads(body)["data"]["mark"], None)
                 if begun is not None:
-                    tell(kind="delivery", at=begun, s=time.monotonic() - begun)
+                    report(kind="delivery", at=begun, s=time.monotonic() - begun)
                 writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         writer.close()
 
@@ -582,7 +582,7 @@ class Observer:
                     cpu += (int(spent[11]) + int(spent[12])) / os.sysconf("SC_CLK_TCK")
                     loop = (place / "schedstat").read_text().split()
                     ran, waited = ran + int(loop[0]) / 1e9, waited + int(loop[1]) / 1e9
-            tell(
+            report(
                 kind="rss",
                 at=time.monotonic(),
                 each=max(rss, default=0),
@@ -594,7 +594,7 @@ class Observer:
             time.sleep(0.05)
 
 
-def tell(**what: Any) -> None:
+def report(**what: Any) -> None:
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
@@ -811,7 +811,7 @@ async def fill_events(site: Deployment) -> None:
             await call(channel, PUBLISH, batch("hostile", *[data] * 18), None, site.publish)
 
 
-@attack("zero-window-lists", "H2", "300 answers of 3 MiB that nobody takes stay within the ceiling")
+@attack("zero-window-lists", "H2", "300 answers of 3 MiB that are not read stay within the ceiling")
 async def _zero_window(site: Deployment) -> tuple[bool, str]:
     await fill_events(site)
     request = publishing.ListEventsRequest(
@@ -859,7 +859,7 @@ async def half_requests(site: Deployment, path: str, token: str) -> tuple[bool, 
     return True, f"600 of 8 MiB; ended: {summary(ended) or 'none'}"
 
 
-@attack("streams-unread", "H2", "answers of publishing streams that nobody reads are bounded")
+@attack("streams-unread", "H2", "answers of publishing streams that are not read are bounded")
 async def _streams_unread(site: Deployment) -> tuple[bool, str]:
     opened = await asyncio.gather(*(Http2.open(site, initial=0) for _ in range(4)))
 
@@ -1217,7 +1217,11 @@ async def _hpack_bomb(site: Deployment) -> tuple[bool, str]:
     return True, summary(outcomes)
 
 
-@attack("connections", "suite", "silent and half-open connections leave room, or end in time")
+@attack(
+    "connections",
+    "suite",
+    "silent and half-open connections leave connections to others, or end in time",
+)
 async def _connections(site: Deployment) -> tuple[bool, str]:
     opened = []
     for _ in range(600):
@@ -1446,7 +1450,7 @@ async def _bad_keys(site: Deployment) -> tuple[bool, str]:
     return True, summary(await flood(site, 8, 4000, one))
 
 
-@attack("watches", "suite", "watches that nobody reads are bounded")
+@attack("watches", "suite", "watches that are not read are bounded")
 async def _watches(site: Deployment) -> tuple[bool, str]:
     raw = message(deliveries.WatchDeliveriesRequest(tenant="tenants/hostile").SerializeToString())
     await subscribe(site, "hostile", f"w{time.monotonic_ns()}", "http://127.0.0.1:9/", kind="w")
@@ -1549,7 +1553,7 @@ BAD_URLS = (
     "https://127。0。0。1/", "https://１２７.0.0.1/", "https://[::ffff:7f00:1]/", "https://0.0.0.0/", "https://[::]/", "https://255.255.255.255/", "https://224.0.0.1/", "https://[ff02::1]/", "https://100.64.0.1/", "https://192.0.0.8/", "https://198.18.0.1/", "https://[100::1]/", "https://[2001::1]/", "https://[fec0::1]/", "https://[fd00::1]/",
     "https://[2a00:1450::1]:25/", "https://a..b/", "https://-a.com/", "https://" + "a" * 64 + ".com/", "https://" + "a." * 127 + "com/", "https://a_b.com:587/", "https://example.com:465/", "https://example.com:1433/", "https://example.com:2375/", "https://example.com:10250/",
 )  # fmt: skip
-# Loopback is allowed to this deployment, and these two ports are nobody's by the documents.
+# Loopback is allowed to this deployment, and the documents allow these two ports.
 ALLOWED_HERE = {
     "https://[::ffff:7f00:1]/",
     "https://example.com:2375/",
@@ -1788,7 +1792,7 @@ async def _dns_outage(site: Deployment) -> tuple[bool, str]:
     return held, "; ".join(text) + " (2: SUCCEEDED, 3: EXHAUSTED)"
 
 
-@attack("nul-certificate", "M3", "a NUL in a SAN names nobody")
+@attack("nul-certificate", "M3", "a NUL in a SAN authenticates no caller")
 async def _nul_certificate(site: Deployment) -> tuple[bool, str]:
     clients = site.directory / "clients.toml"
     clients.write_text('[[client]]\ndns = "admin.example.org"\nscopes = ["admin"]\ntenant = "-"\n')

@@ -31,7 +31,7 @@ RECOVERED_CALLS = 10
 """So many calls of the known publisher in a row, as quick as before: the node has recovered."""
 RECOVERY_MAX_S = 30.0
 ENDS_WITHIN_S = 5.0
-"""An attacker that was told to end; then it is killed."""
+"""How long an attacker may take to end; then it is killed."""
 
 
 Attack = Callable[[Target], Awaitable[None]]

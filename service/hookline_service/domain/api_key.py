@@ -1,8 +1,8 @@
-"""API keys: what one is, what its token looks like, and what is kept of that.
+"""API keys: their fields, the format of their tokens, and the digest that is stored.
 
 A token is `hk_ID_SECRET`, in letters of base62. The secret is 43 of them, drawn each by itself:
-256 bits. What is stored is a keyed hash over the whole token, so that a copy of the database
-without the key of its deployment lets nobody in, and an id with another's secret nobody either.
+256 bits. A keyed hash over the whole token is stored, so that a copy of the database without the
+key of its deployment gives no access, nor does an id with the secret of another key.
 """
 
 from __future__ import annotations
@@ -44,35 +44,35 @@ class ApiKey:
 
 
 def api_key_name(key_id: str) -> str:
-    """`apiKeys/4rTq8sB0aZ1k`."""
+    """Return a name such as `apiKeys/4rTq8sB0aZ1k`."""
     return f"apiKeys/{key_id}"
 
 
 def check_key_id(text: str) -> str | None:
-    """The grammar of a key's id: what is wrong with it, or None."""
+    """Return what is wrong with the id of a key, or None."""
     if _ID.fullmatch(text):
         return None
     return f"must be {ID_LENGTH} letters and digits"
 
 
 def make_key_id(below: Callable[[int], int]) -> str:
-    """A new id. `below` draws a number below another."""
+    """Return a new id. `below` draws a number below its argument."""
     return _letters(ID_LENGTH, below)
 
 
 def make_token(key_id: str, below: Callable[[int], int]) -> str:
-    """A new token. `below` draws a number below another, and nobody can tell which."""
+    """Return a new token. `below` draws an unpredictable number below its argument."""
     return f"{TOKEN_PREFIX}{key_id}_{_letters(SECRET_LENGTH, below)}"
 
 
 def key_id_in(token: str) -> str | None:
-    """The id that a token names, or None where it is none."""
+    """Return the id in a token; None where the text is no token."""
     match = _TOKEN.fullmatch(token)
     return match[1] if match else None
 
 
 def digest_of(token: str, deployment_key: bytes) -> bytes:
-    """What is stored of a token (HMAC-SHA256, RFC 2104)."""
+    """Return the stored digest of a token (HMAC-SHA256, RFC 2104)."""
     return hmac.digest(deployment_key, b"hookline api key\0" + token.encode(), "sha256")
 
 

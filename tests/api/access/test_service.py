@@ -35,7 +35,7 @@ from hookline_service.domain.caller import Scope
 from hookline_service.domain.limits import Limits
 from hookline_service.store.audit import AuditLog
 from tests.api.conftest import PAGE_KEY, serving
-from tests.api.identities import Words, caller
+from tests.api.identities import HeaderSource, caller
 from tests.api.keyed import Keyed, bearer, keyed
 from tests.api.refusals import refusal
 
@@ -258,8 +258,8 @@ async def test_nobody_gives_what_he_has_not(
         pages=Pages(PAGE_KEY, Limits()),
         limits=Limits(),
     )
-    words = Words(publisher=caller(Scope.PUBLISH))
-    async with serving(database_url, identities=[words], access=access) as api:
+    source = HeaderSource(publisher=caller(Scope.PUBLISH))
+    async with serving(database_url, identities=[source], access=access) as api:
         stub = AccessServiceStub(api.channel)
         for scopes, missing in (
             ([API_KEY_SCOPE_PUBLISH], None),
@@ -268,7 +268,7 @@ async def test_nobody_gives_what_he_has_not(
         ):
             call = stub.CreateApiKey(
                 CreateApiKeyRequest(api_key=ApiKey(scopes=scopes)),
-                metadata=(("who", "publisher"),),
+                metadata=(("caller", "publisher"),),
             )
             if missing is None:
                 await call

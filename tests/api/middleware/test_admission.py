@@ -1,4 +1,4 @@
-"""Every limit at the gateway, over a real channel: refused with its name, and when to come back."""
+"""Limits of admission over a real channel: refusals name the setting and the retry delay."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hookline.v1.event_pb2 import Event
 from hookline.v1.event_service_pb2 import PublishEventsRequest, StreamPublishEventsRequest
 from hookline_service.domain.limits import Limits
 from tests.api.conftest import Api, serving
-from tests.api.identities import Words, caller
+from tests.api.identities import HeaderSource, caller
 from tests.api.publishing import order
 from tests.api.refusals import Refused, refusal
 from tests.waiting import until
 
-BOSS, CLERK = (("who", "boss"),), (("who", "clerk"),)
+BOSS, CLERK = (("caller", "boss"),), (("caller", "clerk"),)
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -28,20 +28,22 @@ def request_of(data_bytes: int = 0, tenant: str = "acme") -> PublishEventsReques
     return PublishEventsRequest(tenant=f"tenants/{tenant}", events=[event])
 
 
-class Doors:
-    """Servers with limits of a test's choosing, all of whose callers are known."""
+class LimitedServers:
+    """Servers with limits chosen by a test, and two authenticated callers."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def serving(self, **changes: int) -> Any:  # noqa: ANN401 - a context of `serving`
-        words = Words(boss=caller(), clerk=replace(caller(tenant="acme"), principal="clerk"))
-        return serving(self._url, limits=Limits(**changes), identities=[words])
+        source = HeaderSource(
+            boss=caller(), clerk=replace(caller(tenant="acme"), principal="clerk")
+        )
+        return serving(self._url, limits=Limits(**changes), identities=[source])
 
 
 @pytest.fixture
-def doors(database_url: str) -> Doors:
-    return Doors(database_url)
+def servers(database_url: str) -> LimitedServers:
+    return LimitedServers(database_url)
 
 
 async def publish(
@@ -67,13 +69,19 @@ async def first_refusal(call: Callable[[], Any], tries: int = 20) -> Refused:
     [
         ("MAX_METADATA_BYTES", {"max_metadata_bytes": 1_024}, 0, "LIMIT_EXCEEDED", None),
         ("MAX_MESSAGE_BYTES", {"max_message_bytes": 65_536}, 70_000, "LIMIT_EXCEEDED", None),
-        ("MAX_CALLER_CALLS_PER_S", {"max_caller_calls_per_s": 2}, 0, "QUOTA_EXCEEDED", "somebody"),
+        (
+            "MAX_CALLER_CALLS_PER_S",
+            {"max_caller_calls_per_s": 2},
+            0,
+            "QUOTA_EXCEEDED",
+            "some-caller",
+        ),
         (
             "MAX_CALLER_BYTES_PER_S",
             {"max_caller_bytes_per_s": 1_024},
             5_000,
             "QUOTA_EXCEEDED",
-            "somebody",
+            "some-caller",
         ),
         (
             "MAX_TENANT_CALLS_PER_S",
@@ -92,8 +100,8 @@ async def first_refusal(call: Callable[[], Any], tries: int = 20) -> Refused:
     ],
     ids=lambda value: value if isinstance(value, str) and value.startswith("MAX") else "",
 )
-async def test_a_limit_is_told_by_its_name_with_when_to_come_back(
-    doors: Doors,
+async def test_a_refusal_names_its_limit_and_when_to_retry(
+    servers: LimitedServers,
     setting: str,
     changes: dict[str, int],
     data_bytes: int,
@@ -101,7 +109,7 @@ async def test_a_limit_is_told_by_its_name_with_when_to_come_back(
     subject: str | None,
 ) -> None:
     metadata = BOSS if setting != "MAX_METADATA_BYTES" else (*BOSS, ("x-large", "y" * 1_000))
-    async with doors.serving(**changes) as api:
+    async with servers.serving(**changes) as api:
         await api.rows.tenant("acme")
         answer = await first_refusal(lambda: publish(api, data_bytes, metadata))
     assert (answer.code, answer.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
@@ -116,9 +124,9 @@ async def test_a_limit_is_told_by_its_name_with_when_to_come_back(
         assert answer.pushback_ms == str(round(answer.retry_s * 1_000))
 
 
-async def test_between_our_limit_and_the_core_s_every_refusal_has_its_details(doors: Doors) -> None:
-    """The core draws lots above its soft limit, and says nothing above its hard one."""
-    async with doors.serving(max_metadata_bytes=4_096, max_message_bytes=65_536) as api:
+async def test_refusals_below_the_limits_of_the_core_have_details(servers: LimitedServers) -> None:
+    """The core refuses at random above its soft limit, and without details above its hard one."""
+    async with servers.serving(max_metadata_bytes=4_096, max_message_bytes=65_536) as api:
         for size in (4_000, 8_000, 16_000, 19_000):
             answer = await refusal(publish(api, metadata=(*BOSS, ("x-large", "y" * size))))
             assert answer.metadata["limit"] == "HOOKLINE_MAX_METADATA_BYTES", size
@@ -127,10 +135,10 @@ async def test_between_our_limit_and_the_core_s_every_refusal_has_its_details(do
             assert answer.metadata["limit"] == "HOOKLINE_MAX_MESSAGE_BYTES", size
 
 
-async def test_a_strangers_message_is_not_weighed_and_his_calls_count_for_nobody(
-    doors: Doors,
+async def test_unauthenticated_calls_are_not_counted_against_any_caller(
+    servers: LimitedServers,
 ) -> None:
-    async with doors.serving(max_caller_calls_per_s=1, max_message_bytes=65_536) as api:
+    async with servers.serving(max_caller_calls_per_s=1, max_message_bytes=65_536) as api:
         for _ in range(5):
             answer = await refusal(publish(api, 70_000, metadata=()))
             assert answer.code is grpc.StatusCode.UNAUTHENTICATED
@@ -138,16 +146,16 @@ async def test_a_strangers_message_is_not_weighed_and_his_calls_count_for_nobody
         await publish(api)
 
 
-async def test_one_caller_s_rate_is_not_another_s_and_one_tenant_s_neither(doors: Doors) -> None:
-    async with doors.serving(max_caller_calls_per_s=3, max_tenant_calls_per_s=5) as api:
+async def test_each_caller_and_each_tenant_has_its_own_rate(servers: LimitedServers) -> None:
+    async with servers.serving(max_caller_calls_per_s=3, max_tenant_calls_per_s=5) as api:
         for tenant in ("acme", "other"):
             await api.rows.tenant(tenant)
-        assert (await first_refusal(lambda: publish(api))).metadata["subject"] == "somebody"
+        assert (await first_refusal(lambda: publish(api))).metadata["subject"] == "some-caller"
         answer = await first_refusal(lambda: publish(api, metadata=CLERK))
         assert answer.metadata["subject"] in {"clerk", "tenants/acme"}
 
 
-async def test_where_callers_are_not_told_apart_only_tenants_are_bounded(
+async def test_anonymous_callers_are_bounded_by_their_tenants_rates(
     database_url: str,
 ) -> None:
     limits = Limits(max_caller_calls_per_s=1, max_tenant_calls_per_s=10)
@@ -157,8 +165,8 @@ async def test_where_callers_are_not_told_apart_only_tenants_are_bounded(
     assert answer.metadata["limit"] == "HOOKLINE_MAX_TENANT_CALLS_PER_S"
 
 
-async def test_a_stream_that_is_too_fast_is_held_and_none_of_it_refused(doors: Doors) -> None:
-    async with doors.serving(max_caller_calls_per_s=20) as api:
+async def test_a_stream_beyond_its_rate_is_delayed_and_not_refused(servers: LimitedServers) -> None:
+    async with servers.serving(max_caller_calls_per_s=20) as api:
         await api.rows.tenant("acme")
         call = api.events.StreamPublishEvents(metadata=BOSS)
         for number in range(1, 31):
@@ -172,8 +180,10 @@ async def test_a_stream_that_is_too_fast_is_held_and_none_of_it_refused(doors: D
 
 
 @pytest.mark.parametrize("limit", ["max_caller_bytes_per_s", "max_tenant_bytes_per_s"])
-async def test_what_a_stream_brings_is_charged_as_calls_are(doors: Doors, limit: str) -> None:
-    async with doors.serving(**{limit: 1_024}) as api:
+async def test_messages_of_streams_count_against_rates_like_calls(
+    servers: LimitedServers, limit: str
+) -> None:
+    async with servers.serving(**{limit: 1_024}) as api:
         await api.rows.tenant("acme")
         call = api.events.StreamPublishEvents(metadata=BOSS)
         request = StreamPublishEventsRequest(sequence=1, tenant="tenants/acme")
@@ -185,16 +195,16 @@ async def test_what_a_stream_brings_is_charged_as_calls_are(doors: Doors, limit:
         call.cancel()
 
 
-async def test_a_name_that_no_tenant_can_have_has_no_bucket(doors: Doors) -> None:
+async def test_an_invalid_tenant_name_gets_no_token_bucket(servers: LimitedServers) -> None:
     """Ten thousand of them would be as long as messages."""
-    async with doors.serving(max_tenant_bytes_per_s=1_024) as api:
+    async with servers.serving(max_tenant_bytes_per_s=1_024) as api:
         for _ in range(3):
             answer = await refusal(publish(api, tenant="x" * 5_000))
             assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_stream_that_is_held_ends_with_the_node(doors: Doors) -> None:
-    async with doors.serving(max_caller_bytes_per_s=1_024) as api:
+async def test_a_delayed_stream_ends_when_the_node_stops(servers: LimitedServers) -> None:
+    async with servers.serving(max_caller_bytes_per_s=1_024) as api:
         await api.rows.tenant("acme")
         call = api.events.StreamPublishEvents(metadata=BOSS)
         for number in range(1, 3):  # the first one's debt is paid after minutes
@@ -210,8 +220,8 @@ async def test_a_stream_that_is_held_ends_with_the_node(doors: Doors) -> None:
         await stopping
 
 
-async def test_a_connection_that_says_nothing_is_ended(doors: Doors) -> None:
-    async with doors.serving(handshake_timeout_s=1) as api:
+async def test_a_silent_connection_is_closed(servers: LimitedServers) -> None:
+    async with servers.serving(handshake_timeout_s=1) as api:
         reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
         async with asyncio.timeout(20):
             await reader.read()  # to its end; before that the server sends its settings
@@ -222,8 +232,8 @@ HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """What a client of HTTP/2 begins with (RFC 9113 section 3.4): an empty SETTINGS frame."""
 
 
-async def test_a_connection_without_a_call_is_ended(doors: Doors) -> None:
-    async with doors.serving(max_connection_idle_s=1) as api:
+async def test_a_connection_without_a_call_is_closed(servers: LimitedServers) -> None:
+    async with servers.serving(max_connection_idle_s=1) as api:
         reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
         writer.write(HELLO)
         async with asyncio.timeout(20):
@@ -231,9 +241,9 @@ async def test_a_connection_without_a_call_is_ended(doors: Doors) -> None:
         writer.close()
 
 
-async def test_strangers_connections_are_bounded(doors: Doors) -> None:
-    """They are opened before anybody asks who calls, and each takes a descriptor."""
-    async with doors.serving(max_connections=3, handshake_timeout_s=120) as api:
+async def test_connections_are_bounded(servers: LimitedServers) -> None:
+    """They are opened before any caller is authenticated, and each takes a descriptor."""
+    async with servers.serving(max_connections=3, handshake_timeout_s=120) as api:
         await api.rows.tenant("acme")
         await publish(api)
         opened = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(2)]
@@ -249,10 +259,10 @@ async def test_strangers_connections_are_bounded(doors: Doors) -> None:
             writer.close()
 
 
-async def test_a_connection_that_is_old_ends_its_stream_and_the_next_call_finds_a_new_one(
-    doors: Doors,
+async def test_an_old_connection_ends_and_the_next_call_reconnects(
+    servers: LimitedServers,
 ) -> None:
-    async with doors.serving(max_connection_age_s=1, connection_grace_s=1) as api:
+    async with servers.serving(max_connection_age_s=1, connection_grace_s=1) as api:
         await api.rows.tenant("acme")
         call = api.events.StreamPublishEvents(metadata=BOSS)
         await call.write(
@@ -265,8 +275,8 @@ async def test_a_connection_that_is_old_ends_its_stream_and_the_next_call_finds_
         await publish(api)
 
 
-async def test_who_pings_without_end_is_told_to_calm_down(doors: Doors) -> None:
-    async with doors.serving(min_ping_interval_s=3_600) as api:
+async def test_frequent_pings_end_the_connection(servers: LimitedServers) -> None:
+    async with servers.serving(min_ping_interval_s=3_600) as api:
         options = [
             ("grpc.keepalive_time_ms", 20),
             ("grpc.keepalive_permit_without_calls", 1),

@@ -1,4 +1,4 @@
-"""What a node knows of API keys, and what may happen between a question and its answer."""
+"""The cache of API keys, and what may happen between a lookup and its result."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tests.pipeline.rig import TurnableClock
 
 
 class Held(ApiKeyLookup):
-    """Keeps what it has read until that may be known, and counts what it notes."""
+    """Delays the results of lookups until a test lets them return, and counts recorded uses."""
 
     def __init__(self, *args: Any) -> None:  # noqa: ANN401 (as its own)
         super().__init__(*args)
-        self.may_tell, self.has_read, self.notes = asyncio.Event(), asyncio.Event(), 0
-        self.may_tell.set()
+        self.may_return, self.has_read, self.notes = asyncio.Event(), asyncio.Event(), 0
+        self.may_return.set()
 
     async def find(self, key_ids: Iterable[str]) -> dict[str, FoundKey]:
         found = await super().find(key_ids)
         self.has_read.set()
-        await self.may_tell.wait()
+        await self.may_return.wait()
         return found
 
     async def touch(self, key_ids: Iterable[str]) -> None:
@@ -52,14 +52,14 @@ class Known:
         return asyncio.create_task(self.source.authenticate(bearer(self.token), dict, ""))
 
     async def revoke_while_it_is_read(self) -> None:
-        self.lookup.may_tell.clear()
+        self.lookup.may_return.clear()
         self.lookup.has_read.clear()
         reading = asyncio.create_task(self.source.read())
         await self.lookup.has_read.wait()
         key_id = key_id_in(self.token) or ""
         await self.keys.revoke(key_id, None)
         self.source.forget(key_id)
-        self.lookup.may_tell.set()
+        self.lookup.may_return.set()
         await reading
 
     async def call(self) -> Caller | None:
@@ -81,7 +81,7 @@ async def known(database_url: str) -> AsyncIterator[Known]:
     await database.close()
 
 
-async def test_a_key_that_is_revoked_while_it_is_read_again_is_not_believed(known: Known) -> None:
+async def test_a_key_revoked_while_it_is_read_again_is_refused(known: Known) -> None:
     await known.call()
     known.clock.ahead_s += REFRESH_S
     await known.revoke_while_it_is_read()
@@ -89,7 +89,7 @@ async def test_a_key_that_is_revoked_while_it_is_read_again_is_not_believed(know
         await known.call()
 
 
-async def test_a_key_that_is_revoked_while_it_is_asked_for_is_not_believed(known: Known) -> None:
+async def test_a_key_revoked_while_it_is_looked_up_is_refused(known: Known) -> None:
     asking = known.ask()
     await asyncio.sleep(0)
     await known.revoke_while_it_is_read()
@@ -99,7 +99,7 @@ async def test_a_key_that_is_revoked_while_it_is_asked_for_is_not_believed(known
         await known.call()
 
 
-async def test_use_is_noted_once_a_minute(known: Known) -> None:
+async def test_use_is_recorded_once_a_minute(known: Known) -> None:
     for _ in range(3):
         await known.call()
         known.clock.ahead_s += REFRESH_S
@@ -109,7 +109,7 @@ async def test_use_is_noted_once_a_minute(known: Known) -> None:
     assert known.lookup.notes == 2
 
 
-async def test_who_waits_for_an_answer_when_the_node_stops_is_told_so(known: Known) -> None:
+async def test_calls_that_wait_for_a_lookup_are_refused_when_the_node_stops(known: Known) -> None:
     asking = known.ask()
     await asyncio.sleep(0)
     await known.source.stop()

@@ -20,7 +20,7 @@ from hookline_service.domain.caller import Scope, current_caller
 from hookline_service.domain.errors import UnauthenticatedError
 from hookline_service.domain.limits import Limits
 from tests.api.conftest import Api, serving
-from tests.api.identities import Asking, Words, caller
+from tests.api.identities import HeaderSource, RecordingTenants, caller
 from tests.api.publishing import order
 from tests.api.refusals import Refused, refusal
 from tests.api.rpcs import CONTRACT
@@ -29,25 +29,27 @@ from tests.waiting import until
 PATHS = [f"/{name}" for name in CONTRACT]
 REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 UNAUTHENTICATED = (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
-BOSS = (("who", "boss"),)
+BOSS = (("caller", "boss"),)
 CHECK = "/grpc.health.v1.Health/Check"
-STRANGER = (("who", "a stranger"),)
+INVALID_CALLER = (("caller", "unknown"),)
 Metadata = tuple[tuple[str, str], ...]
 
 
 @pytest.fixture
-def words() -> Words:
-    return Words(boss=caller(), reader=caller(Scope.OPERATE, tenant="acme"))
+def source() -> HeaderSource:
+    return HeaderSource(boss=caller(), reader=caller(Scope.OPERATE, tenant="acme"))
 
 
 @pytest.fixture
-def asking() -> Asking:
-    return Asking()
+def asking() -> RecordingTenants:
+    return RecordingTenants()
 
 
 @pytest.fixture
-async def api(database_url: str, words: Words, asking: Asking) -> AsyncIterator[Api]:
-    async with serving(database_url, identities=[words], tenants=asking) as api:
+async def api(
+    database_url: str, source: HeaderSource, asking: RecordingTenants
+) -> AsyncIterator[Api]:
+    async with serving(database_url, identities=[source], tenants=asking) as api:
         await api.rows.tenant("acme")
         yield api
 
@@ -59,26 +61,30 @@ async def send(api: Api, method: str, metadata: Metadata, data: bytes = b"") -> 
 
 
 @pytest.mark.parametrize("method", [*PATHS, REFLECT, "/hookline.v1.X/Y", "/", "/a/b/c"])
-async def test_without_a_name_nothing_is_told_not_even_what_there_is(api: Api, method: str) -> None:
-    for metadata in ((), STRANGER):
+async def test_an_unauthenticated_call_does_not_disclose_which_methods_exist(
+    api: Api, method: str
+) -> None:
+    for metadata in ((), INVALID_CALLER):
         for data in (b"", b"\xff\xff\xff"):
             answer = await send(api, method, metadata, data)
             assert (answer.code, answer.reason) == UNAUTHENTICATED
             assert answer == await send(api, "/hookline.v1.TenantService/GetTenant", ())
 
 
-async def test_health_is_told_to_everybody_and_nobody_is_asked(api: Api, words: Words) -> None:
+async def test_health_is_answered_without_authentication(api: Api, source: HeaderSource) -> None:
     stub: Any = health_pb2_grpc.HealthStub(api.channel)
-    for metadata in ((), STRANGER, BOSS):
+    for metadata in ((), INVALID_CALLER, BOSS):
         await stub.Check(health_pb2.HealthCheckRequest(), metadata=metadata)
         watch = stub.Watch(health_pb2.HealthCheckRequest(), metadata=metadata)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
-    assert words.asked == []
+    assert source.asked == []
 
 
-async def test_strangers_crowd_out_nobody_who_is_known(database_url: str, words: Words) -> None:
-    async with serving(database_url, identities=[words], max_calls=2) as api:
+async def test_unauthenticated_calls_take_no_place_of_authenticated_ones(
+    database_url: str, source: HeaderSource
+) -> None:
+    async with serving(database_url, identities=[source], max_calls=2) as api:
         health: Any = health_pb2_grpc.HealthStub(api.channel)
         watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
         for watch in watches:
@@ -86,12 +92,14 @@ async def test_strangers_crowd_out_nobody_who_is_known(database_url: str, words:
         refused = health.Watch(health_pb2.HealthCheckRequest())
         answer = await refusal(refused.read())
         assert (answer.code, answer.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        await health.Check(health_pb2.HealthCheckRequest())  # a probe: who fails it is restarted
+        await health.Check(
+            health_pb2.HealthCheckRequest()
+        )  # a node that fails its probe is restarted
         await api.events.ListEvents(ListEventsRequest(tenant="tenants/-"), metadata=BOSS)
         for watch in watches:
             watch.cancel()
 
-        async def is_room() -> bool:
+        async def has_capacity() -> bool:
             watch = health.Watch(health_pb2.HealthCheckRequest())
             try:
                 await watch.read()
@@ -100,24 +108,22 @@ async def test_strangers_crowd_out_nobody_who_is_known(database_url: str, words:
             watch.cancel()
             return True
 
-        await until(is_room, "who has left is not counted any more")
-        for _ in range(5):  # nor who was never let in
+        await until(has_capacity, "an ended call is no longer counted")
+        for _ in range(5):  # nor is a refused one
             await send(api, "/hookline.v1.TenantService/GetTenant", ())
         await api.events.ListEvents(ListEventsRequest(tenant="tenants/-"), metadata=BOSS)
 
 
 @pytest.mark.parametrize("method", [*PATHS, REFLECT, "/hookline.v1.X/Y"])
-async def test_nothing_is_taken_of_a_request_before_its_sender_is_known(
-    api: Api, method: str
-) -> None:
-    """Else whoever reaches the port fills the memory with messages that never end."""
-    for metadata in ((), STRANGER):
+async def test_no_request_is_read_before_its_caller_is_authenticated(api: Api, method: str) -> None:
+    """Else any client could exhaust memory with messages that never end."""
+    for metadata in ((), INVALID_CALLER):
         call: Any = api.channel.stream_unary(method)
         answer = await refusal(call(metadata=metadata, timeout=20))  # nothing was written yet
         assert (answer.code, answer.reason) == UNAUTHENTICATED
 
 
-async def test_of_requests_that_need_no_key_the_oldest_gives_way_and_probes_are_answered(
+async def test_the_oldest_unauthenticated_request_is_dropped_and_probes_are_answered(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slots = api.server._guard._admission._open_slots  # noqa: SLF001
@@ -137,7 +143,7 @@ async def test_of_requests_that_need_no_key_the_oldest_gives_way_and_probes_are_
     await asyncio.gather(*awaited, return_exceptions=True)
 
 
-async def test_a_request_that_needs_no_key_is_not_awaited_for_long(api: Api) -> None:
+async def test_an_unauthenticated_request_is_awaited_briefly(api: Api) -> None:
     answer = await refusal(api.channel.stream_unary(CHECK)(timeout=20))
 
     assert (answer.code, answer.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
@@ -152,16 +158,16 @@ async def test_a_call_without_a_request_is_malformed(api: Api) -> None:
     )
 
 
-async def test_who_is_known_is_told_what_there_is_not(api: Api) -> None:
+async def test_an_authenticated_call_of_an_unknown_method_is_unimplemented(api: Api) -> None:
     for method in ("/hookline.v1.X/Y", "/"):
         answer = await send(api, method, BOSS)
         assert (answer.code, answer.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
 
 
-async def test_who_lacks_a_scope_is_told_which_whatever_he_sends(api: Api) -> None:
+async def test_a_refusal_names_the_missing_scope_before_the_request_is_read(api: Api) -> None:
     for data in (b"", b"\xff\xff\xff"):
         answer = await send(
-            api, "/hookline.v1.EventService/PublishEvents", (("who", "reader"),), data
+            api, "/hookline.v1.EventService/PublishEvents", (("caller", "reader"),), data
         )
         assert (answer.code, answer.reason) == (
             grpc.StatusCode.PERMISSION_DENIED,
@@ -171,29 +177,31 @@ async def test_who_lacks_a_scope_is_told_which_whatever_he_sends(api: Api) -> No
 
 
 async def test_a_method_without_an_entry_in_the_registry_is_unknown(
-    database_url: str, words: Words, monkeypatch: pytest.MonkeyPatch
+    database_url: str, source: HeaderSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = "hookline.v1.TenantService/GetTenant"
     monkeypatch.setattr(
         "hookline_service.api.middleware.interceptors.METHODS",
         {name: entry for name, entry in METHODS.items() if name != method},
     )
-    async with serving(database_url, identities=[words]) as api:
+    async with serving(database_url, identities=[source]) as api:
         answer = await send(api, f"/{method}", BOSS)
         assert answer.code is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_call_knows_for_whom_it_runs(api: Api, asking: Asking) -> None:
+async def test_a_call_runs_for_its_caller(api: Api, asking: RecordingTenants) -> None:
     await TenantServiceStub(api.channel).GetTenant(GetTenantRequest(), metadata=BOSS)
     [found] = asking.callers
-    assert found.principal == "somebody"
+    assert found.principal == "some-caller"
     assert found.method == "/hookline.v1.TenantService/GetTenant"
     assert found.remote_address.startswith("ipv4:127.0.0.1:")
     assert current_caller().principal == "hookline"
 
 
-async def test_who_cannot_be_asked_for_at_present_is_to_come_again(api: Api, words: Words) -> None:
-    words.is_away = True
+async def test_a_caller_that_cannot_be_authenticated_at_present_is_unavailable(
+    api: Api, source: HeaderSource
+) -> None:
+    source.is_away = True
     answer = await send(api, "/hookline.v1.TenantService/GetTenant", BOSS)
     assert (answer.code, answer.reason) == (
         grpc.StatusCode.UNAVAILABLE,
@@ -231,25 +239,25 @@ class Publishing:
             return await refusal(read_on())
 
 
-async def test_a_silent_stream_ends_once_its_caller_is_not_known_any_more(
-    api: Api, words: Words
+async def test_a_silent_stream_ends_once_its_credentials_are_invalid(
+    api: Api, source: HeaderSource
 ) -> None:
     stream = Publishing(api)
     await stream.send(1)
     assert (await stream.call.read()).published.results
-    del words.callers["boss"]
+    del source.callers["boss"]
     answer = await stream.ends()
     assert (answer.code, answer.reason) == UNAUTHENTICATED
 
 
-async def test_a_silent_stream_ends_once_its_caller_may_publish_no_more(
-    api: Api, words: Words
+async def test_a_silent_stream_ends_once_its_caller_lacks_the_scope(
+    api: Api, source: HeaderSource
 ) -> None:
     """The grants of certificates, and the scopes of an issuer's next token, may be fewer."""
     stream = Publishing(api)
     await stream.send(1)
     assert (await stream.call.read()).published.results
-    words.callers["boss"] = caller(Scope.OPERATE)
+    source.callers["boss"] = caller(Scope.OPERATE)
     answer = await stream.ends()
     assert (answer.code, answer.metadata["scope"]) == (
         grpc.StatusCode.PERMISSION_DENIED,
@@ -257,31 +265,37 @@ async def test_a_silent_stream_ends_once_its_caller_may_publish_no_more(
     )
 
 
-async def test_a_message_is_not_taken_of_who_is_not_known_any_more(api: Api, words: Words) -> None:
+async def test_a_message_is_refused_once_its_callers_credentials_are_invalid(
+    api: Api, source: HeaderSource
+) -> None:
     stream = Publishing(api)
     await stream.send(1)
     assert (await stream.call.read()).published.results
-    del words.callers["boss"]
+    del source.callers["boss"]
     await stream.send(2)
     assert (await stream.ends()).code is grpc.StatusCode.UNAUTHENTICATED
     assert len(await api.rig.database.fetch("SELECT FROM events")) == 1
 
 
-async def test_a_reflection_ends_too(api: Api, words: Words) -> None:
+async def test_a_reflection_stream_ends_once_its_credentials_are_invalid(
+    api: Api, source: HeaderSource
+) -> None:
     call: Any = api.channel.stream_stream(REFLECT)(metadata=BOSS)
     await call.write(b"")
     await call.read()
-    del words.callers["boss"]
+    del source.callers["boss"]
     assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_a_stream_outlives_that_nobody_can_be_asked(api: Api, words: Words) -> None:
+async def test_a_stream_survives_an_unavailable_identity_source(
+    api: Api, source: HeaderSource
+) -> None:
     stream = Publishing(api)
     await stream.send(1)
     assert (await stream.call.read()).published.results
-    words.is_away, before = True, len(words.asked)
-    await until(lambda: len(words.asked) >= before + 2, "it is asked twice")
-    words.is_away = False
+    source.is_away, before = True, len(source.asked)
+    await until(lambda: len(source.asked) >= before + 2, "it is asked twice")
+    source.is_away = False
     await stream.send(2)
     assert (await stream.call.read()).published.results
     stream.call.cancel()
@@ -290,12 +304,15 @@ async def test_a_stream_outlives_that_nobody_can_be_asked(api: Api, words: Words
 # ----------------------------------------------------------------------------------- sources
 
 
-async def test_the_first_source_that_knows_is_believed_and_one_that_refuses_is_too() -> None:
-    first, second = Words(a=caller(Scope.PUBLISH)), Words(a=caller(Scope.ADMIN), b=caller())
+async def test_the_first_source_that_authenticates_or_refuses_decides() -> None:
+    first, second = (
+        HeaderSource(a=caller(Scope.PUBLISH)),
+        HeaderSource(a=caller(Scope.ADMIN), b=caller()),
+    )
     both = Identities([first, second])
-    assert (await both.authenticate((("who", "a"),), dict, "")).scopes == {Scope.PUBLISH}
+    assert (await both.authenticate((("caller", "a"),), dict, "")).scopes == {Scope.PUBLISH}
     with pytest.raises(UnauthenticatedError):
-        await both.authenticate((("who", "b"),), dict, "")
+        await both.authenticate((("caller", "b"),), dict, "")
     assert len(second.asked) == 0
     for sources in ([], [first, second]):
         with pytest.raises(UnauthenticatedError):
@@ -315,11 +332,11 @@ async def test_the_first_source_that_knows_is_believed_and_one_that_refuses_is_t
         ("", None),
     ],
 )
-def test_a_bearer_token_is_what_follows_the_word(value: str, token: str | None) -> None:
+def test_bearer_tokens_are_parsed(value: str, token: str | None) -> None:
     assert bearer_token_in((("user-agent", "x"), ("authorization", value))) == token
 
 
-def test_of_two_authorizations_none_counts() -> None:
+def test_two_authorization_headers_are_refused() -> None:
     assert bearer_token_in(()) is None
     with pytest.raises(UnauthenticatedError):
         bearer_token_in((("authorization", "Bearer a"), ("authorization", "Bearer a")))

@@ -12,7 +12,7 @@ def budget() -> ByteBudget:
     return ByteBudget("requests", "HOOKLINE_MAX_REQUEST_BYTES", 1_000)
 
 
-def test_a_caller_alone_gets_four_fifths_and_others_find_room() -> None:
+def test_one_caller_gets_four_fifths_and_leaves_capacity_to_others() -> None:
     held = budget()
     for _ in range(8):
         held.take("one", 100)
@@ -27,7 +27,7 @@ def test_a_caller_alone_gets_four_fifths_and_others_find_room() -> None:
         held.take("three", 101)
 
 
-def test_what_is_given_back_may_be_taken_again() -> None:
+def test_released_bytes_can_be_taken_again() -> None:
     held = budget()
     held.take("one", 1_000)
     with pytest.raises(ResourceExhaustedError):
@@ -38,7 +38,7 @@ def test_what_is_given_back_may_be_taken_again() -> None:
     held.take("two", 1_000)
 
 
-def test_what_must_not_be_refused_is_counted_all_the_same() -> None:
+def test_bytes_that_may_not_be_refused_are_counted() -> None:
     held = budget()
     held.take("one", 2_000, may_refuse=False)
     assert held.held_bytes == 2_000

@@ -1,4 +1,4 @@
-"""A call's span over a real channel: whatever ends the call, its span tells it by its status."""
+"""A call's span over a real channel: it ends with the status of the call."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def code_of(span: ReadableSpan) -> object:
         ("its own abort", "DATA_LOSS", True),
     ],
 )
-async def test_a_span_ends_with_what_its_caller_is_told(
+async def test_a_span_ends_with_the_status_of_its_call(
     api: Api, spans: Spans, meters: Meters, name: str, code: str, *, failed: bool
 ) -> None:
     call = stub(api).GetTenant(GetTenantRequest(name=name), metadata=WITH_TRACE)
@@ -90,9 +90,9 @@ async def test_a_span_ends_with_what_its_caller_is_told(
     assert is_error(span) is failed
     assert span.parent is not None
     assert (span.parent.trace_id, span.parent.span_id) == (CALLER_TRACE, CALLER_SPAN)
-    told = span.to_json()
-    assert "hunter2" not in told
-    assert "secret" not in told
+    shown = span.to_json()
+    assert "hunter2" not in shown
+    assert "secret" not in shown
     (labels,) = meters.call_duration.snapshot()
     assert ("rpc.response.status_code", code) in labels
 
@@ -104,7 +104,9 @@ async def test_a_deadline_that_passed_is_an_error_of_its_span(api: Api, spans: S
     assert is_error(span)
 
 
-async def test_a_client_that_goes_is_none(api: Api, spans: Spans, troubled: Troubled) -> None:
+async def test_a_disconnected_client_is_no_error_of_the_span(
+    api: Api, spans: Spans, troubled: Troubled
+) -> None:
     call = stub(api).ListTenants(ListTenantsRequest(), timeout=60)
     await until(lambda: troubled.waiting == 1, "the call waits")
     call.cancel()
@@ -124,7 +126,7 @@ async def test_neither_an_unsampled_call_nor_a_probe_makes_a_span(
     assert spans.ended() == []
 
 
-async def test_a_call_of_what_there_is_not_is_measured_under_one_name(
+async def test_calls_of_unknown_methods_are_measured_under_one_name(
     api: Api, meters: Meters
 ) -> None:
     for name in ("One", "Two"):

@@ -56,7 +56,7 @@ async def opened(count: int) -> AsyncIterator[list[Opened]]:
         await asyncio.wait([one.task for one in streams])
 
 
-async def test_a_callers_longest_idle_stream_gives_way_to_its_next() -> None:
+async def test_the_longest_idle_stream_of_a_caller_is_ended_for_its_next() -> None:
     places = ClientStreams(4, idle_s=0)
     async with opened(3) as (first, second, third):
         places.enter("greedy", first.stream)
@@ -70,7 +70,7 @@ async def test_a_callers_longest_idle_stream_gives_way_to_its_next() -> None:
         assert third.ended_with is None
 
 
-async def test_another_caller_finds_a_place_where_all_are_taken() -> None:
+async def test_another_caller_can_open_a_stream_where_one_has_taken_all() -> None:
     places = ClientStreams(2, idle_s=0)
     async with opened(3) as (first, second, third):
         places.enter("one", first.stream)
@@ -80,7 +80,7 @@ async def test_another_caller_finds_a_place_where_all_are_taken() -> None:
         assert isinstance(first.ended_with, UnavailableError)
 
 
-async def test_a_stream_that_is_not_idle_keeps_its_place() -> None:
+async def test_a_stream_that_is_not_idle_is_not_ended() -> None:
     places = ClientStreams(2, idle_s=3_600)
     async with opened(2) as (first, second):
         places.enter("greedy", first.stream)
@@ -90,7 +90,7 @@ async def test_a_stream_that_is_not_idle_keeps_its_place() -> None:
         assert first.stream.reason is None
 
 
-async def test_an_idle_stream_gives_way_over_a_channel(database_url: str) -> None:
+async def test_an_idle_stream_is_ended_over_a_channel(database_url: str) -> None:
     limits = Limits(max_client_streams=2, stream_idle_s=0)
     async with serving(database_url, limits=limits) as api:
         await api.rows.tenant("acme")
@@ -124,7 +124,7 @@ async def test_streams_beyond_the_bytes_of_all_are_not_read_and_each_goes_on(
             await stream.finish()
 
 
-async def test_a_stream_that_is_cancelled_gives_back_what_it_held(database_url: str) -> None:
+async def test_a_cancelled_stream_releases_its_bytes(database_url: str) -> None:
     limits = Limits(max_client_stream_bytes=10_000)
     async with serving(database_url, limits=limits) as api:
         await api.rows.tenant("acme")
@@ -141,7 +141,7 @@ async def test_a_stream_that_is_cancelled_gives_back_what_it_held(database_url: 
         await kept.finish()
 
 
-def test_who_waits_for_room_is_asked_again_once_there_is() -> None:
+def test_a_waiting_stream_is_checked_again_once_bytes_are_released() -> None:
     budget, asked = StreamBudget(100), list[str]()
 
     def look_again() -> None:

@@ -1,4 +1,4 @@
-"""What an exception becomes on the wire: its status, its details, and nothing of its text."""
+"""Translation of exceptions: status and details, without the text of unexpected ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def refused(error: BaseException, *, repeatable: bool = True) -> Refused:
         HooklineError,
     ],
 )
-def test_an_error_of_ours_says_its_code_reason_and_sentence(kind: type[HooklineError]) -> None:
+def test_a_known_error_is_sent_with_code_reason_and_message(kind: type[HooklineError]) -> None:
     answer = refused(kind("no such thing", Reason.EVENT_NOT_FOUND, metadata={"name": "x"}))
     assert answer.code.name == kind.code
     assert (answer.message, answer.reason) == ("no such thing", "EVENT_NOT_FOUND")
@@ -65,7 +65,7 @@ def test_every_code_is_a_status_and_every_reason_is_in_the_contract() -> None:
     assert {reason.value for reason in Reason} == in_contract - {"UNSPECIFIED"}
 
 
-def test_violations_are_told_all_at_once() -> None:
+def test_all_violations_are_sent_at_once() -> None:
     violations = [
         Violation("a", "is required", Reason.FIELD_REQUIRED),
         over_limit("b[2].c", 3_000, "bytes", "HOOKLINE_MAX_DATA_BYTES", 2_000),
@@ -100,7 +100,7 @@ def test_details_stay_below_four_kibibytes(
     assert shown + omitted == len(faults)
 
 
-def test_overload_says_when_to_come_back() -> None:
+def test_an_overload_refusal_says_when_to_retry() -> None:
     answer = refused(
         ResourceExhaustedError(
             "too much is queued",
@@ -114,7 +114,7 @@ def test_overload_says_when_to_come_back() -> None:
     assert answer.quota == ["HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS"]
 
 
-def test_what_repeating_cannot_help_gives_no_advice() -> None:
+def test_a_permanent_error_advises_no_retry() -> None:
     answer = refused(NotFoundError("x", Reason.TENANT_NOT_FOUND))
     assert (answer.retry_s, answer.pushback_ms, answer.quota) == (None, None, [])
 
@@ -138,7 +138,7 @@ def test_contention_is_aborted() -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError(SECRET), RejectedError(SECRET, "42P01"), KeyError(SECRET)]
 )
-def test_what_nobody_expected_is_in_the_log_and_not_in_the_answer(
+def test_an_unexpected_error_is_logged_and_not_sent(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):
@@ -148,7 +148,7 @@ def test_what_nobody_expected_is_in_the_log_and_not_in_the_answer(
     assert SECRET in caplog.text
 
 
-def test_what_is_not_built_is_named() -> None:
+def test_an_unimplemented_refusal_names_the_rpc() -> None:
     answer = refused(not_implemented("filter", field="filter"))
     assert (answer.code, answer.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
     assert answer.metadata == {"field": "filter"}

@@ -1,4 +1,4 @@
-"""The guard around every call: whatever a servicer does, its caller hears of it; life goes on."""
+"""The interceptor: every end of a servicer is answered, and the server goes on."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
         ("its own abort", grpc.StatusCode.DATA_LOSS, ""),
     ],
 )
-async def test_every_end_of_a_servicer_is_an_answer(
+async def test_every_exception_of_a_servicer_is_answered(
     api: Api, name: str, code: grpc.StatusCode, reason: str
 ) -> None:
     answer = await refusal(stub(api).GetTenant(GetTenantRequest(name=name), timeout=10))
@@ -150,9 +150,7 @@ def test_a_rotation_is_unsafe_to_repeat() -> None:
     assert rotation.effect is Effect.UNSAFE_TO_REPEAT
 
 
-async def test_a_client_that_goes_away_ends_its_call_and_nothing_else(
-    api: Api, troubled: Troubled
-) -> None:
+async def test_a_disconnected_client_ends_its_call_alone(api: Api, troubled: Troubled) -> None:
     call = stub(api).ListTenants(ListTenantsRequest())
     await until(lambda: troubled.waiting == 1, "the call waits")
     call.cancel()
@@ -162,7 +160,7 @@ async def test_a_client_that_goes_away_ends_its_call_and_nothing_else(
             api.calls.ended
             == [("hookline.v1.TenantService/ListTenants", grpc.StatusCode.CANCELLED)]
         ),
-        "the end is told",
+        "the end is observed",
     )
     await stub(api).GetTenant(GetTenantRequest())
 
@@ -174,14 +172,14 @@ async def test_a_deadline_ends_a_call_that_waits(api: Api, troubled: Troubled) -
     await stub(api).GetTenant(GetTenantRequest())
 
 
-async def test_a_deadline_that_has_passed_is_an_answer_too(api: Api) -> None:
+async def test_a_passed_deadline_is_answered(api: Api) -> None:
     for timeout_s in (1e-6, -1.0):
         answer = await refusal(stub(api).ListTenants(ListTenantsRequest(), timeout=timeout_s))
         assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED
     await stub(api).GetTenant(GetTenantRequest())
 
 
-async def test_what_a_busy_node_comes_to_after_its_deadline_is_not_begun(
+async def test_a_call_whose_deadline_passed_before_it_is_read_is_not_begun(
     api: Api, troubled: Troubled
 ) -> None:
     is_waited_for = threading.Event()
@@ -216,7 +214,7 @@ def _running() -> set[str]:
     return {str(getattr(task.get_coro(), "__name__", "")) for task in asyncio.all_tasks()}
 
 
-async def test_more_calls_than_a_node_takes_are_told_when_to_come_back(
+async def test_calls_beyond_the_limit_are_refused_with_a_retry_delay(
     database_url: str, troubled: Troubled
 ) -> None:
     async with serving(database_url, tenants=troubled, max_calls=2) as api:

@@ -8,7 +8,7 @@ from hookline_service.api.middleware.admission import WAITING_LISTS_FACTOR, List
 from hookline_service.domain.errors import Reason, ResourceExhaustedError
 
 
-async def test_more_than_are_read_at_once_wait_and_other_tenants_do_not() -> None:
+async def test_lists_beyond_the_limit_wait_without_delaying_other_tenants() -> None:
     turns = ListTurns(2, 8)
     async with turns.turn("tenants/acme"):
         async with turns.turn("tenants/acme"):
@@ -19,7 +19,7 @@ async def test_more_than_are_read_at_once_wait_and_other_tenants_do_not() -> Non
         await third
 
 
-async def test_too_many_are_refused_and_told_the_setting() -> None:
+async def test_too_many_lists_are_refused_with_the_setting() -> None:
     turns = ListTurns(1, 8)
     async with turns.turn("tenants/acme"):
         waiting = [asyncio.create_task(_once(turns)) for _ in range(WAITING_LISTS_FACTOR - 1)]
@@ -33,7 +33,7 @@ async def test_too_many_are_refused_and_told_the_setting() -> None:
     await _once(turns)
 
 
-async def test_one_that_gives_up_waiting_leaves_its_place() -> None:
+async def test_a_cancelled_wait_frees_its_place() -> None:
     turns = ListTurns(1, 8)
     async with turns.turn("tenants/acme"):
         waiting = [asyncio.create_task(_once(turns)) for _ in range(WAITING_LISTS_FACTOR - 1)]

@@ -42,7 +42,7 @@ def test_a_second_s_worth_passes_at_once_and_then_the_rate(clock: Clock) -> None
     assert passed(buckets, "a", 20) == 10, "what was not used is not saved up"
 
 
-def test_who_is_told_to_wait_and_does_passes(clock: Clock) -> None:
+def test_a_call_after_the_retry_delay_passes(clock: Clock) -> None:
     buckets = TokenBuckets(10, monotonic_s=clock)
     assert passed(buckets, "a", 20) == 10
     wait_s = buckets.wait_s("a")
@@ -51,7 +51,7 @@ def test_who_is_told_to_wait_and_does_passes(clock: Clock) -> None:
     assert buckets.wait_s("a") == 0
 
 
-def test_one_that_is_too_large_passes_and_is_paid_off(clock: Clock) -> None:
+def test_an_amount_beyond_the_bucket_passes_and_its_debt_is_paid_off(clock: Clock) -> None:
     buckets = TokenBuckets(1_000, monotonic_s=clock)
     buckets.take("a", 5_000)
     assert buckets.wait_s("a") == pytest.approx(4, abs=0.01)
@@ -61,13 +61,13 @@ def test_one_that_is_too_large_passes_and_is_paid_off(clock: Clock) -> None:
     assert buckets.wait_s("a") == 0
 
 
-def test_each_has_a_bucket_of_his_own(clock: Clock) -> None:
+def test_each_key_has_its_own_bucket(clock: Clock) -> None:
     buckets = TokenBuckets(3, monotonic_s=clock)
     assert passed(buckets, "a", 5) == 3
     assert passed(buckets, "b", 5) == 3
 
 
-def test_the_table_has_an_end_and_forgets_those_who_owe_least(clock: Clock) -> None:
+def test_a_full_table_drops_the_keys_with_the_least_debt(clock: Clock) -> None:
     buckets = TokenBuckets(1, max_keys=10, monotonic_s=clock)
     for number in range(1, 12):
         buckets.take(f"owes {number}", number + 1)
@@ -76,7 +76,7 @@ def test_the_table_has_an_end_and_forgets_those_who_owe_least(clock: Clock) -> N
     assert all(buckets.wait_s(f"owes {number}") > 0 for number in range(7, 12))
 
 
-def test_nobody_is_forgotten_while_there_are_buckets_that_are_full_again(clock: Clock) -> None:
+def test_full_buckets_are_dropped_before_any_in_debt(clock: Clock) -> None:
     buckets = TokenBuckets(10, max_keys=100, monotonic_s=clock)
     assert passed(buckets, "a", 20) == 10
     for number in range(100):
@@ -86,11 +86,11 @@ def test_nobody_is_forgotten_while_there_are_buckets_that_are_full_again(clock: 
     assert passed(buckets, "a", 20) == 1, "what a tenth of a second brings"
 
 
-def test_no_flood_of_others_pays_the_debt_of_one_who_is_refused(clock: Clock) -> None:
-    """He comes again and again, and so do ten times as many others as the table holds."""
+def test_a_flood_of_other_keys_does_not_clear_a_debt(clock: Clock) -> None:
+    """A refused key keeps calling, with ten times as many others as the table holds."""
     buckets = TokenBuckets(10, max_keys=1_000, monotonic_s=clock)
     buckets.take("a", 1_000)
     for number in range(10_000):
         assert buckets.wait_s("a") > 90
-        assert passed(buckets, f"other {number}", 20) <= 11, "who is new may be the one to go"
+        assert passed(buckets, f"other {number}", 20) <= 11, "a new key may be dropped"
         assert len(buckets) <= 1_000

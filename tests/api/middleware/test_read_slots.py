@@ -1,4 +1,4 @@
-"""Whose request is read, and until when it is awaited."""
+"""Fair queueing of requests that are read, and their timeouts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def slots(count: int, timeout_s: float = 60.0, patience_s: float = 60.0) -> Read
     )
 
 
-async def test_a_caller_has_as_many_as_are_free_and_others_find_one() -> None:
+async def test_a_caller_gets_as_many_slots_as_are_free_and_others_find_one() -> None:
     peer = Peer(slots(4))
     calls = [peer.call("greedy") for _ in range(10)]
     await until(lambda: len(peer.begun) == 2, "half are read")
@@ -51,7 +51,7 @@ async def test_a_caller_has_as_many_as_are_free_and_others_find_one() -> None:
     assert await asyncio.gather(*calls) == ["read"] * 10
 
 
-async def test_what_is_slow_gives_way_to_those_who_wait() -> None:
+async def test_a_slow_read_ends_when_others_wait() -> None:
     peer = Peer(slots(2, patience_s=0.0))
     slow = [peer.call("slow"), peer.call("slow")]
     await until(slow[0].done, "it gives way")
@@ -62,7 +62,7 @@ async def test_what_is_slow_gives_way_to_those_who_wait() -> None:
     assert await slow[1] == "read"
 
 
-async def test_a_request_that_does_not_come_is_given_up_and_its_slot_is_free() -> None:
+async def test_a_request_that_does_not_arrive_ends_and_frees_its_slot() -> None:
     peer = Peer(slots(2, timeout_s=0.2))
     with pytest.raises(UnavailableError, match=r"0\.2 s"):
         await peer.call("silent")
@@ -72,7 +72,7 @@ async def test_a_request_that_does_not_come_is_given_up_and_its_slot_is_free() -
     assert await last == "read"
 
 
-async def test_a_turn_that_does_not_come_is_refused_with_the_settings_name() -> None:
+async def test_a_wait_beyond_the_timeout_is_refused_with_the_setting() -> None:
     peer = Peer(slots(2, timeout_s=0.3))
     calls = [peer.call("one") for _ in range(30)]
     ends = await asyncio.gather(*calls, return_exceptions=True)
@@ -82,7 +82,7 @@ async def test_a_turn_that_does_not_come_is_refused_with_the_settings_name() -> 
     assert refused.metadata == {"limit": "HOOKLINE_MAX_REQUESTS_READ", "maximum": "2"}
 
 
-async def test_a_call_that_goes_while_it_waits_or_is_read_leaves_its_slot() -> None:
+async def test_a_cancelled_call_frees_its_slot() -> None:
     peer = Peer(slots(2))
     first, waiting = peer.call("one"), peer.call("one")
     await until(lambda: len(peer.begun) == 1, "one is read, the other waits")

@@ -1,4 +1,4 @@
-"""How streams end: by a stop, by whom nobody knows any more, or by a client who goes meanwhile."""
+"""How streams end: by a stop, by invalid credentials, or by a client that disconnects."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hookline_service.domain.errors import (
 )
 
 
-async def test_a_stream_that_takes_no_message_is_cut_off_at_the_second_look() -> None:
+async def test_a_stream_that_reads_no_message_is_cancelled_at_the_second_check() -> None:
     """Its client may not read the answers, so that it waits elsewhere and for ever."""
 
     async def streaming() -> HooklineError | None:
         stream = Stream(takes_messages=True)
-        checking = asyncio.create_task(Streams(recheck_s=0).recheck_repeatedly(stream, nobody))
+        checking = asyncio.create_task(Streams(recheck_s=0).recheck_repeatedly(stream, refuse))
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -31,7 +31,7 @@ async def test_a_stream_that_takes_no_message_is_cut_off_at_the_second_look() ->
             checking.cancel()
         return None
 
-    async def nobody() -> None:
+    async def refuse() -> None:
         raise unauthenticated()
 
     assert isinstance(await asyncio.create_task(streaming()), UnauthenticatedError)
@@ -61,7 +61,7 @@ async def silence() -> AsyncIterator[bytes]:
     yield b""
 
 
-async def nobody_asks() -> None:
+async def no_recheck() -> None:
     pass
 
 
@@ -71,16 +71,16 @@ async def reading(meanwhile: Callable[[Stream], None]) -> int:
     assert task is not None
     asyncio.get_running_loop().call_soon(meanwhile, stream)
     with pytest.raises(UnavailableError):
-        async for _ in stream.messages(silence(), lambda _: None, nobody_asks):
+        async for _ in stream.messages(silence(), lambda _: None, no_recheck):
             pass
     return task.cancelling()
 
 
-async def test_whose_reading_is_ended_goes_on_and_is_not_taken_for_cancelled() -> None:
+async def test_a_stream_whose_reading_ended_is_not_cancelled() -> None:
     assert await asyncio.create_task(reading(lambda stream: stream.end(interrupted()))) == 0
 
 
-async def test_a_client_who_goes_as_his_reading_is_ended_is_gone() -> None:
+async def test_a_disconnect_while_reading_ends_is_a_cancellation() -> None:
     def both(stream: Stream) -> None:
         stream.end(interrupted())
         task.cancel()

@@ -1,4 +1,4 @@
-"""What a call holds: its request until it ends, its answer until that is taken, and not longer."""
+"""Memory of a call: its request until it ends, its answer until the client has read it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def test_the_connection_of_a_caller_that_takes_no_answer_is_closed_and_no_other(
+async def test_only_the_connection_of_a_caller_that_reads_no_answer_is_closed(
     database_url: str,
 ) -> None:
     async with serving(database_url, limits=Limits(answer_timeout_s=1)) as api:
@@ -48,7 +48,7 @@ async def test_the_connection_of_a_caller_that_takes_no_answer_is_closed_and_no_
         watch.cancel()
 
 
-async def test_answers_that_are_not_taken_are_bounded_by_a_setting(database_url: str) -> None:
+async def test_unread_answers_are_bounded_by_a_setting(database_url: str) -> None:
     async with serving(database_url, limits=Limits(max_answer_bytes=20_000)) as api:
         await api.rows.tenant("acme")
         request = ListEventsRequest(tenant="tenants/acme", view=EVENT_VIEW_FULL)
