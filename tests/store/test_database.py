@@ -11,10 +11,13 @@ import pytest
 
 from hookline_service.domain.errors import UnavailableError
 from hookline_service.store.database import (
+    REPEATABLE,
+    BadDataError,
     ContentionError,
     Database,
     OutcomeUnknownError,
     RejectedError,
+    ServerTroubleError,
     Session,
 )
 from tests.pipeline.wire import Wire
@@ -210,6 +213,26 @@ async def test_what_the_server_refuses_is_told_with_its_reason(
 
     assert refusal.value.sqlstate == sqlstate
     assert await session.fetch("SELECT pg_backend_pid()") == [before]
+
+
+@pytest.mark.parametrize(
+    "sqlstate, kind",
+    [
+        ("22001", BadDataError), ("25006", ServerTroubleError), ("53100", ServerTroubleError),
+        ("57014", ServerTroubleError), ("58030", ServerTroubleError), ("23505", RejectedError),
+        ("42P01", RejectedError),
+    ],
+)  # fmt: skip
+async def test_sqlstate_class_decides_whether_the_data_or_the_server_is_at_fault(
+    session: Session, sqlstate: str, kind: type[RejectedError]
+) -> None:
+    raising = f"DO $$BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END$$"
+
+    with pytest.raises(RejectedError) as refusal:
+        await session.fetch(raising)
+
+    assert type(refusal.value) is kind
+    assert isinstance(refusal.value, REPEATABLE) is (kind is ServerTroubleError)
 
 
 async def test_a_deadlock_is_contention(database_url: str) -> None:

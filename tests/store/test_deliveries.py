@@ -162,7 +162,7 @@ async def test_a_delivery_is_found_in_its_own_tenant_and_across_tenants_only(
     finished = await rows.finished(orders, await rows.event(acme))
     for delivery_id in (pending, finished):
         assert (await deliveries.get("-", delivery_id)).tenant_id == "acme"
-        for tenant_id in ("other", "nobody"):
+        for tenant_id in ("other", "unknown"):
             with pytest.raises(NotFoundError) as refused:
                 await deliveries.get(tenant_id, delivery_id)
             assert refused.value.reason == Reason.DELIVERY_NOT_FOUND
@@ -246,14 +246,14 @@ async def test_an_events_deliveries_are_listed_wherever_they_stand(
 ) -> None:
     acme = await rows.tenant("acme")
     places = [await rows.subscription(acme, f"s{n}") for n in range(6)]
-    event_id, neighbour = await rows.event(acme), await rows.event(acme)
+    event_id, other_event = await rows.event(acme), await rows.event(acme)
     ids = []
     for index, place in enumerate(places):
         if index % 2:
             ids.append(await rows.pending(place, event_id, index=index))
         else:
             ids.append(await rows.finished(place, event_id, index=index))
-        await rows.pending(place, neighbour, index=index)
+        await rows.pending(place, other_event, index=index)
     ids.sort(reverse=True)
     for tenant_id in ("acme", "-"):
         selection = Selection(tenant_id=tenant_id, event_id=event_id)
@@ -273,8 +273,8 @@ async def test_missing_tenant_subscription_and_event_have_their_own_errors(
     other_event = await rows.event(await rows.tenant("other"))
     await rows.tenant("acme")
     cases = [
-        (Selection(tenant_id="nobody"), Reason.TENANT_NOT_FOUND),
-        (Selection(tenant_id="-", subscription=("nobody", "x")), Reason.TENANT_NOT_FOUND),
+        (Selection(tenant_id="unknown"), Reason.TENANT_NOT_FOUND),
+        (Selection(tenant_id="-", subscription=("unknown", "x")), Reason.TENANT_NOT_FOUND),
         (Selection(tenant_id="acme", subscription=("acme", "x")), Reason.SUBSCRIPTION_NOT_FOUND),
         (Selection(tenant_id="acme", event_id=other_event), Reason.EVENT_NOT_FOUND),
         (Selection(tenant_id="-", event_id=NEWEST), Reason.EVENT_NOT_FOUND),

@@ -47,7 +47,7 @@ async def test_an_event_is_found_in_its_own_tenant_and_across_tenants_only(
     await rows.tenant("other")
     event_id = await rows.event(acme)
     assert (await events.get("-", event_id)).tenant_id == "acme"
-    for tenant_id in ("other", "nobody"):
+    for tenant_id in ("other", "unknown"):
         with pytest.raises(NotFoundError) as refused:
             await events.get(tenant_id, event_id)
         assert refused.value.reason == Reason.EVENT_NOT_FOUND
@@ -114,5 +114,5 @@ async def test_list_of_an_unknown_tenant_is_not_found(rows: Rows, events: EventS
     page = await events.page("empty", before=NEWEST, limit=9, with_data=True, max_bytes=PLENTY)
     assert (page.events, page.has_more) == ([], False)
     with pytest.raises(NotFoundError) as refused:
-        await events.page("nobody", before=NEWEST, limit=9, with_data=True, max_bytes=PLENTY)
+        await events.page("unknown", before=NEWEST, limit=9, with_data=True, max_bytes=PLENTY)
     assert refused.value.reason == Reason.TENANT_NOT_FOUND

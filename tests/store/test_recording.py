@@ -1,4 +1,4 @@
-"""The fence: rows are touched by who may, once, or not at all. Rule 20."""
+"""The fence: a row is written in the version seen, by a node with a lease, once. Rule 20."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ async def test_a_node_without_a_lease_writes_nothing(
 async def test_node_does_not_expire_during_its_record(
     recording: Recording, database_url: str
 ) -> None:
-    """The lease is asked for and held: whoever expires waits, or goes on without."""
+    """The record locks its node's row: a node that expires others waits, or skips it."""
     rows = recording.rows
     delivery_id, node_id = await rows.pending(await rows.subscription()), await rows.node(1.0)
     async with rival(database_url) as other:
@@ -326,7 +326,7 @@ async def test_disabling_has_an_audit_entry_of_the_service(
 async def test_disabling_does_not_wait_for_open_audit_drafts(
     recording: Recording, database_url: str
 ) -> None:
-    """Somebody's transaction that has its entry to make holds up no record."""
+    """An open transaction with an audit draft does not block a record."""
     uid = await recording.rows.subscription()
     async with rival(database_url) as slow:
         await slow.execute("INSERT INTO audit_drafts (entry) VALUES ('{}')")

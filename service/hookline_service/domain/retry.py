@@ -1,4 +1,4 @@
-"""When a failed delivery is tried again: schedules, jitter, and what `Retry-After` asks for."""
+"""Retry schedules, jitter, and the parsing of `Retry-After`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_DELAYS_S: tuple[float, ...] = (
 """In seconds: 0, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h before attempts 1 to 10."""
 
 JITTER_FLOOR = 0.8
-"""Each delay is multiplied by a uniform draw from [0.8, 1), so that failures spread out."""
+"""Each delay is multiplied by a uniform draw from [0.8, 1), so that retries spread out."""
 
 MAX_ATTEMPTS = 100
 MAX_DELAY_S = 7 * 86_400.0
@@ -30,11 +30,11 @@ class RetrySchedule:
 
     @property
     def max_attempts(self) -> int:
-        """How many attempts a delivery has before it is exhausted."""
+        """The number of attempts before a delivery is exhausted."""
         return len(self.delays_s)
 
     def delay_s(self, attempts_spent: int, unit: float) -> float:
-        """Seconds from the start of an attempt to the next, after `attempts_spent` of this budget.
+        """Return the seconds between attempts, after `attempts_spent` of this budget.
 
         `unit` is uniform in [0, 1). A budget longer than the schedule repeats the last delay.
         """
@@ -43,7 +43,7 @@ class RetrySchedule:
 
 
 def doubling(max_attempts: int, min_backoff_s: float, max_backoff_s: float) -> RetrySchedule:
-    """Delays that double from `min_backoff_s` to `max_backoff_s`; the first attempt is at once."""
+    """Return a schedule that doubles from `min_backoff_s` to `max_backoff_s`, from 0 s on."""
     delays_s = [0.0]
     backoff_s = min_backoff_s
     while len(delays_s) < max_attempts:
@@ -53,7 +53,7 @@ def doubling(max_attempts: int, min_backoff_s: float, max_backoff_s: float) -> R
 
 
 def parse_retry_after(value: bytes, now_unix_s: float) -> float | None:
-    """Seconds that a `Retry-After` asks for, clamped to 24 hours; None where it says nothing.
+    """Return the delay of a `Retry-After` in seconds, at most 24 hours; None if it is invalid.
 
     RFC 9110 section 10.2.3: ASCII digits, or an HTTP-date (taken against `now_unix_s`).
     """

@@ -1,4 +1,4 @@
-"""Events as tenants and operators read them; writing them is publishing.py's."""
+"""Reads of events, for tenants and operators; `publishing` writes them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SQL = Statements("events")
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """Some events, newest first, and whether there are older ones."""
+    """A page of events, newest first."""
 
     events: list[Event]
     has_more: bool
 
 
 class EventStore:
-    """Reads events. A tenant id of `-` means: of all tenants."""
+    """Reads events. The tenant id `-` means all tenants."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get(self, tenant_id: str, event_id: UUID) -> Event:
-        """One event with its data; raises `NotFoundError` (EVENT_NOT_FOUND)."""
+        """Return one event with its data; raise `NotFoundError` (EVENT_NOT_FOUND)."""
         row = await self._database.fetchrow(SQL.get, tenant_id, event_id)
         if row is None:
             name = event_name(tenant_id, format_type_id(EVENT_ID, event_id))
@@ -44,9 +44,9 @@ class EventStore:
     async def page(
         self, tenant_id: str, *, before: UUID, limit: int, with_data: bool, max_bytes: int
     ) -> EventPage:
-        """Events with ids below `before`, newest first; their data are empty without `with_data`.
+        """Return events with ids below `before`, newest first; their data only if `with_data`.
 
-        Ends after `limit` events, or before their data pass `max_bytes`. Raises `NotFoundError`
+        At most `limit` events and `max_bytes` of data, but at least one event. Raises NotFoundError
         (TENANT_NOT_FOUND).
         """
         if tenant_id == WILDCARD:
@@ -67,7 +67,7 @@ class EventStore:
         return await self._database.fetch(SQL.read, tenant_uids, event_ids, *weight)
 
     async def check_tenant(self, tenant_id: str) -> None:
-        """Raises `NotFoundError` (TENANT_NOT_FOUND) where there is no such tenant."""
+        """Raise `NotFoundError` (TENANT_NOT_FOUND) if the tenant does not exist."""
         if tenant_id == WILDCARD or await self._database.fetchrow(SQL.tenant, tenant_id):
             return
         raise NotFoundError(f"there is no {tenant_name(tenant_id)}", Reason.TENANT_NOT_FOUND)

@@ -1,9 +1,9 @@
-"""Lists of all tenants, read in windows of days, the newest first.
+"""Lists of all tenants, read in windows of days, newest first.
 
 Theory of operation. History is partitioned by day on the id, and its indexes begin with the tenant.
-A statement over all days would look into each partition for each tenant, so a list of all tenants
-asks for one window of whole days after another until its page is full: today's alone, as a rule.
-Where a window has nothing the next is twice as long, so that an empty history is soon walked.
+A statement over all days would look into each partition for each tenant. So a list of all tenants
+reads one window of whole days after another until its page is full, usually only today's. After an
+empty window the next one is twice as long, so that an empty history takes few statements.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _LAST = UUID(int=(1 << 128) - 1)
 async def newest_rows(
     database: Database, statement: str, before: UUID, limit: int, *args: object
 ) -> list[asyncpg.Record]:
-    """At most `limit` rows with ids below `before`, newest first.
+    """Return at most `limit` rows with ids below `before`, newest first.
 
-    The statement takes `before`, the limit, `args`, and a window: its first id and its end. A row
-    that moves between tables keeps its id, hence its window, so it is seen once.
+    The statement's parameters are `before`, the limit, `args`, and the first id and the end of a
+    window. A row that moves between tables keeps its id and so its window: it is read once.
     """
     (days,) = await database.fetch(SQL.days)
     today, oldest = days["today"], day_of(days["oldest"])
@@ -51,7 +51,7 @@ async def newest_rows(
 
 
 def _day_before(before: UUID, latest: date) -> date:
-    """The day of the newest id below `before`, or `latest` where that is earlier."""
+    """Return the day of the newest id below `before`, at most `latest`."""
     if before >= first_id_of_day(latest):
         return latest
     return datetime.fromtimestamp(unix_ms_of(before) / 1_000, UTC).date()

@@ -1,8 +1,8 @@
 """The seam between dispatching and the kinds of targets.
 
 A subscription has one target; `TargetSenders` makes a `TargetSender` of it once per revision of the
-subscription, and every attempt is one call of its `send`. Dispatching knows neither URLs nor
-connections nor statuses: it acts on `Outcome.verdict` and stores `Outcome.record`.
+subscription, and every attempt is one call of its `send`. Dispatching does not depend on
+URLs, connections or statuses: it acts on `Outcome.verdict` and stores `Outcome.record`.
 
 To add a kind of target (a message queue, a pull target):
 

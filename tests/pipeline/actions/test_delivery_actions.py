@@ -246,7 +246,7 @@ async def test_cancelled_delivery_is_not_attempted_again(rig: Rig, failing: Rece
     assert await rig.pending() == []
     await rig.delivery_actions.cancel("acme", delivery_id)  # again: it is so already
     (lane,) = rig.lanes.all()
-    await until(lambda: not lane.holds(delivery_id), "the change log has told its lane")
+    await until(lambda: not lane.holds(delivery_id), "its lane has applied the change")
     failing.answers = 200
     await rig.turn(31)
     await rig.publisher.publish("acme", [order_created(2)])
@@ -326,7 +326,7 @@ async def _finished(rig: Rig) -> None:
 
 @pytest.mark.usefixtures("failing")
 async def test_delivery_is_found_during_every_move(rig: Rig) -> None:
-    """It moves back and forth; whoever reads finds it in exactly one place."""
+    """While it moves back and forth, every read finds it in exactly one table."""
     delivery_id = await _held(rig)
     await rig.database.fetch("UPDATE subscriptions SET state = 'PAUSED', state_reason = 'OPERATOR'")
     store, reads = OperationStore(rig.database), DeliveryStore(rig.database)

@@ -1,4 +1,4 @@
-"""One attempt after another: what is sent, what our faults cost, and who waits. Rules 16, 21."""
+"""The deliverer: limits in flight, internal errors, bursts and slots. Rules 16, 21."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ async def test_open_circuit_sends_one_probe_at_a_time(rig: Rig, receiver: Receiv
     await receiver.wait_for(10)
     await until(lambda: rig.deliverer.free_slots == rig.max_in_flight, "the first wave is over")
     before = len(receiver.ids)
-    # A window of 64, and what took the room of failures that were recorded before the tenth.
+    # A limit of 64, and one more for each failure that was recorded before the tenth.
     assert before <= 64 + 9
     receiver.in_flight_most = 0
 

@@ -1,4 +1,4 @@
-"""What became of attempts is written once, behind the fence, whatever they hold. Rules 20-22."""
+"""The recorder: fenced, batched, and safe against bad rows. Rules 20 to 22."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ async def test_row_that_cannot_be_written_is_parked_and_blocks_no_other(
 async def test_batch_waits_for_a_server_in_trouble_and_is_sent_once(
     rig: Rig, receiver: Receiver
 ) -> None:
-    """Disk full (53100) says nothing of the rows: they are written once there is room again."""
+    """Disk full (53100) is no fault of the rows: they are written once the server has space."""
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
     await rig.database.fetch(

@@ -1,4 +1,4 @@
-"""What the tests of this room share: transports that may reach loopback, and making attempts."""
+"""Fixtures of HTTP targets: transports that may reach loopback, and attempts through them."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that refuses: bound, so that nobody else takes it, but not listening."""
+    """A port of 127.0.0.1 that refuses connections: bound by this process, but not listening."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]

@@ -126,9 +126,9 @@ _KEPT = "kept.silent"
 
 
 class Names(asyncio.DatagramProtocol):
-    """A server of DNS that knows `case.test`, and says of it what the case says next.
+    """A DNS server that answers for `case.test` with the next answer of the case.
 
-    Names of `TROUBLES` and those below the same top-level domains are answered as these say.
+    It answers for names of `TROUBLES`, and below their top-level domains, as these specify.
     """
 
     def __init__(self) -> None:
@@ -233,7 +233,7 @@ class World:
             writer.close()
 
     async def is_reached_at(self, address: str) -> bool:
-        """Whether a socket that asks nobody gets there: else a case would prove nothing."""
+        """Whether an unchecked socket gets there: otherwise a case would prove nothing."""
         before = len(self.reached)
         try:
             reader, writer = await asyncio.open_connection(address, PORT)

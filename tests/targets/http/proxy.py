@@ -1,4 +1,4 @@
-"""An egress proxy for tests: opens tunnels to where it is told, or answers what a test wants."""
+"""An egress proxy for tests: opens tunnels, or answers as a test specifies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Proxy:
     leads_to: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Where tunnels end, by the place that was asked for; others end at that place itself."""
     answers: dict[str, bytes] = field(default_factory=dict)
-    """What is said instead of opening a tunnel, by place; `*`: to whom nothing else is said."""
+    """Responses instead of tunnels, by place; `*` is the default."""
     asked: list[str] = field(default_factory=list)
     """The places that were asked for, in order."""
     heads: list[dict[str, str]] = field(default_factory=list)

@@ -22,7 +22,7 @@ def pieces_of(data: bytes, cuts: Sequence[int]) -> list[bytes]:
 
 
 def read(pieces: Sequence[bytes]) -> tuple[str, int, bool, list[tuple[bytes, bytes]], bytes]:
-    """What a reader makes of these pieces: how it ended, and what it then knows."""
+    """Read these pieces; return how it ended, and the reader's fields."""
     reader = AnswerReader(LIMIT, KEPT)
     end = "waiting"
     for piece in pieces:

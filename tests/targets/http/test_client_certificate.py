@@ -1,4 +1,4 @@
-"""Client certificates: which can be used, who is shown them, who shares connections with whom."""
+"""Client certificates: validation, use in TLS, and separate connections."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
 def test_public_facts_of_a_certificate(kind: str) -> None:
     key = KEYS[kind]()
     certificate = certificate_of(key)
-    told = read_client_certificate(ClientIdentity(certificate, pem_of(key)), NOW)
-    assert (told.subject, told.expire_time) == ("CN=hookline", NOW + YEAR)
+    facts = read_client_certificate(ClientIdentity(certificate, pem_of(key)), NOW)
+    assert (facts.subject, facts.expire_time) == ("CN=hookline", NOW + YEAR)
     der = ssl.PEM_cert_to_DER_cert(certificate)
-    assert told.fingerprint == hashlib.sha256(der).hexdigest()
+    assert facts.fingerprint == hashlib.sha256(der).hexdigest()
 
 
 WEAK_KEY = rsa.generate_private_key(65_537, 1_024)  # noqa: S505 - to be refused
@@ -176,7 +176,7 @@ def mutual(make_post: MakePost, authority_file: Path) -> Post:
 
 
 def asking_tls(authority: trustme.CA) -> ssl.SSLContext:
-    """A server that refuses who shows no certificate of the authority's."""
+    """A server that rejects clients without a certificate of the authority."""
     context = server_tls(authority.issue_cert("127.0.0.1"))
     context.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(context)
@@ -184,7 +184,7 @@ def asking_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 
 class Names:
-    """A script that answers OK, and whom each connection's client said to be."""
+    """A script that answers OK, and the name in each client's certificate."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []

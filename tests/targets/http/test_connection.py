@@ -132,19 +132,19 @@ class Owner:
     """Notes what becomes of a connection."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.events: list[str] = []
 
     def connected(self, _: Connection) -> None:
-        self.told.append("connected")
+        self.events.append("connected")
 
     def released(self, _: Connection) -> None:
-        self.told.append("released")
+        self.events.append("released")
 
     def closing(self, _: Connection) -> None:
-        self.told.append("closing")
+        self.events.append("closing")
 
     def closed(self, _: Connection) -> None:
-        self.told.append("closed")
+        self.events.append("closed")
 
     def watch(self, _: Connection, __: float) -> None: ...
 
@@ -170,4 +170,4 @@ async def test_an_answer_before_the_request_was_written_ends_the_connection(
             transport.buffered = b""
         connection.data_received(OK)
         assert await waiter == Answer(200, [(b"content-length", b"0")], b"")
-        assert owner.told == ["connected", end]
+        assert owner.events == ["connected", end]

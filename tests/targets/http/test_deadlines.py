@@ -52,7 +52,7 @@ class CancelsEntry:
 
 
 class Expiring:
-    """The part of a connection that deadlines know."""
+    """The part of a connection that `Deadlines` uses."""
 
     watched_slot = 0
 
@@ -110,7 +110,7 @@ def test_a_stopped_timer_expires_nothing() -> None:
 
 
 def test_late_tick_expires_no_exchange() -> None:
-    """Answers that came meanwhile are read before anybody is said to have been silent."""
+    """Responses that arrived meanwhile are read before any exchange times out."""
     loop, _, connections = watched(1.0)
     loop.turn(3.0, held_up=True)
     assert connections[0].expired_at == []

@@ -203,7 +203,7 @@ async def test_a_cancelled_dial_leaves_no_descriptor(make_post: MakePost, silent
 
 
 async def test_slow_tls_context_is_an_internal_error_at_the_deadline() -> None:
-    """Each certificate of a sender's own costs a context: many at once must hold nobody up."""
+    """Each client certificate costs a context: many at once must not delay other attempts."""
 
     class Slow(TlsContexts):
         async def of(self, identity: ClientIdentity | None) -> TargetTlsContext:

@@ -1,6 +1,6 @@
 """Egress where public and private addresses are really here, and really would answer.
 
-The other tests of egress see that nothing is connected to; here a mistake would reach somebody. An
+The other tests of egress see that nothing is connected to; here a mistake would reach a server. An
 ordinary user may run it where unprivileged user namespaces are allowed; elsewhere it is skipped.
 """
 

@@ -1,4 +1,4 @@
-"""Through an egress proxy: nothing leaves by another way, and its failures are nobody else's."""
+"""The egress proxy: the only route out, and its failures count against no target."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ BROKEN = {
 
 
 class TestFaults:
-    """Whatever the proxy lacks is our own fault: no attempt is spent, and nobody is disabled."""
+    """A failure of the proxy is an internal error: no attempt is spent, nothing is disabled."""
 
     @pytest.mark.parametrize("name", BROKEN)
     async def test_a_proxy_that_does_not_work_is_our_own_fault(
@@ -218,7 +218,7 @@ class TestFaults:
             outcome = await post(receiver.url(host="dead.test"), timeout_s=2.0)
             assert outcome.kind is kind
             assert proxy.asked[1:] == [dead, f"127.0.0.1:{receiver.port}"]
-            # The proxy is cut off: nobody is reached any more, and nobody is blamed.
+            # The proxy is cut off: no target is reached, and no failure counts.
             proxy.answers["*"] = b"HTTP/1.1 503 Unavailable\r\n\r\n"
             cut_off = through(make_post, proxy)
             assert (
@@ -299,7 +299,7 @@ class TestFaults:
 
 @pytest.fixture
 def other_port() -> Iterator[int]:
-    """A port of 127.0.0.1 where somebody listens whom no tunnel may lead to."""
+    """A listening port of 127.0.0.1 to which no tunnel may lead."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server.getsockname()[1]

@@ -134,7 +134,7 @@ RECEIVERS: dict[str, tuple[Script, AttemptOutcome, str]] = {
         "Length",
     ),
     "a NUL in a header": (then_wait(HEAD + b"x: a\x00b\r\n\r\n"), PROTOCOL_ERROR, "HTTP/1.1"),
-    # An upgrade that nobody asked for.
+    # An upgrade that was not requested.
     "an upgrade": (
         then_wait(b"HTTP/1.1 101 Go\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\n\x00"),
         PROTOCOL_ERROR,

@@ -1,4 +1,4 @@
-"""Names to addresses: shared, cached, bounded; and whose fault it is when there are none."""
+"""The resolver: shared, cached, bounded lookups, and the attribution of failures."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tests.targets.http.conftest import SHORT_S, MakePost
 from tests.waiting import until
 
 TRY_AGAIN = socket.gaierror(socket.EAI_AGAIN, "try again")
-CANNOT_TELL = socket.gaierror(socket.EAI_FAIL, "non-recoverable failure")
+NO_RECOVERY = socket.gaierror(socket.EAI_FAIL, "non-recoverable failure")
 NO_SUCH_NAME = socket.gaierror(socket.EAI_NONAME, "no such name")
 NO_ADDRESS = socket.gaierror(socket.EAI_NODATA, "no address")
 
 
 class Names:
-    """A lookup by table, which counts, and waits where it is told to.
+    """A lookup by table, which counts, and waits for `may_answer`.
 
-    `above` is the answer for what nobody asked before: random names below a top-level domain.
+    `above` is the answer for names that are not in the table, such as random labels.
     """
 
     def __init__(self, **table: Sequence[str] | Exception) -> None:
@@ -127,7 +127,7 @@ async def test_waiting_lookups_are_bounded() -> None:
 
 
 async def test_slow_names_of_one_tenant_delay_no_other() -> None:
-    """Name servers are whoever's the tenant likes, and answer when they like."""
+    """A tenant chooses its name servers, and how long they take."""
     names = Names(good_test=["192.0.2.1"])
     never = asyncio.Event()
 
@@ -171,7 +171,7 @@ async def test_attribution_of_a_failed_lookup(
     assert not failure.was_sent
 
 
-@pytest.mark.parametrize("error", [TRY_AGAIN, CANNOT_TELL], ids=["try again", "fail"])
+@pytest.mark.parametrize("error", [TRY_AGAIN, NO_RECOVERY], ids=["try again", "fail"])
 @pytest.mark.parametrize(
     "above", [NO_SUCH_NAME, NO_ADDRESS, ["192.0.2.1"]], ids=["no such name", "no data", "wildcard"]
 )
@@ -197,7 +197,7 @@ async def test_resolver_is_checked_by_names_that_cannot_be_cached() -> None:
 
 @pytest.mark.parametrize("witness", ["localhost", "good.test", "good.example"])
 async def test_no_name_of_a_tenant_shows_that_the_resolver_works(witness: str) -> None:
-    """It may stand in the hosts file, be kept by the resolver, or be served next door."""
+    """It may be in the hosts file, cached by the resolver, or served near by."""
     names = Names(dead_test=TRY_AGAIN)
     names.table[witness] = ["192.0.2.1"]
     resolver = Resolver(names, ttl_s=0.0)
@@ -277,7 +277,7 @@ async def test_closing_ends_waiting_attempts(make_post: MakePost) -> None:
 async def test_a_lookup_that_ends_as_the_service_stops_is_an_answer() -> None:
     resolver = Resolver(Names(a_test=["192.0.2.1"]))
     asking = asyncio.create_task(resolver.resolve("a.test"))
-    for _ in range(2):  # it is asked for, and looked up; who asks is not told yet
+    for _ in range(2):  # the lookup has ended, its caller has not been woken yet
         await asyncio.sleep(0)
     await resolver.aclose()
     assert await asking == ("192.0.2.1",)

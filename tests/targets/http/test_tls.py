@@ -92,8 +92,8 @@ async def test_certificate_of_an_unknown_authority(
     make_post: MakePost, trusting: ssl.SSLContext
 ) -> None:
     post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=trusting)
-    stranger = trustme.CA().issue_cert("good.test")
-    await expect_failure(post, stranger, "did not verify")
+    untrusted = trustme.CA().issue_cert("good.test")
+    await expect_failure(post, untrusted, "did not verify")
 
 
 async def test_system_authorities_do_not_include_the_tests_authority(
@@ -104,7 +104,7 @@ async def test_system_authorities_do_not_include_the_tests_authority(
 
 
 async def expect_failure(post: Post, certificate: trustme.LeafCert, error: str) -> None:
-    """The attempt fails in TLS, and not a byte of the request is readable by anybody."""
+    """The attempt fails in TLS, and no byte of the request is sent in clear."""
     async with Receiver(answering(OK), tls=server_tls(certificate)) as receiver:
         outcome = await post(receiver.url(host="good.test"))
         assert outcome.kind is AttemptOutcome.TLS_FAILED
@@ -190,7 +190,7 @@ async def test_names_behind_one_address_have_connections_of_their_own(
 
 @pytest.fixture
 def chained(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
-    """A server with a good certificate, and 20 KB of others behind it that nobody asked for."""
+    """A server with a valid certificate, and 20 KB of unneeded ones after it."""
     leaf = authority.issue_cert("127.0.0.1")
     key, certificates = leaf.private_key_pem.bytes(), leaf.cert_chain_pems[0].bytes()
     path = tmp_path / "chain.pem"
@@ -203,7 +203,8 @@ def chained(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
 async def test_a_handshake_that_is_too_large_ends_before_it_is_parsed(
     make_post: MakePost, chained: ssl.SSLContext, authority_file: Path
 ) -> None:
-    unverified = make_tls_context()  # does not know the authority: so it would say, had it parsed
+    # Without the authority verification would fail first, if the handshake were parsed.
+    unverified = make_tls_context()
     post = make_post(tls_context=unverified)
     async with Receiver(answering(OK), tls=chained) as receiver:
         outcome = await post(receiver.url())
@@ -293,7 +294,7 @@ async def test_a_tenant_whose_handshakes_never_end_leaves_some_for_others(
         assert len(begun) == 8, "the others wait for their turn"
         for attempt in slow[:8]:
             attempt.cancel()
-        await until(lambda: len(begun) == 16, "those that ended make room")
+        await until(lambda: len(begun) == 16, "others start after those that ended")
         for attempt in slow:
             attempt.cancel()
         await asyncio.gather(*slow, return_exceptions=True)

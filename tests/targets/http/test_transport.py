@@ -179,7 +179,7 @@ class TestBounds:
             assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
 
     async def test_connections_in_all(self, make_post: MakePost) -> None:
-        """An idle connection makes room; without one, the request is our own fault."""
+        """An idle connection is closed for a new one; without one it is an internal error."""
         post = make_post(connections_max=2, names={"a.test": LOCALHOST})
         async with Receiver(answering(OK)) as idle, Receiver(never_answer) as silent:
             await post(idle.url())

@@ -1,13 +1,13 @@
--- Deliveries, read by tenants and operators. Each of these looks into the hot table and into history in one statement: under
--- one snapshot a delivery that moves between them is seen exactly once. What they are shown with besides (`details`) may
--- be read after: it never changes, or says why one waits at that moment.
+-- Reads of deliveries, for tenants and operators. Each reads the hot table and history in one statement: in one snapshot a
+-- delivery that moves between them is seen exactly once. The details of a page (`details`) may be read afterwards: they never
+-- change, or give the reason why a delivery is held at that moment.
 --
--- The lists share a shape: the newest below `$1`, at most `$2` of them, in the states `$3`. A condition on parameters alone
--- switches a place off before it is looked into; the dead letters have an index of their own, which `state <> 'SUCCEEDED'`
--- finds.
+-- All lists return the newest deliveries below `$1`, at most `$2`, in the states `$3`. A condition on parameters alone disables a
+-- part of the union before it is executed; deliveries that did not succeed have an index of their own, which needs the condition
+-- `state <> 'SUCCEEDED'`.
 
 -- name: get
--- Of the tenant `$1`, or of any where it is '-'. The bucket of a delivery (`$3`) is in its id.
+-- A delivery of the tenant `$1`, or of any tenant if `$1` is '-'. The id of a delivery contains its bucket (`$3`).
 WITH owners AS MATERIALIZED (
     SELECT tenant_uid FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
     UNION ALL
@@ -25,8 +25,8 @@ FROM owners o CROSS JOIN LATERAL (
     SELECT * FROM deliveries d WHERE d.tenant_uid = o.tenant_uid AND d.delivery_id = $2 LIMIT 1) d
 
 -- name: list_of_event
--- Those of the event `$5` of the tenant `$4`, which are a range of ids from `$6` to `$7`; of the subscriptions `$8` alone
--- unless that is NULL.
+-- The deliveries of the event `$5` of the tenant `$4`, a range of ids from `$6` to `$7`; only of the subscriptions `$8` unless
+-- that is NULL.
 SELECT * FROM (
     SELECT p.delivery_id, p.subscription_uid, p.event_id, 'PENDING' AS state, NULL AS state_reason, p.attempt_count,
            p.due_at, NULL::timestamptz AS finish_time, NULL AS url, NULL::smallint AS http_status,
@@ -46,7 +46,8 @@ SELECT * FROM (
 ORDER BY delivery_id DESC LIMIT $2
 
 -- name: list_of_subscriptions
--- A lane with few pending rows is read whole; one with many is walked from its bucket's newest id on, where it is dense.
+-- A lane with few pending rows is read completely; for one with many the bucket is scanned from its newest id, since most of its
+-- rows are of this lane.
 WITH lanes AS MATERIALIZED (
     SELECT s.bucket, s.subscription_uid, (
         SELECT count(*) FROM (
@@ -89,7 +90,7 @@ SELECT * FROM (
 ORDER BY delivery_id DESC LIMIT $2
 
 -- name: list_of_tenant
--- The lanes as above, all those of the tenant `$4`.
+-- As `list_of_subscriptions`, for all lanes of the tenant `$4`.
 WITH lanes AS MATERIALIZED (
     SELECT s.bucket, s.subscription_uid, (
         SELECT count(*) FROM (
@@ -133,8 +134,8 @@ ORDER BY delivery_id DESC LIMIT $2
 -- name: list_of_all
 -- Of all tenants, within a window of whole days from `$4` up to `$5` (store/windows.py). The index of successes begins with the
 -- tenant, so this reads the newest delivery of each tenant that has one in these days, and more only of the `$2` tenants whose newest are
--- the newest, down to the last of those: no other delivery can be among the newest `$2`. What did not succeed has an index by
--- state.
+-- the newest, down to the last of those: no other delivery can be among the newest `$2`. Deliveries that did not succeed have an
+-- index by state.
 WITH RECURSIVE active AS (
     (SELECT d.tenant_uid FROM deliveries d
      WHERE 'SUCCEEDED' = ANY ($3::text[]) AND d.delivery_id >= $4::uuid AND d.delivery_id < $5::uuid
@@ -189,7 +190,7 @@ SELECT * FROM (
 ORDER BY delivery_id DESC LIMIT $2
 
 -- name: details
--- What deliveries are shown with, in the order in which they are asked for (`place`, from 1 on). `$4` numbers the attempt to show; 0: none.
+-- The details of deliveries, in the order of the parameters (`place`, from 1 on). `$4` is the number of the attempt to show; 0: none.
 SELECT w.place, t.tenant_id, s.subscription_id, s.state AS subscription_state, s.deleted_at IS NOT NULL AS is_orphan,
        hookline_now() AS read_time,
        s.ordered AND (
@@ -212,7 +213,7 @@ LEFT JOIN LATERAL (
 ORDER BY w.place
 
 -- name: attempts
--- Of one delivery, oldest first, after the number `$2`.
+-- The attempts of one delivery with numbers above `$2`, oldest first.
 SELECT number, outcome, start_time, http_status, latency_us, url, remote_address, error, response_excerpt, trace_id
 FROM attempts WHERE delivery_id = $1 AND number > $2
 ORDER BY number LIMIT $3
@@ -221,7 +222,7 @@ ORDER BY number LIMIT $3
 SELECT tenant_uid FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
 
 -- name: event_owner
--- The tenant of an event, where the tenant `$1` (or any, '-') has it.
+-- The tenant of an event, if the tenant `$1` (or any tenant, '-') has it.
 SELECT t.tenant_uid
 FROM (SELECT tenant_uid FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
       UNION ALL
@@ -230,7 +231,7 @@ CROSS JOIN LATERAL (
     SELECT FROM events e WHERE e.tenant_uid = t.tenant_uid AND e.event_id = $2 LIMIT 1) e
 
 -- name: subscriptions_named
--- A recreated subscription inherits nothing: those that had the name before are meant only while none has it.
+-- A recreated subscription does not inherit deliveries: deleted subscriptions of this name count only while no live one has it.
 WITH live AS (
     SELECT s.subscription_uid FROM subscriptions s JOIN tenants t USING (tenant_uid)
     WHERE t.tenant_id = $1 AND t.deleted_at IS NULL AND s.subscription_id = $2 AND s.deleted_at IS NULL

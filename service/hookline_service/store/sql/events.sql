@@ -1,7 +1,7 @@
--- Events, read by tenants and operators. `$1` is a tenant's id, or '-' for all tenants.
+-- Reads of events, for tenants and operators. `$1` is a tenant's id, or '-' for all tenants.
 
 -- name: get
--- By its key in every tenant that is asked: an id alone has no index, and needs none for so few calls.
+-- Looked up by key in each tenant: there is no index on the id alone, since such calls are rare.
 SELECT t.tenant_id, e.*
 FROM (SELECT tenant_uid, tenant_id FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
       UNION ALL
@@ -10,8 +10,8 @@ CROSS JOIN LATERAL (
     SELECT * FROM events e WHERE e.tenant_uid = t.tenant_uid AND e.event_id = $2 LIMIT 1) e
 
 -- name: list
--- Newest first, before `$2`; at most `$3`, and no more than fit into `$5` bytes of data where data is asked for (`$4`),
--- but one at least. `found` counts what there was before the bytes were looked at.
+-- Events below `$2`, newest first, at most `$3`; with data (`$4`) also at most `$5` bytes of data, but at least one event. `found`
+-- is the count before the limit on bytes.
 WITH found AS MATERIALIZED (
     SELECT t.tenant_id, e.*
     FROM tenants t CROSS JOIN LATERAL (
@@ -31,8 +31,8 @@ WHERE place = 1 OR NOT $4 OR total_bytes <= $5
 ORDER BY event_id DESC
 
 -- name: newest_of_all
--- The ids of the newest events of all tenants, within a window of whole days from `$3` up to `$4` (store/windows.py). Found as the
--- deliveries of all tenants are (deliveries.sql, list_of_all).
+-- The ids of the newest events of all tenants, within a window of whole days from `$3` up to `$4` (store/windows.py). Works as
+-- list_of_all in deliveries.sql.
 WITH RECURSIVE active AS (
     (SELECT e.tenant_uid FROM events e
      WHERE e.event_id >= $3::uuid AND e.event_id < $4::uuid ORDER BY e.tenant_uid LIMIT 1)
@@ -60,7 +60,7 @@ FROM newest n CROSS JOIN bound b CROSS JOIN LATERAL (
 ORDER BY e.event_id DESC LIMIT $2
 
 -- name: read
--- The events `$2` of the tenants `$1`, newest first; as `list`, no more than fit into `$4` bytes of data.
+-- The events `$2` of the tenants `$1`, newest first; as in `list`, at most `$4` bytes of data.
 WITH found AS MATERIALIZED (
     SELECT t.tenant_id, e.*
     FROM unnest($1::uuid[], $2::uuid[]) AS w (tenant_uid, event_id) JOIN tenants t ON t.tenant_uid = w.tenant_uid
