@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Self
 
+from hookline_service.api.middleware.methods import METHODS, Effect
 from tests.docs.pages import Block, Page
 from tests.docs.transcript import Meanings, Step, steps
 from tests.e2e.processes import Dev, environment
@@ -29,7 +30,10 @@ SETTLES_WITHIN_S = 20.0
 SHOWN_PORT = "50051"
 RECEIVER_PORTS = ("8080", "8081", "8082")
 # Repeated until the output matches: these commands read state that changes asynchronously.
-_READS = re.compile(r"^hookline (event|status)|/(Get|List)[A-Za-z]+\s*$")
+_READING = "|".join(
+    name.rpartition("/")[2] for name, method in METHODS.items() if method.effect is Effect.READ
+)
+_READS = re.compile(rf"^hookline (event|status)|/({_READING})\s*$")
 _FAILS = ("ERROR:", "hookline: ")
 # Makefile targets that only run a command.
 _TARGETS = {"make demo": "hookline demo"}
