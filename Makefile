@@ -1,4 +1,4 @@
-# The one door of this repository: `make help` tells what is behind it.
+# The commands of this repository: `make help` lists them.
 # Needs python3 (3.11 or newer) with its venv module, make and git; all else is installed into .venv
 # and .tools, from locks with hashes. Nothing outside the checkout is changed.
 
@@ -124,7 +124,7 @@ audit: audit-tools ## are weaknesses known in what is locked? (asks the advisory
 	@echo "audit: $$(cat $(LOCKS) | grep -o '^[a-z0-9-]*==[^ ;]*' | sort -u | wc -l) packages are locked"
 	@.tools/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
 		$(foreach lock,$(LOCKS),-r $(lock)) --format json -o .tools/audit/report.json || { \
-		echo "audit: failed. A package that could not be audited: the advisory service does not know it, or is not reached from here" >&2; exit 1; }
+		echo "audit: failed. A package that could not be audited: the advisory service has no entry for it, or cannot be reached" >&2; exit 1; }
 	@echo "audit: $$(grep -o '"vulns"' .tools/audit/report.json | wc -l) packages were audited"
 
 lock: setup ## resolve the dependencies anew; UPGRADE=1 takes the newest

@@ -17,7 +17,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True)
 class Received:
-    """One span, and who sent it."""
+    """One span, and the service that sent it."""
 
     span: Span
     service: str
@@ -80,8 +80,11 @@ class Collector(
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not today")
         if isinstance(request, trace_service_pb2.ExportTraceServiceRequest):
             for group in request.resource_spans:
-                who = values_of(group.resource.attributes)
-                service, instance = str(who["service.name"]), str(who.get("service.instance.id"))
+                resource = values_of(group.resource.attributes)
+                service, instance = (
+                    str(resource["service.name"]),
+                    str(resource.get("service.instance.id")),
+                )
                 for scope in group.scope_spans:
                     self.spans += [Received(span, service, instance) for span in scope.spans]
             return trace_service_pb2.ExportTraceServiceResponse()

@@ -1,6 +1,6 @@
-"""What every test may ask for: the event loop of production, a real Postgres, a real grpcurl.
+"""Fixtures of all tests: the event loop of production, a real Postgres, a real grpcurl.
 
-Rooms have fixtures of their own beside their tests; here is only what several rooms share.
+The tests of a package have their own fixtures beside them; these are shared by several packages.
 """
 
 import os
@@ -18,8 +18,8 @@ pytest_plugins = ["tests.postgres"]
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Before anything imports grpc: its fork handlers are for those who fork and go on. Our children
-# become other programs, and some were seen to die of the handlers before they had.
+# Before anything imports grpc: its fork handlers are for a process that forks and continues. Our
+# child processes call exec, and some crashed in the handlers before they did.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # Five hundred connections, both ends ours, and what the tests before them hold still: most systems

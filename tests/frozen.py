@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def frozen(*pids: int) -> Iterator[None]:
-    """While inside, these do nothing, and answer nobody."""
+    """Stop these processes for the time of the context, so that they answer nothing."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:

@@ -34,7 +34,7 @@ MEMORY_NEEDED_B = 1 << 30
 class PostgresServer:
     """A server on which databases are made and dropped.
 
-    Its calls block, on an event loop of its own: tests with and without a loop can use it alike.
+    Its calls block, on an event loop of its own: tests with and without a loop can use it.
     """
 
     def __init__(self, url: str, runner: asyncio.Runner) -> None:
@@ -58,7 +58,7 @@ class PostgresServer:
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """A fresh database with today's schema: its URL. Dropped after, whoever is connected."""
+        """A fresh database with today's schema: its URL. Dropped after, open connections or not."""
         name = self._new_name("test")
         # Copied block by block through the log: no checkpoint, which copying files would need.
         self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{self._template}" STRATEGY WAL_LOG')
@@ -92,7 +92,7 @@ def embedded(runner: asyncio.Runner) -> Iterator[str]:
     is_roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_NEEDED_B
     place = MEMORY if is_roomy else None
     with tempfile.TemporaryDirectory(prefix="hookline-test-", dir=place) as directory:
-        # As root, Postgres runs as another user, who has to pass through.
+        # As root, Postgres runs as another user, which needs access to the path.
         pathlib.Path(directory).chmod(0o711)
         server = EmbeddedPostgres(pathlib.Path(directory, "data"), settings=SETTINGS)
         try:

@@ -52,8 +52,8 @@ def empty_packages(tmp_path: pathlib.Path) -> pathlib.Path:
         if path.is_relative_to(PACKAGE) or path.is_relative_to("clients/python/hookline"):
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).touch()
-    for room, line in ALLOWED.items():
-        (tmp_path / PACKAGE / room / "allowed.py").write_text(line + "\n")
+    for package, line in ALLOWED.items():
+        (tmp_path / PACKAGE / package / "allowed.py").write_text(line + "\n")
     return tmp_path
 
 
@@ -68,7 +68,7 @@ def test_empty_packages_keep_them_too(empty_packages: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "room, line",
+    "package, line",
     [
         ("domain", "import hookline_service.telemetry"),
         ("telemetry", "import hookline_service.store"),
@@ -111,9 +111,11 @@ def test_empty_packages_keep_them_too(empty_packages: pathlib.Path) -> None:
     ],
     ids=lambda value: value.replace(" ", "-"),
 )
-def test_a_forbidden_import_is_seen(empty_packages: pathlib.Path, room: str, line: str) -> None:
-    (empty_packages / PACKAGE / room).mkdir(exist_ok=True)
-    (empty_packages / PACKAGE / room / "__init__.py").write_text(line + "\n")
+def test_a_forbidden_import_is_reported(
+    empty_packages: pathlib.Path, package: str, line: str
+) -> None:
+    (empty_packages / PACKAGE / package).mkdir(exist_ok=True)
+    (empty_packages / PACKAGE / package / "__init__.py").write_text(line + "\n")
     result = lint_imports(empty_packages)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "BROKEN" in result.stdout or "unlisted" in result.stdout

@@ -1,4 +1,4 @@
-"""Where things live: DESIGN's map of the house, as a test. A new place is a decision, made here."""
+"""The layout of the repository. A new folder at these levels is a decision, made here."""
 
 import pathlib
 import re
@@ -25,7 +25,7 @@ TOP_LEVEL = {
     "service",
     "tests",
 }
-ROOMS = {
+PACKAGES = {
     "api",
     "app",
     "cli",
@@ -39,7 +39,7 @@ ROOMS = {
     "targets",
     "telemetry",
 }
-TEST_FOLDERS = ROOMS | {
+TEST_FOLDERS = PACKAGES | {
     "architecture",
     "bench",
     "client",
@@ -54,7 +54,7 @@ TEST_FOLDERS = ROOMS | {
     "scenarios",
 }
 CLIENT = pathlib.PurePosixPath("clients/python/hookline")
-# Names under which anything could live, and so soon does.
+# Names that say nothing about their content, and so attract any.
 NAMELESS = {
     "base",
     "common",
@@ -69,27 +69,27 @@ NAMELESS = {
 }
 
 
-def test_the_top_level_is_what_the_map_says() -> None:
+def test_the_top_level_has_the_listed_entries() -> None:
     assert {path.parts[0] for path in files()} <= TOP_LEVEL
 
 
-def test_service_holds_its_rooms_and_nothing_else() -> None:
+def test_the_service_consists_of_the_listed_packages() -> None:
     inside = {path.parts[2] for path in files() if path.is_relative_to("service/hookline_service")}
-    assert {pathlib.PurePath(name).stem for name in inside} <= ROOMS | {
+    assert {pathlib.PurePath(name).stem for name in inside} <= PACKAGES | {
         "__init__",
         "__main__",
         "py",
     }
 
 
-def test_tests_mirror_the_rooms() -> None:
+def test_tests_mirror_the_packages() -> None:
     folders = {
         path.parts[1] for path in files() if path.parts[0] == "tests" and len(path.parts) > 2
     }
     assert folders <= TEST_FOLDERS
 
 
-def test_no_file_or_folder_has_a_name_that_means_nothing() -> None:
+def test_no_file_or_folder_has_a_meaningless_name() -> None:
     nameless = [
         path for path in files() if NAMELESS & {pathlib.PurePath(part).stem for part in path.parts}
     ]

@@ -1,7 +1,7 @@
-"""Every door by which the service reaches others: a list of where, and of who names whom.
+"""Every outbound connection of the service: the call, and whether a tenant chooses its address.
 
-What a tenant names is reached through `targets/http` alone, whose dialer asks the egress policy.
-All other doors lead to what an operator named. A new one is a decision, made here.
+Addresses that a tenant chooses are reached only from `targets/http`, whose dialer applies the
+egress policy. All others come from an operator. A new one is a decision, made here.
 """
 
 import ast
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from tests.architecture.repository import PACKAGE, python_files, tree
 
-TENANT = "a tenant names whom"
-OPERATOR = "an operator names whom, in a setting or on the command line"
-DOORS = {
+TENANT = "a tenant chooses the address"
+OPERATOR = "an operator chooses the address, in a setting or on the command line"
+OUTBOUND = {
     "targets/http/dialer.py: sock_connect": TENANT,
     "targets/http/dialer.py: create_connection": TENANT,
     "targets/http/resolver.py: getaddrinfo": TENANT,
@@ -38,8 +38,8 @@ MODULES = {
 }  # fmt: skip
 
 
-def doors(path: str, module: ast.Module) -> Iterator[str]:
-    """What a file calls or imports that may reach another machine."""
+def connections(path: str, module: ast.Module) -> Iterator[str]:
+    """Yield the calls and imports of a file that may reach another machine."""
     for node in ast.walk(module):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func).rpartition(".")[2]
@@ -51,22 +51,24 @@ def doors(path: str, module: ast.Module) -> Iterator[str]:
             yield f"{path}: {node.module}"
 
 
-def test_there_are_no_other_doors() -> None:
+def test_every_outbound_connection_is_listed() -> None:
     service = [path for path in python_files() if path.is_relative_to(PACKAGE)]
-    found = {door for path in service for door in doors(str(path.relative_to(PACKAGE)), tree(path))}
-    assert found == set(DOORS)
-
-
-def test_what_a_tenant_names_is_reached_from_one_room() -> None:
-    rooms = {
-        str(pathlib.PurePosixPath(door).parent) for door, who in DOORS.items() if who == TENANT
+    found = {
+        one for path in service for one in connections(str(path.relative_to(PACKAGE)), tree(path))
     }
-    assert rooms == {"targets/http"}
+    assert found == set(OUTBOUND)
 
 
-def test_a_new_door_would_be_seen() -> None:
+def test_addresses_of_tenants_are_reached_from_one_package() -> None:
+    packages = {
+        str(pathlib.PurePosixPath(one).parent) for one, by in OUTBOUND.items() if by == TENANT
+    }
+    assert packages == {"targets/http"}
+
+
+def test_a_new_outbound_connection_is_found() -> None:
     code = "import urllib.request\nfrom requests import get\nasyncio.open_connection(host, 80)"
-    assert list(doors("x.py", ast.parse(code))) == [
+    assert list(connections("x.py", ast.parse(code))) == [
         "x.py: urllib.request",
         "x.py: requests",
         "x.py: open_connection",

@@ -1,4 +1,4 @@
-"""Commands run in the tests' own process here, which keeps what it may do."""
+"""Commands run in the process of the tests here, whose limits they do not change."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`hookline audit verify`: what whoever looks after the log reads, and what a script goes by."""
+"""`hookline audit`: its output, and its exit codes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def head_of(plane: ControlPlane) -> str:
     return str(await AuditLog(plane.database).head())
 
 
-async def test_a_whole_log_is_ok_and_its_head_is_told(
+async def test_an_intact_log_is_ok_and_its_head_is_printed(
     plane: ControlPlane, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     head = await head_of(plane)
@@ -82,9 +82,7 @@ async def test_a_whole_log_is_ok_and_its_head_is_told(
     ]
 
 
-async def test_a_log_of_nothing_is_ok(
-    database_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_an_empty_log_is_ok(database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert await verify(database_url) == 0
     assert capsys.readouterr().out.splitlines() == [
         "OK: 0 entries, each follows from the one before",
@@ -96,7 +94,7 @@ async def test_a_log_of_nothing_is_ok(
     "statement, said",
     [
         (
-            "UPDATE audit_entries SET principal = 'nobody' WHERE sequence = 2",
+            "UPDATE audit_entries SET principal = 'other' WHERE sequence = 2",
             "broken at 2: entry 2 does not fit its hash: it, or the hash before it, was changed",
         ),
         (
@@ -123,7 +121,7 @@ async def test_a_log_of_nothing_is_ok(
         ),
     ],
 )
-async def test_what_was_tampered_with_is_named_and_the_exit_says_so(
+async def test_tampering_is_reported_and_exits_with_1(
     plane: ControlPlane,
     database_url: str,
     capsys: pytest.CaptureFixture[str],
@@ -132,12 +130,12 @@ async def test_what_was_tampered_with_is_named_and_the_exit_says_so(
 ) -> None:
     await tamper(plane.database, statement)
     assert await verify(database_url) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err == f"hookline: the audit log is {said}\n"
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"hookline: the audit log is {said}\n"
 
 
-async def test_a_log_that_was_cut_off_head_and_all_is_told_by_the_noted_one(
+async def test_a_truncated_log_is_detected_by_a_noted_head(
     plane: ControlPlane, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noted = await head_of(plane)
@@ -154,11 +152,11 @@ async def test_a_log_that_was_cut_off_head_and_all_is_told_by_the_noted_one(
 
 
 @pytest.mark.parametrize("text", ["7", "0:" + "0" * 64, "7:abc", "7:" + "G" * 64])
-async def test_what_is_no_head_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_invalid_head_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["audit", "verify", "--head", text])
     assert ended.value.code == 2
-    assert "is no SEQUENCE:HASH" in capsys.readouterr().err
+    assert "is not SEQUENCE:HASH" in capsys.readouterr().err
 
 
 async def test_without_a_database_it_says_what_to_do(
@@ -168,14 +166,14 @@ async def test_without_a_database_it_says_what_to_do(
     assert "no `hookline dev` runs in" in capsys.readouterr().err
 
 
-async def test_a_database_that_is_not_reached_is_told(
+async def test_an_unreachable_database_is_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert await verify("postgresql://127.0.0.1:1/hookline") == 2
     assert capsys.readouterr().err.startswith("hookline: the database cannot be reached (")
 
 
-async def test_an_older_schema_is_told(
+async def test_an_older_schema_is_reported(
     database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await execute(database_url, "DELETE FROM schema_migrations WHERE number = 5")
@@ -183,7 +181,7 @@ async def test_an_older_schema_is_told(
     assert "run `hookline migrate`" in capsys.readouterr().err
 
 
-async def test_what_nodes_have_signed_is_checked_by_the_master_key_or_by_a_kept_one(
+async def test_checkpoints_are_verified_by_the_master_key_or_a_verifier_key(
     plane: ControlPlane,
     database_url: str,
     key: str,
@@ -216,7 +214,7 @@ async def test_what_nodes_have_signed_is_checked_by_the_master_key_or_by_a_kept_
     ],
     ids=["rewritten", "cut-off", "forged", "unsigned", "no-key"],
 )
-async def test_what_was_signed_and_is_otherwise_is_told(
+async def test_a_change_of_signed_entries_is_reported(
     plane: ControlPlane,
     database_url: str,
     key: str,
@@ -224,7 +222,7 @@ async def test_what_was_signed_and_is_otherwise_is_told(
     statement: str,
     said: str,
 ) -> None:
-    """Each of these fits its own hashes, or takes away what would tell."""
+    """Each of these fits its own hashes, or removes what would reveal it."""
     assert key
     await tamper(plane.database, statement)
     assert await verify(database_url) == 1
@@ -232,7 +230,7 @@ async def test_what_was_signed_and_is_otherwise_is_told(
 
 
 @pytest.mark.parametrize("moved", ["- interval '61 s'", "+ interval '1 h'"])
-async def test_an_entry_that_no_node_has_signed_in_time_is_told(
+async def test_an_entry_that_no_node_signed_in_time_is_reported(
     plane: ControlPlane,
     database_url: str,
     key: str,
@@ -250,7 +248,7 @@ async def test_an_entry_that_no_node_has_signed_in_time_is_told(
     assert "is not sealed, which a node does within 60 s" in said
 
 
-async def test_an_export_has_all_that_hashes_are_over_and_ends_with_what_was_signed(
+async def test_an_export_has_all_hashed_fields_and_ends_with_the_newest_checkpoint(
     plane: ControlPlane, database_url: str, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await verify(database_url, action="export") == 0
@@ -270,7 +268,7 @@ async def test_an_export_has_all_that_hashes_are_over_and_ends_with_what_was_sig
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-async def test_what_is_no_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_invalid_verifier_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["audit", "verify", "--key", "hookline-audit+0+AAAA"])
-    assert "is no key as `verify` tells it" in capsys.readouterr().err
+    assert "is not a key as `verify` prints it" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What can be typed: help, versions, mistakes, and the commands that need a service without one."""
+"""The command line: help, versions, wrong arguments, and commands without their service."""
 
 import re
 import subprocess
@@ -34,23 +34,23 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
-    told = capsys.readouterr().out
-    assert re.findall(r"^    (\w+)  ", told, re.MULTILINE) == COMMANDS
+    printed = capsys.readouterr().out
+    assert re.findall(r"^    (\w+)  ", printed, re.MULTILINE) == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_command_has_a_description(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
     assert len(capsys.readouterr().out.splitlines()) > 5
 
 
-def test_whoever_types_nothing_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_argument_prints_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 2
-    assert "where an event is, why, and what happens next" in capsys.readouterr().err
+    assert "the deliveries and attempts of an event" in capsys.readouterr().err
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +76,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_what_is_typed_wrongly_exits_with_2(
+def test_wrong_arguments_exit_with_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -96,17 +96,17 @@ def test_help_loads_neither_grpc_nor_a_database_driver() -> None:
 
 
 @pytest.mark.parametrize("command", [["status"], ["event", "evt_1"]], ids=" ".join)
-def test_where_nothing_answers_a_sentence_says_so(
+def test_an_unreachable_service_is_reported_in_one_sentence(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, "--server", "127.0.0.1:1"]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("hookline: nothing answers at 127.0.0.1:1")
-    assert len(told.err.splitlines()) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("hookline: nothing answers at 127.0.0.1:1")
+    assert len(printed.err.splitlines()) == 1
 
 
-def test_where_nobody_answers_in_time_it_says_who_may_hang() -> None:
+def test_a_timeout_names_the_processes_that_may_hang() -> None:
     async def questions(_client: HooklineClient) -> int:
         raise error_of(AioRpcError(StatusCode.DEADLINE_EXCEEDED, Metadata(), Metadata()))
 
@@ -122,6 +122,6 @@ def test_a_token_is_not_sent_in_plaintext_to_another_machine() -> None:
     assert "hk_1_x" not in refused.stderr + refused.stdout
 
 
-def test_listen_refuses_a_secret_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_listen_refuses_an_invalid_secret(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["listen", "--secret", "whsec_nonsense"]) == 2
     assert capsys.readouterr().err.startswith("hookline: --secret: ")

@@ -1,4 +1,4 @@
-"""`hookline keys`: what an operator reads while a master key is exchanged for another."""
+"""`hookline keys`: its output while a master key is rotated."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ async def in_thread(database_url: str, *arguments: str, keys: tuple[bytes, ...])
     return await asyncio.to_thread(run_keys, database_url, *arguments, keys=keys)
 
 
-async def test_a_rotation_says_what_it_did_and_which_key_may_go(
+async def test_a_rotation_prints_its_result_and_the_keys_no_longer_in_use(
     plane: ControlPlane, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await plane.create()
     assert await in_thread(database_url, "rotate-master", keys=(NEW_KEY, KEY)) == 0
-    told = capsys.readouterr()
-    assert told.out.splitlines() == [
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
         f"writes with {NEW_ID}, reads {OLD_ID} too",
-        "sealed anew: 1 data keys, 0 secrets without one, 0 keys of the deployment",
+        "sealed again: 1 data keys, 0 secrets without one, 0 keys of the deployment",
         f"in use: {NEW_ID} seals 1 data keys",
-        f"not in use: {OLD_ID}; it may go from HOOKLINE_MASTER_KEY, once no node has it first",
+        f"not in use: {OLD_ID}; remove it from HOOKLINE_MASTER_KEY once no node has it first",
     ]
-    assert told.err == ""
+    assert printed.err == ""
     for key in (KEY, NEW_KEY):
-        assert base64.b64encode(key).decode() not in told.out
+        assert base64.b64encode(key).decode() not in printed.out
 
     assert await in_thread(database_url, "rotate-master", keys=(NEW_KEY,)) == 0
-    assert "sealed anew: 0 data keys" in capsys.readouterr().out
+    assert "sealed again: 0 data keys" in capsys.readouterr().out
 
 
 async def test_without_the_old_key_nothing_is_rotated(
@@ -65,9 +65,9 @@ async def test_without_the_old_key_nothing_is_rotated(
 ) -> None:
     await plane.create()
     assert await in_thread(database_url, "rotate-master", keys=(NEW_KEY,)) == 2
-    told = capsys.readouterr().err
-    assert OLD_ID in told
-    assert "forget-master" in told
+    printed = capsys.readouterr().err
+    assert OLD_ID in printed
+    assert "forget-master" in printed
 
 
 async def test_a_lost_key_is_forgotten_by_its_id(
@@ -77,16 +77,16 @@ async def test_a_lost_key_is_forgotten_by_its_id(
     assert await in_thread(database_url, "forget-master", OLD_ID, keys=(NEW_KEY,)) == 0
     assert "may go" not in capsys.readouterr().out
     assert await in_thread(database_url, "rotate-master", keys=(NEW_KEY,)) == 1
-    told = capsys.readouterr()
-    assert f"in use: {OLD_ID} seals 1 data keys" in told.out
-    assert "left as it was" in told.err
+    printed = capsys.readouterr()
+    assert f"in use: {OLD_ID} seals 1 data keys" in printed.out
+    assert "left as it was" in printed.err
     both = TenantSecrets(SecretBox([NEW_KEY, KEY]))
     assert await Subscriptions(plane.database, both).get("acme", "orders") == made
 
 
 @pytest.mark.parametrize(
     "key_id,code,words",
-    [("no id", 2, "no key id"), (NEW_ID, 2, "is not lost"), ("0" * 16, 1, "nothing was sealed")],
+    [("no id", 2, "not a key id"), (NEW_ID, 2, "is not lost"), ("0" * 16, 1, "nothing was sealed")],
 )
 async def test_a_key_that_is_not_lost_is_not_forgotten(
     database_url: str, capsys: pytest.CaptureFixture[str], key_id: str, code: int, words: str
@@ -101,13 +101,13 @@ def test_keys_need_a_database_and_a_master_key(
     for name in ("HOOKLINE_DATABASE_URL", "HOOKLINE_MASTER_KEY"):
         monkeypatch.delenv(name, raising=False)
     assert main(["keys", "rotate-master"]) == 2
-    told = capsys.readouterr().err
-    assert "HOOKLINE_DATABASE_URL is not set" in told
-    assert "HOOKLINE_MASTER_KEY is not set" in told
+    printed = capsys.readouterr().err
+    assert "HOOKLINE_DATABASE_URL is not set" in printed
+    assert "HOOKLINE_MASTER_KEY is not set" in printed
 
 
 @pytest.mark.parametrize("asked", [("rotate-master",), ("forget-master", OLD_ID)])
-async def test_an_older_schema_is_told(
+async def test_an_older_schema_is_reported(
     database_url: str, capsys: pytest.CaptureFixture[str], asked: tuple[str, ...]
 ) -> None:
     await execute(database_url, "DELETE FROM schema_migrations WHERE number = 6")
@@ -115,7 +115,9 @@ async def test_an_older_schema_is_told(
     assert "run `hookline migrate`" in capsys.readouterr().err
 
 
-async def test_what_is_typed_is_told_the_audit_log(plane: ControlPlane, database_url: str) -> None:
+async def test_commands_on_the_database_are_audited_with_their_account(
+    plane: ControlPlane, database_url: str
+) -> None:
     await plane.create()
     before = len(await entries_of(plane.database))
     for _ in range(2):  # the second one has nothing to do
@@ -134,7 +136,7 @@ async def test_what_is_typed_is_told_the_audit_log(plane: ControlPlane, database
 
 
 @pytest.mark.parametrize("arguments", [("rotate-master",), ("forget-master", "0" * 16)])
-async def test_a_schema_that_is_not_up_to_date_is_brought_there_first(
+async def test_an_outdated_schema_must_be_migrated_first(
     plane: ControlPlane,
     database_url: str,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""What `hookline listen` shows of what comes: whatever it is, and harmlessly."""
+"""`hookline listen` shows any request, and escapes what a terminal would interpret."""
 
 import pytest
 
@@ -30,10 +30,10 @@ def arrival(webhook_id: str, body: bytes) -> Arrival:
 )
 def test_a_body(body: bytes, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     listen.show(arrival("evt_1", body))
-    head, _, told = capsys.readouterr().out.lstrip("\n").partition("\n")
-    assert (head, told) == ("evt_1  not verified: no --secret  -> 200", f"{shown}\n")
+    head, _, printed = capsys.readouterr().out.lstrip("\n").partition("\n")
+    assert (head, printed) == ("evt_1  not verified: no --secret  -> 200", f"{shown}\n")
 
 
-def test_an_id_of_whoever_posts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_event_id_with_control_characters_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     listen.show(arrival("a\x1b[2Jb", b""))
     assert "a\\x1b[2Jb  not verified" in capsys.readouterr().out

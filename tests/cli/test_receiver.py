@@ -56,7 +56,7 @@ async def exchange(receiver: Receiver, *requests: bytes) -> list[int]:
     return statuses
 
 
-async def test_it_answers_in_turn_and_then_the_last_over_one_connection(
+async def test_answers_are_used_in_turn_and_the_last_is_repeated(
     receiver: Receiver, arrivals: list[Arrival]
 ) -> None:
     assert await exchange(receiver, *[request()] * 4) == [500, 503, 200, 200]
@@ -66,7 +66,7 @@ async def test_it_answers_in_turn_and_then_the_last_over_one_connection(
     assert all(arrival.webhook and not arrival.fault for arrival in arrivals)
 
 
-async def test_a_forgery_is_answered_with_401_and_spends_no_answer(
+async def test_a_forged_request_is_answered_with_401_and_uses_no_answer(
     receiver: Receiver, arrivals: list[Arrival]
 ) -> None:
     assert await exchange(receiver, request(signed=b"other"), request()) == [401, 500]
@@ -92,7 +92,7 @@ async def test_without_a_secret_nothing_is_verified(
         b"POST / HTTP/1.1\r\ncontent-length: 10\r\n\r\nshort",
     ],
 )
-async def test_what_is_no_request_ends_that_connection_alone(
+async def test_an_invalid_request_closes_only_its_connection(
     receiver: Receiver, sent: bytes
 ) -> None:
     host, port = receiver.url.removeprefix("http://").rstrip("/").split(":")

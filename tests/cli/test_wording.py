@@ -1,4 +1,4 @@
-"""What times, states and attempts are called."""
+"""Times, states and attempts as text."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -30,7 +30,7 @@ def stamp(moment: datetime) -> Timestamp:
 
 
 @pytest.mark.parametrize(
-    "seconds, told",
+    "seconds, text",
     [
         (0, "0 ms"),
         (0.0004, "0 ms"),
@@ -46,11 +46,11 @@ def stamp(moment: datetime) -> Timestamp:
         (86_400 * 36_500, "36,500 d"),
     ],
 )
-def test_durations(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
-def test_a_moment_of_today_has_no_date() -> None:
+def test_a_time_of_today_has_no_date() -> None:
     now = datetime.now(UTC).astimezone()
     noon = now.replace(hour=12, minute=0, second=1, microsecond=7_000)
     assert time_of(stamp(noon)) == "12:00:01.007"
@@ -58,7 +58,7 @@ def test_a_moment_of_today_has_no_date() -> None:
     assert long_ago.startswith(f"{(noon - timedelta(days=400)).date()} ")
 
 
-def test_until_says_on_which_side_of_now() -> None:
+def test_until_distinguishes_past_and_future() -> None:
     now = datetime.now(UTC)
     assert until(stamp(now + timedelta(seconds=90))).startswith("in 1.5")
     assert until(stamp(now - timedelta(hours=2))) == "2 h ago"
@@ -84,7 +84,7 @@ def test_the_last_part_of_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, escaped",
     [
         ("Bestellung 7, größer", "Bestellung 7, größer"),
         ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
@@ -93,5 +93,5 @@ def test_the_last_part_of_a_name() -> None:
         (r"a\x1b", r"a\x1b"),
     ],
 )
-def test_what_others_wrote_cannot_speak_to_a_terminal(text: str, told: str) -> None:
-    assert plain(text) == told
+def test_foreign_text_is_escaped_for_a_terminal(text: str, escaped: str) -> None:
+    assert plain(text) == escaped

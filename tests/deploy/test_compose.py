@@ -75,14 +75,14 @@ class Composed:
 
     def exit_code(self, service: str) -> int:
         """Of its container, once it has ended."""
-        told = engine("inspect", "--format", "{{.State.ExitCode}}", self.container(service))
-        return int(told.stdout)
+        done = engine("inspect", "--format", "{{.State.ExitCode}}", self.container(service))
+        return int(done.stdout)
 
     def close(self) -> None:
         """Show what was printed, and remove everything."""
         for service in SERVICES:
-            told = engine("logs", self.container(service), check=False)
-            print(f"--- {service}", (told.stdout + told.stderr)[-3_000:], sep="\n")  # noqa: T201
+            done = engine("logs", self.container(service), check=False)
+            print(f"--- {service}", (done.stdout + done.stderr)[-3_000:], sep="\n")  # noqa: T201
         self.compose("down", "--volumes", "--timeout", "50")
 
 

@@ -240,6 +240,6 @@ async def test_a_secret_that_others_may_read_is_refused(deployment: Deployment) 
 
 
 def test_an_arbitrary_user_may_run_it() -> None:
-    told = run_once(*LOCKED, "--user=12345:0", IMAGE, "--version")
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.startswith("hookline ")
+    done = run_once(*LOCKED, "--user=12345:0", IMAGE, "--version")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("hookline ")

@@ -1,4 +1,4 @@
-"""Real processes of Hookline for the end-to-end tests: started, watched, ended, tidied up after."""
+"""Processes of Hookline for the end-to-end tests: start, output, signals, end, clean-up."""
 
 import os
 import pathlib
@@ -127,7 +127,7 @@ class Node:
 
 
 def workers(node: Node) -> list[int]:
-    """The processes of a node that is several, as the kernel knows them."""
+    """The processes of a node that is several, as the kernel lists them."""
     with suppress(FileNotFoundError):
         text = pathlib.Path(
             f"/proc/{node.process.pid}/task/{node.process.pid}/children"

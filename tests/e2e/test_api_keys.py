@@ -20,7 +20,7 @@ SERVICE = "hookline.v1.OperationsService/GetStatus"
 
 
 class Guarded:
-    """A `hookline serve` that asks for keys, and who speaks to it."""
+    """A `hookline serve` that asks for keys, and clients of it."""
 
     def __init__(self, node: Node, variables: dict[str, str], grpcurl: pathlib.Path) -> None:
         self.target = node.target
@@ -63,9 +63,9 @@ def serve(database_url: str, grpcurl: pathlib.Path) -> Iterator[Guarded]:
 
 async def test_a_key_opens_what_nothing_else_opens_until_it_is_revoked(serve: Guarded) -> None:
     token = serve.create("--scope", "operate", "--name", "on call")
-    for stranger in ("", "hk_a1B2c3D4e5F6_" + "0" * 43, token[:-1]):
+    for wrong in ("", "hk_a1B2c3D4e5F6_" + "0" * 43, token[:-1]):
         for asked in ("list", SERVICE):
-            refused = serve.call(asked, token=stranger)
+            refused = serve.call(asked, token=wrong)
             assert refused.returncode != 0
             assert "the caller is not authenticated" in refused.stderr
     assert serve.hookline("health").stdout == "SERVING\n"
@@ -101,7 +101,7 @@ async def test_a_key_opens_what_nothing_else_opens_until_it_is_revoked(serve: Gu
         assert admin not in text
 
 
-def test_a_key_of_one_tenant_is_told_nothing_of_another(serve: Guarded) -> None:
+def test_a_key_of_one_tenant_reveals_nothing_of_another(serve: Guarded) -> None:
     token = serve.create("--scope", "manage", "--tenant", "default")
     get = "hookline.v1.TenantService/GetTenant"
     own = serve.call(get, '{"name": "tenants/default"}', token)
@@ -119,7 +119,7 @@ def test_a_key_of_one_tenant_is_told_nothing_of_another(serve: Guarded) -> None:
     "arguments, said",
     [
         (["--scope", "admin", "--tenant", "no body"], "--tenant must be"),
-        (["--scope", "admin", "--tenant", "nobody"], "there is no tenants/nobody"),
+        (["--scope", "admin", "--tenant", "missing"], "there is no tenants/missing"),
         (["--scope", "admin", "--expires-in", "soon"], "--expires-in"),
         (["--scope", "admin", "--name", "x" * 257], "--name has 257"),
         (["--scope", "everything"], "invalid choice"),
@@ -127,7 +127,7 @@ def test_a_key_of_one_tenant_is_told_nothing_of_another(serve: Guarded) -> None:
     ],
     ids=["tenant's grammar", "tenant", "expiry", "name", "scope", "no scope"],
 )
-def test_what_is_no_key_is_told_in_a_sentence(
+def test_wrong_key_arguments_are_reported_in_a_sentence(
     database_url: str, arguments: list[str], said: str
 ) -> None:
     made = run_hookline("keys", "create", *arguments, variables=settings(database_url))
@@ -148,11 +148,11 @@ def test_a_key_is_made_in_the_database_of_a_dev_that_runs_and_of_none_other(
     with running_dev(data_dir, HOOKLINE_AUTH="on") as dev:
         made = run_hookline(*command)
         assert made.returncode == 0, made.stderr
-        told = run_hookline(
+        done = run_hookline(
             "status",
             variables={"HOOKLINE_SERVER": dev.target, "HOOKLINE_API_KEY": made.stdout.strip()},
         )
-        assert "needs the scope OPERATE" in told.stderr
+        assert "needs the scope OPERATE" in done.stderr
         assert dev.stop() == 0
     both = {"HOOKLINE_API_KEY": "hk_x", "HOOKLINE_TOKEN": "ey"}
     assert "both set" in run_hookline("status", variables=both).stderr

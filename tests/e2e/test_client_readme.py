@@ -56,11 +56,11 @@ async def test_the_examples_work_as_they_stand(
         left = run(block.replace("127.0.0.1:50051", dev.target), namespace)
         if left is not None:
             await left
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == 5
-    assert re.fullmatch(r"tenants/default/events/evt_\w{26} 0", told[0])
-    assert told[1] == "100 events are stored"
-    assert told[2].startswith("whsec_")
-    assert told[3] == "SUBSCRIPTION_ALREADY_EXISTS"
-    assert told[4] == "evt_1 {'type': 'order.created', 'data': {}}"
+    done = capsys.readouterr().out.splitlines()
+    assert len(done) == 5
+    assert re.fullmatch(r"tenants/default/events/evt_\w{26} 0", done[0])
+    assert done[1] == "100 events are stored"
+    assert done[2].startswith("whsec_")
+    assert done[3] == "SUBSCRIPTION_ALREADY_EXISTS"
+    assert done[4] == "evt_1 {'type': 'order.created', 'data': {}}"
     assert namespace["status"] == 204

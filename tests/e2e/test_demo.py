@@ -31,15 +31,15 @@ def scratch() -> Iterator[pathlib.Path]:
 def test_all_of_it_happens_and_nothing_is_left(scratch: pathlib.Path) -> None:
     played = run_hookline("demo", timeout_s=90, variables={"TMPDIR": str(scratch)})
     assert played.returncode == 0, played.stdout + played.stderr
-    told = played.stdout
+    done = played.stdout
     assert played.stderr == ""
-    assert "\x1b" not in told, "no colours where there is no terminal"
-    assert len(re.findall(r"signature verified  -> 200", told)) == 3
-    assert len(re.findall(r"signature verified  -> 500", told)) == 2
-    assert len(re.findall(r"attempt \d: HTTP error 500; next one at [\d:.]+, in ", told)) == 2
-    assert len(re.findall(r"SUCCEEDED after 1 attempt, answers: 200", told)) == 2
-    assert len(re.findall(r"SUCCEEDED after 3 attempts, answers: 500, 500, 200", told)) == 1
-    shown = told.partition("The trace of order.created")[2]
+    assert "\x1b" not in done, "no colours where there is no terminal"
+    assert len(re.findall(r"signature verified  -> 200", done)) == 3
+    assert len(re.findall(r"signature verified  -> 500", done)) == 2
+    assert len(re.findall(r"attempt \d: HTTP error 500; next one at [\d:.]+, in ", done)) == 2
+    assert len(re.findall(r"SUCCEEDED after 1 attempt, answers: 200", done)) == 2
+    assert len(re.findall(r"SUCCEEDED after 3 attempts, answers: 500, 500, 200", done)) == 1
+    shown = done.partition("The trace of order.created")[2]
     nested = ["an order is placed", "publish", "hookline.v1.EventService/PublishEvents", "publish"]
     nested += ["deliver to crm, attempt 1", "POST -> 200", "webhook at crm"]
     for depth, name in enumerate(nested):
@@ -49,7 +49,7 @@ def test_all_of_it_happens_and_nothing_is_left(scratch: pathlib.Path) -> None:
     assert re.findall(r"^  deliver to billing, attempt (\d)", retries, re.MULTILINE) == ["2", "3"]
     assert len(re.findall(r"webhook at billing", shown)) == 3
     for name in ("tenants/acme", "eventTypes/user.registered", "eventTypes/order.created"):
-        assert name in told
+        assert name in done
 
 
 def test_a_receiver_that_never_recovers_makes_it_fail_loudly(scratch: pathlib.Path) -> None:

@@ -91,11 +91,11 @@ def test_with_authentication_they_make_a_key_and_show_it(
     data_dir: pathlib.Path, grpcurl: pathlib.Path
 ) -> None:
     with running_dev(data_dir, HOOKLINE_AUTH="on") as dev:
-        told = "\n".join(dev.lines)
-        made = re.search(r"authentication is on \((export HOOKLINE_API_KEY=.*)\),", told)
+        done = "\n".join(dev.lines)
+        made = re.search(r"authentication is on \((export HOOKLINE_API_KEY=.*)\),", done)
         assert made is not None
         for command, said in (("grpcurl .* list", "EventService"), ("hookline status", "pending")):
-            line = re.search(rf"^  {command}.*", told, re.MULTILINE)
+            line = re.search(rf"^  {command}.*", done, re.MULTILINE)
             assert line is not None
             assert said in typed(f"{made[1]}; {line[0].strip()}", grpcurl)
         assert dev.stop() == 0
@@ -120,7 +120,7 @@ def test_a_port_that_is_taken_is_one_sentence(data_dir: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, variables, told",
+    "arguments, variables, message",
     [
         (["dev", "--listen", "nowhere"], {}, "--listen"),
         (["dev", "--listen", "0.0.0.0:0"], {}, "loopback"),
@@ -138,12 +138,12 @@ def test_a_port_that_is_taken_is_one_sentence(data_dir: pathlib.Path) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(
-    arguments: list[str], variables: dict[str, str], told: str, tmp_path: pathlib.Path
+    arguments: list[str], variables: dict[str, str], message: str, tmp_path: pathlib.Path
 ) -> None:
     variables = {"HOOKLINE_DATA_DIR": str(tmp_path / "data")} | variables
     refused = run_hookline(*arguments, variables=variables)
     assert refused.returncode == 2
-    assert told in refused.stderr
+    assert message in refused.stderr
     assert "Traceback" not in refused.stderr
     assert "hunter2" not in refused.stderr
     assert refused.stdout == ""
@@ -187,7 +187,7 @@ def test_it_serves_where_a_sandbox_has_no_home(grpcurl: pathlib.Path) -> None:
 async def test_a_client_that_keeps_to_the_streams_of_a_connection_is_not_refused(
     data_dir: pathlib.Path,
 ) -> None:
-    """The core also counts calls that it answered and has not freed yet, unless told not to."""
+    """By default gRPC's core also counts calls that it answered and has not freed yet."""
     request = PublishEventsRequest(
         tenant="tenants/default", events=[Event(type="order.created", json_data="{}")]
     )

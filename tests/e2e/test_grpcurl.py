@@ -146,11 +146,11 @@ async def test_publish_deliver_verify_and_read_back(
 
 
 def test_a_refusal_names_every_field_and_a_reason(grpc: Grpcurl) -> None:
-    told = grpc.refused(
+    done = grpc.refused(
         "EventService/PublishEvents",
         '{"tenant":"tenants/default","events":[{"type":"a..b"},{"type":"c","json_data":"{"}]}',
     )
-    assert "Code: InvalidArgument" in told
-    assert "events[0].type" in told
-    assert "events[1].json_data" in told
-    assert '"reason": "PAYLOAD_INVALID"' in told
+    assert "Code: InvalidArgument" in done
+    assert "events[0].type" in done
+    assert "events[1].json_data" in done
+    assert '"reason": "PAYLOAD_INVALID"' in done

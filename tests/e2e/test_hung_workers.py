@@ -68,7 +68,7 @@ async def test_one_that_hangs_is_killed_and_replaced_and_every_connection_is_ser
         await until_replaced(database_url, nodes)
         assert healthy in workers(node)
         answered: list[str] = []
-        while len(answered) < 16 or len(set(answered)) < 2:  # dealt out to all who listen
+        while len(answered) < 16 or len(set(answered)) < 2:  # distributed to all listeners
             async with HooklineClient(node.target) as client:
                 status = await client.operations.GetStatus(GetStatusRequest())
             assert len(status.nodes) == 2
@@ -81,7 +81,7 @@ async def test_one_that_hangs_is_killed_and_replaced_and_every_connection_is_ser
     assert '"starts_again_in_s":0.5' in ended
 
 
-async def test_a_machine_that_stood_still_makes_nobody_silent(database_url: str) -> None:
+async def test_a_suspended_machine_misses_no_probe(database_url: str) -> None:
     lease_s = SILENCE_S * 2  # renewed each third of it: after a freeze it lasts longer than that
     variables = {"HOOKLINE_LEASE_S": str(lease_s), "HOOKLINE_WORKER_SILENCE_S": str(SILENCE_S)}
     with serving(database_url, 2, **variables) as node:
@@ -98,7 +98,7 @@ async def test_a_machine_that_stood_still_makes_nobody_silent(database_url: str)
     assert logged(node, "worker_hung") == logged(node, "worker_ended") == []
 
 
-async def test_who_starts_for_long_is_not_silent(database_url: str) -> None:
+async def test_a_slow_start_is_not_probed(database_url: str) -> None:
     environ = settings(database_url) | {
         "HOOKLINE_WORKERS": "2",
         "HOOKLINE_LEASE_S": "4",
@@ -115,7 +115,7 @@ async def test_who_starts_for_long_is_not_silent(database_url: str) -> None:
     assert logged(node, "worker_hung") == []
 
 
-async def test_without_a_bound_nobody_is_killed(database_url: str) -> None:
+async def test_without_a_bound_no_worker_is_killed(database_url: str) -> None:
     variables = {"HOOKLINE_LEASE_S": "4", "HOOKLINE_WORKER_SILENCE_S": "0"}
     with serving(database_url, 2, **variables) as node:
         await until_shared(database_url, 128, 128)
@@ -139,7 +139,7 @@ def has_begun(pid: int) -> bool:
 
 
 def logged(node: Node, event: str) -> list[str]:
-    """The lines of the log that tell of something; read to its end."""
+    """The lines of the log of some events; read to its end."""
     return [line for line in node.lines if f'"{event}"' in line]
 
 

@@ -39,7 +39,7 @@ def issuer() -> Issuer:
 
 
 class Site:
-    """A node that knows callers, and what belongs to it on the disk."""
+    """A node that authenticates callers by certificate and token, and its files."""
 
     def __init__(
         self, directory: pathlib.Path, issuer: Issuer, database_url: str, grpcurl: pathlib.Path
@@ -93,8 +93,8 @@ def test_a_certificate_may_do_what_the_file_says(site: Site) -> None:
     assert json.loads(published.stdout)["results"][0]["deliveryCount"] == 0, published.stderr
     refused = site.call(SHOP, "DeliveryService/ListDeliveries", DELIVERIES)
     assert "Code: PermissionDenied" in refused.stderr
-    stranger = site.call("spiffe://example.org/shop/x", "EventService/PublishEvents", EVENTS)
-    assert "Unauthenticated" in stranger.stderr
+    unlisted = site.call("spiffe://example.org/shop/x", "EventService/PublishEvents", EVENTS)
+    assert "Unauthenticated" in unlisted.stderr
 
 
 def test_a_token_may_do_what_its_issuer_says(site: Site, issuer: Issuer) -> None:
@@ -123,10 +123,10 @@ async def test_the_files_are_followed(site: Site, issuer: Issuer) -> None:
 def test_status_shows_what_is_followed(site: Site, issuer: Issuer) -> None:
     token = issuer.token("RS256", hookline_tenant="-")
     certificate, key = map(str, site.authority.issue("client", "x.internal"))
-    told = run_hookline(
+    done = run_hookline(
         "status", "--server", site.target, "--ca", str(site.authority.file),
         "--cert", certificate, "--key", key, variables={"HOOKLINE_TOKEN": token},
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    assert "follows  HOOKLINE_TLS_CLIENTS  2 clients known by their certificates" in told.stdout
-    assert f"follows  HOOKLINE_JWT_KEYS  1 keys from {site.keys}" in told.stdout
+    assert done.returncode == 0, done.stderr
+    assert "follows  HOOKLINE_TLS_CLIENTS  2 clients known by their certificates" in done.stdout
+    assert f"follows  HOOKLINE_JWT_KEYS  1 keys from {site.keys}" in done.stdout

@@ -55,7 +55,7 @@ TENANT = "tenants/default"
 SENT = "x-sent-openly"
 """A header value that is no secret, and must be found: the search is no good otherwise."""
 
-TELLING_LENGTH = 12
+REVEALING_LENGTH = 12
 """What is shorter may stand anywhere by chance."""
 
 
@@ -91,7 +91,7 @@ class Search:
 def spellings_of(secret: str) -> Iterable[str]:
     """A secret, what is behind its prefix, and both in base64 and hexadecimal, raw bytes too."""
     _, _, payload = secret.partition("_")
-    for part in {secret, payload if len(payload) >= TELLING_LENGTH else secret}:
+    for part in {secret, payload if len(payload) >= REVEALING_LENGTH else secret}:
         yield part
         # Base64 of the same bytes at another offset looks otherwise; its middle is searched for.
         yield base64.b64encode(part.encode()).decode().rstrip("=")[:-2]
@@ -151,7 +151,7 @@ def subscription(url: str, search: Search, name: str) -> CreateSubscriptionReque
 
 
 async def refused(search: Search, call: object) -> None:
-    """A call that must be refused; what it is told is written down."""
+    """A call that must be refused; its answer is recorded."""
     with pytest.raises((HooklineError, grpc.aio.AioRpcError)) as caught:
         await call  # type: ignore[misc]  # any call
     error = caught.value
@@ -164,7 +164,7 @@ async def use_everything(search: Search, client: HooklineClient, receiver: Recei
     made = await subscriptions.CreateSubscription(subscription(receiver.url, search, "hmac"))
     search.secret("made whsec_", made.signing_secret)
     search.wrote("CreateSubscription", made.subscription)
-    wanted = subscription("http://127.0.0.1:1024/nobody", search, "pair")
+    wanted = subscription("http://127.0.0.1:1024/none", search, "pair")
     wanted.subscription.http.signature_scheme = SIGNATURE_SCHEME_ED25519
     pair = await subscriptions.CreateSubscription(wanted)
     search.secret("made whsk_", pair.signing_secret)
@@ -263,8 +263,8 @@ async def test_no_secret_shows_in_anything_that_a_deployment_writes(database_url
                 search.wrote("rotate-master", rotated.stdout + rotated.stderr)
                 await read_everything(search, client)
             wrong = search.secret("wrong token", f"hk_{'a' * 8}_{secrets.token_hex(20)}")
-            async with HooklineClient(target, token=wrong) as stranger:
-                status = stranger.operations.GetStatus(GetStatusRequest())
+            async with HooklineClient(target, token=wrong) as unknown:
+                status = unknown.operations.GetStatus(GetStatusRequest())
                 await refused(search, status)
             assert node.stop() == 0
         search.wrote("the log", node.lines)

@@ -46,30 +46,30 @@ async def subscribe(
     return (await client.subscriptions.CreateSubscription(request)).subscription.name
 
 
-def told_of(dev: Dev, event: str) -> str:
+def event_output(dev: Dev, event: str) -> str:
     """What `hookline event` says."""
-    told = run_hookline("event", event, "--server", dev.target)
-    assert told.returncode == 0, told.stderr
-    return told.stdout
+    done = run_hookline("event", event, "--server", dev.target)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_health_answers_whether_it_serves(dev: Dev) -> None:
-    told = run_hookline("health", "--server", dev.target)
-    assert (told.returncode, told.stdout) == (0, "SERVING\n")
+    done = run_hookline("health", "--server", dev.target)
+    assert (done.returncode, done.stdout) == (0, "SERVING\n")
 
 
-async def test_health_of_what_speaks_no_grpc_is_told_as_such() -> None:
+async def test_health_reports_a_server_that_does_not_speak_grpc() -> None:
     async with Receiver("test", lambda _arrival: None) as receiver:
         server = receiver.url.removeprefix("http://").rstrip("/")
-        told = await asyncio.to_thread(run_hookline, "health", "--server", server)
-    assert (told.returncode, told.stdout) == (1, "")
-    assert "answers, and not in gRPC" in told.stderr
+        done = await asyncio.to_thread(run_hookline, "health", "--server", server)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does not answer in gRPC" in done.stderr
 
 
 def test_health_of_nothing_is_an_error() -> None:
-    told = run_hookline("health", "--server", "127.0.0.1:1")
-    assert (told.returncode, told.stdout) == (1, "")
-    assert "nothing answers at 127.0.0.1:1" in told.stderr
+    done = run_hookline("health", "--server", "127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nothing answers at 127.0.0.1:1" in done.stderr
 
 
 async def test_an_event_that_waits_for_its_retry(dev: Dev, client: HooklineClient) -> None:
@@ -79,15 +79,17 @@ async def test_an_event_that_waits_for_its_retry(dev: Dev, client: HooklineClien
             "waits", [Event(type="a.b", subject="cart/7", json_data="{}")]
         )
         event = last_part(published.name)
-        await until(lambda: "after 1 attempt" in told_of(dev, event), "the attempt is recorded")
-    lines = told_of(dev, event).splitlines()
+        await until(
+            lambda: "after 1 attempt" in event_output(dev, event), "the attempt is recorded"
+        )
+    lines = event_output(dev, event).splitlines()
     assert lines[0] == published.name
     assert lines[1].startswith("  a.b, accepted ")
     assert lines[2] == "  subject cart/7"
-    told = "\n".join(lines[2:])
-    assert f"for {subscription}: PENDING after 1 attempt" in told
-    assert re.search(r"1  [\d:.]+  refused with 503 after [\d.]+ m?s, saying", told)
-    assert re.search(r"next: attempt 2 is due at [\d:.]+, in [89]\.?\d* min", told)
+    done = "\n".join(lines[2:])
+    assert f"for {subscription}: PENDING after 1 attempt" in done
+    assert re.search(r"1  [\d:.]+  HTTP error 503 after [\d.]+ m?s, body", done)
+    assert re.search(r"next: attempt 2 is due at [\d:.]+, in [89]\.?\d* min", done)
 
 
 async def test_an_event_behind_an_open_circuit(dev: Dev, client: HooklineClient) -> None:
@@ -100,17 +102,17 @@ async def test_an_event_behind_an_open_circuit(dev: Dev, client: HooklineClient)
     )
     (published,) = await client.publish("down", [event])
     waits = "next: it waits for its target, which failed several times in a row"
-    await until(lambda: waits in told_of(dev, published.name), "it is no probe just now")
-    assert f"for {subscription}: PENDING after " in told_of(dev, published.name)
+    await until(lambda: waits in event_output(dev, published.name), "it is no probe just now")
+    assert f"for {subscription}: PENDING after " in event_output(dev, published.name)
 
 
 async def test_an_event_that_is_held(dev: Dev, client: HooklineClient) -> None:
     subscription = await subscribe(client, "held", "http://127.0.0.1:1024/")
     await client.subscriptions.PauseSubscription(PauseSubscriptionRequest(name=subscription))
     (published,) = await client.publish("held", [Event(type="a.b", json_data="{}")])
-    told = told_of(dev, published.name)
-    assert "PENDING after 0 attempts" in told
-    assert "it is held until ResumeSubscription, for its subscription is paused" in told
+    done = event_output(dev, published.name)
+    assert "PENDING after 0 attempts" in done
+    assert "held until ResumeSubscription: its subscription is paused" in done
 
 
 async def test_an_event_that_was_cancelled_says_by_what(dev: Dev, client: HooklineClient) -> None:
@@ -122,55 +124,55 @@ async def test_an_event_that_was_cancelled_says_by_what(dev: Dev, client: Hookli
     )
     (delivery,) = listed.deliveries
     await client.deliveries.CancelDelivery(CancelDeliveryRequest(name=delivery.name))
-    told = told_of(dev, by_hand)
-    assert "next: nothing by itself, somebody cancelled it; RetryDelivery begins anew" in told
+    done = event_output(dev, by_hand)
+    assert "next: nothing: it was cancelled; RetryDelivery starts it again" in done
     await client.subscriptions.DeleteSubscription(DeleteSubscriptionRequest(name=subscription))
-    ended = "next: nothing, for its subscription was deleted"
-    await until(lambda: ended in told_of(dev, by_deletion), "the other is cancelled with it")
+    ended = "next: nothing: its subscription was deleted"
+    await until(lambda: ended in event_output(dev, by_deletion), "the other is cancelled with it")
 
 
 async def test_an_event_that_was_given_up(dev: Dev, client: HooklineClient) -> None:
     await subscribe(client, "dead", "http://127.0.0.1:1024/", schedule_s=[0])
     (published,) = await client.publish("dead", [Event(type="a.b", json_data="{}")])
-    await until(lambda: "EXHAUSTED" in told_of(dev, published.name), "it is given up")
-    told = told_of(dev, published.name)
-    assert "connection failed" in told
-    assert "RetryDelivery begins anew" in told
+    await until(lambda: "EXHAUSTED" in event_output(dev, published.name), "it is given up")
+    done = event_output(dev, published.name)
+    assert "connection failed" in done
+    assert "RetryDelivery starts it again" in done
 
 
-async def test_an_event_that_arrived_and_one_that_nobody_wanted(
+async def test_an_event_that_was_delivered_and_one_without_subscriptions(
     dev: Dev, client: HooklineClient
 ) -> None:
     async with Receiver("test", lambda _arrival: None) as receiver:
         await subscribe(client, "arrived", receiver.url)
         (published,) = await client.publish("arrived", [Event(type="a.b", json_data="{}")])
-        await until(lambda: "SUCCEEDED" in told_of(dev, published.name), "it arrives")
-        assert "next: nothing: the target accepted it" in told_of(dev, published.name)
+        await until(lambda: "SUCCEEDED" in event_output(dev, published.name), "it arrives")
+        assert "next: nothing: the target accepted it" in event_output(dev, published.name)
     await client.tenants.CreateTenant(CreateTenantRequest(tenant_id="unwanted"))
     (published,) = await client.publish("unwanted", [Event(type="a.b", json_data="{}")])
-    assert "no subscription matched it" in told_of(dev, published.name)
+    assert "no subscription matched it" in event_output(dev, published.name)
 
 
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("evt_01m85t4f3af31a4kh4hhqf8qqm", "dropped for its age (HOOKLINE_RETENTION_DAYS)"),
+        ("evt_01m85t4f3af31a4kh4hhqf8qqm", "deleted after HOOKLINE_RETENTION_DAYS"),
         ("tenants/x/events/y", "answered INVALID_ARGUMENT (FIELD_INVALID): name: "),
         ("nonsense", "answered INVALID_ARGUMENT (FIELD_INVALID): name: "),
     ],
 )
 def test_an_event_that_there_is_not(dev: Dev, name: str, said: str) -> None:
-    told = run_hookline("event", name, "--server", dev.target)
-    assert told.returncode == 1
-    assert told.stdout == ""
-    assert said in told.stderr
-    assert len(told.stderr.splitlines()) == 1
+    done = run_hookline("event", name, "--server", dev.target)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
-def test_status_tells_what_runs(dev: Dev) -> None:
-    told = run_hookline("status", variables={"HOOKLINE_SERVER": dev.target})
-    assert told.returncode == 0
-    lines = told.stdout.splitlines()
+def test_status_lists_the_nodes(dev: Dev) -> None:
+    done = run_hookline("status", variables={"HOOKLINE_SERVER": dev.target})
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
     assert lines[0] == f"Hookline {VERSION} at {dev.target}"
     assert re.match(r"pending  \d+", lines[1])
     assert re.match(r"dead     \d+", lines[2])

@@ -59,7 +59,7 @@ async def test_serve_takes_its_secrets_from_files_and_a_command(
         assert await asyncio.to_thread(node.stop) == 0
 
 
-def test_a_file_that_is_missing_is_told_by_its_variable(tmp_path: pathlib.Path) -> None:
+def test_a_missing_file_is_reported_with_its_variable(tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "nothing")
     refused = run_hookline("status", variables={"HOOKLINE_API_KEY_FILE": path})
     assert refused.returncode == 2

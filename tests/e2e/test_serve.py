@@ -111,7 +111,7 @@ async def test_a_second_signal_does_not_wait_for_a_target_that_hangs(
             await client.publish("default", [Event(type="a.b", json_data="{}")])
             await asyncio.wait_for(asked.wait(), PATIENCE_S)
         dev.signal(signal.SIGTERM)
-        await until(lambda: does_not_listen(dev.target), "the first signal is heard")
+        await until(lambda: does_not_listen(dev.target), "the first signal is handled")
         assert dev.process.poll() is None
         dev.signal(signal.SIGTERM)
         assert await asyncio.to_thread(dev.ended) == 0
@@ -120,7 +120,7 @@ async def test_a_second_signal_does_not_wait_for_a_target_that_hangs(
 
 
 async def does_not_listen(target: str) -> bool:
-    """Whether nobody takes connections there any more."""
+    """Whether the port accepts no connection."""
     host, _, port = target.rpartition(":")
     try:
         _, writer = await asyncio.open_connection(host, int(port))

@@ -71,19 +71,19 @@ def s_client(node: Node, *arguments: str | pathlib.Path) -> subprocess.Completed
 def test_openssl_verifies_the_service(
     node: Node, authority: Authority, version: str, named: str
 ) -> None:
-    told = s_client(
+    done = s_client(
         node, "-CAfile", authority.file, "-verify_return_error",
         "-verify_hostname", "hookline.internal", version,
     )  # fmt: skip
-    assert "Verification: OK" in told.stdout
-    assert f"New, {named}, Cipher is" in told.stdout
-    assert "ALPN protocol: h2" in told.stdout
+    assert "Verification: OK" in done.stdout
+    assert f"New, {named}, Cipher is" in done.stdout
+    assert "ALPN protocol: h2" in done.stdout
 
 
 def test_older_versions_of_tls_are_not_spoken(node: Node) -> None:
-    told = s_client(node, "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0")
-    assert told.returncode != 0
-    assert "Cipher is (NONE)" in told.stdout
+    done = s_client(node, "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0")
+    assert done.returncode != 0
+    assert "Cipher is (NONE)" in done.stdout
 
 
 def test_grpcurl_lists_calls_and_checks_health(
@@ -101,20 +101,20 @@ def test_grpcurl_lists_calls_and_checks_health(
 
 
 def test_plaintext_is_refused(node: Node, grpcurl: pathlib.Path) -> None:
-    told = run(grpcurl, "-plaintext", "-connect-timeout", "5", node.target, "list")
-    assert told.returncode != 0
-    told = run_hookline("status", "--server", node.target)
-    assert told.returncode == 1
-    assert told.stderr == (
-        f"hookline: {node.target} hangs up: it may serve TLS (--ca FILE), or ask for a certificate"
-        " (--cert, --key FILE)\n"
+    done = run(grpcurl, "-plaintext", "-connect-timeout", "5", node.target, "list")
+    assert done.returncode != 0
+    done = run_hookline("status", "--server", node.target)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"hookline: {node.target} closes the connection: it may serve TLS (--ca), or require a"
+        " certificate (--cert, --key)\n"
     )
 
 
 def test_status_over_tls(node: Node, authority: Authority) -> None:
-    told = run_hookline("status", "--server", node.target, "--ca", str(authority.file))
-    assert told.returncode == 0, told.stderr
-    (line,) = [line for line in told.stdout.splitlines() if line.startswith("follows")]
+    done = run_hookline("status", "--server", node.target, "--ca", str(authority.file))
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("follows")]
     assert line.startswith(
         "follows  HOOKLINE_TLS_CERT  certificate of hookline.internal, 127.0.0.1  expires in "
     )
@@ -132,25 +132,25 @@ def test_status_over_tls(node: Node, authority: Authority) -> None:
 def test_what_does_not_fit_is_a_sentence(
     node: Node, authority: Authority, tmp_path: pathlib.Path
 ) -> None:
-    stranger = Authority(tmp_path, "stranger")
-    ca, other_ca = str(authority.file), str(stranger.file)
-    for arguments, told_of in (
-        (["--ca", other_ca], "has signed: name its authority by --ca FILE"),
+    foreign = Authority(tmp_path, "foreign")
+    ca, other_ca = str(authority.file), str(foreign.file)
+    for arguments, message in (
+        (["--ca", other_ca], "of an authority that is not trusted here"),
         (["--ca", ca, "--server-name", "other.internal"], "certificate for another name"),
         (["--ca", str(tmp_path / "none.pem")], "none.pem cannot be read: No such file"),
         (["--ca", str(tmp_path / "server.new"), "--key", ca], "name both files"),
     ):
-        told = run_hookline("status", "--server", node.target, *arguments)
-        assert told.returncode in {1, 2}
-        assert told_of in told.stderr
-        assert len(told.stderr.splitlines()) == 1
+        done = run_hookline("status", "--server", node.target, *arguments)
+        assert done.returncode in {1, 2}
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_clients_show_certificates_where_the_service_asks_for_them(
     strict_node: Node, authority: Authority, grpcurl: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     friend = authority.issue("client", "shop.internal")
-    stranger = Authority(tmp_path, "stranger").issue("foreign", "shop.internal")
+    foreign = Authority(tmp_path, "foreign").issue("foreign", "shop.internal")
     target, trusting = strict_node.target, (grpcurl, "-cacert", authority.file)
 
     def listed(*files: pathlib.Path) -> subprocess.CompletedProcess[str]:
@@ -159,15 +159,15 @@ def test_clients_show_certificates_where_the_service_asks_for_them(
 
     assert "hookline.v1.EventService" in listed(*friend).stdout
     assert listed().returncode != 0
-    assert listed(*stranger).returncode != 0
-    told = s_client(strict_node, "-CAfile", authority.file, "-cert", friend[0], "-key", friend[1])
-    assert "Requested Signature Algorithms" in told.stdout
+    assert listed(*foreign).returncode != 0
+    done = s_client(strict_node, "-CAfile", authority.file, "-cert", friend[0], "-key", friend[1])
+    assert "Requested Signature Algorithms" in done.stdout
     cert, key = map(str, friend)
     ours = ["status", "--server", target, "--ca", str(authority.file)]
     assert run_hookline(*ours, "--cert", cert, "--key", key).returncode == 0
     refused = run_hookline(*ours)
     assert refused.returncode == 1
-    assert "ask for a certificate" in refused.stderr
+    assert "require a certificate" in refused.stderr
 
 
 async def shown_serial(node: Node, authority: Authority) -> int:
@@ -206,25 +206,25 @@ async def test_every_process_takes_a_new_certificate_and_keeps_the_old_where_it_
         good = certificate.read_bytes()
         certificate.write_bytes(good[: len(good) // 2])
 
-        def told() -> str:
+        def status() -> str:
             asked = run_hookline("status", "--server", node.target, "--ca", str(authority.file))
             assert asked.returncode == 0, asked.stderr
             return asked.stdout
 
-        def is_told() -> bool:
-            return "does not count: HOOKLINE_TLS_CERT names" in told()
+        def is_reported() -> bool:
+            return "is not in use: HOOKLINE_TLS_CERT names" in status()
 
-        await until(is_told, "status shows that the new file is broken", within_s=40)
+        await until(is_reported, "status shows that the new file is broken", within_s=40)
         assert await shown_serial(node, authority) == second
         certificate.write_bytes(good)
-        await until(lambda: "does not count" not in told(), "it is mended", within_s=40)
+        await until(lambda: "is not in use" not in status(), "it is mended", within_s=40)
         assert node.stop() == 0
     assert node.text.count('"source_reloaded"') == count
     refusals = node.text.count('"source_rejected"')
     assert 1 <= refusals <= count, "each process says so once"
 
 
-def test_files_that_do_not_fit_are_told_before_anything_starts(
+def test_mismatched_files_are_reported_before_the_start(
     variables: dict[str, str], tmp_path: pathlib.Path
 ) -> None:
     _, key = Authority(tmp_path, "another").issue("another", "127.0.0.1")

@@ -78,7 +78,7 @@ async def node_ids(url: str) -> set[UUID]:
 async def until_replaced(url: str, nodes: set[UUID]) -> None:
     """Until one of these two nodes has a successor, with its share of the buckets.
 
-    What a dead node owned stands there until it is expired: shares alone tell of no successor.
+    What a dead node owned stands there until it is expired: shares alone do not show a successor.
     """
 
     async def is_replaced() -> bool:
@@ -193,13 +193,15 @@ async def test_a_second_signal_reaches_all(database_url: str) -> None:
     target.close()
 
 
-async def test_one_that_cannot_start_is_told_of_once_and_not_tried_again(database_url: str) -> None:
+async def test_a_worker_that_cannot_start_is_reported_once_and_not_restarted(
+    database_url: str,
+) -> None:
     await execute(database_url, "DELETE FROM schema_migrations WHERE number = 1")
     with Node(["serve"], settings(database_url) | {"HOOKLINE_WORKERS": "3"}) as node:
         assert await asyncio.to_thread(node.ended) == 2
-    told = [line for line in node.lines if line.startswith("hookline:")]
-    assert len(told) == 1
-    assert "run `hookline migrate`" in told[0]
+    done = [line for line in node.lines if line.startswith("hookline:")]
+    assert len(done) == 1
+    assert "run `hookline migrate`" in done[0]
     assert "ready" not in node.lines
     assert not any('"worker_ended"' in line for line in node.lines)
 
@@ -215,7 +217,7 @@ async def test_one_that_dies_while_all_start_ends_the_start(
     with Node(["serve"], environ) as node:
         assert await asyncio.to_thread(node.ended) == 2
     assert node.lines[-1] == (
-        "hookline: a worker process ended with 7 before it served; the log says why"
+        "hookline: a worker process ended with 7 before it served; see the log"
     )
 
 
@@ -229,12 +231,10 @@ async def test_a_stop_while_they_start_is_a_stop(database_url: str) -> None:
     assert await owners(database_url) == []
 
 
-@pytest.mark.parametrize("theirs", ["stranger", "hookline"])
-async def test_a_port_that_somebody_has_is_refused_and_never_shared(
-    database_url: str, theirs: str
-) -> None:
+@pytest.mark.parametrize("theirs", ["foreign", "hookline"])
+async def test_a_port_in_use_is_refused_and_never_shared(database_url: str, theirs: str) -> None:
     with contextlib.ExitStack() as stack:
-        if theirs == "stranger":
+        if theirs == "foreign":
             listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             taken = f"127.0.0.1:{listening.getsockname()[1]}"
         else:

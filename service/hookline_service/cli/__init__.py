@@ -1,10 +1,10 @@
 """The command line: `hookline dev | serve | migrate | keys | demo | status | health | event | …`.
 
-Owns what a person types and reads. What was asked for goes to standard output, everything else to
-standard error. Exit codes: 0 done; 1 it did not work out; 2 asked for wrongly, or impossible here
-(one sentence says what to do); 130 interrupted. What asks a service does so through the Python
-client, as any other program would; what works on the database itself calls `app`. Nothing here
-knows SQL, and HTTP only the small `receiver` of `demo` and `listen`.
+Results go to standard output, everything else to standard error. Exit codes: 0 success; 1 failure;
+2 a wrong command line, or a command that is impossible here (the message says what to do); 130
+interrupted. Commands that ask a service use the Python client, as any program does; commands that
+work on the database itself call `app`. No command contains SQL; only `receiver`, which `demo` and
+`listen` run, speaks HTTP.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from hookline_service.cli.parser import make_parser
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    # Read when grpc is first imported, which the commands do by themselves. No process forks after.
+    # grpc reads it when a command first imports it. No process forks after that.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    # By default every stranger whose TLS handshake fails writes a line of his own into the log.
+    # By default gRPC logs a line for each TLS handshake of a client that fails.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # else a character the terminal cannot show raises
             stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
     if not (sys.argv[1:] if arguments is None else arguments):
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does. Nothing more can be said to him.
+        # The reader of our output has closed it, as `head` does: a flush at exit would raise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return code

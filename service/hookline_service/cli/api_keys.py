@@ -1,7 +1,7 @@
-"""`hookline keys create | list | revoke`: who may call.
+"""`hookline keys create | list | revoke`: API keys.
 
-`create` works on the database itself, so that the first key can be made while nobody has one; the
-others ask a running service, as any other program would.
+`create` works on the database itself, so that the first key can be made without one; `list` and
+`revoke` ask a running service.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _UNITS: Final = {"h": timedelta(hours=1), "d": timedelta(days=1)}
 
 
 def create(asked: argparse.Namespace) -> int:
-    """Make a key; its token alone goes to standard output. Raises `StartError`."""
+    """Create a key; only its token goes to standard output. Raises `StartError`."""
     if problem := check_text(asked.name, _NAME_LENGTH_MAX):
         raise CommandError(f"--name {problem}")
     tenant_id = asked.tenant and asked.tenant.removeprefix("tenants/")
@@ -59,7 +59,7 @@ def create(asked: argparse.Namespace) -> int:
     may = ", ".join(scope.value.lower() for scope in Scope if scope in key.scopes)
     ends = "" if key.expire_time is None else f", until {key.expire_time:%Y-%m-%d %H:%M} UTC"
     print(f"{api_key_name(key.key_id)} may {may} for {whose}{ends}", file=sys.stderr)
-    print("its token is shown this once: keep it", file=sys.stderr)
+    print("its token is shown only once: keep it", file=sys.stderr)
     return 0
 
 
@@ -81,7 +81,7 @@ def show(asked: argparse.Namespace) -> int:
 
 def revoke(asked: argparse.Namespace) -> int:
     """End a key."""
-    key_id = key_id_in(asked.key_id) or asked.key_id  # what has leaked is at hand as a token
+    key_id = key_id_in(asked.key_id) or asked.key_id  # the token of a leaked key will do
     name = key_id if "/" in key_id else api_key_name(key_id)
 
     async def questions(client: HooklineClient) -> int:
@@ -116,6 +116,6 @@ def _lifetime_in(text: str) -> timedelta:
     match = re.fullmatch(r"([1-9][0-9]{0,5})([hd])", text)
     if match is None:
         raise CommandError(
-            f"--expires-in {text!r} is no number of days or hours, such as 90d or 12h"
+            f"--expires-in {text!r} must be a number of days or hours, such as 90d or 12h"
         )
     return int(match[1]) * _UNITS[match[2]]

@@ -1,4 +1,4 @@
-"""`hookline audit`: whether the audit log is what was appended to it, and a copy of it."""
+"""`hookline audit`: verifies the audit log, and exports it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from hookline_service.domain.audit import BrokenChainError
 
 
 def run(asked: argparse.Namespace) -> int:
-    """Verify or export; 0 where all is well, 1 where the log is broken."""
+    """Verify or export; return 0, or 1 if the log is broken."""
     settings = read_settings(Role.AUDIT, {"DATA_DIR": asked.data_dir})
     try:
         if asked.action == "export":
             asyncio.run(_export(settings, asked.behind))
             return 0
-        log = asyncio.run(verify_audit_log(settings, asked.head, Progress().tell, asked.key))
+        log = asyncio.run(verify_audit_log(settings, asked.head, Progress().show, asked.key))
     except StartError as error:
         raise CommandError(str(error)) from error
     except BrokenChainError as error:

@@ -1,9 +1,9 @@
-"""`hookline demo`: the main job, end to end, before your eyes.
+"""`hookline demo`: publishes events and shows each webhook, retry and final state.
 
-A story in six acts: a service and two receivers start; a tenant, event types and subscriptions are
-made over gRPC; events are published; webhooks arrive, two of them are refused and tried again; what
-became of each is read back over gRPC; one event's trace is shown as a tree. Everything that the
-story tells is checked, and one thing that did not happen makes it fail.
+Six steps: a service and two receivers start; a tenant, event types and subscriptions are created
+over gRPC; events are published; webhooks arrive, two of them are answered with 500 and retried; the
+final states are read back over gRPC; one event's trace is shown as a tree. Each step is checked,
+and one unmet expectation makes the demo fail.
 """
 
 from __future__ import annotations
@@ -103,13 +103,15 @@ class Demo:
     async def play(self) -> int:
         """The whole story; the exit code."""
         print("Hookline demo: events in over gRPC, signed webhooks out.\n")
-        _say("starting the service, with a Postgres of its own, in a directory of its own ...")
+        _print("starting the service, with a Postgres of its own, in a directory of its own ...")
         async with self._crm, self._billing:
             service = DemoService()
             async with service, HooklineClient(service.target) as client:
-                _say(f"ready after {time.monotonic() - self._began_at:.1f} s on {service.target}")
-                _say(f"receiver crm     on {self._crm.url}  accepts everything")
-                _say(f"receiver billing on {self._billing.url}  refuses {_REFUSALS} times at first")
+                _print(f"ready after {time.monotonic() - self._began_at:.1f} s on {service.target}")
+                _print(f"receiver crm     on {self._crm.url}  accepts everything")
+                _print(
+                    f"receiver billing on {self._billing.url}  refuses {_REFUSALS} times at first"
+                )
                 await self._set_up(client)
                 published = await self._publish(client)
                 await self._watch(client, published)
@@ -123,14 +125,14 @@ class Demo:
         created = await client.tenants.CreateTenant(
             CreateTenantRequest(tenant_id=last_part(TENANT), tenant=Tenant(display_name="Acme"))
         )
-        _say(created.tenant.name)
+        _print(created.tenant.name)
         for type_id, schema in _TYPES.items():
             made = await client.event_types.CreateEventType(
                 CreateEventTypeRequest(
                     event_type_id=type_id, event_type=EventType(json_schema=schema)
                 )
             )
-            _say(made.event_type.name)
+            _print(made.event_type.name)
         await self._subscribe(client, self._crm, list(_TYPES))
         await self._subscribe(client, self._billing, ["order.created"], _RETRY_AFTER_S)
 
@@ -150,7 +152,7 @@ class Demo:
             delay.FromMilliseconds(int(delay_s * 1000))
         created = await client.subscriptions.CreateSubscription(request)
         receiver.verifier = Verifier(created.signing_secret)
-        _say(f"{created.subscription.name:<34}  {' and '.join(types)} -> {receiver.url}")
+        _print(f"{created.subscription.name:<34}  {' and '.join(types)} -> {receiver.url}")
 
     async def _publish(self, client: HooklineClient) -> dict[str, str]:
         """Publish; the events' names by their type."""
@@ -162,7 +164,9 @@ class Demo:
         names = {}
         for event, result, expected in zip(events, results, (1, 2), strict=True):
             names[event.type] = result.name
-            _say(f"{event.type:<16} {last_part(result.name)}  deliveries: {result.delivery_count}")
+            _print(
+                f"{event.type:<16} {last_part(result.name)}  deliveries: {result.delivery_count}"
+            )
             self._expect(
                 result.delivery_count == expected,
                 f"{event.type} makes {expected} deliveries, not {result.delivery_count}",
@@ -182,9 +186,9 @@ class Demo:
         is_over = False
         while not is_over and time.monotonic() < ends_at:
             is_over = await self._all_final(client, published)
-            # What made them final arrived before; so this is all that there is.
+            # Deliveries are final only after their last request arrived: no arrival is missed.
             while not self._arrivals.empty():
-                await self._tell(client, self._arrivals.get_nowait(), published)
+                await self._show_arrival(client, self._arrivals.get_nowait(), published)
             await asyncio.sleep(_POLL_S)
         self._expect(is_over, f"every delivery is final within {_PATIENCE_S:.0f} s")
         self._check_arrivals(published)
@@ -195,13 +199,13 @@ class Demo:
             delivery.state != DELIVERY_STATE_PENDING for some in deliveries for delivery in some
         )
 
-    async def _tell(
+    async def _show_arrival(
         self, client: HooklineClient, arrival: Arrival, published: dict[str, str]
     ) -> None:
         self._seen.append(arrival)
         took_s = arrival.at_s - self._began_at
         verdict = "signature verified" if arrival.webhook else f"NOT VERIFIED: {arrival.fault}"
-        _say(
+        _print(
             f"+{took_s:.3f} s  {arrival.receiver:<7} {arrival.event_type:<16}"
             f" {arrival.webhook_id}  {verdict}  -> {arrival.status}"
         )
@@ -223,21 +227,21 @@ class Demo:
         ends_at = time.monotonic() + _PATIENCE_S
         while time.monotonic() < ends_at:
             for delivery in await _deliveries_of(client, event):
-                is_his = last_part(delivery.subscription) == arrival.receiver
-                if is_his and delivery.attempt_count >= number:
-                    self._tell_retry(delivery, number)
+                is_same = last_part(delivery.subscription) == arrival.receiver
+                if is_same and delivery.attempt_count >= number:
+                    self._print_retry(delivery, number)
                     return
             await asyncio.sleep(_POLL_S)
         self._expect(False, f"attempt {number} is recorded")  # noqa: FBT003
 
-    def _tell_retry(self, delivery: Delivery, number: int) -> None:
+    def _print_retry(self, delivery: Delivery, number: int) -> None:
         why = wording_of_attempt(delivery.last_attempt)
         if delivery.HasField("next_attempt_time"):
             self._retries_shown += 1
             due = delivery.next_attempt_time
-            _say(f"{'':>10}  attempt {number}: {why}; next one at {time_of(due)}, {until(due)}")
+            _print(f"{'':>10}  attempt {number}: {why}; next one at {time_of(due)}, {until(due)}")
         else:
-            _say(f"{'':>10}  attempt {number}: {why}; it was the last one")
+            _print(f"{'':>10}  attempt {number}: {why}; it was the last one")
 
     def _check_arrivals(self, published: dict[str, str]) -> None:
         answers = {
@@ -277,7 +281,7 @@ class Demo:
                 numbers = [attempt.number for attempt in attempts.attempts]
                 statuses = [attempt.http_status for attempt in attempts.attempts]
                 receiver = last_part(delivery.subscription)
-                _say(
+                _print(
                     f"{last_part(delivery.name)}  {kind:<16} -> {receiver:<7} "
                     f"{state_of(delivery)}, answers: {', '.join(map(str, statuses))}"
                 )
@@ -305,7 +309,7 @@ class Demo:
                 break
             await asyncio.sleep(_POLL_S)
         for line in lines:
-            _say(line)
+            _print(line)
         arrived = sum("webhook at" in line for line in lines)
         self._expect(arrived >= wanted, f"the trace shows {wanted} arrivals, not {arrived}")
 
@@ -334,5 +338,5 @@ def _title(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(f"  {text}", flush=True)

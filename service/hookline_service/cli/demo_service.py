@@ -1,7 +1,7 @@
-"""The service of the demo: a real `hookline dev`, in a process and a directory of its own.
+"""The service of the demo: a `hookline dev` with its own process and data directory.
 
-Whatever happens to the demo, the process is stopped and its database removed, also if it had to be
-killed and its Postgres lived on.
+However the demo ends, the process is stopped and its database removed, even if the process had to
+be killed and its Postgres still runs.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _STOP_TIMEOUT_S = 20.0
 _ADDRESS = re.compile(r"serves gRPC on (\S+)")
 _KEPT_LINES = 40
 _TRACING = {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "50"}
-"""Its spans come as lines among the others."""
+"""The service writes its spans as lines of its output."""
 
 
 class DemoService:
-    """`async with DemoService() as service:` starts it, and stops it with all it left."""
+    """A running service; leaving the context stops it and removes its data."""
 
     def __init__(self) -> None:
         self.spans: list[ShownSpan] = []
-        """What it has told of its traces."""
-        # Not made here: as root, `dev` makes it so that the user of its Postgres can pass through.
+        """The spans that it has written."""
+        # Not created here: as root, `dev` creates it readable for the user of its Postgres.
         self.data_dir = Path(tempfile.gettempdir()) / f"hookline-demo-{secrets.token_hex(6)}"
         self.target = ""
         self.exit_code: int | None = None
-        """Of its stop; None while it runs."""
+        """None while it runs."""
         self._process: Process | None = None
-        self._said: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._output: deque[str] = deque(maxlen=_KEPT_LINES)
         self._reading: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
 
@@ -53,15 +53,15 @@ class DemoService:
         try:
             await self._start()
         except BaseException:
-            await _to_its_end(self._stop())
+            await _uncancelled(self._stop())
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await _to_its_end(self._stop())
+        await _uncancelled(self._stop())
 
     async def _start(self) -> None:
-        # The demo is the same for everybody: no setting of the environment reaches it.
+        # No setting of the environment changes the demo.
         foreign = ("HOOKLINE_", "OTEL_")
         environ = {name: text for name, text in os.environ.items() if not name.startswith(foreign)}
         self._process = process = await asyncio.create_subprocess_exec(
@@ -80,25 +80,25 @@ class DemoService:
         )
         ready.cancel()
         if not self._ready.is_set():
-            what = "ended" if self._reading.done() else "is not ready in time"
-            raise CommandError(f"the service {what}; it said:\n{self.said()}", code=1)
+            what = "ended" if self._reading.done() else f"is not ready in {_START_TIMEOUT_S:g} s"
+            raise CommandError(f"the service {what}; its output:\n{self.output()}", code=1)
 
     async def _read(self, process: Process) -> None:
-        """Keep what it prints, until it has ended."""
+        """Keep its output until it ends."""
         while process.stdout is not None and (line := await process.stdout.readline()):
             text = line.decode("utf-8", "replace").rstrip()
             if (span := span_of_line(text)) is not None:
                 self.spans.append(span)
                 continue
-            self._said.append(text)
+            self._output.append(text)
             if match := _ADDRESS.search(text):
                 self.target = match[1]
             if text == "ready":
                 self._ready.set()
 
-    def said(self) -> str:
-        """The last lines that it printed."""
-        return "\n".join(f"    {line}" for line in self._said) or "    (nothing)"
+    def output(self) -> str:
+        """Return the last lines of its output."""
+        return "\n".join(f"    {line}" for line in self._output) or "    (nothing)"
 
     async def _stop(self) -> None:
         process = self._process
@@ -117,7 +117,7 @@ class DemoService:
             await self._remove_data()
 
     async def _remove_data(self) -> None:
-        """Remove the database, which as root may be elsewhere, and the directory."""
+        """Remove the directory, and the database, which as root may be elsewhere."""
         postgres = EmbeddedPostgres(self.data_dir)
         with contextlib.suppress(EmbeddedPostgresError):
             await postgres.start()
@@ -125,8 +125,8 @@ class DemoService:
         shutil.rmtree(self.data_dir, ignore_errors=True)
 
 
-async def _to_its_end(work: Coroutine[None, None, None]) -> None:
-    """Run it to its end, and only then be cancelled: an abandoned task would be cancelled too."""
+async def _uncancelled(work: Coroutine[None, None, None]) -> None:
+    """Await a coroutine to its end even when cancelled, and raise the cancellation then."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)

@@ -50,7 +50,7 @@ def run(asked: argparse.Namespace) -> int:
         text = _NEXT.format(
             version=VERSION,
             address=address,
-            **_words_of_the_way(settings),
+            **_access_lines(settings),
             database=_database(settings),
             subscription=_compact(_SUBSCRIPTION),
             events=_compact(_EVENTS),
@@ -61,30 +61,32 @@ def run(asked: argparse.Namespace) -> int:
     return node.run(asked, settings, announce, ["dev", "--data-dir", str(settings.data_dir)])
 
 
-def _words_of_the_way(settings: Settings) -> dict[str, str]:
-    """How whoever types along says who he is, and that he means TLS."""
-    words = _tls_words(settings.tls)
+def _access_lines(settings: Settings) -> dict[str, str]:
+    """Return what the printed commands need for authentication and TLS."""
+    access = _tls_flags(settings.tls)
     if not settings.is_auth_on:
-        return words | {"callers": "no authentication"}
+        return access | {"callers": "no authentication"}
     create = "hookline keys create --scope admin"
     if settings.database_url is None:
         create += f" --data-dir {shlex.quote(str(settings.data_dir))}"
-    return words | {
+    return access | {
         "callers": f"authentication is on (export HOOKLINE_API_KEY=$({create}))",
-        "options": f'{words["options"]} -H "authorization: Bearer $HOOKLINE_API_KEY"',
+        "options": f'{access["options"]} -H "authorization: Bearer $HOOKLINE_API_KEY"',
     }
 
 
-def _tls_words(tls: TlsSettings) -> dict[str, str]:
-    """How he says that he means TLS."""
+def _tls_flags(tls: TlsSettings) -> dict[str, str]:
+    """Return the flags of grpcurl and hookline for TLS, and a line about the files."""
     if tls.files is None:
         return {"options": "-plaintext", "flags": "", "tls": ""}
-    told, options, flags = "ca.pem has signed its certificate", "-cacert ca.pem", " --ca ca.pem"
+    files, options, flags = "ca.pem has signed its certificate", "-cacert ca.pem", " --ca ca.pem"
     if tls.client_ca is not None:
-        told += ", and client.pem is one of yours, signed by an authority of HOOKLINE_TLS_CLIENT_CA"
+        files += (
+            ", and client.pem is one of yours, signed by an authority of HOOKLINE_TLS_CLIENT_CA"
+        )
         options += " -cert client.pem -key client.key"
         flags += " --cert client.pem --key client.key"
-    return {"options": options, "flags": flags, "tls": f"\n  TLS: {told}"}
+    return {"options": options, "flags": flags, "tls": f"\n  TLS: {files}"}
 
 
 def _database(settings: Settings) -> str:

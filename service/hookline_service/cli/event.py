@@ -1,7 +1,6 @@
 """`hookline event`: where an event is, why, and what happens next, in one answer.
 
-The question of every on-call night. Reads the event, its deliveries with their attempts, and the
-subscription of each that waits.
+Reads the event, its deliveries with their attempts, and the subscription of each pending one.
 """
 
 from __future__ import annotations
@@ -35,41 +34,41 @@ _MAX_ATTEMPTS = 1_000
 _FINAL = {
     DeliveryState.DELIVERY_STATE_SUCCEEDED: "nothing: the target accepted it",
     DeliveryState.DELIVERY_STATE_EXHAUSTED: (
-        "nothing by itself, all attempts have failed; RetryDelivery begins anew"
+        "nothing: all attempts have failed; RetryDelivery starts it again"
     ),
     DeliveryState.DELIVERY_STATE_CANCELLED: (
-        "nothing by itself, somebody cancelled it; RetryDelivery begins anew"
+        "nothing: it was cancelled; RetryDelivery starts it again"
     ),
     DeliveryState.DELIVERY_STATE_EXPIRED: (
-        "nothing by itself, it waited longer than pending work is kept; RetryDelivery begins anew"
+        "nothing: it was pending longer than the retention; RetryDelivery starts it again"
     ),
 }
 _WAITING = {
     DeliveryStateReason.DELIVERY_STATE_REASON_SUBSCRIPTION_PAUSED: (
-        "it is held until ResumeSubscription, for its subscription is paused"
+        "held until ResumeSubscription: its subscription is paused"
     ),
     DeliveryStateReason.DELIVERY_STATE_REASON_SUBSCRIPTION_DISABLED: (
-        "it is held until ResumeSubscription, for its subscription is disabled"
+        "held until ResumeSubscription: its subscription is disabled"
     ),
     DeliveryStateReason.DELIVERY_STATE_REASON_CIRCUIT_OPEN: (
         "it waits for its target, which failed several times in a row and is only probed for now"
     ),
     DeliveryStateReason.DELIVERY_STATE_REASON_RATE_LIMITED: (
-        "it waits for its turn: the subscription's limits, or the target's own, are reached"
+        "it waits: the subscription's limits, or the target's own, are reached"
     ),
     DeliveryStateReason.DELIVERY_STATE_REASON_BLOCKED_BY_ORDER: (
         "it waits for an earlier delivery of its ordering key to finish"
     ),
 }
 _NOT_FOUND = (
-    "it was never accepted here, was dropped for its age (HOOKLINE_RETENTION_DAYS), or is not the"
-    " caller's to see"
+    "it was never accepted here, was deleted after HOOKLINE_RETENTION_DAYS, or the caller may not"
+    " read it"
 )
-_NAME_IT_WHOLE = "name the event whole, as tenants/ID/events/evt_…"
+_NAME_IT_WHOLE = "give the full name, as tenants/ID/events/evt_…"
 
 
 def run(asked: argparse.Namespace) -> int:
-    """Read and tell."""
+    """Read and print."""
     name = asked.name if "/" in asked.name else f"tenants/-/events/{asked.name}"
 
     async def questions(client: HooklineClient) -> int:
@@ -81,14 +80,14 @@ def run(asked: argparse.Namespace) -> int:
             if "/" in asked.name:
                 raise
             raise CommandError(f"{error.message}: {_NAME_IT_WHOLE}", code=1) from error
-        async for line in _tell(client, event):
+        async for line in _lines(client, event):
             print(line)
         return 0
 
     return ask(asked, questions)
 
 
-async def _tell(client: HooklineClient, event: Event) -> AsyncIterator[str]:
+async def _lines(client: HooklineClient, event: Event) -> AsyncIterator[str]:
     yield event.name
     yield f"  {event.type}, accepted {time_of(event.create_time)} ({until(event.create_time)})"
     for label, text in (
@@ -108,13 +107,13 @@ async def _tell(client: HooklineClient, event: Event) -> AsyncIterator[str]:
     if not listed.deliveries:
         yield "  no deliveries: no subscription matched it when it was accepted"
     for delivery in reversed(listed.deliveries):
-        async for line in _tell_delivery(client, delivery):
+        async for line in _delivery_lines(client, delivery):
             yield line
     if listed.next_page_token:
         yield f"\nMore than {_MAX_DELIVERIES} deliveries: ListDeliveries shows the others."
 
 
-async def _tell_delivery(client: HooklineClient, delivery: Delivery) -> AsyncIterator[str]:
+async def _delivery_lines(client: HooklineClient, delivery: Delivery) -> AsyncIterator[str]:
     yield f"\n{delivery.name}"
     yield f"  for {delivery.subscription}: {state_of(delivery)}"
     attempts = await client.deliveries.ListAttempts(
@@ -128,20 +127,20 @@ async def _tell_delivery(client: HooklineClient, delivery: Delivery) -> AsyncIte
 def _attempt(attempt: Attempt) -> str:
     took = duration(attempt.latency.ToTimedelta().total_seconds())
     excerpt = " ".join(attempt.response_excerpt.split())
-    said = f', saying "{plain(excerpt[:80])}"' if excerpt else ""
+    body = f', body "{plain(excerpt[:80])}"' if excerpt else ""
     start = time_of(attempt.start_time)
-    return f"{attempt.number:>3}  {start}  {wording_of_attempt(attempt)} after {took}{said}"
+    return f"{attempt.number:>3}  {start}  {wording_of_attempt(attempt)} after {took}{body}"
 
 
 async def _next(client: HooklineClient, delivery: Delivery) -> str:
     if delivery.state_reason == DeliveryStateReason.DELIVERY_STATE_REASON_SUBSCRIPTION_DELETED:
-        return "nothing, for its subscription was deleted"
+        return "nothing: its subscription was deleted"
     if delivery.state in _FINAL:
         return _FINAL[delivery.state]
     number, due = delivery.attempt_count + 1, delivery.next_attempt_time
     waits = _WAITING.get(delivery.state_reason)
     if waits is None:
-        if has_passed(due):  # which of the two it is, only the memory of its node knows
+        if has_passed(due):  # the database does not say which; its node does
             since = f"attempt {number} has been due since {time_of(due)}"
             return f"{since}: it is on the wire, or waits for its target (hookline status)"
         return f"attempt {number} is due at {time_of(due)}, {until(due)}"
@@ -150,6 +149,6 @@ async def _next(client: HooklineClient, delivery: Delivery) -> str:
             GetSubscriptionRequest(name=delivery.subscription)
         )
     except NotFoundError:
-        return "it is cancelled within seconds, for its subscription was deleted"
+        return "it is cancelled within seconds: its subscription was deleted"
     message = read.subscription.state_message
     return f"{waits} ({message})" if message else waits

@@ -1,4 +1,4 @@
-"""A command that cannot go on, as one sentence for the person who typed it."""
+"""The error of a command, as one sentence for the user."""
 
 
 class CommandError(Exception):

@@ -1,4 +1,4 @@
-"""What can be typed, and what `--help` says. Imports a command's code only when it runs."""
+"""The arguments and the help of each command. Imports a command's code only when it runs."""
 
 from __future__ import annotations
 
@@ -16,88 +16,88 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 
 _DEV = """\
 Runs Hookline for development: one process, an embedded Postgres in the data directory (or the one
-of HOOKLINE_DATABASE_URL), no authentication, targets on this machine allowed. Prints what to type
-next, and `ready` on a line of its own once it serves. Ctrl-C or SIGTERM stops it cleanly, its
-Postgres included; a second one does not wait for deliveries that are under way.
+of HOOKLINE_DATABASE_URL), no authentication, targets on this machine allowed. Prints commands to
+try, and `ready` on a line of its own once it serves. Ctrl-C or SIGTERM stops it and its
+Postgres gracefully; a second one does not wait for deliveries in flight.
 """
 _SERVE = """\
 Runs Hookline for production, on HOOKLINE_DATABASE_URL, whose schema `hookline migrate` brought up
 to date: HOOKLINE_WORKERS processes behind one port, by default one for each core. Everything is set
-by HOOKLINE_* (docs/settings.md); what is wrong with them is told at once. SIGTERM hands everything
-over and exits 0.
+by HOOKLINE_* (docs/settings.md); all wrong settings are reported at once. SIGTERM hands the buckets
+over to other nodes and exits 0.
 """
 _MIGRATE = """\
-Brings the schema of HOOKLINE_DATABASE_URL up to this version: safe to repeat, and from several
-machines at once. The previous version goes on running meanwhile. Once none of its nodes is left,
+Migrates the schema of HOOKLINE_DATABASE_URL to this version. It is safe to repeat, and to run on
+several machines at once. Nodes of the previous version keep running. Once none of them is left,
 `--post` removes what only they needed.
 """
 _KEYS = """\
-Keeps two kinds of keys: API keys, which callers show, and master keys, which seal every secret in
-the database. What works on the database itself needs no node, but HOOKLINE_DATABASE_URL and the
-HOOKLINE_MASTER_KEY that nodes have.
+Manages API keys, which callers send, and master keys, which encrypt every secret in the database.
+`create`, `rotate-master` and `forget-master` work on the database itself: they need no node, but
+the HOOKLINE_DATABASE_URL and HOOKLINE_MASTER_KEY of the nodes.
 """
 _CREATE_KEY = """\
-Makes an API key, in the database itself: so the first one can be made. Prints its token, this
+Creates an API key in the database itself, so that the first one needs none. Prints its token, only
 once; callers send it as `authorization: Bearer hk_...`. Without HOOKLINE_DATABASE_URL the database
-is that of a `hookline dev` that runs in the data directory.
+is that of the `hookline dev` that runs in the data directory.
 """
-_LIST_KEYS = "Lists API keys, newest first: what they may, for whom, until when, and whether used."
-_REVOKE_KEY = "Ends an API key, for good, within 5 seconds on every node."
+_LIST_KEYS = "Lists API keys, newest first: scopes, tenant, state, expiry, last use."
+_REVOKE_KEY = "Revokes an API key permanently, within 5 seconds on every node."
 _CALLER = """\
-The caller is known by HOOKLINE_API_KEY, by HOOKLINE_TOKEN (of an issuer), or by --cert.
+Authentication: HOOKLINE_API_KEY, HOOKLINE_TOKEN (of an issuer), or --cert.
 """
 _ROTATE_MASTER = """\
-Seals anew, with the first key of HOOKLINE_MASTER_KEY, what its other keys have sealed. Nodes that
-have all of these keys serve on meanwhile. Safe to repeat, and to cut off. Tells at the end which
-keys are still in use: one that is not may go.
+Encrypts again, with the first key of HOOKLINE_MASTER_KEY, what its other keys have encrypted. Nodes
+that have all of these keys keep serving. It is safe to repeat, and to interrupt. Prints at the end
+which keys are still in use: one that is not can be removed.
 """
 _FORGET_MASTER = """\
-Lets nodes start without a master key that is lost for good. What it sealed stays in the database,
-and opens again if the key is found. Until then each subscription whose secret it sealed is held:
+Lets nodes start without a lost master key. What it encrypted stays in the database, and can be read
+again if the key is found. Until then each subscription whose secret it encrypted is held:
 RotateSigningSecret gives it a new one, UpdateSubscription new secret headers and certificates.
 """
 _AUDIT = """\
-Looks after the audit log, on HOOKLINE_DATABASE_URL itself, or on the database of the `hookline dev`
-that runs in the data directory.
+Verifies or exports the audit log, in HOOKLINE_DATABASE_URL itself, or in the database of the
+`hookline dev` that runs in the data directory.
 """
 _VERIFY = """\
-Walks the audit log from its first entry to its last, and checks that each follows from the one
-before. Says OK, how many there are, and the head of the chain; or which entry was changed or is
-missing, and exits 1. Note the head and keep it elsewhere: with `--head` the next run also tells
-whether the log was rewritten as a whole, or cut off at its end. With the master key, or `--key`,
-it also checks the heads that nodes have signed: what was signed and is no more, or is otherwise, is
-told, and what no node has signed in time.
+Verifies the hash chain of the audit log from its first entry to its last. Prints OK, the number of
+entries and the head of the chain; or which entry was changed or is missing, and exits 1. Note the
+head and keep it elsewhere: with `--head` the next run also detects a log that was rewritten as a
+whole, or truncated. With the master key, or `--key`, it also verifies the checkpoints that nodes
+have signed: it reports a signed entry that was changed or removed, and an entry that no node has
+signed in time.
 """
 _EXPORT = """\
-Writes the audit log to standard output as JSON Lines, oldest entry first, each with all that its
-hash is over, and then the newest head that a node has signed: `{"checkpoint": NOTE}`. Keep it where
-those who keep the database cannot change it.
+Writes the audit log to standard output as JSON Lines, oldest entry first, each with all fields that
+its hash covers, and then the newest signed checkpoint: `{"checkpoint": NOTE}`. Store it where the
+administrators of the database cannot change it.
 """
 _DEMO = """\
 Starts a service and two small receivers, publishes, and shows each webhook as it arrives, each
-retry and each final state. Needs nothing, leaves nothing behind, ends by itself; exits 1 if
-anything that should have happened did not.
+retry and each final state. Needs no setup, removes its data and ends by itself; exits 1 if an
+expectation is not met.
 """
-_STATUS = "Tells at a glance what runs, how much waits, and where it is stuck."
+_STATUS = "Shows the nodes, the backlog, and the lanes with most deliveries queued."
 _HEALTH = """\
-Asks whether the service serves, as a load balancer does, and needs no key: prints what it answers,
-and exits 0 for SERVING alone.
+Asks gRPC's health service, as a load balancer does; needs no key. Prints the answer, and exits 0
+only for SERVING.
 """
 _EVENT = """\
-Tells of one event: where each of its deliveries is, why, and what happens next.
+Shows one event: the state of each of its deliveries, its attempts, and what happens next.
 """
 _LISTEN = """\
-Runs a small receiver that prints every webhook it gets and answers 200, or what `--answer` says.
-With `--secret` it verifies signatures, and answers 401 where none fits.
+Runs a small receiver that prints every webhook it gets and answers 200, or the statuses of
+`--answer`. With `--secret` it verifies signatures, and answers 401 if none is valid.
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The whole command line. Each command's namespace has `run`."""
+    """Return the parser of all commands. `run` of the parsed namespace runs the command."""
     parser = argparse.ArgumentParser(
         prog="hookline",
         description="Hookline, a webhook engine: events in over gRPC, signed webhooks out.",
-        epilog="`hookline COMMAND --help` tells more. To begin: `hookline demo`, `hookline dev`.",
+        epilog="`hookline COMMAND --help` shows its options. Start with `hookline demo`.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hookline {VERSION}")
@@ -113,22 +113,24 @@ def make_parser() -> argparse.ArgumentParser:
     dev.add_argument("--data-dir", metavar="DIR", help="HOOKLINE_DATA_DIR; by default ./.hookline")
     _add_node_arguments(add("serve", _SERVE, "run it for production"))
     migrate = add("migrate", _MIGRATE, "bring the database's schema up to date")
-    migrate.add_argument("--post", action="store_true", help="also what the last version needed")
-    _add_keys_arguments(add("keys", _KEYS, "give and take API keys, rotate the master key"))
-    _add_audit_arguments(add("audit", _AUDIT, "verify the audit log"))
+    migrate.add_argument(
+        "--post", action="store_true", help="also remove what only the previous version needed"
+    )
+    _add_keys_arguments(add("keys", _KEYS, "create and revoke API keys, rotate the master key"))
+    _add_audit_arguments(add("audit", _AUDIT, "verify and export the audit log"))
     demo = add("demo", _DEMO, "see it work, in a few seconds")
-    # A flag and not a variable: HOOKLINE_* are the service's, and it refuses what it does not know.
+    # A flag and not a variable: the service refuses unknown HOOKLINE_* variables.
     demo.add_argument(
         "--break-receiver",
         action="store_true",
-        help="let one receiver never recover, and see the demo fail",
+        help="let one receiver fail every time, so that the demo fails",
     )
-    _add_server(add("status", _STATUS, "what runs, how much waits, where it is stuck"))
+    _add_server(add("status", _STATUS, "nodes, backlog, busiest lanes"))
     _add_server(add("health", _HEALTH, "whether it serves; for a container's health check"))
-    event = add("event", _EVENT, "where an event is, why, and what happens next")
+    event = add("event", _EVENT, "the deliveries and attempts of an event, and what happens next")
     event.add_argument("name", metavar="EVENT", help="evt_…, or tenants/ID/events/evt_…")
     _add_server(event)
-    _add_listen_arguments(add("listen", _LISTEN, "a receiver that prints what it gets"))
+    _add_listen_arguments(add("listen", _LISTEN, "run a receiver that prints webhooks"))
     return parser
 
 
@@ -150,9 +152,7 @@ def _add_parser(
 def _add_actions(
     command: argparse.ArgumentParser,
 ) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-    return command.add_subparsers(
-        title="what to do", metavar="ACTION", dest="action", required=True
-    )
+    return command.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
 
 
 def _runner(command: str) -> Callable[[argparse.Namespace], int]:
@@ -167,7 +167,7 @@ def _add_node_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--listen",
         metavar="HOST:PORT",
-        help=f"HOOKLINE_LISTEN; by default {DEFAULT_SERVER}; port 0 takes any that is free",
+        help=f"HOOKLINE_LISTEN; by default {DEFAULT_SERVER}; port 0: any free one",
     )
     command.add_argument("--stop-with-input", action="store_true", help=argparse.SUPPRESS)
     command.add_argument("--worker", metavar="PLACE", default="", help=argparse.SUPPRESS)
@@ -184,18 +184,18 @@ def _add_server(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--plaintext",
         action="store_true",
-        help="speak plaintext to another machine, which others may read, the API key too",
+        help="use plaintext to another machine: the network can read everything, the API key too",
     )
     for flag, metavar, variable, text in (
         (
             "--ca",
             "FILE",
             "HOOKLINE_SERVER_CA",
-            "PEM: who may have signed the service's certificate",
+            "PEM: the authority of the service's certificate",
         ),
         ("--cert", "FILE", "HOOKLINE_CLIENT_CERT", "PEM: a certificate to show the service"),
         ("--key", "FILE", "HOOKLINE_CLIENT_KEY", "PEM: its private key"),
-        ("--server-name", "NAME", "HOOKLINE_SERVER_NAME", "what the service's certificate is for"),
+        ("--server-name", "NAME", "HOOKLINE_SERVER_NAME", "the name in the service's certificate"),
     ):
         command.add_argument(
             flag,
@@ -213,31 +213,35 @@ def _add_keys_arguments(command: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         choices=("publish", "consume", "manage", "operate", "admin"),
-        help="what it may do; may be given several times; admin may do everything",
+        help="what it may do; may be repeated; admin includes all others",
     )
-    create.add_argument("--tenant", metavar="ID", help="bind it to one tenant; else it is of all")
-    create.add_argument("--name", default="", metavar="TEXT", help="what people call it")
-    create.add_argument("--expires-in", metavar="90d", help="days or hours; else it never ends")
+    create.add_argument("--tenant", metavar="ID", help="restrict it to one tenant; by default all")
+    create.add_argument("--name", default="", metavar="TEXT", help="a display name")
+    create.add_argument(
+        "--expires-in", metavar="90d", help="days or hours; by default it does not expire"
+    )
     create.add_argument("--data-dir", metavar="DIR", help="HOOKLINE_DATA_DIR; of `hookline dev`")
     _add_server(add("list", _LIST_KEYS, "list API keys"))
-    revoke = add("revoke", _REVOKE_KEY, "end an API key")
+    revoke = add("revoke", _REVOKE_KEY, "revoke an API key")
     revoke.add_argument("key_id", metavar="KEY", help="apiKeys/ID, the ID alone, or the token")
     _add_server(revoke)
-    add("rotate-master", _ROTATE_MASTER, "seal everything anew, with the first master key")
+    add("rotate-master", _ROTATE_MASTER, "encrypt everything again with the first master key")
     forget = add("forget-master", _FORGET_MASTER, "start without a master key that is lost")
     forget.add_argument("key_id", metavar="KEY_ID", help="as the error names it")
 
 
 def _add_audit_arguments(command: argparse.ArgumentParser) -> None:
     actions = _add_actions(command)
-    verify = _add_parser(actions, "verify", _VERIFY, "check that nothing was changed or removed")
+    verify = _add_parser(actions, "verify", _VERIFY, "verify that no entry was changed or removed")
     verify.add_argument(
-        "--head", metavar="SEQUENCE:HASH", type=_chain_head, help="as an earlier run told it"
+        "--head", metavar="SEQUENCE:HASH", type=_chain_head, help="as an earlier run printed it"
     )
     verify.add_argument(
-        "--key", type=_verifier_key, help="whose signatures count, as an earlier run told it"
+        "--key", type=_verifier_key, help="the verifier key, as an earlier run printed it"
     )
-    export = _add_parser(actions, "export", _EXPORT, "write it out, with its newest signed head")
+    export = _add_parser(
+        actions, "export", _EXPORT, "write it to standard output, with its newest checkpoint"
+    )
     export.add_argument(
         "--behind",
         metavar="SEQUENCE",
@@ -257,20 +261,20 @@ def _verifier_key(text: str) -> object:
     try:
         return CheckpointVerifier.parse(text)
     except ValueError as error:
-        message = f"{text!r} is no key as `verify` tells it: {error}"
+        message = f"{text!r} is not a key as `verify` prints it: {error}"
         raise argparse.ArgumentTypeError(message) from None
 
 
 def _sequence(text: str) -> int:
     if re.fullmatch(r"[0-9]{1,18}", text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no sequence")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a sequence number")
     return int(text)
 
 
 def _chain_head(text: str) -> ChainHead:
     match = re.fullmatch(r"([1-9][0-9]{0,18}):([0-9a-f]{64})", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no SEQUENCE:HASH, as `verify` tells it")
+        raise argparse.ArgumentTypeError(f"{text!r} is not SEQUENCE:HASH, as `verify` prints it")
     return ChainHead(int(match[1]), bytes.fromhex(match[2]))
 
 
@@ -288,17 +292,17 @@ def _add_listen_arguments(command: argparse.ArgumentParser) -> None:
         type=_status,
         action="append",
         metavar="STATUS",
-        help="what to answer; given several times, in turn, the last one from then on",
+        help="the status to answer with; several are used in turn, the last one is repeated",
     )
 
 
 def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) < 1 << 16:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no port")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
 
 
 def _status(text: str) -> int:
     if text.isascii() and text.isdigit() and 200 <= int(text) <= 599:  # noqa: PLR2004 - final ones
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no status from 200 to 599")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a status from 200 to 599")

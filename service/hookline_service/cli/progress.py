@@ -1,4 +1,4 @@
-"""How far a long command is, told once a second."""
+"""The progress of a long command, printed once a second."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _PAUSE_S: Final = 1.0
 
 
 class Progress:
-    """Tells of one command; a quick one has nothing to tell."""
+    """The progress of one command; one that takes less than a second prints none."""
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._clock_s = clock_s
-        self._told_s = clock_s()
+        self._shown_s = clock_s()
 
-    def tell(self, done: int, whole: int) -> None:
-        """So much is done, of so much."""
-        if self._clock_s() >= self._told_s + _PAUSE_S:
-            self._told_s = self._clock_s()
+    def show(self, done: int, whole: int) -> None:
+        """Print how much is done, of how much, at most once a second."""
+        if self._clock_s() >= self._shown_s + _PAUSE_S:
+            self._shown_s = self._clock_s()
             print(f"  {done:,} of {whole:,}", flush=True)

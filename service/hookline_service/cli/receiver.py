@@ -1,8 +1,7 @@
-"""A small receiver of webhooks: what a customer's endpoint does, in as few lines as it takes.
+"""A small receiver of webhooks, for `hookline demo` and `hookline listen`.
 
-Reads HTTP/1.1 requests with a body of known length, verifies their signature with
-`hookline.webhook`, answers what it was told to, and hands each to whoever watches. For the demo and
-for `hookline listen`; no web server for anything else.
+Reads HTTP/1.1 requests with a content-length, verifies their signature with `hookline.webhook`,
+passes each to a callback and answers it with a given status. Not a general web server.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ class Arrival:
     headers: dict[str, str]
     body: bytes
     webhook: Webhook | None
-    """What was verified; None where nothing was, for want of a secret or because of `fault`."""
+    """The verified webhook; None: there is no secret, or verification failed (`fault`)."""
     fault: str
-    """Why the signature did not verify; empty where it did, or where there is no secret."""
+    """Why the signature did not verify; empty: it did, or there is no secret."""
     status: int
     """The answer."""
 
     @property
     def webhook_id(self) -> str:
-        """The event's id, as the sender says; empty where it says none."""
+        """The header webhook-id; empty: it is missing."""
         return self.headers.get("webhook-id", "")
 
     @property
     def event_type(self) -> str:
-        """The `type` of a STANDARD payload; empty where the body is something else."""
+        """The `type` of a STANDARD payload; empty: the body is something else."""
         try:
             payload = json.loads(self.body)
         except ValueError:
@@ -64,10 +63,10 @@ class Receiver:
         answers: Sequence[int] = (200,),
         port: int = 0,
     ) -> None:
-        """Answers with `answers` in turn, and with the last of them from then on."""
+        """`answers`: the statuses to answer with, in turn; the last one is repeated."""
         self.name = name
         self.verifier: Verifier | None = None
-        """Known once there is a subscription. None: nothing is verified."""
+        """Set once there is a subscription. None: no signature is verified."""
         self._on_arrival = on_arrival
         self._answers = list(answers)
         self._port = port
@@ -98,18 +97,18 @@ class Receiver:
                 phrase = http.client.responses.get(arrival.status, "")
                 body = f"{phrase}\n".encode()
                 head = f"HTTP/1.1 {arrival.status} {phrase}\r\ncontent-length: {len(body)}\r\n\r\n"
-                # Told before it is answered: whoever learns of the answer has heard of it.
+                # Before the answer: the demo reads an attempt back only after its arrival.
                 self._on_arrival(arrival)
                 writer.write(head.encode() + body)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
-            pass  # the sender went away, or speaks something else
+            pass  # the sender disconnected, or does not speak HTTP
         finally:
             self._open.discard(writer)
             writer.close()
 
     async def _receive(self, reader: asyncio.StreamReader) -> Arrival | None:
-        """The next request of a connection; None once the sender has closed it."""
+        """Read the next request; None: the sender closed the connection."""
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         except asyncio.IncompleteReadError:

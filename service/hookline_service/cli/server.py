@@ -1,8 +1,7 @@
-"""The way to a running service: a client, and its errors as sentences.
+"""Calls to a running service: a client, and its errors as sentences.
 
 `HOOKLINE_API_KEY` and `HOOKLINE_TOKEN` (an issuer's), or the files or commands that hold them, are
-read here and nowhere else; they are no arguments, since arguments are seen by every user of a
-machine.
+read only here; they are not arguments, which every user of the machine can read.
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ from hookline_service.config.secret_sources import SecretSourceError, source_of,
 _UNREACHED = (
     (
         "CERTIFICATE_VERIFY_FAILED",
-        "shows a certificate that nobody trusted here has signed: name its authority by --ca FILE",
+        "shows a certificate of an authority that is not trusted here: name it by --ca FILE",
     ),
     (
         "Hostname Verification",
-        "shows a certificate for another name: say by --server-name NAME for which",
+        "shows a certificate for another name: give that name by --server-name NAME",
     ),
     ("WRONG_VERSION_NUMBER", "does not speak TLS: leave --ca, --cert and --server-name out"),
     (
         "Socket closed",
-        "hangs up: it may serve TLS (--ca FILE), or ask for a certificate (--cert, --key FILE)",
+        "closes the connection: it may serve TLS (--ca), or require a certificate (--cert, --key)",
     ),
-    ("Failed parsing HTTP/2", "answers, and not in gRPC: is it another service's port?"),
+    ("Failed parsing HTTP/2", "does not answer in gRPC: is it another service's port?"),
 )
-"""What gRPC says of a connection, and what that means."""
+"""Parts of gRPC's messages about a failed connection, and what each means."""
 _CREDENTIALS = ("HOOKLINE_API_KEY", "HOOKLINE_TOKEN")
 _SILENT = "its process hangs (so does `hookline health`), or it waits for Postgres, which does"
 
 
 def ask(asked: argparse.Namespace, questions: Callable[[HooklineClient], Awaitable[int]]) -> int:
-    """Connect as the command line says and run a command's calls; the exit code."""
+    """Connect as the command line says, run a command's calls, and return the exit code."""
     return asyncio.run(_ask(asked, questions))
 
 
@@ -81,10 +80,10 @@ async def _ask(
             raise CommandError(f"{target} answered {error}", code=1) from error
 
 
-def _unreached(target: str, said: str) -> str:
-    """What to do where gRPC could not connect, by what it said of that."""
+def _unreached(target: str, message: str) -> str:
+    """Return what to do about a failed connection, from the message of gRPC."""
     for part, sentence in _UNREACHED:
-        if part in said:
+        if part in message:
             return f"{target} {sentence}"
     return (
         f"nothing answers at {target}: start `hookline dev`, or name the service with"
@@ -93,7 +92,7 @@ def _unreached(target: str, said: str) -> str:
 
 
 def _token() -> str | None:
-    """What to show the service; None: nothing."""
+    """Return the credential to send; None: none is set."""
     given = [name for name in _CREDENTIALS if variables_given(os.environ, name)]
     if len(given) > 1:
         raise CommandError("HOOKLINE_API_KEY and HOOKLINE_TOKEN are both set: unset one of them")
@@ -107,7 +106,7 @@ def _token() -> str | None:
 
 
 def _tls(asked: argparse.Namespace) -> Tls | None:
-    """What was said of TLS; None: nothing, and the client decides."""
+    """Return the TLS options; None: none is given, and the client decides."""
     if not (asked.ca or asked.cert or asked.key or asked.server_name):
         return None
     return Tls(

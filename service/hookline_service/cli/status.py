@@ -1,4 +1,4 @@
-"""`hookline status`: what runs, how much waits, where it is stuck."""
+"""`hookline status`: the nodes, the backlog, the lanes with most deliveries queued."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from hookline_service.cli.server import ask
 from hookline_service.cli.wording import plain, time_of, until
 
 DEAD_LETTERS_COUNTED = 10_000
-"""As many are counted; the contract says so."""
+"""The server counts no further; the contract says so."""
 
 
 def run(asked: argparse.Namespace) -> int:
-    """Ask once, and print."""
+    """Read the status once, and print it."""
 
     async def questions(client: HooklineClient) -> int:
         status = await client.operations.GetStatus(GetStatusRequest())
@@ -50,7 +50,7 @@ def _lines(status: GetStatusResponse, server: str) -> Iterator[str]:
     for source in status.sources:
         yield f"follows  {_source(source)}"
         if source.problem:
-            yield f"  but what is there now does not count: {plain(source.problem)}"
+            yield f"  but the current content is not in use: {plain(source.problem)}"
 
 
 def _pending(status: GetStatusResponse) -> str:

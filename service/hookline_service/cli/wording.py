@@ -1,6 +1,6 @@
-"""How times, states and attempts are told to a person: short, plain ASCII, in this machine's zone.
+"""Times, states and attempts as short ASCII text, in this machine's time zone.
 
-Knows the contract's messages, no connection.
+Depends on the contract's messages, and on no connection.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _NO_FRACTION = 100
 
 
 def last_part(name: str) -> str:
-    """The id in a resource's name: `evt_1` of `tenants/acme/events/evt_1`."""
+    """Return the id in a resource's name: `evt_1` of `tenants/acme/events/evt_1`."""
     return name.rpartition("/")[2]
 
 
 def plain(text: str) -> str:
-    """What others wrote, on one line, without a word to the terminal that shows it."""
+    """Escape what a terminal would interpret, so that foreign text stays on one line."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
         for letter in text
@@ -30,7 +30,7 @@ def plain(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as `350 ms`, `4.2 s`, `3 min`, `2.5 h`, `12 d`; of no sign."""
+    """Format the absolute value, such as `350 ms`, `4.2 s`, `3 min`, `2.5 h`, `12 d`."""
     seconds = abs(seconds)
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 
 
 def time_of(moment: Timestamp) -> str:
-    """Such as `14:03:05.120`; with the date where it is not today's."""
+    """Format as `14:03:05.120`, with the date if it is not today's."""
     local = moment.ToDatetime(UTC).astimezone()
     today = datetime.now(UTC).astimezone().date()
     form = "%H:%M:%S" if local.date() == today else "%Y-%m-%d %H:%M:%S"
@@ -50,13 +50,13 @@ def time_of(moment: Timestamp) -> str:
 
 
 def until(moment: Timestamp) -> str:
-    """Such as `in 4.2 s`, or `3 min ago`."""
+    """Format as `in 4.2 s`, or `3 min ago`."""
     left_s = _left_s(moment)
     return f"in {duration(left_s)}" if left_s >= 0 else f"{duration(left_s)} ago"
 
 
 def has_passed(moment: Timestamp) -> bool:
-    """Whether it is over, by this machine's clock."""
+    """Whether a time is in the past, by this machine's clock."""
     return _left_s(moment) < 0
 
 
@@ -65,18 +65,18 @@ def _left_s(moment: Timestamp) -> float:
 
 
 def state_of(delivery: Delivery) -> str:
-    """Such as `SUCCEEDED after 3 attempts`."""
+    """Format as `SUCCEEDED after 3 attempts`."""
     state = DeliveryState.Name(delivery.state).removeprefix("DELIVERY_STATE_")
     count = delivery.attempt_count
     return f"{state} after {count} {'attempt' if count == 1 else 'attempts'}"
 
 
 def wording_of_attempt(attempt: Attempt) -> str:
-    """Such as `accepted with 200`, `HTTP error 500`, `timeout: no answer within 15 s`."""
+    """Format as `accepted with 200`, `HTTP error 500`, `timeout: no answer within 15 s`."""
     if attempt.outcome == AttemptOutcome.ATTEMPT_OUTCOME_HTTP_ERROR:
         return f"HTTP error {attempt.http_status}"
     outcome = AttemptOutcome.Name(attempt.outcome).removeprefix("ATTEMPT_OUTCOME_")
-    said = outcome.lower().replace("_", " ")
+    text = outcome.lower().replace("_", " ")
     if attempt.http_status:
-        return f"{said} with {attempt.http_status}"
-    return f"{said}: {attempt.error}" if attempt.error else said
+        return f"{text} with {attempt.http_status}"
+    return f"{text}: {attempt.error}" if attempt.error else text

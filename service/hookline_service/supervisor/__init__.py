@@ -1,12 +1,11 @@
-"""The processes around nodes: their event loops, their signals, their end.
+"""The processes around nodes: event loops, signals, limits, restarts.
 
-`node` runs one node in this process; `workers` runs several processes behind one `port`, each of
-them a node (`worker` is their side of it), and starts anew what dies; `hardening` forbids
-core dumps. Must not know what a node is made of.
+`node` runs one node in this process, and forbids core dumps. `workers` runs several processes
+behind one `port`, each of them a node, and restarts those that end: `worker_process` is the
+supervisor's side of one, `worker` the process's own side. Independent of the parts of a node.
 """
 
-from hookline_service.supervisor.hardening import forbid_core_dumps
-from hookline_service.supervisor.node import run_node
+from hookline_service.supervisor.node import forbid_core_dumps, run_node
 from hookline_service.supervisor.worker import run_worker
 from hookline_service.supervisor.workers import run_workers
 

@@ -1,9 +1,9 @@
-"""The one port of several processes, held for them while they come and go.
+"""The port that several processes share, reserved while they are started and restarted.
 
-The kernel deals connections out to all sockets that listen on a port with SO_REUSEPORT. With it a
-stranger of the same user would share the port unnoticed, too. So it is bound here first without,
-which fails where anybody has it, and made to be shared only then; bound and not listening, it gets
-no connection, and keeps the port while a process is started anew.
+The kernel distributes connections to all sockets that listen on a port with SO_REUSEPORT. With that
+option an unrelated process of the same user could share the port unnoticed. So the port is first
+bound without it, which fails if the port is in use, and shared only then. The reserving socket does
+not listen: it gets no connection, and keeps the port while a process restarts.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from hookline_service.config import ListenAddress
 
 @contextmanager
 def reserved(listen: ListenAddress) -> Iterator[ListenAddress]:
-    """Hold a port while inside; the address with its number, where any was asked for.
+    """Reserve a port for the time of the context; yield the address with the port's number.
 
-    Raises `StartError` where it is taken, or no address of this machine.
+    Raises `StartError` if the port is in use, or the address is not one of this machine.
     """
     with ExitStack() as stack:
         try:
@@ -39,7 +39,7 @@ def reserved(listen: ListenAddress) -> Iterator[ListenAddress]:
 
 
 def _addresses_of(listen: ListenAddress) -> list[tuple[socket.AddressFamily, str]]:
-    """All addresses of a name: gRPC listens on each, as far as this machine has it."""
+    """Return all addresses of a host: gRPC listens on each that this machine has."""
     found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
     addresses: list[tuple[socket.AddressFamily, str]] = [
         (family, str(address[0])) for family, _, _, _, address in found
@@ -62,18 +62,18 @@ def _bind(family: socket.AddressFamily, address: tuple[str, int]) -> socket.sock
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        # Perhaps connections of an earlier process still linger there; a listener does not pass.
-        held = _bound(family, address, may_linger=True)
+        # Connections of an earlier process may be in TIME_WAIT; a listener still fails here.
+        held = _bound(family, address, reuse_address=True)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return held
 
 
 def _bound(
-    family: socket.AddressFamily, address: tuple[str, int], *, may_linger: bool = False
+    family: socket.AddressFamily, address: tuple[str, int], *, reuse_address: bool = False
 ) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(may_linger))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuse_address))
         bound.bind(address)
     except OSError:
         bound.close()

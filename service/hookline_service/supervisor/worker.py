@@ -1,12 +1,11 @@
-"""One of several processes behind one port: a node, and what it tells its supervisor.
+"""One of several processes behind one port: a node, and the lines it writes to its supervisor.
 
-It says so in lines on its standard output, and ends when its standard input does, so that it
-outlives no supervisor, however that ends. What comes there before is a question whether its event
-loop turns, and that loop answers:
+It ends when its standard input ends, so that it does not outlive the supervisor. Each input before
+that is a liveness probe. It writes lines to its standard output:
 
-    alive               it does
-    ready               it serves
-    failed "SENTENCE"   it cannot start; then it ends
+    alive               the event loop's answer to a probe
+    ready               the node serves
+    failed "SENTENCE"   the node cannot start; the process ends then
 """
 
 from __future__ import annotations
@@ -28,29 +27,29 @@ CANNOT_START = 2
 
 
 def run_worker(settings: Settings, place: str) -> int:
-    """Run a node at the supervisor's `place` (`…/NUMBER`) to its end; the exit code."""
+    """Run a node until it stops, and return the exit code; `place` is `NAME/NUMBER`."""
     mark_lines(worker=int(place.rpartition("/")[2]))
 
     def announce(_address: ListenAddress) -> None:
-        _say(READY)
+        _write(READY)
 
     def answer() -> None:
-        _say(ALIVE)
+        _write(ALIVE)
 
     try:
         run_node(settings, announce, stop_with_input=True, answer=answer, place=place)
     except StartError as error:
-        _say(FAILED + json.dumps(str(error)))
+        _write(FAILED + json.dumps(str(error)))
         return CANNOT_START
     return 0
 
 
-def _say(line: str) -> None:
-    with suppress(OSError):  # nobody is there any more; the end of the input tells the rest
-        # Past the buffer, which would keep what nobody read, and fail with it at the very end.
+def _write(line: str) -> None:
+    with suppress(OSError):  # the supervisor has ended: the end of the input stops this process
+        # Unbuffered: a buffer would keep an unread line, and fail to flush it at exit.
         os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
 def sentence_of(line: str) -> str:
-    """What a worker said that cannot start."""
+    """Return the reason in a `failed` line."""
     return str(json.loads(line.removeprefix(FAILED)))

@@ -1,13 +1,14 @@
-"""A place behind the port, and the process that runs there: started, heard, asked, ended.
+"""The supervisor's side of one worker process: start, liveness probes, signals, end.
 
-Theory of operation. The supervisor holds both ends of a process's standard streams. What a process
-says there is in `worker.py`; what it is asked is one byte, four times in the silence that it is
-allowed, and its event loop answers. Four questions in a row without a word in between, and it is
-killed: it cannot be told to end, and as long as it lives the kernel deals connections out to it.
+Theory of operation. The supervisor holds both ends of a process's standard streams. `worker` has
+the lines that a process writes. A liveness probe is one byte, which the process's event loop
+answers; the supervisor sends four within `silence_s`. A process that leaves four probes in a row
+unanswered is killed: it cannot shut down gracefully, and the kernel still distributes connections
+to it.
 
-Questions are counted, not seconds. While the machine is suspended, or this process is stopped,
-nothing is asked, and so nobody owes an answer. Who has not said a word yet is not judged: before
-its event loop runs it holds no port. Must not know when a process is started, nor why.
+Probes are counted, not seconds: while the machine is suspended, or the supervisor is stopped, no
+probe is sent and none can be missed. A process that has not written a line yet is not probed:
+before its event loop runs it does not listen. `workers` decides when a process is started.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from hookline_service.supervisor.worker import FAILED, READY, sentence_of
 
 _log = structlog.get_logger(__name__)
 
-_QUESTIONS = 4
-_QUESTION = b"?"
+_PROBES = 4
+_PROBE = b"?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +37,15 @@ class End:
     """How a process ended."""
 
     code: int
-    """Its exit code; less than 0: the signal that ended it."""
+    """Its exit code; below 0: minus the number of the signal that ended it."""
     sentence: str
-    """Why it could not start, if it said so."""
+    """Why it could not start; empty: it reported no reason."""
     served_s: float
-    """How long it had served; 0: it never did."""
+    """How long it served, in seconds; 0: it never did."""
 
 
 class WorkerProcess:
-    """A place, and the process that runs there."""
+    """A place behind the port, and the process that runs there; restarted by calling `run`."""
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class WorkerProcess:
         silence_s: int,
         is_stopping: asyncio.Event,
     ) -> None:
-        """`silence_s`: what a process may keep silent for; 0: for ever."""
+        """`silence_s`: a process that answers no probe for so long is killed; 0: never."""
         self.number = number
         self.is_serving = asyncio.Event()
         self.last_code = 0
@@ -67,75 +68,75 @@ class WorkerProcess:
         self._unanswered: int | None = None
 
     async def run(self) -> End:
-        """Start a process and wait for its end."""
+        """Start a process, and return how it ended."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *_interpreter(),
                 *self._command,
-                stdin=PIPE,  # held open: its end tells the process that nobody is there any more
+                stdin=PIPE,  # held open: the process ends when it is closed
                 stdout=PIPE,
                 env=self._environ,
-                start_new_session=True,  # a terminal's Ctrl-C is passed on, and not heard twice
+                start_new_session=True,  # a terminal's Ctrl-C is passed on, so it arrives once
             )
         except OSError as error:
             return End(code=1, sentence=f"cannot start a process: {error}", served_s=0.0)
         self._process = process
-        if self._is_stopping.is_set():  # it was being started when all were told to stop
+        if self._is_stopping.is_set():  # the signal to all came while this one was started
             self.signal(signal.SIGTERM)
-        asking = asyncio.create_task(self._ask(process))
-        sentence, served_s = await self._hear(process)
+        probing = asyncio.create_task(self._probe(process))
+        sentence, served_s = await self._read_lines(process)
         self.is_serving.clear()
         code = await process.wait()
-        asking.cancel()
+        probing.cancel()
         self._process = None
-        was_early = not served_s and code == -signal.SIGTERM  # it had not even begun to listen
+        was_early = not served_s and code == -signal.SIGTERM  # before it handled signals
         self.last_code = 0 if was_early else code
         return End(code=code, sentence=sentence, served_s=served_s)
 
-    async def _hear(self, process: Process) -> tuple[str, float]:
-        """What a process says until its end: why it cannot start, or how long it served."""
+    async def _read_lines(self, process: Process) -> tuple[str, float]:
+        """Read until the process ends; return why it could not start, and how long it served."""
         sentence, since_s = "", None
         loop = asyncio.get_running_loop()
         self._unanswered = None
         while process.stdout is not None and (line := await process.stdout.readline()):
             self._unanswered = 0
-            said = line.decode("utf-8", "replace").strip()
-            if said == READY:
+            text = line.decode("utf-8", "replace").strip()
+            if text == READY:
                 self.is_serving.set()
                 since_s = loop.time()
-            elif said.startswith(FAILED):
-                sentence = sentence_of(said)
+            elif text.startswith(FAILED):
+                sentence = sentence_of(text)
         return sentence, 0.0 if since_s is None else loop.time() - since_s
 
-    async def _ask(self, process: Process) -> None:
-        """Ask a process whether its event loop turns, and kill it once it does not."""
+    async def _probe(self, process: Process) -> None:
+        """Probe the event loop of a process, and kill a process that does not answer."""
         while self._silence_s:
-            await asyncio.sleep(self._silence_s / _QUESTIONS)
-            if self._is_stopping.is_set():  # how long that may take is its grace's to say
+            await asyncio.sleep(self._silence_s / _PROBES)
+            if self._is_stopping.is_set():  # HOOKLINE_STOP_GRACE_S bounds a shutdown
                 return
-            if self._unanswered == _QUESTIONS:
+            if self._unanswered == _PROBES:
                 _log.error("worker_hung", worker=self.number, silent_s=self._silence_s)
                 self.signal(signal.SIGKILL)
                 return
             if self._unanswered is not None:
                 self._unanswered += 1
             if process.stdin is not None and not process.stdin.is_closing():
-                process.stdin.write(_QUESTION)
+                process.stdin.write(_PROBE)
 
     @property
     def pid(self) -> int | None:
-        """Of its process; None where none runs."""
+        """The process's id; None: no process runs."""
         return None if self._process is None else self._process.pid
 
     def signal(self, number: signal.Signals) -> None:
-        """Pass a signal on, if there is anybody to hear it."""
+        """Send a signal to the process, if one runs."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
 
 def _interpreter() -> Sequence[str]:
-    """How this process was started, up to the command: the same code, from the same path."""
+    """Return the interpreter's arguments: a worker runs the same code as this process."""
     was_module = os.path.basename(sys.argv[0]) == "__main__.py"  # noqa: PTH119 - a name, not a file
     is_safe = sys.flags.safe_path or not was_module
     return (sys.executable, *(["-P"] if is_safe else []), "-m", "hookline_service")

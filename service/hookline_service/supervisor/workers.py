@@ -1,16 +1,15 @@
-"""Several processes behind one port, each a node of its own; what dies is started anew.
+"""Several worker processes behind one port, each a node; one that ends is restarted.
 
-Theory of operation. The supervisor has the port, the signals and the processes, and nothing of a
-node: neither a connection to the database nor a gRPC object. Each process is started, never forked,
-at a place that keeps its name; who starts there again is told so, and need not wait for the lease
-of the one that the supervisor has seen end (`ownership.py`).
+Theory of operation. The supervisor has the port, the signals and the processes, and no part of a
+node: neither a database connection nor a gRPC object. Each process is started, never forked, at a
+place with a fixed name. A process that restarts at a place gets its name, and so takes over the
+buckets of its predecessor without waiting for that one's lease to end (`ownership.py`).
 
-    start      all at once; where one cannot start, all are stopped, and its sentence is told once
-    a death    a line in the log, then another start: at once after a clean end, after a pause that
-               doubles to half a minute after any other; where no process serves any more and none
-               can start, that is the end
-    silence    whose event loop no longer turns is killed (`place.py`): a death like any other
-    a signal   is passed on; a second one makes them hurry; the supervisor ends after the last
+    start      all at once; if one cannot start, all are stopped, and its reason is reported once
+    end        logged, then restarted: at once after exit code 0, else after a backoff that doubles
+               up to `PAUSE_MAX_S`; if no process serves and none can start, the supervisor ends
+    hang       a process whose event loop answers no probe is killed (`worker_process.py`)
+    signal     passed on; a second signal ends the grace; the supervisor ends after the last process
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ _log = structlog.get_logger(__name__)
 PAUSE_S = 0.5
 PAUSE_MAX_S = 30.0
 PROVEN_S = 60.0
-"""A process that has served for so long begins with the short pause again."""
+"""A process that has served for so long resets the backoff."""
 KILL_AFTER_S = 10.0
-"""A process that has not ended so long after its grace is killed."""
+"""A process that runs for so long after its grace is killed."""
 
 
 def run_workers(
@@ -49,10 +48,10 @@ def run_workers(
     *,
     stop_with_input: bool = False,
 ) -> int:
-    """Run `settings.workers` processes of `command` until told to stop; the exit code.
+    """Run `settings.workers` processes of `command` until a signal; return the exit code.
 
-    `announce` is called once all serve; `stop_with_input` is as `run_node` has it. 1: one of them
-    did not end cleanly. Raises `StartError`.
+    `announce` is called once all serve; `stop_with_input` is that of `run_node`. The exit code is 1
+    if the last process at any place did not end cleanly. Raises `StartError`.
     """
     raise_descriptor_limit()
     with reserved(settings.listen) as address:
@@ -61,7 +60,7 @@ def run_workers(
 
 
 class Supervisor:
-    """Keeps the processes running."""
+    """The processes of one `hookline serve`, restarted when they end."""
 
     def __init__(self, settings: Settings, command: Sequence[str], address: ListenAddress) -> None:
         self._settings = settings
@@ -71,11 +70,11 @@ class Supervisor:
         self._is_stopping = asyncio.Event()
 
     async def run(self, announce: Callable[[ListenAddress], None], *, stop_with_input: bool) -> int:
-        """Start all, announce, keep them running until a signal comes, stop all; the exit code."""
-        asked = listen_for_signals(self._tell_to_end)
+        """Run all processes until a signal; return the exit code."""
+        asked = listen_for_signals(self._terminate)
         if stop_with_input:
             watch_input(asked.set)
-        # Unguessable, so that no other supervisor's places are taken for these.
+        # Random, so that the places of two supervisors have different names.
         name = secrets.token_hex(8)
         environ = os.environ | {"HOOKLINE_LISTEN": str(self._address)}
         self._workers = [
@@ -106,7 +105,7 @@ class Supervisor:
     async def _serve(
         self, keeping: Sequence[asyncio.Task[None]], stopping: asyncio.Task[Literal[True]]
     ) -> bool:
-        """Wait until all serve; False where a signal or a failure came first."""
+        """Wait until all serve; return False if a signal or a failure came first."""
         serving = asyncio.create_task(self._all_serve())
         await asyncio.wait({serving, stopping, *keeping}, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -119,24 +118,24 @@ class Supervisor:
             await worker.is_serving.wait()
 
     async def _keep(self, worker: WorkerProcess) -> None:
-        """Run a process at this place, again and again. Raises `StartError` if that is in vain."""
+        """Run a process at this place, and restart it. Raises `StartError` if none can start."""
         failures, has_served = 0, False
         while not self._is_stopping.is_set():
             end = await worker.run()
             if self._is_stopping.is_set():
                 return
             has_served = has_served or end.served_s > 0
-            if not has_served or (end.sentence and not self._anybody_serves()):
+            if not has_served or (end.sentence and not self._any_serves()):
                 raise StartError(
                     end.sentence
-                    or f"a worker process {_told(end.code)} before it served; the log says why"
+                    or f"a worker process {_describe_end(end.code)} before it served; see the log"
                 )
             failures = 0 if end.served_s >= PROVEN_S or end.code == 0 else failures + 1
             pause_s = min(PAUSE_S * 2 ** (failures - 1), PAUSE_MAX_S) if failures else 0.0
             _log.warning(
                 "worker_ended",
                 worker=worker.number,
-                end=_told(end.code),
+                end=_describe_end(end.code),
                 reason=end.sentence,
                 served_s=round(end.served_s, 1),
                 starts_again_in_s=pause_s,
@@ -144,18 +143,18 @@ class Supervisor:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_stopping.wait(), pause_s)
 
-    def _anybody_serves(self) -> bool:
+    def _any_serves(self) -> bool:
         return any(worker.is_serving.is_set() for worker in self._workers)
 
-    def _tell_to_end(self) -> None:
+    def _terminate(self) -> None:
         for worker in self._workers:
             worker.signal(signal.SIGTERM)
 
     async def _stop(self, keeping: Sequence[asyncio.Task[None]]) -> Sequence[BaseException | None]:
-        """Stop all, each as long as its grace allows; how each was kept."""
+        """Stop all within the grace, kill the rest, and return the results of `keeping`."""
         self._is_stopping.set()
         ending = asyncio.gather(*keeping, return_exceptions=True)
-        self._tell_to_end()
+        self._terminate()
         patience_s = self._settings.stop_grace_s + KILL_AFTER_S
         done, _ = await asyncio.wait({ending}, timeout=patience_s)
         if not done:
@@ -165,5 +164,5 @@ class Supervisor:
         return await ending
 
 
-def _told(code: int) -> str:
+def _describe_end(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"

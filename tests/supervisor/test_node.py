@@ -1,4 +1,4 @@
-"""What a process gives up at its start: core dumps, and being read by others of its user."""
+"""The limits of a process: no core dump, and no other process of its user reads its memory."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ PRCTL = "ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)"
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of Python in a process that may dump as much core as the machine lets it."""
+    """Run a line of Python in a process whose limits allow core dumps."""
     allow = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))"
     return subprocess.run(
         [sys.executable, "-c", f"import ctypes, os\n{allow}\n{code}"],
@@ -20,11 +20,11 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_no_core_is_dumped_by_any_kernel_and_the_limit_cannot_be_raised_again() -> None:
-    told = run(
-        "from hookline_service.supervisor.hardening import forbid_core_dumps\n"
+def test_core_dumps_are_forbidden_and_the_limit_cannot_be_raised() -> None:
+    done = run(
+        "from hookline_service.supervisor.node import forbid_core_dumps\n"
         f"before = {PRCTL}\n"
         "forbid_core_dumps()\n"
         f"print(before, {PRCTL}, resource.getrlimit(resource.RLIMIT_CORE))"
     )
-    assert told.stdout == "1 0 (0, 0)\n", told.stderr
+    assert done.stdout == "1 0 (0, 0)\n", done.stderr
