@@ -119,9 +119,9 @@ class Telemetry:
         """Copy the counters of spans from the queue to the meters."""
         outbox = self._outbox
         if outbox is not None:
-            for fate in ("sent", "refused", "dropped"):
-                labels = (("hookline.span.fate", fate),)
-                self.meters.spans.set(getattr(outbox, fate), labels)
+            for result in ("sent", "refused", "dropped"):
+                labels = (("hookline.span.result", result),)
+                self.meters.spans.set(getattr(outbox, result), labels)
 
     async def stop(self, timeout_s: float = FLUSH_S) -> None:
         """Export the rest for at most `timeout_s`, then end; ignores errors of the collector."""
