@@ -80,7 +80,7 @@ async def test_whatever_the_schema_a_check_ends_within_its_budget(
 async def test_a_yes_or_no_that_is_quick_stands_where_the_list_of_violations_is_not(
     checker: SchemaChecker,
 ) -> None:
-    """The list took 6 GB. What is told then is that the data is wrong, and that the list is cut."""
+    """The list would take 6 GB: the answer says that the data is invalid, and the list cut."""
     schema = checker.read(RECURSIVE)
     events = [(schema, nested_lists(40)), (schema, b'[["x"]]')]
     assert await checker.check("acme", events) == [Finding((), is_cut=True), None]

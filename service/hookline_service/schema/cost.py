@@ -15,7 +15,7 @@ one). Every value of the data lies at one depth, so checking costs at most
     values * max over d of g(root, d)
 
 whatever the data is: recursion that multiplies makes g grow with d, and is found by that. What is
-spent on each byte (patterns, lengths) and the violations that can be found are bounded alike.
+spent on each byte (patterns, lengths) and the violations that can be found are bounded too.
 
 Only keywords whose cost in the validator is known count. A schema with any other one, with a
 reference that is not a plain JSON pointer, or too large to be looked at, has no bound here: None.
@@ -252,7 +252,7 @@ class _Graph:
         if "patternProperties" in schema:
             by_pattern = schema["patternProperties"]
             groups += [[one] for one in _values_of(by_pattern)]
-            for pattern in by_pattern:  # and once more to tell which are additional
+            for pattern in by_pattern:  # and once more to find the additional ones
                 node.own.add(_Steps(value=2, byte=2 * self._steps_of_pattern(pattern)))
         items = schema.get("items", [])
         positions = [*_list_of(schema.get("prefixItems", []))]

@@ -135,7 +135,7 @@ def main(memory_mib: int) -> None:
 
 
 def _address_space_bytes() -> int:
-    """Return what RLIMIT_AS limits, as it is now; 0 where the system does not tell."""
+    """Return what RLIMIT_AS limits, as it is now; 0 if the system does not report it."""
     try:
         with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - pathlib takes 10 ms to import
             return int(file.read().split()[0]) * resource.getpagesize()

@@ -75,7 +75,7 @@ class EvaluatorProcess:
         caller that gives up does not end its job: the process would have to be killed for that.
         """
         limit = self._limits.max_queued_schema_checks
-        if not self._turns.has_room(tenant_id, limit):
+        if not self._turns.has_capacity(tenant_id, limit):
             raise ResourceExhaustedError(
                 "too many events wait to be checked against their event types' schemas: the setting"
                 f" HOOKLINE_MAX_QUEUED_SCHEMA_CHECKS allows {limit} calls, fewer of one tenant;"
@@ -209,7 +209,7 @@ class _Turns:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """Each tenant's, and the tenant whose turn is next comes first."""
 
-    def has_room(self, tenant_id: str, limit: int) -> bool:
+    def has_capacity(self, tenant_id: str, limit: int) -> bool:
         """Whether one more may wait: a tenant has at most as many places as are left free."""
         free = limit - sum(map(len, self._waiting.values()))
         return len(self._waiting.get(tenant_id, ())) < free

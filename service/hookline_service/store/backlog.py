@@ -1,4 +1,4 @@
-"""How many deliveries each tenant has pending: estimated, for a count of millions takes seconds."""
+"""Estimates of the pending deliveries of each tenant; a count of millions would take seconds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hookline_service.store.statements import Statements
 SQL = Statements("backlog")
 
 PAGES_SAMPLED: Final = 2_000
-"""16 MB, about 150,000 rows: a table that has no more is counted as it is."""
+"""16 MB, about 150,000 rows: a smaller table is counted exactly."""
 ROWS_PER_PAGE_MAX: Final = 100
-"""More of these rows do not fit into 8 KiB."""
+"""The most rows that fit into a page of 8 KiB."""
 
 
 class BacklogStore:
@@ -25,11 +25,11 @@ class BacklogStore:
         self._pages_sampled = pages_sampled
 
     async def most(self) -> int:
-        """As many as can be pending in all, by the size of the table."""
+        """Return an upper bound of all pending deliveries, from the size of the table."""
         return await self._pages() * ROWS_PER_PAGE_MAX
 
     async def by_tenant(self) -> Mapping[UUID, int]:
-        """How many each tenant has.
+        """Return the estimate of each tenant.
 
         Exact up to `PAGES_SAMPLED` pages; beyond, a tenant's figure is that of the pages that were
         looked at, and errs by 1/√n of itself where n of these hold rows of its.

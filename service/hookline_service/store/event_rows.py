@@ -1,7 +1,7 @@
 """An event as a row of `events`, and a row as an event.
 
-What an event does not say is NULL, and its content type too where it is the usual one: that is 17
-bytes in the table and as many in the log, for almost every event there is.
+A field that an event does not have is NULL, and so is the usual content type: that saves 17 bytes
+in the table, and as many in the write-ahead log, for almost every event.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def row_of(
     revision: int,
     trace_context: bytes | None = None,
 ) -> EventRow:
-    """The columns that `publish` takes, in its order."""
+    """Return the columns of an event in the order of the statement `publish`."""
     return (
         tenant_uid,
         event_id,
@@ -46,13 +46,13 @@ def row_of(
 
 
 def stored_content_type(event: NewEvent | Event) -> str | None:
-    """None for the usual one of its kind."""
+    """Return the content type as stored: None for the usual one."""
     usual = JSON_CONTENT_TYPE if event.is_json else BINARY_CONTENT_TYPE
     return None if event.content_type == usual else event.content_type
 
 
 def event_of(row: asyncpg.Record) -> Event:
-    """The event in a row of `events` with its tenant's id."""
+    """Return the event in a row of `events` that has its tenant's id."""
     is_json = row["is_json"]
     usual = JSON_CONTENT_TYPE if is_json else BINARY_CONTENT_TYPE
     return Event(

@@ -1,7 +1,7 @@
 """Event types: created, read, changed, archived. Global, not of a tenant; a name stays taken.
 
 A change is decided on a version and written only over that version, and audited with it, as with
-subscriptions. Must not know whether a schema is one (the API has checked it).
+subscriptions. Schemas are stored as they are given: the API has checked them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EventTypes:
         self._database = database
 
     async def create(self, new: EventType) -> EventType:
-        """A new event type; raises `AlreadyExistsError` where the name is taken."""
+        """Create an event type; raises `AlreadyExistsError` if the name is taken."""
         row = await self._database.fetchrow(
             SQL.create,
             new.name,
@@ -62,7 +62,7 @@ class EventTypes:
         return _event_type_of(row)
 
     async def get(self, name: str) -> EventType:
-        """One event type, be it archived; raises `NotFoundError`."""
+        """Return an event type, archived or not; raises `NotFoundError`."""
         row = await self._database.fetchrow(SQL.get, name)
         if row is None:
             _raise_not_found(name)
@@ -71,7 +71,7 @@ class EventTypes:
     async def list_page(
         self, *, before: tuple[datetime, str] = NEWEST, limit: int
     ) -> list[EventType]:
-        """Up to `limit` of those created before (create time, name), newest first."""
+        """Return up to `limit` of those created before (create time, name), newest first."""
         rows = await self._database.fetch(SQL.list, *before, limit)
         return [_event_type_of(row) for row in rows]
 
@@ -100,7 +100,7 @@ class EventTypes:
         """Write what `decide` makes of the current event type; nothing where that is equal.
 
         `check` is awaited before the write, with what is and what would be; it raises to refuse.
-        `decide` may be asked again where somebody was quicker. `AbortedError`: the etag, if there
+        `decide` is called again if another change came first. `AbortedError`: the etag, if there
         is one, is not the current one.
         """
         for _ in range(_TRIES):

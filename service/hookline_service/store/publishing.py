@@ -1,6 +1,6 @@
-"""What publishing writes: one statement a group, that stores nothing where a key is taken.
+"""The statements of publishing: one for each group, which stores nothing if a key is taken.
 
-Knows rows and SQL; what a call is, and who is answered what, is `pipeline/publishing/publish.py`'s.
+Holds rows and SQL only. Calls and their answers belong to `pipeline/publishing/group.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _REFUSED_ITSELF = "HK001"
 _IDS_ARE_THERE = "23505"
 LOCK_TIMEOUT_S = 0.25
 NO_HISTORY: Final = UUID(int=0)
-"""No database is on it: a session refuses what names it."""
+"""No database is on it: a session refuses statements that name it."""
 _EVENT_COLUMNS = 16
 _DELIVERY_COLUMNS = 8
 _KEY_COLUMNS = 5
@@ -52,7 +52,7 @@ class PublishRows:
     """
 
     history_id: UUID | None = None
-    """On which the epochs were read; None: there are none. `NO_HISTORY`: on several."""
+    """The history on which the epochs were read; None: there are none. `NO_HISTORY`: several."""
     epochs: dict[UUID, int] = field(default_factory=dict)
     events: list[EventRow] = field(default_factory=list)
     deliveries: list[DeliveryRow] = field(default_factory=list)
@@ -61,7 +61,7 @@ class PublishRows:
 
 @dataclass(frozen=True, slots=True)
 class TakenKey:
-    """What an idempotency key already stands for."""
+    """The event that an idempotency key stands for."""
 
     event_id: UUID
     fingerprint: bytes
@@ -112,7 +112,7 @@ class PublishStore:
         self._lock_timeout_ms = int(_setting_of(lock_timeout_s))
 
     async def write(self, rows: PublishRows) -> set[UUID] | None:
-        """Store a group; the tenants that passed. None: a key is taken, and nothing was stored."""
+        """Store a group, and return the tenants that passed; None: a key is taken, none stored."""
         try:
             found = await self._session.fetch(
                 SQL.publish, *self._arguments(rows), history_id=rows.history_id
@@ -128,7 +128,7 @@ class PublishStore:
         place: Callable[[IndexReader], Awaitable[PublishRows]],
         lock_timeout_s: float,
     ) -> set[UUID] | None:
-        """The same for rows that `place` makes while no epoch of the tenants can change.
+        """Store rows that `place` makes while no epoch of the tenants can change.
 
         Waits `lock_timeout_s` at most for changes under way; then raises `LockTimeoutError`.
         """
@@ -146,7 +146,7 @@ class PublishStore:
         return _passed(rows, found)
 
     async def find_taken(self, rows: PublishRows) -> dict[Key, TakenKey]:
-        """Which of a group's keys are taken now, and what they stand for."""
+        """Return those of a group's keys that are taken now."""
         found = await self._session.fetch(
             SQL.find_taken_keys, *_columns(rows.keys, _KEY_COLUMNS)[:2], history_id=rows.history_id
         )
@@ -201,21 +201,21 @@ class PublishStore:
 
 
 class _HeldReader(NamedTuple):
-    """Reads in the transaction that holds the tenants."""
+    """Reads in the transaction that has locked the tenants' epochs."""
 
     connection: Connection
     history_id: UUID | None
 
     async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
-        """The rows of one statement."""
+        """Return the rows of one statement."""
         return await self.connection.fetch(statement, *args)
 
 
 def _check_is_taken(error: RejectedError) -> None:
-    """Raise what happened, unless a taken key made the statement refuse itself.
+    """Raise the error, unless the statement refused to run because a key is taken.
 
-    Ids that are there already were stored by this very statement. Nothing here sends one twice;
-    what lies between may. It is looked up like a lost answer.
+    Ids that exist already were stored by this very statement: the service sends it once, but a
+    pooler or the network may deliver it twice. It is looked up like a lost answer.
     """
     if error.sqlstate == _IDS_ARE_THERE:
         raise OutcomeUnknownError(str(error)) from error

@@ -47,7 +47,7 @@ async def test_callers_at_the_same_time_share_one_event(acme: Rig) -> None:
     await check_counts(acme, events=1, keys=1)
 
 
-async def test_another_event_at_the_same_time_is_told_the_first_ones_name(acme: Rig) -> None:
+async def test_different_concurrent_event_with_the_key_gets_the_first_name(acme: Rig) -> None:
     first, reused = await asyncio.gather(
         publish(acme, keyed()),
         publish(acme, order_created(7), keyed(number=2)),
@@ -85,7 +85,7 @@ async def test_a_follower_of_a_refused_leader_is_stored_itself(acme: Rig) -> Non
     await check_counts(acme, events=2, keys=2)
 
 
-async def test_a_follower_of_a_deduplicated_leader_is_told_the_same(acme: Rig) -> None:
+async def test_follower_of_a_deduplicated_leader_gets_its_answer(acme: Rig) -> None:
     (first,) = await publish(acme, keyed())
     results = await asyncio.gather(*(publish(acme, keyed()) for _ in range(3)))
 
@@ -165,7 +165,7 @@ def test_attributes_have_no_order() -> None:
 
 
 async def test_a_refused_calls_new_keys_are_free_again(acme: Rig) -> None:
-    """Else the corrected retry would be told the name of an event that does not exist."""
+    """Otherwise the corrected retry would get the name of an event that does not exist."""
     await publish(acme, keyed("taken"))
     with pytest.raises(AlreadyExistsError):
         await publish(acme, keyed("new", number=5), keyed("taken", number=2))
@@ -285,7 +285,7 @@ async def test_taken_keys_of_a_tenant_that_is_being_changed(acme: Rig) -> None:
 # ----------------------------------------------------------------- with what cannot be stored
 
 
-async def test_a_follower_of_a_group_that_was_split_is_told_what_was_stored(acme: Rig) -> None:
+async def test_follower_in_a_split_group_gets_the_stored_event(acme: Rig) -> None:
     """Not the id that its leader would have had, had the group not failed."""
     (old,) = await publish(acme, keyed("old"))
     await acme.database.fetch("ALTER TABLE events ADD CHECK (subject <> 'poison')")

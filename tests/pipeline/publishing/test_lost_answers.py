@@ -162,9 +162,7 @@ async def test_a_statement_that_overruns_its_deadline_is_given_up_and_stores_not
         async with rival(rig.url) as other:
             await other.execute(STALL)
             with pytest.raises(UnavailableError) as refusal:
-                await _publish(
-                    rig, _marked()
-                )  # lost twice, and nothing is stored: who waits, is told
+                await _publish(rig, _marked())  # lost twice, and nothing is stored
             await other.execute("COMMIT")
         assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
         assert await _stored(rig) == []
@@ -174,7 +172,7 @@ async def test_a_statement_that_overruns_its_deadline_is_given_up_and_stores_not
 async def test_a_statement_that_is_lost_again_and_again_is_refused(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of its tries ends its connection, and nothing is stored: its caller is told so."""
+    """Each write ends its connection and stores nothing."""
     await _publish(rig, order_created(0))
 
     async def lose(_store: PublishStore, _rows: PublishRows) -> set[UUID] | None:
@@ -188,7 +186,7 @@ async def test_a_statement_that_is_lost_again_and_again_is_refused(
     assert await _stored(rig) == []
 
 
-async def test_a_lost_answer_tells_each_tenant_apart(rig: Rig, wire: Wire) -> None:
+async def test_lost_answer_is_resolved_for_each_tenant(rig: Rig, wire: Wire) -> None:
     """Of a group of two, one tenant had moved on: only the other's events are there."""
     globex = await rig.tenant("globex")
     await _publish(rig, order_created(0))
@@ -293,7 +291,7 @@ async def test_a_lane_that_appears_during_the_commit_is_not_handed_twice(
 async def test_what_is_being_committed_is_read_by_no_refill(
     rig: Rig, wire: Wire, subscribed: Receiver
 ) -> None:
-    """A lane that was there before knows that the row comes to it by hand."""
+    """The row is announced to a lane that existed before: it is handed over."""
     wire.hold_answer = MARK
     publishing = asyncio.create_task(_publish(rig, _marked()))
     await wire.is_held.wait()
@@ -562,9 +560,7 @@ async def test_calls_behind_a_lost_answer_of_a_locked_tenant_fail_while_it_is_lo
         assert await _stored(rig) == [published.event_id]
 
 
-async def test_while_the_database_is_away_nothing_is_stored_and_callers_are_told(
-    rig: Rig, wire: Wire
-) -> None:
+async def test_calls_fail_as_unavailable_while_the_database_is_away(rig: Rig, wire: Wire) -> None:
     wire.is_open = False
 
     with pytest.raises(UnavailableError) as refusal:
@@ -578,10 +574,8 @@ async def test_while_the_database_is_away_nothing_is_stored_and_callers_are_told
     assert await _stored(rig) == [published.event_id]
 
 
-async def test_whoever_waits_behind_a_lost_answer_is_told_while_it_is_looked_up(
-    rig: Rig, wire: Wire
-) -> None:
-    """The lost call alone waits until the database can tell."""
+async def test_calls_behind_a_lost_answer_fail_while_it_is_looked_up(rig: Rig, wire: Wire) -> None:
+    """The lost call alone waits until the database answers."""
     await _publish(rig, order_created(0))
     wire.hold_answer = MARK
     lost = asyncio.create_task(_publish(rig, _marked()))

@@ -65,7 +65,7 @@ def test_the_index_answers_as_the_patterns_read(
             }
 
 
-def test_an_exact_type_that_nobody_wants_any_more_takes_no_prefix_along() -> None:
+def test_removing_the_last_exact_type_keeps_the_prefix() -> None:
     index = TenantIndex("acme", UUID(int=1))
     index.apply(1, [row(0, ["a.b"]), row(1, ["a.*"])])
     index.apply(2, [row(0, ["c"])])
@@ -173,7 +173,7 @@ async def test_a_paused_subscription_holds_what_is_published_next(
     (lane,) = rig.lanes.all()
     await subscriptions.pause("acme", "first")
     rig.changes.poke()
-    await until(lambda: not lane.sends(), "the lane has heard of it")
+    await until(lambda: not lane.sends(), "the lane has the change")
 
     (held,) = await rig.publisher.publish("acme", [order_created(2)])
     assert held.delivery_count == 1

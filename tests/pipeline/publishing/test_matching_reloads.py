@@ -82,7 +82,7 @@ async def test_a_recreated_tenant_inherits_nothing(rig: Rig, subscriptions: Subs
 async def test_a_tenant_recreated_between_two_publishes_is_matched_anew(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
-    """The publisher holds the old tenant's index, and nothing has told it."""
+    """The publisher holds the old tenant's index, and has not read the change."""
     await create(subscriptions, "first", TARGET)
     await rig.publisher.publish("acme", [order_created()])
     await rig.database.fetch("UPDATE tenants SET deleted_at = now(), epoch = epoch + 1")
@@ -121,7 +121,7 @@ class DelayedReader:
 
 
 async def test_an_older_load_never_replaces_a_newer(rig: Rig, subscriptions: Subscriptions) -> None:
-    """Whole or in part, and whatever has made room meanwhile."""
+    """Loaded whole or in part, whichever index was evicted meanwhile."""
     slow = DelayedReader(rig.database)
     matcher = Matcher(rig.database, max_index_bytes=1)
     await rig.tenant("globex")
@@ -142,7 +142,7 @@ async def test_an_older_load_never_replaces_a_newer(rig: Rig, subscriptions: Sub
     assert await old_part is index
     assert (index.epoch, len(index.match("x"))) == (epoch, 2)
 
-    # The part is read since an index that then makes room; an older whole comes into its place.
+    # The part is read since an index that is then evicted; an older whole load replaces it.
     older = asyncio.create_task(Matcher.read(matcher, slow, "acme"))
     await slow.until_read(3)
     matcher_epoch = index.epoch
@@ -167,7 +167,7 @@ async def test_a_part_is_never_added_to_an_index_older_than_it(
     await create(subscriptions, "second", TARGET)
     part = asyncio.create_task(matcher.read(slow, "acme"))  # what came after the first
     await slow.until_read(2)
-    await matcher.reload("globex")  # acme's index makes room
+    await matcher.reload("globex")  # acme's index is evicted
     slow.gates[0].set()
     await whole
     slow.gates[1].set()
@@ -179,7 +179,7 @@ async def test_a_part_is_never_added_to_an_index_older_than_it(
 async def test_two_indexes_of_a_tenant_in_one_group_write_under_the_older_epoch(
     database_url: str,
 ) -> None:
-    """A call that waits may hold an index that has made room, beside one that was read after it."""
+    """A queued call may hold an evicted index, beside one that was read later."""
     async with running(database_url, max_index_bytes=1) as rig:
         acme, *_ = [await rig.tenant(name) for name in ("acme", "globex", "zeta")]
         await rig.subscription(acme, TARGET, schedule_s=[90.0])
@@ -222,7 +222,7 @@ async def test_a_caller_that_gives_up_leaves_the_read_to_the_others(rig: Rig) ->
             await impatient
 
 
-async def test_an_unknown_tenant_is_told_and_not_remembered(rig: Rig) -> None:
+async def test_unknown_tenant_is_not_found_and_not_cached(rig: Rig) -> None:
     for _ in range(2):
         with pytest.raises(NotFoundError) as refusal:
             await rig.publisher.publish("acme", [order_created()])
@@ -246,7 +246,7 @@ async def test_a_read_that_is_lost_stored_nothing(rig: Rig) -> None:
 
 
 async def test_a_tenant_that_never_rests_is_published_to_all_the_same(rig: Rig) -> None:
-    """One change follows on the other: whoever matches first and locks after comes too late."""
+    """Changes follow one another: a match before the lock is always too old."""
     tenant_uid = await rig.tenant()
     await rig.publisher.publish("acme", [order_created(0)])
     is_over = asyncio.Event()

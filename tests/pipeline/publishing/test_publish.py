@@ -105,7 +105,7 @@ async def test_only_the_tenant_that_changed_is_matched_again(rig: Rig, receiver:
     assert set(receiver.counts.values()) == {1}
 
 
-async def test_a_tenant_deleted_meanwhile_gets_nothing_and_its_neighbour_all(rig: Rig) -> None:
+async def test_deleted_tenant_of_a_group_stores_nothing_and_the_other_everything(rig: Rig) -> None:
     acme, _ = await rig.tenant("acme"), await rig.tenant("globex")
     await _warm(rig, "acme", "globex")
 
@@ -209,7 +209,7 @@ async def test_due_times_are_the_databases_now_plus_the_first_delay(rig: Rig) ->
     assert 80 < row["left_s"] <= 90
 
 
-async def test_a_caller_that_gives_up_stops_nobody(rig: Rig, receiver: Receiver) -> None:
+async def test_caller_that_gives_up_stops_no_other_call(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
     await _warm(rig, "acme")

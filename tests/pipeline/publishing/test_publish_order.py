@@ -48,13 +48,13 @@ async def test_a_follower_with_events_of_its_own_is_not_passed(rig: Rig) -> None
         later = [
             await rig.publisher.submit("acme", [order_created(number)], stream) for number in (3, 4)
         ]
-        stranger = await rig.publisher.submit("acme", [order_created(5)])
-    await asyncio.gather(first, leader, follower, *later, stranger)
+        outside = await rig.publisher.submit("acme", [order_created(5)])
+    await asyncio.gather(first, leader, follower, *later, outside)
 
     stored = await _stored(rig)
     assert sorted(stored) == [0, 1, 2, 3, 4, 5, 99]
     assert [number for number in stored if number in {2, 3, 4}] == [2, 3, 4]
-    assert stored.index(5) < stored.index(2), "who is of no stream waits for nobody"
+    assert stored.index(5) < stored.index(2), "a call of no stream does not wait"
     assert [result.deduplicated for result in await follower] == [True, False]
 
 

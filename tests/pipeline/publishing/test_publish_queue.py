@@ -36,7 +36,7 @@ def call_of(
     tenant_id: str, events: int = 1, *, routes: int = 0, data: bytes = b"{}"
 ) -> PublishCall:
     new = [order_created(data=data)] * events
-    done = cast("asyncio.Future[list[Published]]", None)  # nobody answers it here
+    done = cast("asyncio.Future[list[Published]]", None)  # never answered here
     index = cast("TenantIndex", _Index(tenant_id, routes))
     return PublishCall(index, new, [0] * events, len(data) * events, done)
 
@@ -71,7 +71,7 @@ def test_calls_of_a_tenant_keep_their_order() -> None:
     assert (queue.events, queue.data_bytes) == (0, 0)
 
 
-def test_who_asks_for_little_is_served_before_the_second_call_of_a_flood() -> None:
+def test_tenant_with_one_call_is_served_before_the_second_call_of_a_flood() -> None:
     queue = queue_of()
     for _ in range(100):
         queue.append(call_of("flood", 100))
@@ -104,7 +104,7 @@ def test_tenants_share_by_what_their_calls_cost(large: PublishCall) -> None:
     assert 9 <= tenants_of(taken(queue, 1_010)).count("large") <= 11
 
 
-def test_who_empties_its_line_before_each_call_has_no_more_than_its_share() -> None:
+def test_tenant_that_empties_its_line_gets_no_more_than_its_share() -> None:
     queue = queue_of()
     for _ in range(1_000):
         queue.append(call_of("patient", 10))
@@ -120,7 +120,7 @@ def test_who_empties_its_line_before_each_call_has_no_more_than_its_share() -> N
 
 
 def test_idle_time_earns_nothing() -> None:
-    """Who comes late shares from then on, and is not given all that others had before."""
+    """A tenant that comes late shares from then on, and is not compensated for the past."""
     queue = queue_of()
     for _ in range(200):
         queue.append(call_of("early"))
@@ -143,7 +143,7 @@ def test_ten_thousand_tenants_that_come_and_go_beside_a_busy_one_leave_nothing_b
     assert not queue._lines  # noqa: SLF001
 
 
-def test_what_had_its_turn_goes_before_everybody_in_the_order_it_had() -> None:
+def test_calls_that_are_put_back_are_served_first_in_their_order() -> None:
     queue = queue_of()
     first, second = call_of("acme"), call_of("globex")
     queue.append(call_of("acme"))

@@ -1,4 +1,4 @@
-"""Who waits for whom to share a group commit: only calls that overlap, and never for long."""
+"""Calls that share a group commit: only overlapping calls wait, and never for long."""
 
 import asyncio
 
@@ -34,7 +34,7 @@ async def test_a_caller_that_was_answered_shares_the_next_group(
     assert rig.publisher.committed_groups == groups + 2
 
 
-async def test_who_calls_alone_waits_for_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_single_caller_does_not_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "GATHER_S", FOREVER_S)
     await rig.tenant("acme")
 
@@ -52,7 +52,7 @@ async def test_a_caller_that_does_not_return_is_not_waited_for_long(rig: Rig) ->
     await rig.publisher.publish("acme", [order_created(3)])
 
 
-async def test_a_large_batch_waits_for_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_batch_does_not_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "GATHER_S", FOREVER_S)
     await rig.tenant("acme")
     await rig.publisher.publish("acme", [order_created()])

@@ -51,7 +51,7 @@ async def test_beyond_it_a_publish_is_refused_before_the_commit(rig: Rig) -> Non
     assert await pending(rig) == 10
 
 
-async def test_other_tenants_and_what_nobody_wants_go_on(rig: Rig) -> None:
+async def test_other_tenants_and_events_without_subscribers_are_accepted(rig: Rig) -> None:
     await publish(rig, 10)
     await rig.quota.look()
     other = await rig.tenant("other")
@@ -77,8 +77,8 @@ async def test_when_there_are_fewer_again_it_may_go_on(rig: Rig) -> None:
         await publish(rig, 1)
 
 
-async def test_below_the_half_nobody_is_counted_until_the_next_look(rig: Rig) -> None:
-    """The overshoot that the settings' table tells of: it ends with the next look."""
+async def test_tenant_below_half_is_not_counted_until_the_next_estimate(rig: Rig) -> None:
+    """The documented overshoot ends with the next estimate."""
     await publish(rig, 4)
     await rig.quota.look()
     await publish(rig, 12)

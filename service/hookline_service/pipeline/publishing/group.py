@@ -1,4 +1,4 @@
-"""A group of calls that share one commit: their rows, their keys, and who is answered what."""
+"""A group of calls that share one commit: their rows, their keys, and the answer of each call."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hookline_service.store.publishing import (
 
 
 class Published(NamedTuple):
-    """What became of one event of a call."""
+    """The result of one event of a call."""
 
     event_id: UUID
     deduplicated: bool
@@ -142,32 +142,32 @@ class Group:
         self._random = random
         self.calls: list[PublishCall] = []
         self.followers: list[PublishCall] = []
-        """Calls that use a key of this group: their turn comes when its fate is known."""
+        """Calls that use a key of this group: answered, or queued again, after its commit."""
         self._held_streams: set[object] = set()
         self.lock_timeout_s: float | None = None
-        """None: nothing waits for a change under way. Else it is matched again and written while
-        its tenants' epochs are locked, for which it waits so long."""
+        """None: it waits for no open change of a tenant. Else it waits so long for the epochs of
+        its tenants, and is matched again and written while they are locked."""
         self.not_found: NotFoundError | None = None
-        """Its tenant was found to be deleted while it was matched again."""
+        """Set when its tenant was found to be deleted while it was matched again."""
         self.rows = PublishRows()
-        """Of all its calls."""
+        """The rows of all its calls."""
         self.rows_to_store = self.rows
-        """All, until `settle` leaves some out."""
+        """All rows, until `settle` leaves some out."""
         self.event_count = 0
         self.data_bytes = 0
         self.announced: list[tuple[Lane, UUID]] = []
         self._placed: list[list[Placed | int]] = []
         """Per call and event: its rows, or the position of the equal event of the same call."""
         self._leaders: dict[Key, tuple[int, int]] = {}
-        """Which call's which event holds a key."""
+        """The call and the event that hold a key, by their positions."""
         self._taken: Mapping[Key, TakenKey] = {}
         self._settled: list[CallAnswer] = []
-        """What each call is answered if its tenant passes; empty: no key was found to be taken."""
+        """The answer of each call if its tenant passes; empty: no key was found to be taken."""
         self._answers: dict[int, CallAnswer] = {}
-        """What calls were answered once the group had been stored."""
+        """The answers given after the group was stored."""
 
     def add(self, call: PublishCall) -> None:
-        """Take a call in; one that uses a key of the group becomes its follower.
+        """Add a call; one that uses a key of the group becomes its follower.
 
         So do later calls of that one's stream: they must not be stored before it.
         """
@@ -192,7 +192,7 @@ class Group:
         self.data_bytes += call.data_bytes
 
     def _place(self, call: PublishCall) -> list[Placed | int]:
-        """Rows for a call's events. Raises `AlreadyExistsError` for one key of two events."""
+        """Make the rows of a call. Raises `AlreadyExistsError` if two events have one key."""
         rows = self.rows
         firsts: dict[str, tuple[int, bytes]] = {}
         placed: list[Placed | int] = []
@@ -249,11 +249,11 @@ class Group:
         return Placed(event_id, row, deliveries, key)
 
     def tenant_ids(self) -> set[str]:
-        """Whose calls these are."""
+        """Return the tenants of its calls."""
         return {call.index.tenant_id for call in self.calls}
 
     def place_again(self, index_of: Callable[[str], TenantIndex | None]) -> None:
-        """Match its calls under today's indexes: other rows, with other ids."""
+        """Match its calls with the current indexes: makes other rows, with other ids."""
         self.rows = PublishRows()
         for call in self.calls:
             call.match(index_of(call.index.tenant_id) or call.index)
@@ -261,7 +261,7 @@ class Group:
         self.settle(self._taken)
 
     def settle(self, taken: Mapping[Key, TakenKey]) -> None:
-        """Decide, by the keys that are taken, which events are refused or deduplicated.
+        """Decide by the taken keys which events are refused or deduplicated.
 
         Nothing of those is written, not even a key (rule 7 of the data path).
         """
@@ -279,7 +279,7 @@ class Group:
                 rows.keys.append(item.key)
 
     def stored(self, passed: set[UUID]) -> Iterator[tuple[PublishCall, int, Placed]]:
-        """The events that this group writes: their call, their position in it, their rows."""
+        """Yield the events that this group writes: the call, the position in it, the rows."""
         for number, call in enumerate(self.calls):
             answer = self._settled[number] if self._settled else None
             if call.index.uid not in passed or isinstance(answer, AlreadyExistsError):
@@ -290,14 +290,14 @@ class Group:
                 yield call, position, item
 
     def witnesses(self) -> dict[UUID, UUID]:
-        """Per tenant one event that is stored exactly if the tenant's events are."""
+        """Return for each tenant one event that is stored if, and only if, its other events are."""
         found: dict[UUID, UUID] = {}
         for call, _, item in self.stored(set(self.rows.epochs)):
             found.setdefault(call.index.uid, item.event_id)
         return found
 
     def answer(self, passed: set[UUID]) -> list[PublishCall]:
-        """Tell the calls whose tenants passed; the others, to be matched again."""
+        """Answer the calls whose tenants passed; return the others, to be matched again."""
         again: list[PublishCall] = []
         for number, call in enumerate(self.calls):
             if call.index.uid not in passed:
@@ -327,13 +327,13 @@ class Group:
             call.fail(error)
 
     def fail_followers(self, error: Exception) -> None:
-        """Answer each of its followers with an error: nothing of theirs has been written."""
+        """Answer each of its followers with an error: none of them was written."""
         for call in self.followers:
             call.fail(error)
         self.followers.clear()
 
     def answer_followers(self) -> list[PublishCall]:
-        """Tell the followers all of whose keys were stored here; the others, to queue again."""
+        """Answer the followers with all keys stored here; return the others, to be queued again."""
         return [call for call in self.followers if not self._answer_follower(call)]
 
     def _answer_follower(self, call: PublishCall) -> bool:
@@ -385,7 +385,7 @@ def _reused(position: int, name: str | None) -> AlreadyExistsError:
 
 
 def fingerprint_of(event: NewEvent, tenant_id: str) -> bytes:
-    """16 bytes of everything that makes two events of a key equal: all but `occur_time`.
+    """Return a 16-byte hash of an event without its `occur_time`: equal events have equal hashes.
 
     A source that says what would be the default is no other source.
     """

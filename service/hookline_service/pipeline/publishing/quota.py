@@ -1,11 +1,12 @@
-"""How much a tenant may have pending: beyond, its publishes are refused before the commit.
+"""A bound on the pending deliveries of each tenant: beyond it, publishes are refused.
 
-Theory of operation. Nobody counts millions of rows for a publish, so every few seconds each node
-estimates whose backlog is large, from a sample of the table; where the whole table is too small for
-anybody's to be, it does not even look. A tenant that has reached half of what it may is then
-watched: what this node accepts for it is added until the next look. So the bound is met within the
-error of the sample and what other nodes accept meanwhile; who comes from below the half within one
-look may overshoot by what is published in that time. What is delivered counts from the next look.
+Theory of operation. Counting millions of rows for each publish costs too much. So every few seconds
+each node estimates the backlog of each tenant from a sample of the table; if the whole table is
+smaller than half the bound, it takes no sample. A tenant with at least half of the bound is
+watched: the deliveries that this node accepts for it are added until the next estimate. So the
+bound is kept within the error of the sample and what other nodes accept in between. A tenant that
+grows from below half within one interval may exceed the bound by what is published in that
+interval. Deliveries that finish count from the next estimate.
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ _log = structlog.get_logger(__name__)
 
 
 class PendingQuota:
-    """Bounds what each tenant has pending."""
+    """Refuses publishes of tenants with too many pending deliveries."""
 
     def __init__(self, store: BacklogStore, max_per_tenant: int) -> None:
         self._store = store
         self._max_per_tenant = max_per_tenant
         self._watched: dict[UUID, int] = {}
-        """Tenants that have half of what they may, or more, and how much."""
+        """Tenants with half of the bound or more, and their pending deliveries."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to estimate."""
         self._task = asyncio.create_task(self._run(), name="pending quota")
 
     async def stop(self) -> None:
-        """End."""
+        """Stop."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def admit(self, tenant_uid: UUID, tenant_id: str, count: int) -> None:
-        """Count so many deliveries; raises `ResourceExhaustedError` where that is too much."""
+        """Count new deliveries; raises `ResourceExhaustedError` if they exceed the bound."""
         pending = self._watched.get(tenant_uid)
         if pending is None or not count:
             return
@@ -57,7 +58,7 @@ class PendingQuota:
             name = tenant_name(tenant_id)
             raise ResourceExhaustedError(
                 f"{name} has about {pending:,} deliveries pending, and {_SETTING} allows"
-                f" {self._max_per_tenant:,}; nothing was stored, come back when there are fewer",
+                f" {self._max_per_tenant:,}; nothing was stored, repeat it when there are fewer",
                 Reason.QUOTA_EXCEEDED,
                 retry_after_s=ADVICE_S,
                 metadata={
@@ -69,7 +70,7 @@ class PendingQuota:
         self._watched[tenant_uid] = pending + count
 
     async def look(self) -> None:
-        """Estimate whose backlog is large."""
+        """Estimate the backlogs."""
         if await self._store.most() * 2 < self._max_per_tenant:
             self._watched.clear()
             return
@@ -84,6 +85,6 @@ class PendingQuota:
                 await self.look()
             except TRANSIENT as error:
                 _log.warning("pending_count_failed", error=str(error))
-            except Exception:  # noqa: BLE001 - what was known goes on counting
+            except Exception:  # noqa: BLE001 - the last estimate stays in use
                 _log.exception("pending_quota_broken")
             await asyncio.sleep(LOOK_S)

@@ -1,4 +1,4 @@
--- How much is pending of whom, at a cost that does not grow with it.
+-- Estimates of the pending deliveries of each tenant, at a cost that does not grow with their number.
 
 -- name: pages
 SELECT (pg_relation_size('pending_deliveries') / current_setting('block_size')::integer)::bigint AS pages

@@ -1,4 +1,4 @@
--- Event types. Every change is one statement that also tells the change log, for every node, and is audited.
+-- Event types. Every change is one statement that also writes the change log, for every node, and an audit draft.
 
 -- name: create
 -- Nothing where the name is taken, be it archived.
