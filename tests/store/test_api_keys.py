@@ -96,9 +96,7 @@ async def test_a_revoked_key_and_one_of_a_deleted_tenant_are_not_live(
         await keys.revoke(orphan.key_id, "acme")
 
 
-async def test_the_audit_log_tells_of_a_keys_life_and_not_of_its_token(
-    database: Database, keys: ApiKeys
-) -> None:
+async def test_audit_entries_of_a_key_contain_no_token(database: Database, keys: ApiKeys) -> None:
     await Tenants(database).create("acme", "", {})
     key, token = await keys.create(
         NewApiKey(display_name="x", tenant_id="acme", scopes=DRAFT.scopes, expire_time=None)
@@ -115,7 +113,7 @@ async def test_the_audit_log_tells_of_a_keys_life_and_not_of_its_token(
     assert secret not in created.after_json + revoked.after_json
 
 
-async def test_use_is_written_once_a_minute_whoever_tells_of_it(
+async def test_use_is_written_once_a_minute_over_all_nodes(
     database: Database, keys: ApiKeys, lookup: ApiKeyLookup
 ) -> None:
     key, _ = await keys.create(DRAFT)
@@ -132,7 +130,7 @@ async def test_use_is_written_once_a_minute_whoever_tells_of_it(
     await other.close()
 
 
-async def test_the_deployment_has_one_key_a_purpose_whoever_is_first(database: Database) -> None:
+async def test_concurrent_nodes_create_one_deployment_key_per_purpose(database: Database) -> None:
     box = SecretBox([OLD])
     keys = await asyncio.gather(
         *(load_or_create_deployment_key(database, box, API_KEYS) for _ in range(5))
@@ -163,7 +161,7 @@ async def test_it_opens_neither_without_its_master_key_nor_for_another_purpose(
     assert len(await database.fetch("SELECT FROM deployment_keys")) == 1
 
 
-async def test_a_rotation_seals_it_anew_and_who_forgets_its_key_ends_it(
+async def test_rotation_reencrypts_deployment_keys_and_forgetting_deletes_them(
     database: Database,
 ) -> None:
     key = await load_or_create_deployment_key(database, SecretBox([OLD]), API_KEYS)

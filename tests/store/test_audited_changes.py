@@ -56,7 +56,7 @@ async def test_a_tenants_life(plane: ControlPlane) -> None:
     assert len({entry.tenant_uid for entry in (created, updated, deleted)} - {None}) == 1
 
 
-async def test_an_update_that_waited_for_another_tells_what_that_had_made(
+async def test_an_update_after_a_concurrent_one_audits_the_latest_state(
     plane: ControlPlane, database_url: str
 ) -> None:
     async with rival(database_url) as quicker:
@@ -144,7 +144,7 @@ async def test_a_subscriptions_life(plane: ControlPlane) -> None:
     assert entries[-1].after_json == ""
 
 
-async def test_a_rotation_tells_that_and_not_what(plane: ControlPlane) -> None:
+async def test_the_audit_entry_of_a_rotation_contains_no_secret(plane: ControlPlane) -> None:
     await plane.create()
     await plane.subscriptions.rotate("acme", "orders", secret(OTHER), overlap_s=60)
     entry = await newest(plane.database)
@@ -184,7 +184,7 @@ async def test_a_creation_whose_answer_is_lost_is_entered_once(
     ]
 
 
-async def test_discarding_tells_how_much_in_the_transaction_of_each_batch(
+async def test_discarding_audits_the_count_of_each_batch_in_its_transaction(
     plane: ControlPlane, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hookline_service.store.subscriptions._DISCARD_BATCH", 2)

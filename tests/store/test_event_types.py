@@ -79,7 +79,7 @@ async def test_a_change_to_the_same_is_none(plane: ControlPlane) -> None:
     assert await changes(plane) == 2
 
 
-async def test_a_stale_etag_is_told_and_a_current_one_serves(plane: ControlPlane) -> None:
+async def test_a_stale_etag_is_rejected_and_a_current_one_accepted(plane: ControlPlane) -> None:
     made = await plane.event_types.create(order())
     changed = await plane.event_types.change(
         "order.created", lambda seen: replace(seen, description="1"), etag=made.etag

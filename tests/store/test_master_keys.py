@@ -199,7 +199,7 @@ async def test_a_node_that_still_writes_with_the_old_key_is_known_to(plane: Cont
         await check(plane, NEW_KEY)
 
 
-async def test_what_no_key_opens_is_told_and_left_as_it_is(plane: ControlPlane) -> None:
+async def test_rotation_reports_undecryptable_rows_and_leaves_them(plane: ControlPlane) -> None:
     made = await fill(plane, "first", "second")
     await seal_as_before(plane, made[0])
     await forget_master_key(plane.database, key_id_of(KEY))
@@ -217,7 +217,7 @@ async def test_what_no_key_opens_is_told_and_left_as_it_is(plane: ControlPlane) 
     assert await opens(plane, made, KEY)
 
 
-async def test_progress_is_told_after_each_batch(plane: ControlPlane) -> None:
+async def test_rotation_reports_progress_after_each_batch(plane: ControlPlane) -> None:
     await fill(plane, *[f"t{number}" for number in range(5)])
     told: list[int] = []
     rotation = KeyRotation(plane.database, keyed(NEW_KEY, KEY), batch_max=2)

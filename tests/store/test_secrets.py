@@ -56,7 +56,7 @@ def test_what_was_sealed_by_an_earlier_version_opens() -> None:
     assert SecretBox([KEY]).open(sealed, PLACE) == SECRET
 
 
-def test_nothing_of_the_secret_shows_and_no_two_look_alike() -> None:
+def test_sealed_secrets_hide_the_plaintext_and_are_unique() -> None:
     box = SecretBox([KEY])
     first, second = box.seal(SECRET, PLACE), box.seal(SECRET, PLACE)
     assert SECRET[6:] not in first
@@ -131,7 +131,7 @@ def test_keys_are_read_in_their_order() -> None:
         (encoded(KEY).replace("=", ""), 1),
     ],
 )
-def test_a_key_that_is_none_is_told_by_its_place_and_never_shown(text: str, place: int) -> None:
+def test_an_invalid_key_is_named_by_position_and_never_shown(text: str, place: int) -> None:
     with pytest.raises(MasterKeyError, match=f"master key {place} is not the base64") as caught:
         parse_master_keys(text)
     assert not any(part and part in str(caught.value) for part in text.split(","))

@@ -145,7 +145,7 @@ async def test_pausing_holds_and_resuming_lets_go_with_a_clean_slate(plane: Cont
     assert (await plane.route(made.uid)).failing_since is None
 
 
-async def test_an_update_leaves_what_the_engine_knows_of_failures(plane: ControlPlane) -> None:
+async def test_an_update_keeps_the_recorded_failures(plane: ControlPlane) -> None:
     made = await plane.create()
     await plane.rows("UPDATE subscriptions SET failing_since = now()")
     await plane.subscriptions.change("acme", "orders", renamed("new"))
@@ -190,7 +190,7 @@ async def test_changes_at_once_are_all_kept(plane: ControlPlane) -> None:
     assert await plane.epoch() == 1 + 1 + 4
 
 
-async def test_a_stale_etag_is_told_and_nothing_is_changed(plane: ControlPlane) -> None:
+async def test_a_stale_etag_is_rejected_without_a_change(plane: ControlPlane) -> None:
     made = await plane.create()
     changed = await plane.subscriptions.change("acme", "orders", renamed("1"), etag=made.etag)
     stale: list[Awaitable[object]] = [
@@ -261,7 +261,7 @@ async def test_a_recreated_subscription_is_another_and_inherits_nothing(
         await plane.subscriptions.delete("acme", "orders", etag=before.etag)
 
 
-async def test_what_is_not_there_is_told_alike_for_all(plane: ControlPlane) -> None:
+async def test_unknown_and_foreign_subscriptions_raise_the_same_error(plane: ControlPlane) -> None:
     await plane.tenants.create("other", "", {})
     await plane.create(tenant_id="other")
     await plane.create("gone")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from google.protobuf.json_format import MessageToDict
 
-from hookline_service.api.access.audit_entries import message_of
+from hookline_service.api.access.conversion import audit_entry_message
 from hookline_service.app import StartError
 from hookline_service.app.audit_log import (
     SignedNote,
@@ -63,5 +63,5 @@ async def _export(settings: Settings, behind: int) -> None:
         if isinstance(one, SignedNote):
             line: dict[str, object] = {one.kind: one.text}
         else:
-            line = MessageToDict(message_of(one))
+            line = MessageToDict(audit_entry_message(one))
         print(json.dumps(line, ensure_ascii=False, separators=(",", ":")))

@@ -71,7 +71,7 @@ async def test_a_change_is_shown_with_before_and_after(control: Control) -> None
     assert (len(entry.hash), entry.encoding) == (32, 1)
 
 
-async def test_who_has_the_pages_can_check_the_chain(control: Control) -> None:
+async def test_entries_of_all_pages_verify_as_a_hash_chain(control: Control) -> None:
     """By the contract's words alone."""
     await rename(control, "Ümläut")
     await control.create()
@@ -146,7 +146,7 @@ async def test_a_page_ends_at_its_bytes(database_url: str) -> None:
         assert [entry.sequence for entry in await listed(control)][-1] == 1
 
 
-async def test_a_tenants_administrator_sees_what_was_done_to_it_and_by_whom(
+async def test_a_tenant_admin_sees_changes_of_the_tenant_and_their_principals(
     database_url: str,
 ) -> None:
     async with keyed(database_url) as gateway:

@@ -201,7 +201,7 @@ async def test_a_key_may_end_itself(gateway: Keyed) -> None:
     assert (await refusal(access.names())).code is grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_who_is_bound_makes_keys_of_his_tenant_only(gateway: Keyed) -> None:
+async def test_a_caller_bound_to_a_tenant_creates_keys_of_that_tenant_only(gateway: Keyed) -> None:
     access = Access(gateway, await gateway.token(tenant="acme"))
     made = await access.create(tenant="tenants/acme", scopes=list(ApiKeyScope.values())[1:])
     assert made.api_key.tenant == "tenants/acme"
@@ -242,7 +242,7 @@ async def test_a_key_never_outlives_the_credentials_that_create_it(gateway: Keye
     assert "2096-10-02" in answer.message
 
 
-async def test_nobody_gives_what_he_has_not(
+async def test_a_caller_cannot_create_a_key_with_scopes_it_lacks(
     gateway: Keyed, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The method's rule asks for ADMIN, which has all; should it ask for less, this holds."""

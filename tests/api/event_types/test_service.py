@@ -181,7 +181,7 @@ async def test_pages_are_newest_first(control: Control) -> None:
     assert refused.violations == {"page_token": "PAGE_TOKEN_INVALID"}
 
 
-async def test_the_nodes_catalog_hears_of_every_change(control: Control) -> None:
+async def test_every_change_updates_the_catalog_of_the_node(control: Control) -> None:
     made = await create(control)
     await update(control, EventType(description="x"))
     await archive(control)

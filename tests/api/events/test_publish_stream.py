@@ -141,7 +141,7 @@ def told_by(answer: Refused) -> dict[str, Any]:
     }
 
 
-async def test_a_message_that_is_too_large_is_told_the_setting(database_url: str) -> None:
+async def test_a_too_large_message_gets_the_name_of_the_setting(database_url: str) -> None:
     async with serving(database_url, limits=Limits(max_batch_bytes=20_000)) as api:
         await api.rows.tenant("acme")
         stream = Stream(api.channel)

@@ -264,7 +264,7 @@ async def test_lists_that_are_refused(
 # ----------------------------------------------------------------------------- when it cannot be
 
 
-async def test_a_full_queue_is_told_before_anything_is_stored(database_url: str) -> None:
+async def test_a_full_queue_rejects_before_anything_is_stored(database_url: str) -> None:
     async with serving(database_url, limits=Limits(max_queued_publish_events=5)) as api:
         await api.rows.tenant("acme")
         answer = await refused(api, *[order()] * 6)

@@ -1,1 +1,1 @@
-"""Conversions that all resources share: names, text, values, field masks, pages."""
+"""Conversions shared by all resources: names, text, values, update_mask, paging."""

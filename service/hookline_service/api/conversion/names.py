@@ -1,10 +1,10 @@
-"""Resource names in requests: from text to ids, with what is wrong added to the violations.
+"""Resource names in requests: parses ids, and adds violations.
 
-Each function answers something harmless where the name is wrong, so that a request's other fields
-are looked at too; the caller raises `invalid(violations)` before it uses any of it.
+Each function returns a harmless placeholder for an invalid name, so that the other fields of the
+request are checked, too; its caller raises `invalid(violations)` before it uses the result.
 
-Who is bound to one tenant gets no further than here with another's name: it is answered as the name
-of nothing is, before anything is asked of the database, whether that tenant exists or not.
+A caller that is bound to one tenant gets NOT_FOUND here for every name of another tenant, before
+any database query, whether the other tenant exists or not.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _REASONS: Final = {
     "deliveries": Reason.DELIVERY_NOT_FOUND,
     "replays": Reason.REPLAY_NOT_FOUND,
 }
-"""What is told of a name of nothing, by its last collection."""
+"""The reason of NOT_FOUND by the last collection of a name."""
 
 
 def tenant_id_in(
     name: str, violations: list[Violation], *, field: str = "tenant", across: bool = False
 ) -> str:
-    """The id in `tenants/ID`. `across`: `tenants/-` is welcome, as in reads."""
+    """Return the id in `tenants/ID`; with `across`, `tenants/-` is allowed (reads)."""
     count = len(violations)
     ids = _ids_in(name, field, "tenants/ID", ("tenants",), violations)
     if not ids:
@@ -54,7 +54,7 @@ def tenant_and_id_in(
     field: str = "name",
     across: bool = False,
 ) -> tuple[str, str]:
-    """Both ids in such as `tenants/ID/subscriptions/ID`."""
+    """Return both ids of a name such as `tenants/ID/subscriptions/ID`."""
     count = len(violations)
     shape = f"tenants/ID/{collection}/ID"
     ids = _ids_in(name, field, shape, ("tenants", collection), violations)
@@ -78,7 +78,7 @@ def tenant_and_uuid_in(
     field: str = "name",
     across: bool = False,
 ) -> tuple[str, UUID]:
-    """The tenant's id and the UUID in such as `tenants/ID/events/evt_…`."""
+    """Return the tenant id and the UUID of a name such as `tenants/ID/events/evt_…`."""
     count = len(violations)
     shape = f"tenants/ID/{collection}/{prefix}_…"
     ids = _ids_in(name, field, shape, ("tenants", collection), violations)
@@ -88,7 +88,9 @@ def tenant_and_uuid_in(
     uuid = parse_type_id(prefix, ids[1])
     if uuid is None:
         violations.append(
-            Violation(field, f"its last part must be '{prefix}_' and 26 letters of an id")
+            Violation(
+                field, f"its last part must be '{prefix}_' followed by the 26 letters of an id"
+            )
         )
     if len(violations) == count:
         _check_owner(tenant_id, name, collection)
@@ -96,12 +98,12 @@ def tenant_and_uuid_in(
 
 
 def event_type_in(name: str, violations: list[Violation], *, field: str = "name") -> str:
-    """The id in `eventTypes/ID`."""
+    """Return the id in `eventTypes/ID`."""
     return _only_id_in(name, "eventTypes", check_event_type, field, violations)
 
 
 def key_id_in(name: str, violations: list[Violation], *, field: str = "name") -> str:
-    """The id in `apiKeys/ID`."""
+    """Return the id in `apiKeys/ID`."""
     return _only_id_in(name, "apiKeys", check_key_id, field, violations)
 
 
@@ -112,7 +114,7 @@ def _only_id_in(
     field: str,
     violations: list[Violation],
 ) -> str:
-    """The id in such as `apiKeys/ID`, which belongs to no tenant."""
+    """Return the id of a name without a tenant, such as `apiKeys/ID`."""
     ids = _ids_in(name, field, f"{collection}/ID", (collection,), violations)
     if not ids:
         return ""
@@ -141,7 +143,9 @@ def _ids_in(
 def _tenant_id(text: str, field: str, violations: list[Violation], *, across: bool) -> str:
     if text == WILDCARD:
         if not across:
-            violations.append(Violation(field, "must name one tenant; only reads take tenants/-"))
+            violations.append(
+                Violation(field, "must name one tenant; tenants/- is allowed in reads only")
+            )
         return text
     problem = check_id(text)
     if problem:
@@ -150,7 +154,7 @@ def _tenant_id(text: str, field: str, violations: list[Violation], *, across: bo
 
 
 def _check_owner(tenant_id: str, name: str, collection: str) -> None:
-    """Refuse a caller who is bound to another tenant; raises `NotFoundError`."""
+    """Raise `NotFoundError` if the caller is bound to another tenant."""
     bound = current_caller().tenant_id
     if bound is None or tenant_id == bound:
         return

@@ -1,4 +1,4 @@
-"""Free text and labels in requests: bounded, and fit to be stored."""
+"""Checks of free text and labels in requests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}", re.ASCII)
 
 
 def display_name_in(text: str, field: str, violations: list[Violation]) -> str:
-    """What people call a thing."""
+    """Return a display name; adds its violations."""
     return text_in(text, DISPLAY_NAME_LENGTH_MAX, field, violations)
 
 
 def text_in(text: str, length_max: int, field: str, violations: list[Violation]) -> str:
-    """Any text up to a length in characters; adds what is wrong with it."""
+    """Return a text of at most `length_max` characters; adds its violations."""
     problem = check_text(text, length_max)
     if problem:
         reason = Reason.LIMIT_EXCEEDED if len(text) > length_max else Reason.FIELD_INVALID
@@ -33,7 +33,7 @@ def text_in(text: str, length_max: int, field: str, violations: list[Violation])
 def labels_in(
     labels: Mapping[str, str], limits: Limits, field: str, violations: list[Violation]
 ) -> dict[str, str]:
-    """An owner's own marks; adds what is wrong with them."""
+    """Return the labels of a resource; adds their violations."""
     if len(labels) > limits.max_labels:
         violations.append(
             over_limit(field, len(labels), "labels", "HOOKLINE_MAX_LABELS", limits.max_labels)
@@ -45,8 +45,8 @@ def labels_in(
             violations.append(
                 Violation(
                     path,
-                    "must have a key of lower-case letters, digits, '_' and '-', that begins with"
-                    " a letter and has 1 to 63 characters",
+                    "must have a key of 1 to 63 lower-case letters, digits, '_' and '-', and begin"
+                    " with a letter",
                 )
             )
         text_in(value, LABEL_VALUE_LENGTH_MAX, path, violations)

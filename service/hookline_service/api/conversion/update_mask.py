@@ -1,10 +1,10 @@
-"""Which fields an update changes: `update_mask` in either casing, `*`, or none; and its etag.
+"""The fields that an update changes: `update_mask` in snake or camel case, `*`, or none; the etag.
 
-A resource says by its leaves which fields can be changed (`http.url`, `labels`). A path of a mask
-stands for all leaves at and below it. Without a mask the populated leaves are meant, so that what
-was read can be sent back with one field changed; a message whose fields exclude one another counts
-as one value then. Output-only fields are no leaves: in the resource they are ignored, in a mask
-they are refused.
+The leaves of a resource are the fields that can be changed (`http.url`, `labels`). A path of a mask
+selects all leaves at and below it. Without a mask the populated leaves are selected, so that a
+resource that was read can be sent back with one field changed; a message whose fields exclude one
+another then counts as one value. Output-only fields are not leaves: in the resource they are
+ignored, in a mask they are rejected.
 
 Source: AIP-134 (update_mask), AIP-161 (field masks).
 """
@@ -35,12 +35,12 @@ def leaves_in(
     *,
     values: Collection[str] = (),
 ) -> frozenset[str]:
-    """The leaves that an update changes; adds the paths that lead to none.
+    """Return the leaves that an update changes; adds a violation for each path without a leaf.
 
-    `values`: messages that are replaced whole where the mask is missing and they are populated.
+    `values`: messages that are replaced as a whole if they are populated and there is no mask.
     """
     if not paths:
-        return frozenset(leaf for leaf in leaves if _is_meant(resource, leaf, values))
+        return frozenset(leaf for leaf in leaves if _is_selected(resource, leaf, values))
     if len(paths) > _PATHS_MAX:
         text = f"has {len(paths):,} paths; at most {_PATHS_MAX} are allowed"
         violations.append(Violation(FIELD, text, Reason.LIMIT_EXCEEDED))
@@ -48,7 +48,7 @@ def leaves_in(
     if ALL in paths:
         if len(paths) > 1:
             violations.append(
-                Violation(FIELD, "must have * alone, or not", Reason.UPDATE_MASK_INVALID)
+                Violation(FIELD, "must not combine * with other paths", Reason.UPDATE_MASK_INVALID)
             )
         return frozenset(leaves)
     chosen: set[str] = set()
@@ -59,7 +59,7 @@ def leaves_in(
             shown = ascii(path[:_SHOWN_LENGTH_MAX])
             violations.append(
                 Violation(
-                    FIELD, f"{shown} is no field that can be changed", Reason.UPDATE_MASK_INVALID
+                    FIELD, f"{shown} is not a field that can be changed", Reason.UPDATE_MASK_INVALID
                 )
             )
         chosen |= found
@@ -67,7 +67,7 @@ def leaves_in(
 
 
 def names_leaf(paths: Collection[str], leaf: str) -> bool:
-    """Whether a mask names this very leaf, and not just something that it is part of."""
+    """Return whether a mask names the leaf itself, not only a message that contains it."""
     return any(_snake(path) == leaf for path in paths)
 
 
@@ -75,7 +75,7 @@ def _snake(path: str) -> str:
     return _UPPER.sub(r"_\1", path).lower()
 
 
-def _is_meant(resource: Message, leaf: str, values: Collection[str]) -> bool:
+def _is_selected(resource: Message, leaf: str, values: Collection[str]) -> bool:
     *parents, name = leaf.split(".")
     message = resource
     for parent in parents:
@@ -89,7 +89,9 @@ def _is_meant(resource: Message, leaf: str, values: Collection[str]) -> bool:
 
 
 def etag_in(of_request: str, of_resource: str, field: str, violations: list[Violation]) -> str:
-    """The etag that an update names, in the request or in its resource; empty: not compared."""
+    """Return the etag of an update, from the request or its resource; empty: not compared."""
     if of_request and of_resource and of_request != of_resource:
-        violations.append(Violation("etag", f"must not differ from {field}"))
+        violations.append(
+            Violation("etag", f"must be equal to {field}, or one of the two must be empty")
+        )
     return of_request or of_resource

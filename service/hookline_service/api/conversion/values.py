@@ -1,4 +1,4 @@
-"""Times, durations and enums between the domain's values and protobuf's, for all services."""
+"""Conversions of times, durations and enums between the domain and protobuf."""
 
 from __future__ import annotations
 
@@ -25,52 +25,55 @@ _Number = TypeVar("_Number", bound=int)
 
 
 def timestamp_of(moment: datetime) -> Timestamp:
-    """A moment as protobuf's, to the microsecond."""
+    """Return a time as a Timestamp, in microseconds."""
     since = moment - _EPOCH
     return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
 
 def timestamp_of_ms(unix_ms: int) -> Timestamp:
-    """Unix milliseconds as protobuf's."""
+    """Return Unix milliseconds as a Timestamp."""
     seconds, ms = divmod(unix_ms, 1_000)
     return Timestamp(seconds=seconds, nanos=ms * 1_000_000)
 
 
 def timestamp_of_us(unix_us: int) -> Timestamp:
-    """Unix microseconds as protobuf's."""
+    """Return Unix microseconds as a Timestamp."""
     seconds, us = divmod(unix_us, 1_000_000)
     return Timestamp(seconds=seconds, nanos=us * 1_000)
 
 
 def datetime_in(message: Timestamp, field: str, violations: list[Violation]) -> datetime | None:
-    """The moment in a Timestamp, cut to microseconds; None and a violation where it is none."""
+    """Return a Timestamp truncated to microseconds; None and a violation if it is invalid."""
     seconds, nanos = message.seconds, message.nanos
     if _FIRST_SECOND <= seconds <= _LAST_SECOND and 0 <= nanos <= _NANOS_MAX:
         return _EPOCH + timedelta(seconds=seconds, microseconds=nanos // 1_000)
     violations.append(
-        Violation(field, "must lie in the years 1 to 9999, with nanos from 0 to 999,999,999")
+        Violation(field, "must be in the years 1 to 9999, with nanos from 0 to 999,999,999")
     )
     return None
 
 
 def duration_of(seconds: float) -> Duration:
-    """Seconds as protobuf's Duration, to the microsecond."""
+    """Return seconds as a Duration, rounded to microseconds."""
     whole, us = divmod(round(seconds * 1_000_000), 1_000_000)
     return Duration(seconds=whole, nanos=us * 1_000)
 
 
 def duration_of_us(latency_us: int) -> Duration:
-    """Microseconds, none of them negative, as protobuf's Duration."""
+    """Return non-negative microseconds as a Duration."""
     seconds, us = divmod(latency_us, 1_000_000)
     return Duration(seconds=seconds, nanos=us * 1_000)
 
 
 def seconds_in(message: Duration, field: str, violations: list[Violation]) -> float:
-    """The seconds in a Duration; a violation where its two numbers are no duration."""
+    """Return the seconds of a Duration; adds a violation if it is invalid."""
     seconds, nanos = message.seconds, message.nanos
     if abs(seconds) > _DURATION_SECONDS_MAX or abs(nanos) > _NANOS_MAX or seconds * nanos < 0:
         violations.append(
-            Violation(field, "is no duration: nanos beyond a second, or of the other sign")
+            Violation(
+                field,
+                "must be a duration: nanos are below one second and have the sign of the seconds",
+            )
         )
         return 0.0
     return seconds + nanos / 1e9
@@ -79,16 +82,16 @@ def seconds_in(message: Duration, field: str, violations: list[Violation]) -> fl
 def seconds_between(
     message: Duration, least_s: float, most_s: float, field: str, violations: list[Violation]
 ) -> float:
-    """The seconds in a Duration; a violation where they lie outside the bounds."""
+    """Return the seconds of a Duration; adds a violation if they are out of bounds."""
     count = len(violations)
     seconds = seconds_in(message, field, violations)
     if len(violations) == count and not least_s <= seconds <= most_s:
-        violations.append(Violation(field, f"must lie between {least_s:.15g}s and {most_s:.15g}s"))
+        violations.append(Violation(field, f"must be between {least_s:.15g}s and {most_s:.15g}s"))
     return seconds
 
 
 def enum_of(enum: _EnumTypeWrapper[_Number], prefix: str, value: StrEnum | None) -> _Number:
-    """The number of a domain value, `DELIVERY_STATE_` + `PENDING`; unspecified for None."""
+    """Return the number of a domain value, `DELIVERY_STATE_` + `PENDING`; unspecified for None."""
     return enum.Value(f"{prefix}{'UNSPECIFIED' if value is None else value.value}")
 
 
@@ -100,9 +103,9 @@ def enum_in(
     field: str,
     violations: list[Violation],
 ) -> _Value | None:
-    """The domain value of an enum's number; None for 0. Adds a violation for a number unknown.
+    """Return the domain value of an enum number; None for 0. Adds a violation for an unknown one.
 
-    proto3 enums are open: a number that the contract does not name arrives as it was sent.
+    proto3 enums are open: an unknown number arrives as it was sent.
     """
     if number == 0 or not check_enum(number, enum, field, violations):
         return None
@@ -112,8 +115,8 @@ def enum_in(
 def check_enum(
     number: _Number, enum: _EnumTypeWrapper[_Number], field: str, violations: list[Violation]
 ) -> bool:
-    """Whether the contract names the number; adds a violation where it does not."""
+    """Return whether the contract defines the number; adds a violation otherwise."""
     if number in enum.values():
         return True
-    violations.append(Violation(field, f"{number} is no value of its enum"))
+    violations.append(Violation(field, f"{number} is not a value of the enum"))
     return False

@@ -1,4 +1,4 @@
-"""Deliveries and attempts as the contract shows them."""
+"""Conversions of deliveries and attempts to messages of the contract."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hookline_service.store.deliveries import Delivery
 
 
 def delivery_message(delivery: Delivery) -> delivery_pb2.Delivery:
-    """A delivery, its last attempt included."""
+    """Return the message of a delivery, with its last attempt."""
     tenant_id = delivery.tenant_id
     due, finished = delivery.next_attempt_time, delivery.finish_time
     return delivery_pb2.Delivery(
@@ -38,7 +38,7 @@ def delivery_message(delivery: Delivery) -> delivery_pb2.Delivery:
 
 
 def attempt_message(attempt: Attempt) -> attempt_pb2.Attempt:
-    """An attempt; what the target answered is shown as text, broken UTF-8 replaced."""
+    """Return the message of an attempt; invalid UTF-8 in the response excerpt is replaced."""
     record = attempt.record
     return attempt_pb2.Attempt(
         number=attempt.number,

@@ -1,4 +1,4 @@
-"""DeliveryService: what became of events, and what operators do about it."""
+"""DeliveryService: reads, retries and cancels deliveries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grpc.aio import ServicerContext
 
 from hookline.v1 import delivery_pb2, delivery_service_pb2
 from hookline_service.api.conversion.names import tenant_and_id_in, tenant_and_uuid_in, tenant_id_in
-from hookline_service.api.conversion.paging import NEWEST, Pages
+from hookline_service.api.conversion.paging import Pages
 from hookline_service.api.conversion.values import enum_in
 from hookline_service.api.deliveries.conversion import attempt_message, delivery_message
 from hookline_service.api.unimplemented import UnbuiltDeliveryRpcs
@@ -29,7 +29,7 @@ _STATES_MAX = 100
 
 
 class DeliveryServicer(UnbuiltDeliveryRpcs):
-    """The calls of DeliveryService."""
+    """Implements DeliveryService."""
 
     def __init__(
         self,
@@ -47,16 +47,16 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
     async def GetDelivery(
         self, request: delivery_service_pb2.GetDeliveryRequest, context: _Context
     ) -> delivery_service_pb2.GetDeliveryResponse:
-        """One delivery as it stands."""
+        """Return one delivery."""
         del context
         tenant_id, delivery_id = _named(request.name, across=True)
         delivery = await self._deliveries.get(tenant_id, delivery_id)
-        return delivery_service_pb2.GetDeliveryResponse(delivery=self._shown(delivery))
+        return delivery_service_pb2.GetDeliveryResponse(delivery=self._message_of(delivery))
 
     async def ListDeliveries(
         self, request: delivery_service_pb2.ListDeliveriesRequest, context: _Context
     ) -> delivery_service_pb2.ListDeliveriesResponse:
-        """A page of a tenant's deliveries, newest first."""
+        """List a tenant's deliveries, newest first."""
         del context
         violations: list[Violation] = []
         selection = _selection_in(request, violations)
@@ -67,64 +67,66 @@ class DeliveryServicer(UnbuiltDeliveryRpcs):
             request.event,
             *sorted(selection.states),
         )
-        page = self._pages.asked(request, binding, violations)
+        page = self._pages.requested(request, binding, violations)
         found = await self._deliveries.page(
             selection,
-            before=UUID(bytes=page.cursor) if page.cursor else NEWEST,
+            before=page.before,
             limit=page.size,
         )
-        messages = [self._shown(delivery) for delivery in found.deliveries]
-        kept = self._pages.cut(messages)
-        response = delivery_service_pb2.ListDeliveriesResponse(deliveries=kept)
-        if found.has_more or len(kept) < len(messages):
-            last = found.deliveries[len(kept) - 1]
-            response.next_page_token = self._pages.token(last.delivery_id.bytes, binding)
-        return response
+        messages = [self._message_of(delivery) for delivery in found.deliveries]
+        kept, token = self._pages.finished(
+            messages,
+            binding,
+            lambda at: found.deliveries[at].delivery_id.bytes,
+            has_more=found.has_more,
+        )
+        return delivery_service_pb2.ListDeliveriesResponse(deliveries=kept, next_page_token=token)
 
     async def ListAttempts(
         self, request: delivery_service_pb2.ListAttemptsRequest, context: _Context
     ) -> delivery_service_pb2.ListAttemptsResponse:
-        """A page of a delivery's attempts, oldest first."""
+        """List a delivery's attempts, oldest first."""
         del context
         violations: list[Violation] = []
         tenant_id, delivery_id = tenant_and_uuid_in(
             request.delivery, "deliveries", DELIVERY_ID, violations, field="delivery", across=True
         )
         binding = ("ListAttempts", request.delivery)
-        page = self._pages.asked(request, binding, violations)
+        page = self._pages.requested(request, binding, violations)
         found = await self._deliveries.attempts(
             tenant_id, delivery_id, after=int.from_bytes(page.cursor, "big"), limit=page.size
         )
         messages = [attempt_message(attempt) for attempt in found.attempts]
-        kept = self._pages.cut(messages)
-        response = delivery_service_pb2.ListAttemptsResponse(attempts=kept)
-        if found.has_more or len(kept) < len(messages):
-            cursor = kept[-1].number.to_bytes(_NUMBER_BYTES, "big")
-            response.next_page_token = self._pages.token(cursor, binding)
-        return response
+        kept, token = self._pages.finished(
+            messages,
+            binding,
+            lambda at: messages[at].number.to_bytes(_NUMBER_BYTES, "big"),
+            has_more=found.has_more,
+        )
+        return delivery_service_pb2.ListAttemptsResponse(attempts=kept, next_page_token=token)
 
     async def RetryDelivery(
         self, request: delivery_service_pb2.RetryDeliveryRequest, context: _Context
     ) -> delivery_service_pb2.RetryDeliveryResponse:
-        """Due now, and read back."""
+        """Retry a delivery and return it."""
         del context
         tenant_id, delivery_id = _named(request.name)
         await self._delivery_actions.retry(tenant_id, delivery_id)
         delivery = await self._deliveries.get(tenant_id, delivery_id)
-        return delivery_service_pb2.RetryDeliveryResponse(delivery=self._shown(delivery))
+        return delivery_service_pb2.RetryDeliveryResponse(delivery=self._message_of(delivery))
 
     async def CancelDelivery(
         self, request: delivery_service_pb2.CancelDeliveryRequest, context: _Context
     ) -> delivery_service_pb2.CancelDeliveryResponse:
-        """Ended, and read back."""
+        """Cancel a delivery and return it."""
         del context
         tenant_id, delivery_id = _named(request.name)
         await self._delivery_actions.cancel(tenant_id, delivery_id)
         delivery = await self._deliveries.get(tenant_id, delivery_id)
-        return delivery_service_pb2.CancelDeliveryResponse(delivery=self._shown(delivery))
+        return delivery_service_pb2.CancelDeliveryResponse(delivery=self._message_of(delivery))
 
-    def _shown(self, delivery: Delivery) -> delivery_pb2.Delivery:
-        """A delivery with what this node alone knows of why it waits."""
+    def _message_of(self, delivery: Delivery) -> delivery_pb2.Delivery:
+        """Return the message of a delivery, with the reasons that only this node can report."""
         if delivery.is_due:
             reason = self._lanes.waiting_reason(delivery.subscription_uid, delivery.delivery_id)
             delivery = replace(delivery, state_reason=reason)
@@ -166,13 +168,13 @@ def _selection_in(
 
 def _check_owner(owner: str, tenant_id: str, field: str, violations: list[Violation]) -> None:
     if owner and tenant_id not in (owner, WILDCARD, ""):
-        violations.append(Violation(field, "must be of the request's tenant"))
+        violations.append(Violation(field, "must belong to the tenant of the request"))
 
 
 def _states_in(
     numbers: Sequence[delivery_pb2.DeliveryState.ValueType], violations: list[Violation]
 ) -> frozenset[DeliveryState]:
-    """The states asked for; all of them where none is."""
+    """Return the requested states; all states if none is given."""
     if len(numbers) > _STATES_MAX:
         text = f"has {len(numbers):,} entries; at most {_STATES_MAX} are allowed"
         violations.append(Violation("states", text, Reason.LIMIT_EXCEEDED))
@@ -187,7 +189,7 @@ def _state_in(
     number: delivery_pb2.DeliveryState.ValueType, field: str, violations: list[Violation]
 ) -> DeliveryState:
     if number == 0:
-        violations.append(Violation(field, "must not be unspecified"))
+        violations.append(Violation(field, "must not be DELIVERY_STATE_UNSPECIFIED"))
     state = enum_in(
         number, delivery_pb2.DeliveryState, "DELIVERY_STATE_", DeliveryState, field, violations
     )

@@ -1,8 +1,8 @@
-"""JSON Schemas of event types, and their examples: whether they are what they say.
+"""Validation of the JSON Schemas of event types and their examples.
 
-Nothing is fetched: a reference may lead into the schema itself and to the drafts' own schemas, and
-nowhere else. A schema is read by the checker that publishing uses, and under the same budgets: one
-that cannot be compiled within them is refused here.
+Nothing is fetched: a reference can point into the schema itself and to the schemas of the drafts
+only. The schema is compiled by the checker that publishing uses, with the same limits: a schema
+that cannot be compiled within them is rejected.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ async def check_schema(
     try:
         finding = await checker.try_out(json_schema, example)
     except SchemaUnusableError as error:
-        text = f"is no usable JSON Schema: {_first_line(error)}"
+        text = f"is not a usable JSON Schema: {_first_line(error)}"
         violations.append(Violation(_SCHEMA, text, Reason.SCHEMA_INVALID))
     except OverBudgetError as error:
-        text = f"is too expensive to check data against: that {error}; nest and refer less"
+        text = f"is too expensive to validate: it {error}; use less nesting and fewer references"
         limit = Violation(_SCHEMA, text, Reason.LIMIT_EXCEEDED, error.setting, error.maximum)
         violations.append(limit)
     else:
         if finding is not None:
-            first = finding.violations[0] if finding.violations else "too much to list"
+            first = finding.violations[0] if finding.violations else "too many violations to list"
             text = f"does not satisfy the schema: {first[:_SHOWN_LENGTH_MAX]}"
             violations.append(Violation(_EXAMPLE, text, Reason.SCHEMA_INVALID))
 
@@ -59,11 +59,11 @@ def _not_json(text: str) -> str:
         if text:
             orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        return f"is no JSON text: look at line {error.lineno}, column {error.colno}"
+        return f"is not valid JSON: see line {error.lineno}, column {error.colno}"
     return ""
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).partition("\n")[0]
-    # What we raised when asked to fetch something comes back wrapped, with its class before it.
+    # The error that rejects a fetch is wrapped by the library, with its class name before the text.
     return text.rpartition("ValueError: ")[2][:_SHOWN_LENGTH_MAX]

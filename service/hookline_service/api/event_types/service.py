@@ -1,16 +1,16 @@
-"""EventTypeService: the contracts that published events are checked against."""
+"""EventTypeService: manages event types."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from grpc.aio import ServicerContext
 
 from hookline.v1 import event_type_pb2, event_type_service_pb2
 from hookline_service.api.conversion.names import event_type_in
-from hookline_service.api.conversion.paging import Pages
+from hookline_service.api.conversion.paging import Pages, time_and_key_in, time_cursor
 from hookline_service.api.conversion.text import text_in
 from hookline_service.api.conversion.update_mask import etag_in, leaves_in
 from hookline_service.api.conversion.values import enum_of, timestamp_of
@@ -30,11 +30,10 @@ _LEAVES = ("description", "json_schema", "proto_message", "example_json")
 _DESCRIPTION_LENGTH_MAX = 4_096
 _EXAMPLE_BYTES_MAX = 64 * 1_024
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TIME_BYTES = 8
 
 
 class EventTypeServicer(UnbuiltEventTypeRpcs):
-    """The calls of EventTypeService."""
+    """Implements EventTypeService."""
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
     async def CreateEventType(
         self, request: event_type_service_pb2.CreateEventTypeRequest, context: _Context
     ) -> event_type_service_pb2.CreateEventTypeResponse:
-        """A new event type."""
+        """Create an event type."""
         del context
         violations: list[Violation] = []
         _check_new_name(request.event_type_id, violations)
@@ -64,7 +63,7 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
         if violations:
             raise invalid(violations)
         await self._check_schema(draft)
-        _refuse_unbuilt(request.event_type, leaves)
+        _refuse_unimplemented(request.event_type, leaves)
         event_type = await self._event_types.create(draft)
         await self._changes.event_types_changed()
         return event_type_service_pb2.CreateEventTypeResponse(event_type=_message_of(event_type))
@@ -72,7 +71,7 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
     async def GetEventType(
         self, request: event_type_service_pb2.GetEventTypeRequest, context: _Context
     ) -> event_type_service_pb2.GetEventTypeResponse:
-        """One event type."""
+        """Return one event type."""
         del context
         event_type = await self._event_types.get(_named(request.name))
         return event_type_service_pb2.GetEventTypeResponse(event_type=_message_of(event_type))
@@ -80,26 +79,29 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
     async def ListEventTypes(
         self, request: event_type_service_pb2.ListEventTypesRequest, context: _Context
     ) -> event_type_service_pb2.ListEventTypesResponse:
-        """A page of the event types, newest first."""
+        """List event types, newest first."""
         del context
         violations: list[Violation] = []
         binding = ("ListEventTypes",)
-        page = self._pages.asked(request, binding, violations)
+        page = self._pages.requested(request, binding, violations)
         found = await self._event_types.list_page(
-            before=_place_in(page.cursor), limit=page.size + 1
+            before=time_and_key_in(page.cursor) if page.cursor else NEWEST, limit=page.size + 1
         )
         messages = [_message_of(event_type) for event_type in found[: page.size]]
-        kept = self._pages.cut(messages)
-        response = event_type_service_pb2.ListEventTypesResponse(event_types=kept)
-        if len(kept) < len(found):
-            cursor = _cursor_of(found[len(kept) - 1])
-            response.next_page_token = self._pages.token(cursor, binding)
-        return response
+        kept, token = self._pages.finished(
+            messages,
+            binding,
+            lambda at: _cursor_of(found[at]),
+            has_more=len(found) > page.size,
+        )
+        return event_type_service_pb2.ListEventTypesResponse(
+            event_types=kept, next_page_token=token
+        )
 
     async def UpdateEventType(
         self, request: event_type_service_pb2.UpdateEventTypeRequest, context: _Context
     ) -> event_type_service_pb2.UpdateEventTypeResponse:
-        """An event type, changed; another schema is another revision."""
+        """Change an event type; a changed schema gets a new revision."""
         del context
         violations: list[Violation] = []
         new = request.event_type
@@ -109,7 +111,7 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
         self._check_fields(new, leaves, violations)
         if violations:
             raise invalid(violations)
-        _refuse_unbuilt(new, leaves)
+        _refuse_unimplemented(new, leaves)
 
         async def check(seen: EventType, wanted: EventType) -> None:
             if (wanted.json_schema, wanted.example_json) != (seen.json_schema, seen.example_json):
@@ -124,14 +126,14 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
     async def ArchiveEventType(
         self, request: event_type_service_pb2.ArchiveEventTypeRequest, context: _Context
     ) -> event_type_service_pb2.ArchiveEventTypeResponse:
-        """Closed for publishing, for good."""
+        """Archive an event type; this cannot be undone."""
         del context
         event_type = await self._event_types.archive(_named(request.name), etag=request.etag)
         await self._changes.event_types_changed()
         return event_type_service_pb2.ArchiveEventTypeResponse(event_type=_message_of(event_type))
 
     async def _check_schema(self, event_type: EventType) -> None:
-        """What takes reading the schema: done where no field is wrong by itself."""
+        """Validate schema and example; called after the other fields are valid."""
         violations: list[Violation] = []
         await check_schema(
             event_type.json_schema, event_type.example_json, self._schemas, violations
@@ -145,7 +147,7 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
         leaves: frozenset[str],
         violations: list[Violation],
     ) -> None:
-        """What can be said of the changed fields one by one."""
+        """Check the changed fields individually."""
         if "description" in leaves:
             text_in(
                 message.description, _DESCRIPTION_LENGTH_MAX, "event_type.description", violations
@@ -173,11 +175,14 @@ def _check_new_name(event_type_id: str, violations: list[Violation]) -> None:
         violations.append(Violation(field, problem))
     elif event_type_id.startswith(RESERVED_TYPE_PREFIX):
         violations.append(
-            Violation(field, f"must not begin with '{RESERVED_TYPE_PREFIX}': only Hookline's do")
+            Violation(
+                field,
+                f"must not begin with '{RESERVED_TYPE_PREFIX}': it is reserved for Hookline",
+            )
         )
 
 
-def _refuse_unbuilt(message: event_type_pb2.EventType, leaves: frozenset[str]) -> None:
+def _refuse_unimplemented(message: event_type_pb2.EventType, leaves: frozenset[str]) -> None:
     if message.proto_message and "proto_message" in leaves:
         raise not_implemented("proto_message", field="event_type.proto_message")
 
@@ -201,16 +206,8 @@ def _named(name: str) -> str:
     return event_type
 
 
-def _place_in(cursor: bytes) -> tuple[datetime, str]:
-    if not cursor:
-        return NEWEST
-    unix_us = int.from_bytes(cursor[:_TIME_BYTES], "big")
-    return _EPOCH + timedelta(microseconds=unix_us), cursor[_TIME_BYTES:].decode()
-
-
 def _cursor_of(event_type: EventType) -> bytes:
-    unix_us = ((event_type.create_time or _EPOCH) - _EPOCH) // timedelta(microseconds=1)
-    return unix_us.to_bytes(_TIME_BYTES, "big") + event_type.name.encode()
+    return time_cursor(event_type.create_time or _EPOCH, event_type.name)
 
 
 def _message_of(event_type: EventType) -> event_type_pb2.EventType:

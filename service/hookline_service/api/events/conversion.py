@@ -1,12 +1,11 @@
-"""Events between the contract's messages and the domain's values; what a publisher may send.
+"""Validation of published events, and conversions of events between the contract and the domain.
 
-The way in is the hot path: a field costs its reading and one comparison unless it is set, and types
-that were found good once are remembered. JSON is parsed to see that it is JSON, and dropped: the
-bytes that came are the bytes that are stored, signed and sent. Hence duplicate keys and integers of
-any size within a double's range are accepted, and reach receivers as they came.
+Reading is on the hot path: an unset field costs one comparison, and valid types are cached. JSON is
+parsed only to validate it: the received bytes are stored, signed and sent. So duplicate keys and
+integers of any size within the range of a double are accepted and preserved.
 
-Source: RFC 8259. It leaves duplicate keys (section 4) and large numbers (section 6) to the reader;
-lone surrogates, which it calls unpredictable (section 8.2), are refused.
+Source: RFC 8259. It leaves duplicate keys (section 4) and large numbers (section 6) to the parser;
+lone surrogates, whose effect it calls unpredictable (section 8.2), are rejected.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ from hookline_service.domain.names import (
 )
 
 TEXT_BYTES_MAX = 1_024
-"""`source`, `subject` and `data_schema`."""
+"""The limit of `source`, `subject` and `data_schema`."""
 EXTERNAL_ID_BYTES_MAX = 255
-_KNOWN_TYPES_MAX = 10_000
+_VALID_TYPES_MAX = 10_000
 _UTF8_WIDTH_MAX = 4
 _URI_REFERENCE = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*", re.ASCII)
 """The characters of RFC 3986 section 2, and its percent-encoding."""
@@ -54,20 +53,19 @@ _STEPS = bytes.maketrans(b"[]{}", b"\x01\xff\x01\xff")  # 1 and -1, as signed by
 
 
 class EventReader:
-    """Reads the events of a request; adds everything that is wrong with them to the violations."""
+    """Reads the events of requests and adds their violations."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._paths = [f"events[{index}]." for index in range(limits.max_batch_events)]
-        self._known_types: set[str] = set()
+        self._valid_types: set[str] = set()
 
     def read(
         self, messages: Sequence[event_pb2.Event], violations: list[Violation]
     ) -> list[NewEvent]:
-        """The events in request order, paths as `events[3].type`; useless if violations came.
+        """Return the events in request order; unusable if there are violations.
 
-        There are no more of them than a batch may have: whoever calls has seen to that.
-
+        The paths are such as `events[3].type`. There must be at most `max_batch_events` messages.
         Raises `UnimplementedError` for `proto_data`.
         """
         return [
@@ -78,9 +76,9 @@ class EventReader:
     def read_one(
         self, message: event_pb2.Event, path: str, violations: list[Violation]
     ) -> NewEvent:
-        """One event, whose fields' paths begin with `path`."""
+        """Return one event; the paths of its violations begin with `path`."""
         event_type = message.type
-        if event_type not in self._known_types:
+        if event_type not in self._valid_types:
             self._check_type(event_type, path, violations)
         content_type = message.content_type
         match message.WhichOneof("data"):
@@ -133,11 +131,12 @@ class EventReader:
         elif event_type.startswith(RESERVED_TYPE_PREFIX):
             violations.append(
                 Violation(
-                    field, f"must not begin with '{RESERVED_TYPE_PREFIX}': only Hookline's do"
+                    field,
+                    f"must not begin with '{RESERVED_TYPE_PREFIX}': it is reserved for Hookline",
                 )
             )
-        elif len(self._known_types) < _KNOWN_TYPES_MAX:
-            self._known_types.add(event_type)
+        elif len(self._valid_types) < _VALID_TYPES_MAX:
+            self._valid_types.add(event_type)
 
     def _check_size(self, data: bytes, field: str, violations: list[Violation]) -> bool:
         limit = self._limits.max_data_bytes
@@ -156,8 +155,8 @@ class EventReader:
             violations.append(
                 Violation(
                     field,
-                    "is no JSON text that every reader understands alike (RFC 8259): "
-                    f"look at line {error.lineno}, column {error.colno}",
+                    "is not JSON text that all parsers read identically (RFC 8259): "
+                    f"see line {error.lineno}, column {error.colno}",
                     Reason.PAYLOAD_INVALID,
                 )
             )
@@ -167,7 +166,7 @@ class EventReader:
             violations.append(
                 Violation(
                     field,
-                    f"nests deeper than HOOKLINE_MAX_JSON_DEPTH allows, {limit}",
+                    f"is nested too deeply; HOOKLINE_MAX_JSON_DEPTH allows {limit}",
                     Reason.LIMIT_EXCEEDED,
                     "HOOKLINE_MAX_JSON_DEPTH",
                     limit,
@@ -232,24 +231,24 @@ def _check_text(
         violations.append(Violation(field, "contains U+0000"))
     elif is_uri and not _URI_REFERENCE.fullmatch(text):
         violations.append(
-            Violation(field, "must be a URI reference (RFC 3986): encode other characters as %XX")
+            Violation(field, "must be a URI reference (RFC 3986): percent-encode other characters")
         )
 
 
 def _utf8_bytes(text: str, limit: int) -> int:
-    """The length in UTF-8; that of the text itself where that cannot reach the limit."""
+    """Return the length in UTF-8; the number of characters if that cannot exceed the limit."""
     length = len(text)
     return len(text.encode()) if length * _UTF8_WIDTH_MAX > limit else length
 
 
 def _is_deeper(json_text: bytes, limit: int) -> bool:
-    """Whether valid JSON nests deeper than `limit`: one step down or up for each bracket."""
+    """Return whether valid JSON is nested deeper than `limit`, by counting brackets."""
     steps = array("b", _JSON_STRING.sub(b"", json_text).translate(_STEPS, _NO_BRACKETS))
     return max(accumulate(steps), default=0) > limit
 
 
 def message_of(event: Event, *, with_data: bool) -> event_pb2.Event:
-    """A stored event as the contract shows it."""
+    """Return the message of a stored event."""
     message = event_pb2.Event(
         name=event_name(event.tenant_id, format_type_id(EVENT_ID, event.event_id)),
         type=event.type,

@@ -1,7 +1,6 @@
-"""One batch of events on its way in and its answer on the way out.
+"""Reads a batch of events and creates its response.
 
-A call of PublishEvents is one, a message of StreamPublishEvents another; both are read and answered
-here.
+A batch is a PublishEvents call or one message of a StreamPublishEvents call.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from hookline_service.pipeline.publishing.publish import Published
 
 
 class BatchReader:
-    """Reads batches; refuses a whole one for anything that is wrong with it."""
+    """Reads batches; rejects a batch as a whole if any part of it is invalid."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -35,7 +34,7 @@ class BatchReader:
         request: PublishEventsRequest | StreamPublishEventsRequest,
         violations: Sequence[Violation] = (),
     ) -> tuple[str, list[NewEvent]]:
-        """The tenant's id and the events, in order.
+        """Return the tenant id and the events, in order.
 
         `violations` were found before. Raises `InvalidArgumentError` with them and all others, and
         `UnimplementedError` for `proto_data`.
@@ -55,7 +54,7 @@ class BatchReader:
         request: PublishEventsRequest | StreamPublishEventsRequest,
         violations: list[Violation],
     ) -> None:
-        """Bound the work before it is begun."""
+        """Check the limits of a batch before its events are read."""
         count = len(request.events)
         if not count:
             violations.append(Violation("events", "is required", Reason.FIELD_REQUIRED))
@@ -70,7 +69,7 @@ class BatchReader:
 
 
 def response_of(tenant_id: str, results: Sequence[Published]) -> PublishEventsResponse:
-    """What a batch that is committed is answered with."""
+    """Return the response for a committed batch."""
     prefix = event_name(tenant_id, "")
     response = PublishEventsResponse()
     for result in results:

@@ -1,15 +1,15 @@
-"""StreamPublishEvents: batches one after the other, each answered for itself.
+"""StreamPublishEvents: a stream of batches, each with its own response.
 
-Theory of operation. One task reads, checks and queues the messages, in order; it waits for no
-commit, so that many messages share one. The call's own task writes answers in the order in which
-they become known. A message is under way from when it is read until its answer is written. While
-the stream's messages, events or bytes under way are at a limit, or those of all streams at theirs
-(`client_streams.py`), nothing is read, and gRPC's flow control holds the client. So a client that
-reads no answers is held as well, and costs no more.
+Theory of operation. One task reads, validates and submits the messages in order; it does not wait
+for commits, so many messages share one group commit. The task of the call writes the responses in
+the order in which they become available. A message is in flight from reading until its response is
+written. While the messages, events or bytes in flight of the stream are at their limit, or those of
+all streams at theirs (`client_streams.py`), nothing is read, and the flow control of gRPC applies
+backpressure to the client. A client that does not read its responses gets the same backpressure.
 
-What ends the reading is the client (it has sent all), bytes that are no message (no sequence, so
-no answer), or the node's stop. Whatever it is, what is under way is answered first; then the stream
-ends, with OK or with the reason. Knows nothing of groups and commits.
+Reading ends when the client has sent all messages, after bytes that are not a message (no sequence,
+so no response), or when the node stops. In each case the messages in flight are answered first;
+then the stream ends, with OK or with an error.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from hookline_service.domain.limits import Limits
 from hookline_service.pipeline.publishing.publish import Published, Publisher
 
 MESSAGE_BYTES: Final = 512
-"""What a message holds beside its bytes: objects, its part of a queue."""
-ANSWER_EVENT_BYTES: Final = 128
-"""What an answer holds of each event: its name, at most."""
+"""The memory of a message in addition to its bytes: objects, and its part of a queue."""
+RESPONSE_EVENT_BYTES: Final = 128
+"""The memory of an event in a response: at most its name."""
 
 Requests = AsyncIterator[StreamPublishEventsRequest]
 
 
 @dataclass(slots=True)
 class _Load:
-    """Messages, what they hold, and their size on the wire."""
+    """A number of messages, with their events, wire size and memory."""
 
     messages: int = 0
     events: int = 0
     size_bytes: int = 0
     held_bytes: int = 0
-    """What counts against the budget of all streams: these, and their answers."""
+    """The memory that counts towards the budget of all streams, with the responses."""
 
     def add(self, other: _Load, times: int = 1) -> None:
         self.messages += times * other.messages
@@ -63,7 +63,7 @@ class _Load:
 
 
 class PublishStream:
-    """One stream, from its first message to its end."""
+    """One StreamPublishEvents call."""
 
     def __init__(
         self,
@@ -73,61 +73,61 @@ class PublishStream:
         budget: StreamBudget,
         caller: str,
     ) -> None:
-        """`caller`: whose share of the budget its messages take."""
+        """`caller`: the principal whose share of the budget the messages use."""
         self._budget = budget
         self._caller = caller
         self._publisher = publisher
         self._batches = batches
         self._limits = limits
-        self._under_way = _Load()
+        self._in_flight = _Load()
         self._last_sequence = 0
-        self._answers: deque[tuple[_Load, StreamPublishEventsResponse]] = deque()
-        self._has_news = asyncio.Event()
-        self._has_room = asyncio.Event()
-        self._has_room.set()
+        self._responses: deque[tuple[_Load, StreamPublishEventsResponse]] = deque()
+        self._has_response = asyncio.Event()
+        self._may_read = asyncio.Event()
+        self._may_read.set()
         self._has_ended = False
 
     async def responses(self, requests: Requests) -> AsyncIterator[StreamPublishEventsResponse]:
-        """The answer to each message; raises what ended the reading, if the client did not."""
+        """Yield the response to each message; raise the error that ended the reading, if any."""
         reading = asyncio.create_task(self._read(requests))
-        reading.add_done_callback(lambda _: self._has_news.set())
+        reading.add_done_callback(lambda _: self._has_response.set())
         try:
             while True:
-                self._has_news.clear()
-                while self._answers:
-                    load, answer = self._answers.popleft()
-                    yield answer
-                    self._under_way.add(load, -1)
+                self._has_response.clear()
+                while self._responses:
+                    load, response = self._responses.popleft()
+                    yield response
+                    self._in_flight.add(load, -1)
                     self._budget.give(self._caller, load.held_bytes)
-                    self._look_for_room()
-                if reading.done() and not self._under_way.messages:
+                    self._update_may_read()
+                if reading.done() and not self._in_flight.messages:
                     break
-                await self._has_news.wait()
+                await self._has_response.wait()
             await reading
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             self._has_ended = True
-            self._budget.forget(self._look_for_room)
-            if held := self._under_way.held_bytes:
+            self._budget.forget(self._update_may_read)
+            if held := self._in_flight.held_bytes:
                 self._budget.give(self._caller, held)
 
     async def _read(self, requests: Requests) -> None:
         async for request in requests:
             events, size = len(request.events), request.ByteSize()
-            load = _Load(1, events, size, size + MESSAGE_BYTES + events * ANSWER_EVENT_BYTES)
-            self._under_way.add(load)
+            load = _Load(1, events, size, size + MESSAGE_BYTES + events * RESPONSE_EVENT_BYTES)
+            self._in_flight.add(load)
             self._budget.take(self._caller, load.held_bytes)
-            self._look_for_room()
+            self._update_may_read()
             await self._submit(request, load)
-            await self._has_room.wait()
+            await self._may_read.wait()
 
     async def _submit(self, request: StreamPublishEventsRequest, load: _Load) -> None:
         try:
             tenant_id, events = self._batches.read(request, self._check_sequence(request.sequence))
             done = await self._publisher.submit(tenant_id, events, self)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this message's answer
-            self._answer(load, _refused(request.sequence, error))
+        except Exception as error:  # noqa: BLE001 - every error is the response to the message
+            self._respond(load, _error_response(request.sequence, error))
         else:
             done.add_done_callback(partial(self._settled, load, request.sequence, tenant_id))
 
@@ -138,7 +138,7 @@ class PublishStream:
             return []
         if sequence <= 0:
             return [Violation("sequence", "must be positive")]
-        return [Violation("sequence", f"must be greater than the one before, {last}")]
+        return [Violation("sequence", f"must be greater than the previous one, {last}")]
 
     def _settled(
         self, load: _Load, sequence: int, tenant_id: str, done: asyncio.Future[list[Published]]
@@ -146,37 +146,39 @@ class PublishStream:
         error = interrupted() if done.cancelled() else done.exception()
         if error is None:
             published = response_of(tenant_id, done.result())
-            answer = StreamPublishEventsResponse(sequence=sequence, published=published)
+            response = StreamPublishEventsResponse(sequence=sequence, published=published)
         else:
-            answer = _refused(sequence, error)
-        self._answer(load, answer)
+            response = _error_response(sequence, error)
+        self._respond(load, response)
 
-    def _answer(self, load: _Load, answer: StreamPublishEventsResponse) -> None:
+    def _respond(self, load: _Load, response: StreamPublishEventsResponse) -> None:
         if self._has_ended:
             return
-        if answer.HasField("error"):  # violations may be larger than what they are about
-            grown = _Load(held_bytes=max(0, answer.ByteSize() - load.held_bytes))
+        if response.HasField("error"):  # violations can be larger than their message
+            grown = _Load(held_bytes=max(0, response.ByteSize() - load.held_bytes))
             load.add(grown)
-            self._under_way.add(grown)
+            self._in_flight.add(grown)
             self._budget.take(self._caller, grown.held_bytes)
-        self._answers.append((load, answer))
-        self._has_news.set()
+        self._responses.append((load, response))
+        self._has_response.set()
 
-    def _look_for_room(self) -> None:
-        load, limits = self._under_way, self._limits
+    def _update_may_read(self) -> None:
+        load, limits = self._in_flight, self._limits
         if (
             load.messages < limits.max_stream_messages
             and load.events < limits.max_stream_events
             and load.size_bytes < limits.max_stream_bytes
-            and (not load.messages or self._budget.has_capacity(self._caller, self._look_for_room))
+            and (
+                not load.messages or self._budget.has_capacity(self._caller, self._update_may_read)
+            )
         ):
-            self._has_room.set()
+            self._may_read.set()
         else:
-            self._has_room.clear()
+            self._may_read.clear()
 
 
-def _refused(sequence: int, error: BaseException) -> StreamPublishEventsResponse:
-    """What PublishEvents would have ended with: its status and details, as a message."""
+def _error_response(sequence: int, error: BaseException) -> StreamPublishEventsResponse:
+    """Return the status and details that PublishEvents would end with, as a message."""
     trailers = dict(refusal_of(error, repeatable=False).trailers)
     status = status_pb2.Status.FromString(trailers[DETAILS_KEY])
     info, bad_request, retry = (
@@ -187,18 +189,20 @@ def _refused(sequence: int, error: BaseException) -> StreamPublishEventsResponse
     has_retry = _unpack(status, retry)
     _unpack(status, info)
     _unpack(status, bad_request)
-    answer = PublishError(
+    publish_error = PublishError(
         code=status.code,
         reason=_wire_reason(info.reason),
         message=status.message,
         retry_delay=retry.retry_delay if has_retry else None,
         metadata=info.metadata,
     )
-    for fault in bad_request.field_violations:
-        answer.field_violations.add(
-            field=fault.field, description=fault.description, reason=_wire_reason(fault.reason)
+    for violation in bad_request.field_violations:
+        publish_error.field_violations.add(
+            field=violation.field,
+            description=violation.description,
+            reason=_wire_reason(violation.reason),
         )
-    return StreamPublishEventsResponse(sequence=sequence, error=answer)
+    return StreamPublishEventsResponse(sequence=sequence, error=publish_error)
 
 
 def _unpack(status: Any, detail: Message) -> bool:  # noqa: ANN401 - google.rpc is untyped

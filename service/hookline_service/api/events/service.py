@@ -1,16 +1,15 @@
-"""EventService: events come in, and are found again."""
+"""EventService: publishes and reads events."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import UUID
 
 from grpc.aio import ServicerContext
 
 from hookline.v1 import event_pb2, event_service_pb2
 from hookline_service.api.conversion.names import tenant_and_uuid_in, tenant_id_in
-from hookline_service.api.conversion.paging import NEWEST, Pages
+from hookline_service.api.conversion.paging import Pages
 from hookline_service.api.conversion.values import check_enum
 from hookline_service.api.events.conversion import message_of
 from hookline_service.api.events.publish_batch import BatchReader, response_of
@@ -28,7 +27,7 @@ _Context = ServicerContext[Any, Any]
 
 
 class EventServicer(UnbuiltEventRpcs):
-    """The calls of EventService."""
+    """Implements EventService."""
 
     def __init__(
         self, *, publisher: Publisher, events: EventStore, pages: Pages, limits: Limits
@@ -43,9 +42,9 @@ class EventServicer(UnbuiltEventRpcs):
     async def PublishEvents(
         self, request: event_service_pb2.PublishEventsRequest, context: _Context
     ) -> event_service_pb2.PublishEventsResponse:
-        """Refuse the whole batch for anything wrong with it; answer once it is committed."""
+        """Publish a batch; reject it whole if any event is invalid; return after the commit."""
         del context
-        # Too many are refused before the work of reading them is done.
+        # An overload is rejected before the events are read.
         tenant_id = tenant_id_in(request.tenant, [])
         self._publisher.check_capacity(tenant_id, len(request.events), 0)
         tenant_id, events = self._batches.read(request)
@@ -56,7 +55,7 @@ class EventServicer(UnbuiltEventRpcs):
         request_iterator: AsyncIterator[event_service_pb2.StreamPublishEventsRequest],
         context: _Context,
     ) -> AsyncIterator[event_service_pb2.StreamPublishEventsResponse]:
-        """The same for each message, until the client has sent all."""
+        """Publish each message of the stream as a batch, until the client ends the stream."""
         del context
         principal = current_caller().principal
         stream = PublishStream(
@@ -67,7 +66,7 @@ class EventServicer(UnbuiltEventRpcs):
     async def GetEvent(
         self, request: event_service_pb2.GetEventRequest, context: _Context
     ) -> event_service_pb2.GetEventResponse:
-        """One event with its data."""
+        """Return one event with its data."""
         del context
         violations: list[Violation] = []
         tenant_id, event_id = tenant_and_uuid_in(
@@ -81,25 +80,26 @@ class EventServicer(UnbuiltEventRpcs):
     async def ListEvents(
         self, request: event_service_pb2.ListEventsRequest, context: _Context
     ) -> event_service_pb2.ListEventsResponse:
-        """A page of a tenant's events, newest first."""
+        """List a tenant's events, newest first."""
         del context
         violations: list[Violation] = []
         tenant_id = tenant_id_in(request.tenant, violations, across=True)
         check_enum(request.view, event_pb2.EventView, "view", violations)
         with_data = request.view == event_pb2.EVENT_VIEW_FULL
         binding = ("ListEvents", tenant_id, "FULL" if with_data else "BASIC")
-        page = self._pages.asked(request, binding, violations)
+        page = self._pages.requested(request, binding, violations)
         found = await self._events.page(
             tenant_id,
-            before=UUID(bytes=page.cursor) if page.cursor else NEWEST,
+            before=page.before,
             limit=page.size,
             with_data=with_data,
             max_bytes=self._limits.max_page_bytes,
         )
         messages = [message_of(event, with_data=with_data) for event in found.events]
-        kept = self._pages.cut(messages)
-        response = event_service_pb2.ListEventsResponse(events=kept)
-        if found.has_more or len(kept) < len(messages):
-            last = found.events[len(kept) - 1]
-            response.next_page_token = self._pages.token(last.event_id.bytes, binding)
-        return response
+        kept, token = self._pages.finished(
+            messages,
+            binding,
+            lambda at: found.events[at].event_id.bytes,
+            has_more=found.has_more,
+        )
+        return event_service_pb2.ListEventsResponse(events=kept, next_page_token=token)

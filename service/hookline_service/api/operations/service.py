@@ -1,4 +1,4 @@
-"""OperationsService: the service's own state."""
+"""OperationsService: reports the state of the service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOP_LANES_MAX = 20
 
 
 class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
-    """The calls of OperationsService."""
+    """Implements OperationsService."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
         node_id: Callable[[], UUID],
         sources: Callable[[], Sequence[SourceState]],
     ) -> None:
-        """`node_id` is asked each time: a node that was declared dead registers under another."""
+        """`node_id` is called each time: an expired node registers again with another id."""
         self._status = status
         self._lanes = lanes
         self._version = version
@@ -42,7 +42,7 @@ class OperationsServicer(operations_service_pb2_grpc.OperationsServiceServicer):
     async def GetStatus(
         self, request: operations_service_pb2.GetStatusRequest, context: _Context
     ) -> operations_service_pb2.GetStatusResponse:
-        """What runs, how much waits, where it is stuck."""
+        """Return the nodes, the backlog and the lanes with the largest backlog."""
         del request, context
         nodes, backlog = await self._status.nodes(), await self._status.backlog()
         top = self._lanes.top(TOP_LANES_MAX)

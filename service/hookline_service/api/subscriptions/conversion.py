@@ -1,7 +1,7 @@
-"""Subscriptions between the contract and the domain.
+"""Conversions of subscriptions and signing secrets between the contract and the domain.
 
-Read leaf by leaf (`update_mask.py`), so that an update judges no more than it changes, and with
-everything that is wrong named at once.
+Fields are read leaf by leaf (`conversion/update_mask.py`), so that an update validates only what it
+changes, and all violations are reported together. No violation contains any part of a secret.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hookline_service.api.subscriptions.policies import (
 from hookline_service.api.subscriptions.target_secrets import (
     CLIENT_CERTIFICATE,
     SECRET_HEADERS,
-    AskedSecrets,
+    RequestedSecrets,
     certificate_message,
     check_all_headers,
     check_kept_secrets,
@@ -54,7 +54,13 @@ from hookline_service.domain.target import (
     check_urls,
     parse_target_url,
 )
+from hookline_service.store.subscriptions import NewSecret
 from hookline_service.targets.http.egress import EgressPolicy, check_international
+from hookline_service.targets.http.signature import (
+    InvalidSecretError,
+    generate_secret,
+    parse_secret,
+)
 
 PATH: Final = "subscription."
 HTTP: Final = f"{PATH}http."
@@ -85,11 +91,11 @@ LEAVES: Final = (
 """The fields of a subscription that can be changed."""
 
 VALUES: Final = ("retry_policy",)
-"""Messages that an update without a mask replaces whole: their fields exclude one another."""
+"""Messages that an update without a mask replaces as a whole: their fields exclude one another."""
 
 
 class SubscriptionReader:
-    """Reads subscriptions of requests, by this deployment's rules."""
+    """Reads subscriptions of requests with the limits and the egress policy of this deployment."""
 
     def __init__(self, limits: Limits, egress: EgressPolicy, *, https_only: bool) -> None:
         self._limits = limits
@@ -101,16 +107,16 @@ class SubscriptionReader:
         message: subscription_pb2.Subscription,
         leaves: frozenset[str],
         seen: Subscription,
-        asked: AskedSecrets,
+        requested: RequestedSecrets,
         violations: list[Violation],
     ) -> Subscription:
-        """What `seen` becomes when the leaves are taken from the message; adds what is wrong.
+        """Return `seen` with the leaves of the message applied; adds the violations.
 
-        Call `refuse_unbuilt` too: what this version cannot do is not looked at here.
+        Fields that are not implemented are not checked here: see `refuse_unimplemented`.
         """
         target = seen.target
         if message.WhichOneof("target") != "pull":
-            target = self._target_in(message.http, leaves, seen.target, asked, violations)
+            target = self._target_in(message.http, leaves, seen.target, requested, violations)
         changed = replace(
             seen,
             target=target,
@@ -156,28 +162,28 @@ class SubscriptionReader:
         http: target_pb2.HttpTarget,
         leaves: frozenset[str],
         seen: HttpTarget,
-        asked: AskedSecrets,
+        requested: RequestedSecrets,
         violations: list[Violation],
     ) -> HttpTarget:
-        target, path = asked.applied_to(seen), HTTP
+        target, path = requested.applied_to(seen), HTTP
         if "http.url" in leaves:
             violations += check_url(http.url, f"{path}url", https_only=self._https_only)
             self._check_address(http.url, f"{path}url", violations)
             target = replace(target, url=http.url)
         if "http.failover_urls" in leaves:
-            # The first URL is looked at above, if at all: here any good one stands for it.
+            # `url` is checked above if it changes; here a valid placeholder replaces it.
             violations += check_urls(
                 "https://a.b", http.failover_urls, path, https_only=self._https_only
             )
-            urls = tuple(http.failover_urls[:MAX_FAILOVER_URLS])  # more of them are refused by now
+            urls = tuple(http.failover_urls[:MAX_FAILOVER_URLS])  # more are a violation
             for index, url in enumerate(urls):
                 self._check_address(url, f"{path}failover_urls[{index}]", violations)
             target = replace(target, failover_urls=urls)
-        violations += check_kept_secrets(seen, target, asked, path)
+        violations += check_kept_secrets(seen, target, requested, path)
         if "http.headers" in leaves:
             target = replace(target, headers=dict(http.headers))
-        if "http.headers" in leaves or asked.stored.headers is not None:
-            violations += check_all_headers(seen, target, asked, path)
+        if "http.headers" in leaves or requested.stored.headers is not None:
+            violations += check_all_headers(seen, target, requested, path)
         if "http.timeout" in leaves:
             timeout_s = DEFAULT_TIMEOUT_S
             if http.HasField("timeout"):
@@ -195,11 +201,11 @@ class SubscriptionReader:
         return target
 
     def _check_address(self, url: str, field: str, violations: list[Violation]) -> None:
-        """Host and port are judged now; the addresses that a name leads to at every connection."""
+        """Check host and port; the addresses of a host name are checked at every connection."""
         try:
             target = parse_target_url(url)
         except TargetUrlError:
-            return  # said already
+            return  # already a violation
         if problem := check_international(target.host):
             violations.append(Violation(field, problem, Reason.TARGET_URL_INVALID))
             return
@@ -211,21 +217,21 @@ class SubscriptionReader:
         ]
 
 
-def refuse_unbuilt(message: subscription_pb2.Subscription, leaves: frozenset[str]) -> None:
-    """Raise `UnimplementedError` for what the leaves ask for and this version does not build."""
-    asked = {
+def refuse_unimplemented(message: subscription_pb2.Subscription, leaves: frozenset[str]) -> None:
+    """Raise `UnimplementedError` if the leaves contain a field that is not implemented."""
+    requested = {
         "pull": message.WhichOneof("target") == "pull",
         "filter": bool(message.filter),
     }
-    for leaf, is_asked in asked.items():
-        if is_asked and leaf in leaves:
+    for leaf, is_requested in requested.items():
+        if is_requested and leaf in leaves:
             raise not_implemented(leaf, field=f"{PATH}{leaf}")
 
 
 def scheme_in(
     number: target_pb2.SignatureScheme.ValueType, field: str, violations: list[Violation]
 ) -> SignatureScheme | None:
-    """A signature scheme; None where it is unspecified."""
+    """Return a signature scheme; None if it is unspecified."""
     return enum_in(
         number,
         target_pb2.SignatureScheme,
@@ -236,13 +242,37 @@ def scheme_in(
     )
 
 
+def secret_in(
+    text: str, scheme: SignatureScheme | None, field: str, violations: list[Violation]
+) -> NewSecret:
+    """Return the signing secret to store: the imported one or, if `text` is empty, a new one.
+
+    `scheme` is None if the scheme of the subscription is not known because of another violation.
+    """
+    secret = generate_secret(scheme or SignatureScheme.HMAC_SHA256)
+    if text:
+        try:
+            secret = parse_secret(text)
+        except InvalidSecretError as error:
+            violations.append(Violation(field, str(error), Reason.SIGNING_SECRET_INVALID))
+    if scheme is not None and secret.scheme is not scheme:
+        violations.append(
+            Violation(
+                field,
+                f"must be a secret of the signature scheme {scheme}",
+                Reason.SIGNING_SECRET_INVALID,
+            )
+        )
+    return NewSecret(secret.scheme, secret.text, secret.public_key)
+
+
 def check_scheme(seen: Subscription, wanted: Subscription, violations: list[Violation]) -> None:
-    """Add a violation where an update names another signature scheme: it has no secret for it."""
+    """Add a violation if an update changes the signature scheme, which needs a new secret."""
     if wanted.target.signature_scheme is not seen.target.signature_scheme:
         violations.append(
             Violation(
                 f"{PATH}http.signature_scheme",
-                "is changed by RotateSigningSecret, which makes the secret that it needs",
+                "is immutable in an update: use RotateSigningSecret, which creates a secret for it",
                 Reason.FIELD_IMMUTABLE,
             )
         )
@@ -263,7 +293,7 @@ def _format_in(
 
 
 def message_of(subscription: Subscription) -> subscription_pb2.Subscription:
-    """A subscription as the contract shows it, defaults filled in; never with a secret."""
+    """Return the message of a subscription, with defaults and without secrets."""
     created, updated = subscription.create_time, subscription.update_time
     return subscription_pb2.Subscription(
         name=subscription_name(subscription.tenant_id, subscription.subscription_id),

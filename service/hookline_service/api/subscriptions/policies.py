@@ -1,4 +1,4 @@
-"""A subscription's policies between the contract and the domain: retries and limits."""
+"""Conversions of retry policies and delivery limits between the contract and the domain."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def policy_in(
     field: str,
     violations: list[Violation],
 ) -> RetryPolicy:
-    """What a retry policy becomes when these leaves are taken from the message."""
+    """Return the retry policy with the leaves of the message applied."""
     changed = {leaf.removeprefix("retry_policy.") for leaf in leaves}
     if changed.isdisjoint(_POLICY_FIELDS):
         return seen
@@ -44,7 +44,7 @@ def policy_in(
         attempts = message.max_attempts
         if not 0 <= attempts <= MAX_ATTEMPTS:
             violations.append(
-                Violation(f"{field}.max_attempts", f"must lie between 1 and {MAX_ATTEMPTS}")
+                Violation(f"{field}.max_attempts", f"must be between 1 and {MAX_ATTEMPTS}")
             )
         policy = replace(policy, max_attempts=attempts or None)
     if "min_backoff" in changed:
@@ -67,8 +67,8 @@ def policy_in(
         violations.append(
             Violation(
                 f"{field}.schedule",
-                "excludes max_attempts, min_backoff and max_backoff: its length is the number of"
-                " attempts",
+                "cannot be combined with max_attempts, min_backoff or max_backoff: its length is"
+                " the number of attempts",
             )
         )
     return policy
@@ -111,14 +111,14 @@ def limits_in(
     field: str,
     violations: list[Violation],
 ) -> DeliveryLimits:
-    """What delivery limits become when these leaves are taken from the message."""
+    """Return the delivery limits with the leaves of the message applied."""
     limits = seen
     if "limits.max_per_second" in leaves:
         rate = message.max_per_second
         if rate != 0 and not MIN_RATE <= rate <= MAX_RATE:
             violations.append(
                 Violation(
-                    f"{field}.max_per_second", f"must lie between {MIN_RATE:g} and {MAX_RATE:,g}"
+                    f"{field}.max_per_second", f"must be between {MIN_RATE:g} and {MAX_RATE:,g}"
                 )
             )
         limits = replace(limits, max_per_second=rate or None)
@@ -126,14 +126,14 @@ def limits_in(
         count = message.max_in_flight
         if not 0 <= count <= MAX_IN_FLIGHT:
             violations.append(
-                Violation(f"{field}.max_in_flight", f"must lie between 1 and {MAX_IN_FLIGHT:,}")
+                Violation(f"{field}.max_in_flight", f"must be between 1 and {MAX_IN_FLIGHT:,}")
             )
         limits = replace(limits, max_in_flight=count or DEFAULT_MAX_IN_FLIGHT)
     return limits
 
 
 def policy_message(policy: RetryPolicy) -> policy_pb2.RetryPolicy | None:
-    """As it was given; nothing where nothing was said."""
+    """Return the message of a retry policy; None if it is empty."""
     if policy == RetryPolicy():
         return None
     least, most = policy.min_backoff_s, policy.max_backoff_s
@@ -146,7 +146,7 @@ def policy_message(policy: RetryPolicy) -> policy_pb2.RetryPolicy | None:
 
 
 def limits_message(limits: DeliveryLimits) -> policy_pb2.DeliveryLimits:
-    """With the default of `max_in_flight` filled in."""
+    """Return the message of delivery limits, with the default of `max_in_flight`."""
     return policy_pb2.DeliveryLimits(
         max_per_second=limits.max_per_second or 0, max_in_flight=limits.max_in_flight
     )

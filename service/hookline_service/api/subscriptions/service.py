@@ -1,7 +1,7 @@
-"""SubscriptionService: what targets want, how they are reached, and their secrets.
+"""SubscriptionService: manages subscriptions, their signing secrets and test events.
 
-A secret leaves here twice: in the answer that creates a subscription and in the one that rotates
-its secret. After every change this node reads the change log at once; others do within a second.
+A signing secret is returned only by CreateSubscription and RotateSigningSecret. After every change
+this node reads the change log immediately; other nodes do so within a second.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import base64
 import secrets
 from dataclasses import replace
 from typing import Any, Final
-from uuid import UUID
 
 from grpc.aio import ServicerContext
 
 from hookline.v1 import event_service_pb2, subscription_service_pb2, subscription_service_pb2_grpc
 from hookline_service.api.conversion.names import NO_ID, tenant_and_id_in, tenant_id_in
-from hookline_service.api.conversion.paging import NEWEST, Pages
+from hookline_service.api.conversion.paging import Pages
 from hookline_service.api.conversion.update_mask import etag_in, leaves_in
 from hookline_service.api.conversion.values import datetime_in, seconds_between, timestamp_of
 from hookline_service.api.deliveries.conversion import attempt_message, delivery_message
@@ -29,11 +28,11 @@ from hookline_service.api.subscriptions.conversion import (
     SubscriptionReader,
     check_scheme,
     message_of,
-    refuse_unbuilt,
+    refuse_unimplemented,
     scheme_in,
+    secret_in,
 )
-from hookline_service.api.subscriptions.signing_secret import secret_in
-from hookline_service.api.subscriptions.target_secrets import asked_secrets_in
+from hookline_service.api.subscriptions.target_secrets import requested_secrets_in
 from hookline_service.domain.errors import Reason, Violation, invalid
 from hookline_service.domain.limits import Limits
 from hookline_service.domain.names import check_id
@@ -55,16 +54,16 @@ DEFAULT_OVERLAP_S: Final = 86_400.0
 MAX_OVERLAP_S: Final = 30 * 86_400.0
 
 _COLLECTION = "subscriptions"
-_MADE_ID_BYTES = 10
-_ORDERED_FOR_LIFE = (
-    "is immutable: what is pending was accepted under it; create another subscription instead"
+_GENERATED_ID_BYTES = 10
+_ORDERED_IS_IMMUTABLE = (
+    "is immutable, because pending deliveries depend on it: create another subscription instead"
 )
 _BLANK = Subscription(tenant_id="", subscription_id="", uid=NO_ID, target=HttpTarget(url=""))
-"""All defaults: what a new subscription is before its fields are read."""
+"""A subscription with all defaults, before the fields of a request are read."""
 
 
 class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServicer):
-    """The calls of SubscriptionService."""
+    """Implements SubscriptionService."""
 
     def __init__(
         self,
@@ -91,28 +90,28 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
     async def CreateSubscription(
         self, request: subscription_service_pb2.CreateSubscriptionRequest, context: _Context
     ) -> subscription_service_pb2.CreateSubscriptionResponse:
-        """A new subscription, and its secret, this once."""
+        """Create a subscription and return it with its signing secret."""
         del context
         violations: list[Violation] = []
         tenant_id = tenant_id_in(request.tenant, violations)
-        subscription_id = request.subscription_id or _made_id()
+        subscription_id = request.subscription_id or _generated_id()
         if problem := check_id(subscription_id):
             violations.append(Violation("subscription_id", problem))
         leaves = frozenset(LEAVES)
         new = request.subscription
-        asked = asked_secrets_in(new.http, leaves, (), HTTP, violations)
-        draft = self._reader.read(new, leaves, _BLANK, asked, violations)
+        requested = requested_secrets_in(new.http, leaves, (), HTTP, violations)
+        draft = self._reader.read(new, leaves, _BLANK, requested, violations)
         secret = secret_in(
             request.signing_secret, draft.target.signature_scheme, "signing_secret", violations
         )
         if violations:
             raise invalid(violations)
-        refuse_unbuilt(new, leaves)
-        draft = await self._consented(None, draft, asked.stored)
+        refuse_unimplemented(new, leaves)
+        draft = await self._consented(None, draft, requested.stored)
         created = await self._subscriptions.create(
             replace(draft, tenant_id=tenant_id, subscription_id=subscription_id),
             secret,
-            asked.stored,
+            requested.stored,
             max_of_tenant=self._limits.max_subscriptions_per_tenant,
         )
         self._changes.poke()
@@ -123,7 +122,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
     async def GetSubscription(
         self, request: subscription_service_pb2.GetSubscriptionRequest, context: _Context
     ) -> subscription_service_pb2.GetSubscriptionResponse:
-        """One subscription."""
+        """Return one subscription."""
         del context
         found = await self._subscriptions.get(*_named(request.name, across=True))
         return subscription_service_pb2.GetSubscriptionResponse(subscription=message_of(found))
@@ -131,26 +130,27 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
     async def ListSubscriptions(
         self, request: subscription_service_pb2.ListSubscriptionsRequest, context: _Context
     ) -> subscription_service_pb2.ListSubscriptionsResponse:
-        """A page of a tenant's subscriptions, newest first."""
+        """List a tenant's subscriptions, newest first."""
         del context
         violations: list[Violation] = []
         tenant_id = tenant_id_in(request.tenant, violations, across=True)
         binding = ("ListSubscriptions", tenant_id)
-        page = self._pages.asked(request, binding, violations)
-        before = UUID(bytes=page.cursor) if page.cursor else NEWEST
-        found = await self._subscriptions.list_page(tenant_id, before=before, limit=page.size + 1)
+        page = self._pages.requested(request, binding, violations)
+        found = await self._subscriptions.list_page(
+            tenant_id, before=page.before, limit=page.size + 1
+        )
         messages = [message_of(subscription) for subscription in found[: page.size]]
-        kept = self._pages.cut(messages)
-        response = subscription_service_pb2.ListSubscriptionsResponse(subscriptions=kept)
-        if len(kept) < len(found):
-            cursor = found[len(kept) - 1].uid.bytes
-            response.next_page_token = self._pages.token(cursor, binding)
-        return response
+        kept, token = self._pages.finished(
+            messages, binding, lambda at: found[at].uid.bytes, has_more=len(found) > page.size
+        )
+        return subscription_service_pb2.ListSubscriptionsResponse(
+            subscriptions=kept, next_page_token=token
+        )
 
     async def UpdateSubscription(
         self, request: subscription_service_pb2.UpdateSubscriptionRequest, context: _Context
     ) -> subscription_service_pb2.UpdateSubscriptionResponse:
-        """A subscription with some of its fields changed."""
+        """Change fields of a subscription."""
         del context
         violations: list[Violation] = []
         new = request.subscription
@@ -162,23 +162,25 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         if new.WhichOneof("target") == "pull" and "pull" in leaves:
             violations.append(
                 Violation(
-                    f"{PATH}pull", "the kind of a target is immutable", Reason.FIELD_IMMUTABLE
+                    f"{PATH}pull",
+                    "must not replace `http`: the kind of a target is immutable",
+                    Reason.FIELD_IMMUTABLE,
                 )
             )
         paths = request.update_mask.paths
-        asked = asked_secrets_in(new.http, leaves, paths, HTTP, violations)
-        self._reader.read(new, leaves, _BLANK, asked, violations)
+        requested = requested_secrets_in(new.http, leaves, paths, HTTP, violations)
+        self._reader.read(new, leaves, _BLANK, requested, violations)
         if violations:
             raise invalid(violations)
-        refuse_unbuilt(new, leaves)
+        refuse_unimplemented(new, leaves)
 
         def decide(seen: Subscription) -> Subscription:
             conflicts: list[Violation] = []
-            wanted = self._reader.read(new, leaves, seen, asked, conflicts)
+            wanted = self._reader.read(new, leaves, seen, requested, conflicts)
             check_scheme(seen, wanted, conflicts)
             if wanted.ordered is not seen.ordered:
                 conflicts.append(
-                    Violation(f"{PATH}ordered", _ORDERED_FOR_LIFE, Reason.FIELD_IMMUTABLE)
+                    Violation(f"{PATH}ordered", _ORDERED_IS_IMMUTABLE, Reason.FIELD_IMMUTABLE)
                 )
             if conflicts:
                 raise invalid(conflicts)
@@ -188,25 +190,25 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         wanted = decide(seen)
         consented = None
         if needs_handshake(seen.target, wanted.target):
-            consented = (await self._consented(seen, wanted, asked.stored)).target
+            consented = (await self._consented(seen, wanted, requested.stored)).target
 
         def settle(seen: Subscription) -> Subscription:
             return with_consent(seen, decide(seen), consented)
 
         changed = await self._subscriptions.change(
-            tenant_id, subscription_id, settle, asked.stored, etag=etag
+            tenant_id, subscription_id, settle, requested.stored, etag=etag
         )
         self._changes.poke()
         return subscription_service_pb2.UpdateSubscriptionResponse(subscription=message_of(changed))
 
     async def _consented(
-        self, seen: Subscription | None, wanted: Subscription, told: TargetSecrets
+        self, seen: Subscription | None, wanted: Subscription, target_secrets: TargetSecrets
     ) -> Subscription:
-        """A subscription, once its target has consented, if it is to be asked; what it allows."""
+        """Return the subscription with the rate of the target's consent, if a handshake is due."""
         if not needs_handshake(None if seen is None else seen.target, wanted.target):
             return wanted
         consented = await self._target_handshakes.ask(
-            wanted, told, None if seen is None else seen.uid
+            wanted, target_secrets, None if seen is None else seen.uid
         )
         target = replace(wanted.target, allowed_per_minute=consented.per_minute)
         return replace(wanted, target=target)
@@ -214,7 +216,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
     async def DeleteSubscription(
         self, request: subscription_service_pb2.DeleteSubscriptionRequest, context: _Context
     ) -> subscription_service_pb2.DeleteSubscriptionResponse:
-        """The end of a subscription."""
+        """Delete a subscription."""
         del context
         await self._subscriptions.delete(*_named(request.name), etag=request.etag)
         self._changes.poke()
@@ -223,7 +225,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
     async def PauseSubscription(
         self, request: subscription_service_pb2.PauseSubscriptionRequest, context: _Context
     ) -> subscription_service_pb2.PauseSubscriptionResponse:
-        """Its deliveries, held."""
+        """Pause a subscription."""
         del context
         paused = await self._subscriptions.pause(*_named(request.name))
         self._changes.poke()
@@ -232,7 +234,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
     async def ResumeSubscription(
         self, request: subscription_service_pb2.ResumeSubscriptionRequest, context: _Context
     ) -> subscription_service_pb2.ResumeSubscriptionResponse:
-        """Its deliveries, going out again; those of older events are cancelled, if asked to."""
+        """Resume a subscription; cancel the deliveries of events before `discard_before`."""
         del context
         violations: list[Violation] = []
         name = tenant_and_id_in(request.name, _COLLECTION, violations)
@@ -240,7 +242,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
         if request.HasField("discard_before"):
             before = datetime_in(request.discard_before, "discard_before", violations)
             if before and before > await self._subscriptions.now():
-                violations.append(Violation("discard_before", "must not lie in the future"))
+                violations.append(Violation("discard_before", "must not be in the future"))
         if violations:
             raise invalid(violations)
         resumed = await self._subscriptions.resume(*name, discard_before=before)
@@ -250,7 +252,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
     async def RotateSigningSecret(
         self, request: subscription_service_pb2.RotateSigningSecretRequest, context: _Context
     ) -> subscription_service_pb2.RotateSigningSecretResponse:
-        """A new secret, this once; the one before signs on for the overlap."""
+        """Create or import a signing secret; the previous one also signs until the overlap ends."""
         del context
         violations: list[Violation] = []
         name = tenant_and_id_in(request.name, _COLLECTION, violations)
@@ -273,7 +275,7 @@ class SubscriptionServicer(subscription_service_pb2_grpc.SubscriptionServiceServ
     async def SendTestEvent(
         self, request: subscription_service_pb2.SendTestEventRequest, context: _Context
     ) -> subscription_service_pb2.SendTestEventResponse:
-        """One event to this subscription alone, now; whether it matches is told, no more."""
+        """Send an event to this subscription only, with one attempt."""
         del context
         violations: list[Violation] = []
         tenant_id, subscription_id = tenant_and_id_in(request.name, _COLLECTION, violations)
@@ -305,6 +307,6 @@ def _named(name: str, *, across: bool = False) -> tuple[str, str]:
     return ids
 
 
-def _made_id() -> str:
-    """Such as `s-mfrggzdfmztwq2lk`: 80 random bits, so that none is made twice."""
-    return "s-" + base64.b32encode(secrets.token_bytes(_MADE_ID_BYTES)).decode().lower()
+def _generated_id() -> str:
+    """Return an id such as `s-mfrggzdfmztwq2lk`, with 80 random bits."""
+    return "s-" + base64.b32encode(secrets.token_bytes(_GENERATED_ID_BYTES)).decode().lower()

@@ -1,8 +1,8 @@
-"""What a request tells of a target in secret: header values, a client certificate and its key.
+"""Secrets of a target in requests: header values, and a client certificate with its key.
 
-What is input only cannot be read back, so what a request leaves out stays as it is: a Get's answer
-may be pasted into an update, under `*` too. It is removed only by a path of `update_mask` that
-names it itself. No violation carries any part of a secret.
+Input-only fields cannot be read back, so an empty one leaves the stored secret unchanged: a
+resource that was read can be sent back in an update, also with `*`. Only a path of `update_mask`
+that names the field itself removes it. No violation contains any part of a secret.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ CLIENT_CERTIFICATE: Final = "http.client_certificate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AskedSecrets:
-    """What is asked for, and what may be told of it."""
+class RequestedSecrets:
+    """The secrets in a request, and the public part of the certificate."""
 
     stored: TargetSecrets = UNCHANGED
     certificate: ClientCertificate | None = None
 
     def applied_to(self, target: HttpTarget) -> HttpTarget:
-        """The target, with what may be told of its secrets from now on."""
+        """Return the target with the names and sizes of the secrets."""
         headers = self.stored.headers
         if headers is not None:
             names, size = tuple(sorted(headers)), size_of_headers(headers)
@@ -52,17 +52,17 @@ class AskedSecrets:
         return target
 
 
-NOTHING: Final = AskedSecrets()
+NOTHING: Final = RequestedSecrets()
 
 
-def asked_secrets_in(
+def requested_secrets_in(
     http: target_pb2.HttpTarget,
     leaves: frozenset[str],
     paths: Collection[str],
     path: str,
     violations: list[Violation],
-) -> AskedSecrets:
-    """What a request asks for; `paths` are those of its update mask."""
+) -> RequestedSecrets:
+    """Return the secrets in a request; `paths` are those of its update mask."""
     headers: dict[str, str] | None = None
     if SECRET_HEADERS in leaves and (http.secret_headers or names_leaf(paths, SECRET_HEADERS)):
         headers = dict(http.secret_headers)
@@ -74,7 +74,9 @@ def asked_secrets_in(
             shown = _certificate_in(pem, f"{path}client_certificate", violations)
         elif not http.HasField("client_certificate") and names_leaf(paths, CLIENT_CERTIFICATE):
             pem = NO_CERTIFICATE
-    return AskedSecrets(stored=TargetSecrets(headers=headers, certificate=pem), certificate=shown)
+    return RequestedSecrets(
+        stored=TargetSecrets(headers=headers, certificate=pem), certificate=shown
+    )
 
 
 def _certificate_in(
@@ -87,7 +89,11 @@ def _certificate_in(
     ]
     if missing:
         violations += [
-            Violation(f"{path}.{name}", "is required beside the other", Reason.FIELD_REQUIRED)
+            Violation(
+                f"{path}.{name}",
+                "is required: certificate_chain and private_key must be given together",
+                Reason.FIELD_REQUIRED,
+            )
             for name in missing
         ]
         return None
@@ -100,10 +106,10 @@ def _certificate_in(
 
 
 def check_all_headers(
-    seen: HttpTarget, wanted: HttpTarget, asked: AskedSecrets, path: str
+    seen: HttpTarget, wanted: HttpTarget, requested: RequestedSecrets, path: str
 ) -> list[Violation]:
-    """What is wrong with a target's headers, those that stay as they are included."""
-    secret = asked.stored.headers
+    """Return the violations of all headers of a target, including the unchanged ones."""
+    secret = requested.stored.headers
     if secret is not None:
         return check_headers(wanted.headers, secret, path)
     return check_headers(
@@ -116,16 +122,18 @@ def check_all_headers(
 
 
 def check_kept_secrets(
-    seen: HttpTarget, wanted: HttpTarget, asked: AskedSecrets, path: str
+    seen: HttpTarget, wanted: HttpTarget, requested: RequestedSecrets, path: str
 ) -> list[Violation]:
-    """Refuse that secrets stay where a URL is new: whoever changes it would receive them there."""
+    """Reject unchanged secrets if a URL is new: otherwise the caller could receive them there."""
     if wanted.is_within(seen):
         return []
     kept = {
-        "secret_headers": asked.stored.headers is None and seen.secret_header_names,
-        "client_certificate": asked.stored.certificate is None and seen.client_certificate,
+        "secret_headers": requested.stored.headers is None and seen.secret_header_names,
+        "client_certificate": requested.stored.certificate is None and seen.client_certificate,
     }
-    text = "must be given anew, or removed by update_mask, where a URL changes: it is sent there"
+    text = (
+        "must be given again, or removed by update_mask, if a URL changes: it is sent to that URL"
+    )
     return [
         Violation(f"{path}{name}", text, Reason.FIELD_REQUIRED)
         for name, stays in kept.items()
@@ -136,7 +144,7 @@ def check_kept_secrets(
 def certificate_message(
     certificate: ClientCertificate | None,
 ) -> target_pb2.ClientCertificate | None:
-    """What may be told of a certificate, as the contract shows it."""
+    """Return the message of a client certificate, without its key."""
     if certificate is None:
         return None
     return target_pb2.ClientCertificate(

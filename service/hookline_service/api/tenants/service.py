@@ -1,15 +1,14 @@
-"""TenantService: the customers of the platform."""
+"""TenantService: manages tenants."""
 
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
 
 from grpc.aio import ServicerContext
 
 from hookline.v1 import tenant_pb2, tenant_service_pb2, tenant_service_pb2_grpc
 from hookline_service.api.conversion.names import tenant_id_in
-from hookline_service.api.conversion.paging import NEWEST, Pages
+from hookline_service.api.conversion.paging import Pages
 from hookline_service.api.conversion.text import display_name_in, labels_in
 from hookline_service.api.conversion.update_mask import leaves_in
 from hookline_service.api.conversion.values import enum_of, timestamp_of
@@ -26,7 +25,7 @@ _LEAVES = ("display_name", "labels")
 
 
 class TenantServicer(tenant_service_pb2_grpc.TenantServiceServicer):
-    """The calls of TenantService."""
+    """Implements TenantService."""
 
     def __init__(self, *, tenants: Tenants, pages: Pages, limits: Limits) -> None:
         self._tenants = tenants
@@ -36,7 +35,7 @@ class TenantServicer(tenant_service_pb2_grpc.TenantServiceServicer):
     async def CreateTenant(
         self, request: tenant_service_pb2.CreateTenantRequest, context: _Context
     ) -> tenant_service_pb2.CreateTenantResponse:
-        """A new tenant."""
+        """Create a tenant."""
         del context
         violations: list[Violation] = []
         if not request.tenant_id:
@@ -52,7 +51,7 @@ class TenantServicer(tenant_service_pb2_grpc.TenantServiceServicer):
     async def GetTenant(
         self, request: tenant_service_pb2.GetTenantRequest, context: _Context
     ) -> tenant_service_pb2.GetTenantResponse:
-        """One tenant."""
+        """Return one tenant."""
         del context
         tenant = await self._tenants.get(_named(request.name))
         return tenant_service_pb2.GetTenantResponse(tenant=_message_of(tenant))
@@ -60,30 +59,26 @@ class TenantServicer(tenant_service_pb2_grpc.TenantServiceServicer):
     async def ListTenants(
         self, request: tenant_service_pb2.ListTenantsRequest, context: _Context
     ) -> tenant_service_pb2.ListTenantsResponse:
-        """A page of the tenants, newest first; who is bound to one sees that one."""
+        """List tenants, newest first; a caller bound to a tenant sees only that one."""
         del context
         violations: list[Violation] = []
         bound = current_caller().tenant_id
         binding = ("ListTenants", bound or "")
-        page = self._pages.asked(request, binding, violations)
+        page = self._pages.requested(request, binding, violations)
         if bound is not None:
             tenant = await self._tenants.get(bound)
             return tenant_service_pb2.ListTenantsResponse(tenants=[_message_of(tenant)])
-        found = await self._tenants.list_page(
-            before=UUID(bytes=page.cursor) if page.cursor else NEWEST, limit=page.size + 1
-        )
+        found = await self._tenants.list_page(before=page.before, limit=page.size + 1)
         messages = [_message_of(tenant) for tenant in found[: page.size]]
-        kept = self._pages.cut(messages)
-        response = tenant_service_pb2.ListTenantsResponse(tenants=kept)
-        if len(kept) < len(found):
-            cursor = found[len(kept) - 1].uid.bytes
-            response.next_page_token = self._pages.token(cursor, binding)
-        return response
+        kept, token = self._pages.finished(
+            messages, binding, lambda at: found[at].uid.bytes, has_more=len(found) > page.size
+        )
+        return tenant_service_pb2.ListTenantsResponse(tenants=kept, next_page_token=token)
 
     async def UpdateTenant(
         self, request: tenant_service_pb2.UpdateTenantRequest, context: _Context
     ) -> tenant_service_pb2.UpdateTenantResponse:
-        """A tenant's display name or labels, changed."""
+        """Change the display name or the labels of a tenant."""
         del context
         violations: list[Violation] = []
         tenant_id = tenant_id_in(request.tenant.name, violations, field="tenant.name")
@@ -101,7 +96,7 @@ class TenantServicer(tenant_service_pb2_grpc.TenantServiceServicer):
     async def DeleteTenant(
         self, request: tenant_service_pb2.DeleteTenantRequest, context: _Context
     ) -> tenant_service_pb2.DeleteTenantResponse:
-        """The end of an empty tenant."""
+        """Delete an empty tenant; `force` is not implemented."""
         del context
         tenant_id = _named(request.name)
         if request.force:

@@ -92,7 +92,9 @@ async def test_what_waits_for_its_turn_says_so_and_what_is_on_the_wire_does_not(
     receiver.gate.set()
 
 
-async def test_a_lane_tells_since_when_its_oldest_is_due(api: Api, receiver: Receiver) -> None:
+async def test_a_lane_reports_the_due_time_of_its_oldest_delivery(
+    api: Api, receiver: Receiver
+) -> None:
     await subscribe(api, receiver, max_in_flight=1)
     receiver.gate = asyncio.Event()
     await publish(api, order(), order())

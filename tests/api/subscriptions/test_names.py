@@ -100,7 +100,7 @@ async def test_only_reads_go_across_tenants(control: Control) -> None:
     assert found.violations == {"tenant": "FIELD_INVALID"}
 
 
-async def test_a_foreign_one_and_an_unknown_one_look_alike(control: Control) -> None:
+async def test_foreign_and_unknown_subscriptions_get_the_same_error(control: Control) -> None:
     await control.rig.tenant("other")
     await control.create(tenant="tenants/other")
     answers = set()

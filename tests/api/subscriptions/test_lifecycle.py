@@ -76,7 +76,7 @@ async def test_pausing_holds_deliveries_and_resuming_sends_them(control: Control
         assert await control.resume() == resumed
 
 
-async def test_a_disabled_one_is_told_why_and_goes_on_after_a_resume(control: Control) -> None:
+async def test_a_disabled_subscription_shows_its_reason_and_resumes(control: Control) -> None:
     async def is_disabled() -> bool:
         return (await control.get()).state == SUBSCRIPTION_STATE_DISABLED
 
@@ -173,7 +173,7 @@ async def test_a_trial_works_while_its_subscription_is_held(control: Control, st
         assert len(receiver.ids) == 1
 
 
-async def test_a_trial_that_does_not_match_is_told_and_sent_all_the_same(control: Control) -> None:
+async def test_a_test_event_that_does_not_match_is_reported_and_sent(control: Control) -> None:
     async with Receiver() as receiver:
         await control.create(orders(http=HttpTarget(url=receiver.url)))
         answer = await try_out(control, "user.created")

@@ -112,7 +112,7 @@ async def test_data_is_required(api: Api) -> None:
     assert answer.violations == {"events[0].data": "FIELD_REQUIRED"}
 
 
-async def test_all_faults_of_a_batch_are_told_at_once(api: Api) -> None:
+async def test_all_violations_of_a_batch_are_reported_together(api: Api) -> None:
     answer = await refused(
         api, order(type="", subject="\x00", json_data="{"), order(), order(source=" ")
     )

@@ -195,7 +195,7 @@ async def test_all_headers_count_together_those_that_stay_too(control: Control) 
 # ----------------------------------------------------------------------------------- certificates
 
 
-async def test_a_certificate_is_shown_to_the_target_and_its_key_to_nobody(
+async def test_a_certificate_is_sent_to_the_target_and_its_key_is_never_readable(
     control: Control,
 ) -> None:
     made = await control.create(orders(http=http(client_certificate=INPUT)))

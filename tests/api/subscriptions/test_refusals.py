@@ -182,7 +182,7 @@ async def test_an_overlap_out_of_bounds(control: Control, overlap_s: int) -> Non
         )
     )
     assert found.violations == {"overlap": "FIELD_INVALID"}
-    assert found.descriptions == ["must lie between 0s and 2592000s"]
+    assert found.descriptions == ["must be between 0s and 2592000s"]
 
 
 @pytest.mark.parametrize("seconds,nanos", [(32_503_680_000, 0), (1, -1), (-62_135_596_801, 0)])
@@ -228,7 +228,7 @@ async def test_all_that_is_wrong_is_told_at_once(control: Control) -> None:
     }
 
 
-async def test_what_is_missing_is_told_as_missing(control: Control) -> None:
+async def test_missing_fields_are_reported_as_required(control: Control) -> None:
     request = CreateSubscriptionRequest()
     found = await refusal(control.subscriptions.CreateSubscription(request))
     assert found.violations == {

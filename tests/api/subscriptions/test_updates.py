@@ -157,7 +157,7 @@ async def test_a_policy_must_hold_together_with_what_stays(control: Control) -> 
     assert refused.violations == {"subscription.retry_policy.min_backoff": "FIELD_INVALID"}
 
 
-async def test_a_stale_etag_is_told_and_a_current_one_serves(control: Control) -> None:
+async def test_a_stale_etag_is_rejected_and_a_current_one_accepted(control: Control) -> None:
     made = (await control.create()).subscription
     changed = await control.update(Subscription(display_name="1"), etag=made.etag)
     for call in (

@@ -77,7 +77,7 @@ def target(receiver: Receiver, **fields: object) -> HttpTarget:
     return HttpTarget(url=receiver.url, **fields)  # type: ignore[arg-type]  # a test's own fields
 
 
-async def test_a_receiver_of_ed25519_needs_what_everybody_may_read(
+async def test_ed25519_signatures_verify_with_the_readable_public_key(
     control: Control, receiver: Receiver
 ) -> None:
     made = await control.create(orders(http=target(receiver, signature_scheme=ED25519)))

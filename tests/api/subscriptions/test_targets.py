@@ -169,7 +169,7 @@ async def test_an_address_is_taken_where_it_is_public_or_expressly_allowed(
         assert found.violations == {"subscription.http.url": "TARGET_ADDRESS_FORBIDDEN"}
 
 
-async def test_a_name_that_readers_read_alike_is_taken(control: Control) -> None:
+async def test_a_host_that_all_parsers_read_identically_is_accepted(control: Control) -> None:
     hosts = ["xn--bcher-kva.example", "XN--BCHER-KVA.example", "r3---sn-4g5.example", "_a.example"]
     for n, host in enumerate(hosts):
         await control.create(orders(http=http(url=f"https://{host}/")), f"s{n}")

@@ -77,7 +77,7 @@ async def test_a_target_is_asked_before_it_is_sent_to(control: Control) -> None:
     assert made.http.allowed_per_minute == 0
 
 
-async def test_who_is_not_to_be_asked_is_not(control: Control) -> None:
+async def test_no_handshake_is_sent_when_none_is_due(control: Control) -> None:
     async with Receiver(consenting()) as receiver:
         await control.create(orders(http=HttpTarget(url=receiver.url())))
     assert lines(receiver) == []
@@ -135,7 +135,7 @@ REFUSALS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
-async def test_who_does_not_consent_prevents_the_change(control: Control, kind: str) -> None:
+async def test_a_refused_handshake_prevents_the_change(control: Control, kind: str) -> None:
     consent, words = REFUSALS[kind]
     await control.create()
     before = await control.get()
