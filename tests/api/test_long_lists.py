@@ -28,7 +28,7 @@ from hookline_service.api.deliveries.service import DeliveryServicer
 from hookline_service.api.events.conversion import EventReader
 from hookline_service.api.subscriptions.conversion import LEAVES, SubscriptionReader
 from hookline_service.api.subscriptions.policies import policy_in
-from hookline_service.api.subscriptions.target_secrets import NOTHING
+from hookline_service.api.subscriptions.target_secrets import RequestedSecrets
 from hookline_service.domain.errors import InvalidArgumentError, Reason, Violation
 from hookline_service.domain.limits import Limits
 from hookline_service.domain.subscription import HttpTarget as Target
@@ -69,7 +69,7 @@ def test_failover_urls() -> None:
     reader = SubscriptionReader(Limits(), EgressPolicy(), https_only=False)
     violations: list[Violation] = []
     began_s = time.process_time()
-    reader.read(message, frozenset({"http.failover_urls"}), seen, NOTHING, violations)
+    reader.read(message, frozenset({"http.failover_urls"}), seen, RequestedSecrets(), violations)
     refused("subscription.http.failover_urls", violations, began_s)
 
 

@@ -93,7 +93,7 @@ async def test_a_key_opens_what_nothing_else_opens_until_it_is_revoked(serve: Gu
     )
 
     def is_shut_out() -> bool:
-        return "not known" in serve.hookline("status", token=token).stderr
+        return "not authenticated" in serve.hookline("status", token=token).stderr
 
     await until(is_shut_out, "the key is revoked")
     for text in (listed.stdout, ended.stdout, denied.stderr):

@@ -1,4 +1,4 @@
-"""API keys and the deployment's own key as they are stored, and what the door reads of them."""
+"""API keys and deployment keys in the store, and the look-ups for authentication."""
 
 from __future__ import annotations
 

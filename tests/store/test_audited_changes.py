@@ -196,9 +196,9 @@ async def test_discarding_audits_the_count_of_each_batch_in_its_transaction(
     before = await count(plane)
     now = await plane.subscriptions.now()
     await plane.subscriptions.resume("acme", "orders", discard_before=now + timedelta(days=1))
-    told = (await entries_of(plane.database))[before:]
-    assert [shown(entry.after_json).get("cancelled_count") for entry in told] == [2, 1, None]
-    assert {(entry.resource, entry.tenant_uid) for entry in told} == {(ORDERS, place.tenant_uid)}
+    added = (await entries_of(plane.database))[before:]
+    assert [shown(entry.after_json).get("cancelled_count") for entry in added] == [2, 1, None]
+    assert {(entry.resource, entry.tenant_uid) for entry in added} == {(ORDERS, place.tenant_uid)}
 
 
 # ------------------------------------------------------------------------------------- deliveries
@@ -235,13 +235,13 @@ async def test_what_operators_do_to_a_delivery(plane: ControlPlane, rows: Rows) 
         "it is pending already"
     )
 
-    told = (await entries_of(plane.database))[before:]
+    added = (await entries_of(plane.database))[before:]
     states = [
-        (shown(entry.before_json)["state"], shown(entry.after_json)["state"]) for entry in told
+        (shown(entry.before_json)["state"], shown(entry.after_json)["state"]) for entry in added
     ]
     assert states == [("PENDING", "PENDING"), ("PENDING", "CANCELLED"), ("CANCELLED", "PENDING")]
     assert await found() is DeliveryState.PENDING
-    for entry in told:
+    for entry in added:
         assert entry.resource.startswith("tenants/acme/deliveries/dlv_")
         assert shown(entry.after_json)["subscription"] == ORDERS
         assert entry.tenant_uid == place.tenant_uid

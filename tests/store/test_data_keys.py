@@ -44,13 +44,13 @@ def test_a_secret_opens_nowhere_else(place: SecretPlace) -> None:
 
 
 def test_another_tenants_data_key_does_not_open_in_its_place() -> None:
-    """Whoever can write to the database, and moves secret and data key together, gains nothing."""
+    """An attacker that moves a secret with its data key to another row gains nothing."""
     secrets = keyed(KEY)
     data_key = secrets.make_data_key(ACME)
     sealed = secrets.seal(SECRET, PLACE, data_key)
     with pytest.raises(SealedSecretError, match="changed, or moved"):
         secrets.open(sealed, PLACE._replace(tenant_uid=OTHER), [data_key])
-    with pytest.raises(SealedSecretError, match="is gone, or another tenant's"):
+    with pytest.raises(SealedSecretError, match="does not exist or belongs to another tenant"):
         secrets.open(sealed, PLACE, [secrets.make_data_key(ACME)])
 
 

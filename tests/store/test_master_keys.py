@@ -219,11 +219,11 @@ async def test_rotation_reports_undecryptable_rows_and_leaves_them(plane: Contro
 
 async def test_rotation_reports_progress_after_each_batch(plane: ControlPlane) -> None:
     await fill(plane, *[f"t{number}" for number in range(5)])
-    told: list[int] = []
+    progress: list[int] = []
     rotation = KeyRotation(plane.database, keyed(NEW_KEY, KEY), batch_max=2)
     assert await rotation.left() == 5
-    await rotation.run(told.append)
-    assert told == [0, 2, 4, 5]
+    await rotation.run(progress.append)
+    assert progress == [0, 2, 4, 5]
     assert await rotation.left() == 0
 
 

@@ -269,7 +269,7 @@ async def test_unknown_and_foreign_subscriptions_raise_the_same_error(plane: Con
     subscriptions = plane.subscriptions
     messages = set()
     now = await subscriptions.now()
-    for name in [("acme", "orders"), ("acme", "gone"), ("nobody", "orders")]:
+    for name in [("acme", "orders"), ("acme", "gone"), ("unknown", "orders")]:
         for call in (
             subscriptions.get(*name),
             subscriptions.pause(*name),
@@ -286,10 +286,10 @@ async def test_unknown_and_foreign_subscriptions_raise_the_same_error(plane: Con
 
 async def test_creating_and_listing_need_the_tenant(plane: ControlPlane) -> None:
     with pytest.raises(NotFoundError) as refused:
-        await plane.create(tenant_id="nobody")
+        await plane.create(tenant_id="unknown")
     assert refused.value.reason == Reason.TENANT_NOT_FOUND
     with pytest.raises(NotFoundError):
-        await plane.subscriptions.list_page("nobody", limit=1)
+        await plane.subscriptions.list_page("unknown", limit=1)
     await plane.rows("UPDATE tenants SET state = 'DELETING'")
     with pytest.raises(FailedPreconditionError) as erased:
         await plane.create()
@@ -366,7 +366,7 @@ async def test_the_thousandth_creation_reads_no_more_rows_than_the_tenth(databas
 
 
 class LosingAnswers(Database):
-    """Loses the answers of what it is told to: the statement has run, and nobody hears of it."""
+    """Loses the results of chosen statements after they have run."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)

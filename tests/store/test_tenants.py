@@ -64,7 +64,7 @@ async def test_only_what_is_named_changes(plane: ControlPlane) -> None:
     assert (after.display_name, after.labels) == ("", {})
     assert (after.uid, after.create_time) == (before.uid, before.create_time)
     with pytest.raises(NotFoundError):
-        await plane.tenants.update("nobody", display_name="x")
+        await plane.tenants.update("unknown", display_name="x")
 
 
 async def test_pages_are_newest_first_and_complete(plane: ControlPlane) -> None:

@@ -1,6 +1,6 @@
-"""API keys: created, listed, revoked by calls; looked up, and their use noted, at the door.
+"""API keys: create, list and revoke; look up keys and record their use for authentication.
 
-Must not know how long what was looked up is believed.
+`api/middleware` caches the results of look-ups.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from hookline_service.store.statements import Statements
 SQL = Statements("api_keys")
 
 NEWEST = (datetime.max.replace(tzinfo=UTC), "")
-"""Where a list begins: behind every key."""
+"""The start of a list in descending order of creation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewApiKey:
-    """What a key is to be."""
+    """An API key to create."""
 
     display_name: str
     tenant_id: str | None
-    """The one tenant it is bound to; None: all."""
+    """The tenant that it is bound to; None: all tenants."""
     scopes: frozenset[Scope]
     expire_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundKey:
-    """What the door must know of a key."""
+    """The fields of a key that authentication needs."""
 
     key_id: str
     digest: bytes = field(repr=False)
     tenant_id: str | None
     scopes: frozenset[Scope]
     is_live: bool
-    """Neither revoked, nor of a tenant that is deleted."""
+    """Whether it is neither revoked nor bound to a deleted tenant."""
     expires_in_s: float
-    """Infinite: never."""
+    """Infinite if it does not expire."""
     expire_time: datetime | None
 
 
 class ApiKeys:
-    """All keys of the deployment."""
+    """The API keys of the deployment."""
 
     def __init__(
         self,
@@ -63,19 +63,19 @@ class ApiKeys:
         deployment_key: bytes,
         below: Callable[[int], int] = randomness.randbelow,
     ) -> None:
-        """`deployment_key` is what tokens are hashed with; `below` draws a number below another."""
+        """`deployment_key`: the key of the token hash; `below`: a random number below n."""
         self._database = database
         self._deployment_key = deployment_key
         self._below = below
 
     async def now(self) -> datetime:
-        """The engine's notion of now: the database's."""
+        """Return the time of the database."""
         (row,) = await self._database.fetch(SQL.now)
         now: datetime = row["now"]
         return now
 
     async def create(self, draft: NewApiKey) -> tuple[ApiKey, str]:
-        """A new key, and its token, this once. Raises `NotFoundError` where its tenant is not."""
+        """Create a key; return it with its token. Raises `NotFoundError` for the tenant."""
         key_id = make_key_id(self._below)
         token = make_token(key_id, self._below)
         wanted = ApiKey(
@@ -105,7 +105,7 @@ class ApiKeys:
     async def list_page(
         self, tenant_id: str | None, *, before: tuple[datetime, str] = NEWEST, limit: int
     ) -> list[ApiKey]:
-        """Up to `limit` keys older than `before` (creation and id), newest first; None: of all."""
+        """Return up to `limit` keys before `before` (time, id), newest first; None: all tenants."""
         if tenant_id is None:
             rows = await self._database.fetch(SQL.list, *before, limit)
         else:
@@ -113,15 +113,14 @@ class ApiKeys:
         return [_api_key_of(row) for row in rows]
 
     async def revoke(self, key_id: str, tenant_id: str | None) -> ApiKey:
-        """End a key of this tenant, or of any; one that is revoked stays as it is.
+        """Revoke a key of this tenant, or of any if None; a revoked key stays unchanged.
 
         Raises `NotFoundError`.
         """
         seen = await self._get(key_id, tenant_id)
         if seen.revoke_time is None:
-            ended = replace(
-                seen, revoke_time=seen.create_time
-            )  # that it is: an entry shows no time
+            # Audit entries show whether a key is revoked, not when.
+            ended = replace(seen, revoke_time=seen.create_time)
             await self._database.fetch(SQL.revoke, key_id, _entry(seen, ended))
             seen = await self._get(key_id, tenant_id)
         return seen
@@ -134,18 +133,18 @@ class ApiKeys:
 
 
 class ApiKeyLookup:
-    """The door's questions, on a connection of its own: no call waits for another's statement."""
+    """Look-ups for authentication, on a separate connection, so that they wait for no statement."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     async def find(self, key_ids: Iterable[str]) -> dict[str, FoundKey]:
-        """What is known of the keys with these ids, at this moment; none: there is no such key."""
+        """Return the keys with these ids, without those that do not exist."""
         rows = await self._session.fetch(SQL.find, list(key_ids))
         return {row["key_id"]: _found_key_of(row) for row in rows}
 
     async def touch(self, key_ids: Iterable[str]) -> None:
-        """Note that these keys are in use, to the minute."""
+        """Record that these keys are in use, with a resolution of a minute."""
         await self._session.fetch(SQL.touch, list(key_ids))
 
     async def close(self) -> None:

@@ -1,15 +1,14 @@
-"""Secrets of tenants: sealed under a data key of the tenant's own, which a master key seals.
+"""Envelope encryption of tenants' secrets: a data key per tenant, encrypted with a master key.
 
-Theory of operation. A master key is rotated by sealing the data keys anew: they are few and small,
-and what they sealed stays as it is. A tenant has one data key, or several where the master key of
-an older one was lost: secrets name the data key that sealed them, so nothing is overwritten that a
-key which is found again could still open. What was sealed before there were data keys (version 1)
-opens, too, until `key_rotation.py` has sealed it anew.
+Theory of operation. A rotation of the master key encrypts only the data keys again; they are few
+and small, and the secrets stay unchanged. A tenant has one data key, or several if the master key
+of an older one was lost: a secret names its data key, so nothing is overwritten that a recovered
+key could still decrypt. Secrets of the format without a data key (version 1) are readable, too,
+until `master_keys.py` has converted them.
 
-Opened data keys are remembered, a bounded number of them, by what they look like sealed: one that
-was sealed anew is another.
+Decrypted data keys are cached, a bounded number of them, by their encrypted form.
 
-Must not run a statement: whoever reads a secret reads the data keys of its tenant with it.
+Runs no statements: each statement that reads a secret also reads the data keys of its tenant.
 """
 
 from __future__ import annotations
@@ -32,30 +31,30 @@ from hookline_service.store.secrets import (
     SecretBox,
     SecretPlace,
     key_id_of,
-    take_apart,
+    parse_sealed,
 )
 
 
 class DataKeyPlace(NamedTuple):
-    """Where a data key belongs."""
+    """The place of a data key."""
 
     tenant_uid: UUID
     key_id: bytes
 
     def associated_data(self) -> bytes:
-        """The tenant and the key's own id: another tenant's does not open in its place."""
+        """Return the tenant and the id of the key."""
         return b"hookline data key\0" + self.tenant_uid.bytes + self.key_id
 
 
 class DataKey(NamedTuple):
-    """A tenant's data key as it is stored."""
+    """A data key of a tenant in its stored form."""
 
     key_id: bytes
     sealed: bytes
 
 
 class TenantSecrets:
-    """Seals and opens what belongs to tenants."""
+    """Encrypts and decrypts the secrets of tenants."""
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class TenantSecrets:
         opened_max: int = 4_096,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """`opened_max`: data keys that are remembered, about 1 kB each."""
+        """`opened_max`: the number of cached data keys, about 1 kB each."""
         self.box = box
         self._opened_max = opened_max
         self._random_bytes = random_bytes
@@ -72,17 +71,17 @@ class TenantSecrets:
 
     @property
     def opened_count(self) -> int:
-        """Data keys that are remembered."""
+        """The number of cached data keys."""
         return len(self._opened)
 
     def make_data_key(self, tenant_uid: UUID) -> DataKey:
-        """A new data key for a tenant, to be stored."""
+        """Return a new data key for a tenant, to be stored."""
         key = self._random_bytes(KEY_BYTES)
         key_id = key_id_of(key)
         return DataKey(key_id, self.box.seal(key, DataKeyPlace(tenant_uid, key_id)))
 
     def usable(self, tenant_uid: UUID, data_keys: Iterable[DataKey]) -> DataKey | None:
-        """The first of a tenant's data keys that opens: what to seal with. None: make one."""
+        """Return the first data key that can be decrypted; None if a new one is needed."""
         for data_key in data_keys:
             try:
                 self._cipher_of(tenant_uid, data_key)
@@ -92,15 +91,15 @@ class TenantSecrets:
         return None
 
     def seal(self, secret: bytes, place: SecretPlace, data_key: DataKey) -> bytes:
-        """The secret as it may be stored at its place; raises `SealedSecretError`."""
+        """Encrypt a secret for its place; raise `SealedSecretError`."""
         cipher = self._cipher_of(place.tenant_uid, data_key)
         nonce = self._random_bytes(NONCE_BYTES)
         ciphertext = cipher.encrypt(nonce, secret, place.associated_data())
         return bytes([UNDER_DATA_KEY]) + data_key.key_id + nonce + ciphertext
 
     def open(self, sealed: bytes, place: SecretPlace, data_keys: Iterable[DataKey]) -> bytes:
-        """The secret that was sealed for this place; raises `SealedSecretError`."""
-        parts = take_apart(sealed)
+        """Decrypt a secret at its place; raise `SealedSecretError`."""
+        parts = parse_sealed(sealed)
         if parts.version == UNDER_MASTER_KEY:
             return self.box.open(sealed, place)
         if parts.version != UNDER_DATA_KEY:
@@ -110,8 +109,8 @@ class TenantSecrets:
                 break
         else:
             raise SealedSecretError(
-                f"a secret is sealed with the data key {parts.key_id.hex()}, which is gone, or"
-                " another tenant's"
+                f"a secret is sealed with the data key {parts.key_id.hex()}, which does not"
+                " exist or belongs to another tenant"
             )
         cipher = self._cipher_of(place.tenant_uid, data_key)
         try:

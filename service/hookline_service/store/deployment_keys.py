@@ -1,7 +1,7 @@
-"""Keys that all nodes of a deployment share, each for one purpose, sealed with the master key.
+"""Keys that all nodes of a deployment share, each for one purpose, encrypted with the master key.
 
-Why they are not made from the master key: that one is exchanged now and then, and what was hashed
-or signed with them is to outlive it. Such an exchange only seals them anew, at their place.
+They are not derived from the master key, because hashes and signatures made with them must stay
+valid after a rotation of the master key, which only encrypts them again.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from hookline_service.store.statements import Statements
 SQL = Statements("deployment_keys")
 
 API_KEYS = "api keys"
-"""The purpose of the key that tokens are hashed with (domain/api_key.py)."""
+"""The purpose of the key of the token hash (domain/api_key.py)."""
 PAGE_TOKENS = "page tokens"
-"""The purpose of the key that page tokens are signed with."""
+"""The purpose of the key that signs page tokens."""
 
 
 class DeploymentKeyPlace(NamedTuple):
-    """Where a deployment's key belongs."""
+    """The place of a key of the deployment."""
 
     purpose: str
 
     def associated_data(self) -> bytes:
-        """The purpose: a key for one does not open as a key for another."""
+        """Return the purpose."""
         return b"hookline deployment key\0" + self.purpose.encode()
 
 
@@ -38,9 +38,9 @@ async def load_or_create_deployment_key(
     purpose: str,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
 ) -> bytes:
-    """The deployment's key for a purpose, made where there is none yet: 32 bytes.
+    """Return the deployment's key for a purpose, 32 bytes; create it if it does not exist.
 
-    Raises `SealedSecretError` where the box lacks the master key that sealed it.
+    Raises `SealedSecretError` if the box does not have the master key.
     """
     place = DeploymentKeyPlace(purpose)
     row = await database.fetchrow(SQL.read, purpose)

@@ -1,13 +1,11 @@
-"""Which master keys have sealed what is stored: checked when a node starts, and rotated.
+"""The registry of master keys, which is checked at start, and the rotation of master keys.
 
-Theory of operation. Whoever seals with a master key registers it first, by its id, which is a hash
-of the key: so a node can tell before it serves that a key is missing, without opening anything. A
-rotation seals anew, with the first of the keys, what any other has sealed: in batches, each only
-over what was read, skipping what is done. So it may be cut off, repeated and run twice at once, and
-nodes that read with all keys notice nothing. What signing secrets were sealed with a master key
-itself, before there were data keys, get a data key's seal.
-
-Must not know what the secrets are for.
+Theory of operation. A node registers a master key by its id, a hash of the key, before it encrypts
+with it. So a starting node finds a missing key without decrypting anything. A rotation encrypts
+data keys and deployment keys again with the first master key, in batches. Each batch changes only
+rows that are as they were read, and skips finished ones, so a rotation can be interrupted, repeated
+and run concurrently, and nodes that have all keys are not affected. Signing secrets of the old
+format, encrypted with a master key directly, are encrypted with a data key.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ _FIRST_UID = UUID(int=0)
 
 
 async def check_master_keys(database: Database, box: SecretBox) -> None:
-    """Register the writing key; raises `MasterKeyError` where a key that sealed something lacks."""
+    """Register the first key; raise `MasterKeyError` if a registered key is missing."""
     rows = await database.fetch(SQL.registered)
     if box.key_ids[0] not in {row["key_id"] for row in rows}:
         async with database.transaction() as connection:
@@ -51,20 +49,23 @@ async def check_master_keys(database: Database, box: SecretBox) -> None:
     missing = [row["key_id"] for row in rows if row["key_id"] not in box.key_ids]
     if missing:
         raise MasterKeyError(
-            f"what is stored was sealed with the master key {names_of(missing)}, which"
-            f" HOOKLINE_MASTER_KEY lacks (it has {names_of(box.key_ids)}): add it behind the first"
-            " one, by a comma. Where it is lost for good, see `hookline keys forget-master --help`"
+            f"stored secrets are sealed with the master key {names_of(missing)}, which"
+            f" HOOKLINE_MASTER_KEY lacks (it has {names_of(box.key_ids)}): add it after the first"
+            " one, separated by a comma. If it is lost, see `hookline keys forget-master --help`"
         )
 
 
 async def forget_master_key(database: Database, key_id: bytes) -> bool:
-    """Let nodes start without a key; whether it was registered. What it sealed stays stored."""
+    """Remove a key from the registry, so that nodes start without it; return whether it existed.
+
+    Secrets that were encrypted with it stay stored.
+    """
     entry = draft(f"masterKeys/{key_id.hex()}", action="ForgetMasterKey")
     return bool(await database.fetch(SQL.forget, key_id, entry))
 
 
 class KeyUse(NamedTuple):
-    """What a master key seals."""
+    """The number of rows that a master key encrypts."""
 
     key_id: bytes
     data_keys: int
@@ -74,22 +75,22 @@ class KeyUse(NamedTuple):
 
 
 class RotationReport(NamedTuple):
-    """What a rotation came to."""
+    """The result of a rotation."""
 
     data_keys: int
-    """Sealed anew."""
+    """The number encrypted again."""
     secrets: int
-    """Given a data key's seal."""
+    """The number encrypted with a data key."""
     unreadable: Sequence[str]
-    """Why what is left could not be opened; each reason once."""
+    """Why the remaining ones could not be decrypted; each reason once."""
     used: Sequence[KeyUse]
-    """The master keys that seal something now."""
+    """The master keys in use."""
     deployment_keys: int = 0
-    """Sealed anew."""
+    """The number encrypted again."""
 
 
 class KeyRotation:
-    """Seals anew, with the first master key, what others have sealed."""
+    """Encrypts again, with the first master key, what other master keys encrypt."""
 
     def __init__(
         self, database: Database, secrets: TenantSecrets, *, batch_max: int = _BATCH
@@ -101,25 +102,25 @@ class KeyRotation:
         self._reasons: dict[str, None] = {}
 
     async def left(self) -> int:
-        """How much there is to do."""
+        """Return the number of rows to encrypt again."""
         ((count,),) = await self._database.fetch(SQL.count, self._box.key_ids[0])
         return int(count)
 
-    async def run(self, tell: Callable[[int], None]) -> RotationReport:
-        """Do it; `tell` hears after each batch how much has been done."""
+    async def run(self, report_progress: Callable[[int], None]) -> RotationReport:
+        """Rotate; calls `report_progress` after each batch with the number of finished rows."""
         await check_master_keys(self._database, self._box)
         self._reasons.clear()
         if left := await self.left():
-            # Told before it begins: what is done in batches may be cut off after any of them.
+            # Audited before it begins, because it can be interrupted after any batch.
             await self._database.fetch(AUDIT.add, [None], [_draft(self._box.key_ids[0], left)])
-        secrets = await self._seal_secrets(tell)
-        data_keys = await self._seal_data_keys(lambda done: tell(secrets + done))
+        secrets = await self._seal_secrets(report_progress)
+        data_keys = await self._seal_data_keys(lambda done: report_progress(secrets + done))
         deployment_keys = await self._seal_deployment_keys()
         used = [KeyUse(*row.values()) for row in await self._database.fetch(SQL.used)]
-        idle = set(self._box.key_ids) - {use.key_id for use in used}
+        unused = set(self._box.key_ids) - {use.key_id for use in used}
         async with self._database.transaction() as connection:
             await connection.execute(SQL.lock)
-            await connection.execute(SQL.retire, list(idle), self._box.key_ids[0])
+            await connection.execute(SQL.retire, list(unused), self._box.key_ids[0])
         return RotationReport(data_keys, secrets, list(self._reasons), used, deployment_keys)
 
     async def _seal_deployment_keys(self) -> int:
@@ -134,7 +135,7 @@ class KeyRotation:
             changes.append((place.purpose, row["sealed"], self._box.seal(key, place)))
         return await self._put(SQL.put_deployment_keys, changes)
 
-    async def _seal_data_keys(self, tell: Callable[[int], None]) -> int:
+    async def _seal_data_keys(self, report_progress: Callable[[int], None]) -> int:
         done, after = 0, (_FIRST_UID, b"")
         while True:
             rows = await self._database.fetch(
@@ -150,16 +151,16 @@ class KeyRotation:
                     continue
                 changes.append((*place, row["sealed_key"], self._box.seal(key, place)))
             done += await self._put(SQL.put_data_keys, changes)
-            tell(done)
+            report_progress(done)
             if len(rows) < self._batch_max:
                 return done
             after = (rows[-1]["tenant_uid"], rows[-1]["key_id"])
 
-    async def _seal_secrets(self, tell: Callable[[int], None]) -> int:
+    async def _seal_secrets(self, report_progress: Callable[[int], None]) -> int:
         done, after = 0, (_FIRST_UID, 0)
         while True:
             rows = await self._database.fetch(SQL.signing_secrets, *after, self._batch_max)
-            made: dict[UUID, DataKey] = {}
+            new_keys: dict[UUID, DataKey] = {}
             changes = []
             for row in rows:
                 place = SecretPlace(row["tenant_uid"], row["subscription_uid"], row["version"])
@@ -169,26 +170,26 @@ class KeyRotation:
                 except SealedSecretError as error:
                     self._reasons[str(error)] = None
                     continue
-                data_key = await self._data_key_of(row, made)
+                data_key = await self._data_key_of(row, new_keys)
                 resealed = self._secrets.seal(secret, place, data_key)
                 changes.append((row["subscription_uid"], row["version"], sealed, resealed))
             done += await self._put(SQL.put_signing_secrets, changes)
-            tell(done)
+            report_progress(done)
             if len(rows) < self._batch_max:
                 return done
             after = (rows[-1]["subscription_uid"], rows[-1]["version"])
 
-    async def _data_key_of(self, row: asyncpg.Record, made: dict[UUID, DataKey]) -> DataKey:
-        """The data key of a row's tenant; `made` are those of this batch, which no row shows."""
+    async def _data_key_of(self, row: asyncpg.Record, new_keys: dict[UUID, DataKey]) -> DataKey:
+        """Return a data key of a row's tenant; `new_keys` are the new ones of this batch."""
         tenant_uid: UUID = row["tenant_uid"]
-        data_key = made.get(tenant_uid) or self._secrets.usable(tenant_uid, data_keys_of(row))
+        data_key = new_keys.get(tenant_uid) or self._secrets.usable(tenant_uid, data_keys_of(row))
         if data_key is None:
             data_key = await add_data_key(self._database, self._secrets, tenant_uid)
-            made[tenant_uid] = data_key
+            new_keys[tenant_uid] = data_key
         return data_key
 
     async def _put(self, statement: str, changes: Sequence[tuple[object, ...]]) -> int:
-        """Write a batch, which is safe to repeat; how many rows it changed."""
+        """Write a batch, which is safe to repeat; return the number of changed rows."""
         if not changes:
             return 0
         for _ in range(_TRIES - 1):

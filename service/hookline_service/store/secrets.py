@@ -1,17 +1,16 @@
-"""Secrets at rest: sealed with AES-256-GCM under a master key, bound to the row they belong to.
+"""Encryption of secrets at rest: AES-256-GCM with a master key, bound to the row of the secret.
 
-Theory of operation. What is sealed is self-describing, so that keys can be rotated without
-rewriting what is stored:
+Theory of operation. A sealed secret names its format and its key, so that keys can be rotated
+without rewriting stored secrets:
 
     version (1 byte) | key id (8) | nonce (12) | ciphertext and tag
 
-Version 1 is AES-256-GCM under the master key that the key id names, version 2 the same under the
-data key of a tenant (data_keys.py). The key id is a hash of the key, so what is sealed under a key
-that this process was not given says which one is missing; it serves as the key's check value, too.
-The associated data names the place that a sealed thing belongs to, such as a tenant, a subscription
-and the secret's version: copied to another row it does not open.
+Version 1 is encrypted with the master key that the key id names, version 2 with the data key of a
+tenant (data_keys.py). The key id is a hash of the key, so an error can name a missing key; it is
+also the check value of the key. The associated data contains the place of the secret, such as the
+tenant, the subscription and the version of the secret: a copy in another row cannot be decrypted.
 
-Must not know what the secrets are for. No error here carries any part of a key or a secret.
+No error contains any part of a key or a secret.
 """
 
 from __future__ import annotations
@@ -32,36 +31,36 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
-"""NIST SP 800-38D section 8.2.2: random nonces of 96 bits serve for 2^32 secrets under one key."""
+"""NIST SP 800-38D section 8.2.2: random nonces of 96 bits allow 2^32 secrets per key."""
 
 KEY_ID_BYTES = 8
 
 UNDER_MASTER_KEY = 1
-"""The format's version of what a master key sealed."""
+"""The format version of secrets encrypted with a master key."""
 UNDER_DATA_KEY = 2
-"""The format's version of what a tenant's data key sealed."""
+"""The format version of secrets encrypted with a data key of a tenant."""
 
 _HEAD_BYTES = 1 + KEY_ID_BYTES + NONCE_BYTES
 _TAG_BYTES = 16
 
 
 class MasterKeyError(Exception):
-    """A master key that cannot be used, or a file that cannot be trusted; says what to do."""
+    """An unusable master key, or a key file with unsafe permissions; the text says what to do."""
 
 
 class SealedSecretError(Exception):
-    """A stored secret that does not open: its key is missing, or it was changed or moved."""
+    """A stored secret that cannot be decrypted: its key is missing, or it was modified or moved."""
 
 
 class Place(Protocol):
-    """Where a sealed thing belongs; it opens nowhere else."""
+    """The place of a sealed secret; at another place it cannot be decrypted."""
 
     def associated_data(self) -> bytes:
-        """What is authenticated with the thing though not stored with it."""
+        """Return the associated data, which is authenticated but not stored."""
 
 
 class SecretPlace(NamedTuple):
-    """Where a subscription's secret belongs."""
+    """The place of a secret of a subscription."""
 
     tenant_uid: UUID
     subscription_uid: UUID
@@ -69,13 +68,13 @@ class SecretPlace(NamedTuple):
     kind: bytes = b"hookline signing secret"
 
     def associated_data(self) -> bytes:
-        """The kind, both uids and the version: a recreated name reads nothing old."""
+        """Return the kind, both uids and the version."""
         uids = self.tenant_uid.bytes + self.subscription_uid.bytes
         return self.kind + b"\0" + uids + self.version.to_bytes(4, "big")
 
 
 class Sealed(NamedTuple):
-    """A sealed thing, taken apart."""
+    """The parts of a sealed secret."""
 
     version: int
     key_id: bytes
@@ -84,12 +83,12 @@ class Sealed(NamedTuple):
 
 
 def key_id_of(key: bytes) -> bytes:
-    """What names a key without telling it."""
+    """Return the id of a key, which does not reveal the key."""
     return hashlib.sha256(b"hookline key id\0" + key).digest()[:KEY_ID_BYTES]
 
 
-def take_apart(sealed: bytes) -> Sealed:
-    """What a sealed thing says of itself; raises `SealedSecretError` where it is cut."""
+def parse_sealed(sealed: bytes) -> Sealed:
+    """Parse a sealed secret; raise `SealedSecretError` if it is truncated."""
     if len(sealed) < _HEAD_BYTES + _TAG_BYTES:
         raise SealedSecretError("a stored secret has a format that this version cannot read")
     return Sealed(
@@ -101,7 +100,7 @@ def take_apart(sealed: bytes) -> Sealed:
 
 
 class SecretBox:
-    """Opens what any of its keys sealed; seals with the first."""
+    """Decrypts with any of its master keys, and encrypts with the first."""
 
     def __init__(
         self,
@@ -112,18 +111,18 @@ class SecretBox:
             raise MasterKeyError(f"at least one master key of {KEY_BYTES} bytes is needed")
         self._ciphers = {key_id_of(key): AESGCM(key) for key in master_keys}
         self.key_ids = tuple(self._ciphers)
-        """What names its keys; the first one seals."""
+        """The ids of its keys; the first key encrypts."""
         self._random_bytes = random_bytes
 
     def seal(self, secret: bytes, place: Place) -> bytes:
-        """The secret as it may be stored at its place."""
+        """Encrypt a secret for its place."""
         current, nonce = self.key_ids[0], self._random_bytes(NONCE_BYTES)
         ciphertext = self._ciphers[current].encrypt(nonce, secret, place.associated_data())
         return bytes([UNDER_MASTER_KEY]) + current + nonce + ciphertext
 
     def open(self, sealed: bytes, place: Place) -> bytes:
-        """The secret that was sealed for this place; raises `SealedSecretError`."""
-        parts = take_apart(sealed)
+        """Decrypt a secret at its place; raise `SealedSecretError`."""
+        parts = parse_sealed(sealed)
         if parts.version != UNDER_MASTER_KEY:
             raise SealedSecretError("a stored secret has a format that this version cannot read")
         cipher = self._ciphers.get(parts.key_id)
@@ -142,14 +141,14 @@ class SecretBox:
 
 
 def names_of(key_ids: Iterable[bytes]) -> str:
-    """Key ids for people."""
+    """Return key ids as text."""
     return ", ".join(key_id.hex() for key_id in key_ids)
 
 
 def parse_master_keys(text: str) -> tuple[bytes, ...]:
-    """The keys of HOOKLINE_MASTER_KEY: base64 of 32 bytes, several joined by commas.
+    """Parse HOOKLINE_MASTER_KEY: the base64 of 32 bytes, or several joined by commas.
 
-    The first one seals. `MasterKeyError`: one of them is not such a key; it is told by its place.
+    The first key encrypts. Raises `MasterKeyError`, which names an invalid key by its position.
     """
     keys: list[bytes] = []
     for number, part in enumerate(text.split(","), start=1):
@@ -160,20 +159,20 @@ def parse_master_keys(text: str) -> tuple[bytes, ...]:
         if len(key) != KEY_BYTES:
             raise MasterKeyError(
                 f"master key {number} is not the base64 of {KEY_BYTES} bytes;"
-                " `openssl rand -base64 32` makes one"
+                " create one with `openssl rand -base64 32`"
             )
         keys.append(key)
     if len(set(keys)) != len(keys):
-        raise MasterKeyError("the same master key stands twice")
+        raise MasterKeyError("HOOKLINE_MASTER_KEY contains the same key twice: remove one")
     return tuple(keys)
 
 
 def load_or_create_master_key(path: Path) -> tuple[bytes, ...]:
-    """The keys in a file, which is made with a new key (mode 0600) where there is none.
+    """Return the keys in a file; create the file with a new key (mode 0600) if it does not exist.
 
-    For development: without the file, what was sealed is lost. Of several processes that start at
-    once all read the same key. `MasterKeyError`: the file is another user's, or readable by others,
-    or holds no key.
+    For development: if the file is lost, so are the secrets. Processes that start concurrently read
+    the same key. Raises `MasterKeyError` if the file belongs to another user, is readable by
+    others, or contains no valid key.
     """
     with contextlib.suppress(FileNotFoundError):
         return _read_keys(path)
@@ -185,7 +184,7 @@ def load_or_create_master_key(path: Path) -> tuple[bytes, ...]:
             stream.write(key + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
-        with contextlib.suppress(FileExistsError):  # another process was quicker: its key counts
+        with contextlib.suppress(FileExistsError):  # another process created it first: use its key
             os.link(draft, path)
     finally:
         draft.unlink()
@@ -199,9 +198,9 @@ def _read_keys(path: Path) -> tuple[bytes, ...]:
         found = os.fstat(descriptor)
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
             raise MasterKeyError(
-                f"{path} must belong to the user who runs Hookline and be closed to all others:"
-                " whoever read it can read every signing secret. Close it with chmod 600, if you"
-                " know that nobody has"
+                f"{path} must belong to the user of Hookline, without permissions for other users,"
+                " because the key decrypts all signing secrets. If no other user has read it, use"
+                " chmod 600; otherwise replace the key"
             )
         text = file.read()
     try:
@@ -211,7 +210,7 @@ def _read_keys(path: Path) -> tuple[bytes, ...]:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a new file's name durable too: a key that is lost in a crash opens nothing any more."""
+    """Make the name of a new file durable: otherwise a crash could lose the key."""
     file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(file)

@@ -1,7 +1,7 @@
-"""What the audit log is told of a subscription's changes: a draft for each kind of change.
+"""Audit drafts of changes of subscriptions.
 
-What the statement will make of a row is known before it runs, since it runs only over the version
-that was seen. Must not know a secret: of keys it is given what everybody may know.
+The new row is computed before the statement runs, because the statement applies only to the version
+that was read. Drafts contain no secrets, only public keys.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ FIRST_VERSION = 1
 def creation(
     new: Subscription, uid: UUID, scheme: SignatureScheme, public_key: str
 ) -> dict[str, str]:
-    """Of a new subscription, and the key that it begins with."""
+    """Return the draft for a new subscription and its first signing key."""
     after = subscription_view(replace(new, uid=uid, etag=etag_of(uid, FIRST_VERSION)))
     after["signing_keys"] = [_key_view(scheme, public_key)]
     return _draft(new, None, after)
 
 
 def change(seen: Subscription, wanted: Subscription) -> dict[str, str]:
-    """Of an update, a pause, a resumption."""
+    """Return the draft for an update, a pause or a resumption."""
     return _draft(seen, subscription_view(seen), subscription_view(_next(seen, wanted)))
 
 
 def rotation(
     seen: Subscription, scheme: SignatureScheme, public_key: str, overlap_s: float
 ) -> dict[str, str]:
-    """Of a new signing secret: the one before signs on for the overlap, what was older ends."""
+    """Return the draft for a new signing secret; only the previous one stays, for the overlap."""
     wanted = replace(seen, target=replace(seen.target, signature_scheme=scheme))
     before, after = subscription_view(seen), subscription_view(_next(seen, wanted))
     after["signing_keys"] = [_key_view(scheme, public_key), *before["signing_keys"][:1]]
@@ -45,17 +45,17 @@ def rotation(
 
 
 def deletion(seen: Subscription) -> dict[str, str]:
-    """Of a subscription's end."""
+    """Return the draft for a deletion."""
     return _draft(seen, subscription_view(seen), None)
 
 
 def discard(tenant_id: str, subscription_id: str) -> dict[str, str]:
-    """Of pending deliveries that a resumption cancels; the statement adds how many."""
+    """Return the draft for discarded deliveries; the statement adds their number."""
     return draft(subscription_name(tenant_id, subscription_id), tenant_id=tenant_id)
 
 
 def disabling(disabled: Subscription) -> dict[str, str]:
-    """Of a subscription that the service has turned off by itself; only an active one is."""
+    """Return the draft for a subscription that the service disables; it was active before."""
     before = subscription_view(disabled)
     before |= {
         "state": SubscriptionState.ACTIVE.value,

@@ -1,7 +1,4 @@
-"""What a row of `subscriptions` says, as the domain says it, and the other way round.
-
-Must not open secrets, nor run a statement.
-"""
+"""Conversions between rows of `subscriptions` and the domain."""
 
 from __future__ import annotations
 
@@ -26,21 +23,21 @@ from hookline_service.domain.subscription import (
 
 HEADERS: Final = "HEADERS"
 CERTIFICATE: Final = "CERTIFICATE"
-"""The kinds of what a target is told in secret, as the database names them."""
+"""The kinds of target secrets in the database."""
 
 
 def etag_of(uid: UUID, version: int) -> str:
-    """Another for each version, and for each subscription that ever had the name."""
+    """Return the etag of a version; it also differs between subscriptions of the same name."""
     return f"{uid.hex[-8:]}-{version}"
 
 
 def version_of(subscription: Subscription) -> int:
-    """The version of the row that a subscription was read from."""
+    """Return the version of the row in a subscription's etag."""
     return int(subscription.etag.rpartition("-")[2])
 
 
 def subscription_of(row: asyncpg.Record) -> Subscription:
-    """The resource in a row of the statement `read`."""
+    """Return the subscription in a row of the statement `read`."""
     return Subscription(
         tenant_id=row["tenant_id"],
         subscription_id=row["subscription_id"],
@@ -55,7 +52,7 @@ def subscription_of(row: asyncpg.Record) -> Subscription:
             signature_scheme=SignatureScheme(row["signature_scheme"]),
             require_handshake=row["handshake"] is not None,
             allowed_per_minute=row["handshake"] and row["handshake"]["per_minute"],
-            **shown_secrets_of(row),
+            **public_fields_of(row),
         ),
         retry_policy=policy_of(row),
         limits=DeliveryLimits(
@@ -75,17 +72,17 @@ def subscription_of(row: asyncpg.Record) -> Subscription:
     )
 
 
-class ShownSecrets(TypedDict, total=False):
-    """The fields of a target that tell of its secrets."""
+class PublicFields(TypedDict, total=False):
+    """The public fields of a target's secrets."""
 
     secret_header_names: tuple[str, ...]
     secret_header_bytes: int
     client_certificate: ClientCertificate
 
 
-def shown_secrets_of(row: asyncpg.Record) -> ShownSecrets:
-    """What may be read of a target's secrets, in a row of the statement `read`."""
-    found: ShownSecrets = {}
+def public_fields_of(row: asyncpg.Record) -> PublicFields:
+    """Return the public fields of a target's secrets in a row of the statement `read`."""
+    found: PublicFields = {}
     for kind, shown in zip(row["secret_kinds"], row["secret_shown"], strict=True):
         if kind == HEADERS:
             found["secret_header_names"] = tuple(shown["names"])
@@ -99,8 +96,8 @@ def shown_secrets_of(row: asyncpg.Record) -> ShownSecrets:
     return found
 
 
-def shown_of(target: HttpTarget, kind: str) -> dict[str, object]:
-    """The same as it is stored."""
+def stored_public_fields_of(target: HttpTarget, kind: str) -> dict[str, object]:
+    """Return the public fields of a secret in their stored form."""
     if kind == HEADERS:
         names, size = list(target.secret_header_names), target.secret_header_bytes
         return {"names": names, "bytes": size}
@@ -115,12 +112,12 @@ def shown_of(target: HttpTarget, kind: str) -> dict[str, object]:
 
 
 def handshake_of(target: HttpTarget) -> dict[str, int | None] | None:
-    """The column `handshake`; None: the target is not asked."""
+    """Return the column `handshake`; None if the target requires no handshake."""
     return {"per_minute": target.allowed_per_minute} if target.require_handshake else None
 
 
 def policy_of(row: asyncpg.Record) -> RetryPolicy:
-    """The retry policy in a row."""
+    """Return the retry policy in a row."""
     return RetryPolicy(
         max_attempts=row["max_attempts"],
         min_backoff_s=row["min_backoff_s"],
@@ -148,7 +145,7 @@ def _keys_of(row: asyncpg.Record) -> tuple[SigningKey, ...]:
 
 
 def target_columns_of(subscription: Subscription) -> tuple[object, ...]:
-    """The columns from `display_name` to `timeout_ms`, in the order of the statements."""
+    """Return the columns from `display_name` to `timeout_ms`, in the order of the statements."""
     target = subscription.target
     return (
         subscription.display_name,
@@ -161,7 +158,7 @@ def target_columns_of(subscription: Subscription) -> tuple[object, ...]:
 
 
 def policy_columns_of(subscription: Subscription) -> tuple[object, ...]:
-    """The columns from `max_attempts` to `labels`, in the order of the statements."""
+    """Return the columns from `max_attempts` to `labels`, in the order of the statements."""
     policy, limits = subscription.retry_policy, subscription.limits
     return (
         policy.max_attempts,

@@ -1,7 +1,7 @@
-"""The secrets of a subscription: opened with its tenant's data keys, and sealed with one.
+"""The secrets of a subscription, encrypted with a data key of its tenant.
 
-Its signing secrets, and what its target is told in secret: header values, a client certificate and
-its key. Must not know what signs or sends, or how.
+These are its signing secrets and the secrets of its target: header values, and a client certificate
+with its key.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from hookline_service.store.data_keys import DataKey, TenantSecrets
 from hookline_service.store.database import Database, OutcomeUnknownError
 from hookline_service.store.secrets import SecretPlace
 from hookline_service.store.statements import Statements
-from hookline_service.store.subscription_rows import CERTIFICATE, HEADERS, shown_of
+from hookline_service.store.subscription_rows import CERTIFICATE, HEADERS, stored_public_fields_of
 
 SQL = Statements("subscriptions")
 
 
 class LiveSecret(NamedTuple):
-    """A secret that signs now, in clear: only its signatures leave the process."""
+    """An active signing secret in plaintext; only its signatures leave the process."""
 
     scheme: SignatureScheme
     text: str
     """`whsec_…` or `whsk_…`."""
     expire_time: datetime | None
-    """Database time from which it signs no more; None: the current one."""
+    """The database time at which it expires; None for the current secret."""
 
     def __repr__(self) -> str:
         return f"LiveSecret({self.scheme}, expire_time={self.expire_time})"
 
 
 class CertificatePem(NamedTuple):
-    """A client certificate's chain and key, in clear; both empty: none."""
+    """The chain and the key of a client certificate in plaintext; both empty: no certificate."""
 
     chain: str
     private_key: str
@@ -54,7 +54,7 @@ NO_CERTIFICATE = CertificatePem("", "")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSecrets:
-    """What a target is told in secret, in clear. In a change None stands for what stays."""
+    """The secrets of a target in plaintext; in a change, None means unchanged."""
 
     headers: Mapping[str, str] | None = field(default=None, repr=False)
     certificate: CertificatePem | None = None
@@ -67,7 +67,7 @@ UNCHANGED = TargetSecrets()
 
 
 def open_target_secrets(row: asyncpg.Record, secrets: TenantSecrets) -> TargetSecrets:
-    """The target's secrets in a row of the statement `read`; raises `SealedSecretError`."""
+    """Decrypt the target secrets in a row of the statement `read`; raise `SealedSecretError`."""
     opened: dict[str, list[str]] = {}
     columns = (row["secret_kinds"], row["secret_versions"], row["secret_values"])
     for kind, version, sealed in zip(*columns, strict=True):
@@ -86,7 +86,7 @@ def _place_of(tenant_uid: UUID, subscription_uid: UUID, version: int, kind: str)
 
 
 class Sealer:
-    """Seals what is written of one tenant's subscription."""
+    """Encrypts the secrets of one subscription."""
 
     def __init__(
         self, secrets: TenantSecrets, data_key: DataKey, tenant_uid: UUID, uid: UUID
@@ -97,23 +97,23 @@ class Sealer:
         self._uid = uid
 
     def signing_secret(self, text: str, version: int) -> bytes:
-        """A signing secret of a version of its own."""
+        """Encrypt a signing secret with the given version."""
         place = SecretPlace(self._tenant_uid, self._uid, version)
         return self._secrets.seal(text.encode(), place, self._data_key)
 
     def target_secrets(
-        self, asked: TargetSecrets, target: HttpTarget, version: int
+        self, given: TargetSecrets, target: HttpTarget, version: int
     ) -> list[dict[str, object]]:
-        """What the statements `create` and `update` do to a target's secrets.
+        """Return the changes of target secrets for the statements `create` and `update`.
 
-        `version` is that of the subscription's row which brings them.
+        `version` is the version of the subscription's row that the statement writes.
         """
         parts: list[tuple[str, list[str]]] = []
-        if asked.headers is not None:
-            parts.append((HEADERS, [text for item in asked.headers.items() for text in item]))
-        if asked.certificate is not None:
-            is_none = asked.certificate == NO_CERTIFICATE
-            parts.append((CERTIFICATE, [] if is_none else list(asked.certificate)))
+        if given.headers is not None:
+            parts.append((HEADERS, [text for item in given.headers.items() for text in item]))
+        if given.certificate is not None:
+            is_none = given.certificate == NO_CERTIFICATE
+            parts.append((CERTIFICATE, [] if is_none else list(given.certificate)))
         changes: list[dict[str, object]] = []
         for kind, texts in parts:
             change: dict[str, object] = {"kind": kind}
@@ -121,13 +121,13 @@ class Sealer:
                 place = _place_of(self._tenant_uid, self._uid, version, kind)
                 sealed = self._secrets.seal(json.dumps(texts).encode(), place, self._data_key)
                 change["sealed"] = base64.b64encode(sealed).decode()
-                change["shown"] = shown_of(target, kind)
+                change["shown"] = stored_public_fields_of(target, kind)
             changes.append(change)
         return changes
 
 
 def open_signing_secrets(row: asyncpg.Record, secrets: TenantSecrets) -> tuple[LiveSecret, ...]:
-    """The live secrets in a row of the statement `read`; raises `SealedSecretError`."""
+    """Decrypt the signing secrets in a row of the statement `read`; raise `SealedSecretError`."""
     columns = (row["key_versions"], row["key_schemes"], row["key_secrets"], row["key_expire_times"])
     data_keys = data_keys_of(row)
     return tuple(
@@ -143,14 +143,14 @@ def open_signing_secrets(row: asyncpg.Record, secrets: TenantSecrets) -> tuple[L
 
 
 def data_keys_of(row: asyncpg.Record) -> tuple[DataKey, ...]:
-    """The data keys in a row of `read` or `find_tenant`, newest first."""
+    """Return the data keys in a row of `read` or `find_tenant`, newest first."""
     return tuple(map(DataKey, row["data_key_ids"], row["data_keys"]))
 
 
 async def sealer_for(
     database: Database, secrets: TenantSecrets, row: asyncpg.Record, uid: UUID
 ) -> Sealer:
-    """What seals a subscription's secrets: with a data key in a row, or with a new one."""
+    """Return a `Sealer` with a usable data key of the row, or with a new one."""
     tenant_uid: UUID = row["tenant_uid"]
     data_key = secrets.usable(tenant_uid, data_keys_of(row))
     if data_key is None:
@@ -159,13 +159,13 @@ async def sealer_for(
 
 
 async def add_data_key(database: Database, secrets: TenantSecrets, tenant_uid: UUID) -> DataKey:
-    """A new data key of a tenant, stored."""
+    """Create and store a data key of a tenant."""
     data_key = secrets.make_data_key(tenant_uid)
     arguments = (tenant_uid, data_key.key_id, data_key.sealed, secrets.box.key_ids[0])
     try:
         await database.fetch(SQL.add_data_key, *arguments)
     except OutcomeUnknownError:
-        # Whether that one is there, nobody knows; a tenant may have two.
+        # It is unknown whether the key is stored; a tenant can have two.
         data_key = secrets.make_data_key(tenant_uid)
         arguments = (tenant_uid, data_key.key_id, data_key.sealed, secrets.box.key_ids[0])
         await database.fetch(SQL.add_data_key, *arguments)

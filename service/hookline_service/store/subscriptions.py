@@ -1,12 +1,11 @@
-"""Subscriptions as tenants keep them: created, read, changed, given new secrets, deleted.
+"""Subscriptions: create, read, change, rotate signing secrets, delete.
 
-Theory of operation. A change is decided on a version and written only over that version: `change`
-reads, lets its caller decide, writes, and begins anew if somebody was quicker, unless the caller
-named the etag that he had decided on. Each write is one statement which also gives the subscription
-the tenant's next epoch, tells the change log, so that the very next publish on any node honours it,
-and is audited.
+Theory of operation. Changes use optimistic concurrency: `change` reads a version, calls `decide`,
+and writes only over that version; after a concurrent change it repeats, unless the caller gave an
+etag. Each write is one statement that also gives the subscription the tenant's next epoch, writes
+to the change log, so that the next publish on any node applies the change, and adds an audit draft.
 
-Must not know what a field may hold (the API has checked it), nor who matches or sends.
+The API has validated the fields before.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ from hookline_service.store.uids import make_uid
 SQL = Statements("subscriptions")
 
 NEWEST = UUID(int=(1 << 128) - 1)
-"""Where a list begins: behind every uid."""
+"""The start of a list in descending order of uids."""
 
 _TRIES = 5
 _DISCARD_BATCH = 500
@@ -69,7 +68,7 @@ _BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 
 class NewSecret(NamedTuple):
-    """A signing secret to store, in clear."""
+    """A signing secret to store, in plaintext."""
 
     scheme: SignatureScheme
     text: str
@@ -80,10 +79,10 @@ class NewSecret(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """What a rotation came to."""
+    """The result of a rotation."""
 
     previous_expire_time: datetime
-    """When the secret before this one stops signing, or has stopped."""
+    """When the previous secret expires or has expired."""
 
 
 class Subscriptions:
@@ -107,11 +106,11 @@ class Subscriptions:
         *,
         max_of_tenant: int,
     ) -> Subscription:
-        """Store a new subscription with its first secret; the draft's uid and etag are made here.
+        """Store a new subscription with its first signing secret; generates uid and etag.
 
-        `NotFoundError`, `FailedPreconditionError`: the tenant is not there, or being erased.
-        `AlreadyExistsError`: the id is taken. `ResourceExhaustedError`: the tenant has as many as
-        it may.
+        Raises `NotFoundError` if the tenant does not exist, `FailedPreconditionError` if it is
+        being erased, `AlreadyExistsError` if the id is used, and `ResourceExhaustedError` if the
+        tenant has the maximum number of subscriptions.
         """
         tenant = await self._tenant(draft.tenant_id)
         uid = make_uid(tenant["unix_us"], self._random_bits)
@@ -136,8 +135,8 @@ class Subscriptions:
         if not await self._insert(uid, draft, arguments):
             await self._tenant(draft.tenant_id)
             raise ResourceExhaustedError(
-                f"{tenant_name(draft.tenant_id)} has {max_of_tenant} subscriptions, as many as"
-                " HOOKLINE_MAX_SUBSCRIPTIONS_PER_TENANT allows",
+                f"{tenant_name(draft.tenant_id)} has {max_of_tenant} subscriptions, the maximum of"
+                " HOOKLINE_MAX_SUBSCRIPTIONS_PER_TENANT: delete some or raise the limit",
                 Reason.QUOTA_EXCEEDED,
                 metadata={
                     "subject": tenant_name(draft.tenant_id),
@@ -148,10 +147,10 @@ class Subscriptions:
         return subscription_of(await self._row(uid, draft.tenant_id, draft.subscription_id))
 
     async def _insert(self, uid: UUID, draft: Subscription, arguments: tuple[object, ...]) -> bool:
-        """Whether it is stored; not, where the tenant is gone or full.
+        """Return whether it was stored; False if the tenant is deleted or at its limit.
 
-        A statement whose answer was lost is run again as it was: its uid tells whether it had been
-        done.
+        A statement whose result was lost is repeated with the same uid, which shows whether the
+        first one had succeeded.
         """
         was_lost = False
         for _ in range(_TRIES):
@@ -170,24 +169,24 @@ class Subscriptions:
                     return True
                 name = subscription_name(draft.tenant_id, draft.subscription_id)
                 raise AlreadyExistsError(
-                    f"{name} is there already", Reason.SUBSCRIPTION_ALREADY_EXISTS
+                    f"{name} already exists", Reason.SUBSCRIPTION_ALREADY_EXISTS
                 ) from None
         raise _concurrent(draft.tenant_id, draft.subscription_id)
 
     async def now(self) -> datetime:
-        """The engine's notion of now: the database's."""
+        """Return the time of the database."""
         (row,) = await self._database.fetch(SQL.now)
         now: datetime = row["now"]
         return now
 
     async def get(self, tenant_id: str, subscription_id: str) -> Subscription:
-        """One live subscription; of any tenant where `tenant_id` is `-` and the id says which."""
+        """Return a subscription; with `tenant_id` `-`, that of any tenant if the id is unique."""
         return subscription_of(await self._find(tenant_id, subscription_id))
 
     async def list_page(
         self, tenant_id: str, *, before: UUID = NEWEST, limit: int
     ) -> list[Subscription]:
-        """Up to `limit` live ones older than `before`, newest first; `-`: of all tenants."""
+        """Return up to `limit` subscriptions before a uid, newest first; `-`: all tenants."""
         if tenant_id == WILDCARD:
             uids = await self._database.fetch(SQL.list_of_all, before, limit)
         else:
@@ -210,11 +209,11 @@ class Subscriptions:
         clears_failures: bool = False,
         is_forced: bool = False,
     ) -> Subscription:
-        """Write what `decide` makes of the current subscription; nothing where that is equal.
+        """Write the result of `decide` for the current subscription, unless it is equal.
 
-        `decide` may be asked again where somebody was quicker. `is_forced` writes what is equal,
-        too, and so do `target_secrets`, of which nobody can tell. `AbortedError`: the etag, if
-        there is one, is not the current one.
+        `decide` is called again after a concurrent change. An equal subscription is written if
+        `is_forced`, or if there are `target_secrets`, which cannot be compared. Raises
+        `AbortedError` if an etag is given and is not the current one.
         """
         for _ in range(_TRIES):
             row = await self._find(tenant_id, subscription_id)
@@ -258,23 +257,23 @@ class Subscriptions:
         return bool(await self._fetch_changing(SQL.update, *arguments))
 
     async def _fetch_changing(self, statement: str, *args: object) -> list[asyncpg.Record]:
-        """The rows of a guarded change; none where the version moved on, or a deadlock was lost."""
+        """Return the rows of a guarded change; none after a concurrent change or a deadlock."""
         try:
             return await self._database.fetch(statement, *args)
         except ContentionError:
             return []
 
     async def pause(self, tenant_id: str, subscription_id: str) -> Subscription:
-        """Hold its deliveries, whatever held them before; a paused one stays as it is."""
+        """Pause a subscription, also a disabled one; a paused one stays unchanged."""
         return await self.change(tenant_id, subscription_id, paused)
 
     async def resume(
         self, tenant_id: str, subscription_id: str, *, discard_before: datetime | None = None
     ) -> Subscription:
-        """Let its deliveries go out, but cancel first those of events accepted before a moment.
+        """Resume a subscription, after cancelling the deliveries of events before `discard_before`.
 
-        Cancelling goes in batches, each a transaction: a crash leaves the rest pending and the
-        subscription held, and calling again goes on.
+        Deliveries are cancelled in batches, each in a transaction: after a crash the rest is
+        pending and the subscription is still paused, and the call can be repeated.
         """
         discarded = 0
         if discard_before is not None:
@@ -310,9 +309,9 @@ class Subscriptions:
     async def rotate(
         self, tenant_id: str, subscription_id: str, secret: NewSecret, *, overlap_s: float
     ) -> Rotation:
-        """Make a secret the current one; the one before signs on for the overlap, in seconds.
+        """Make a secret the current one; the previous one also signs for `overlap_s` seconds.
 
-        Importing the current secret changes nothing, so that an import may be repeated.
+        Importing the current secret changes nothing, so an import can be repeated.
         """
         for _ in range(_TRIES):
             row = await self._find(tenant_id, subscription_id)
@@ -341,10 +340,10 @@ class Subscriptions:
         try:
             return open_signing_secrets(row, self._secrets)[0].text == secret.text
         except SealedSecretError:
-            return False  # its key is lost: a rotation is how the owner recovers
+            return False  # its key is lost: a rotation replaces the secret
 
     async def delete(self, tenant_id: str, subscription_id: str, *, etag: str = "") -> None:
-        """End a subscription; the owner of its bucket cancels what is pending."""
+        """Delete a subscription; the owner of its bucket cancels its pending deliveries."""
         for _ in range(_TRIES):
             seen = await self.get(tenant_id, subscription_id)
             _check_etag(seen, etag)
@@ -385,13 +384,16 @@ def _check_etag(seen: Subscription, etag: str) -> None:
     if etag and etag != seen.etag:
         name = subscription_name(seen.tenant_id, seen.subscription_id)
         raise AbortedError(
-            f"{name} was changed since its etag was read: read it again", Reason.ETAG_MISMATCH
+            f"{name} was changed after its etag was read: read it again and repeat the change",
+            Reason.ETAG_MISMATCH,
         )
 
 
 def _concurrent(tenant_id: str, subscription_id: str) -> AbortedError:
     name = subscription_name(tenant_id, subscription_id)
-    return AbortedError(f"{name} is being changed by others: repeat", Reason.CONCURRENT_CHANGE)
+    return AbortedError(
+        f"{name} is being changed concurrently: repeat the call", Reason.CONCURRENT_CHANGE
+    )
 
 
 def _raise_not_found(tenant_id: str, subscription_id: str) -> NoReturn:

@@ -1,7 +1,8 @@
-"""Tenants: created, read, changed, deleted when nothing of theirs is left.
+"""Tenants: create, read, change, and delete empty ones.
 
-A deletion is a tombstone: history goes on naming the uid, and a recreated name is a new uid. A
-change is written only over what it was decided on, and audited in its own statement.
+A deletion leaves a tombstone, because the history refers to the uid; a tenant that is created again
+under the same name has a new uid. Changes use optimistic concurrency, and each statement adds its
+audit draft.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from hookline_service.store.uids import make_uid
 SQL = Statements("tenants")
 
 NEWEST = UUID(int=(1 << 128) - 1)
-"""Where a list begins: behind every uid."""
+"""The start of a list in descending order of uids."""
 
 _TRIES = 5
 
@@ -47,15 +48,15 @@ class Tenants:
         self._random_bits = random_bits
 
     async def ensure_default(self) -> None:
-        """Make the tenant that always exists, if it does not yet."""
+        """Create the default tenant if it does not exist."""
         await self._insert(DEFAULT_TENANT_ID, "", {}, action="EnsureDefaultTenant")
 
     async def create(self, tenant_id: str, display_name: str, labels: Mapping[str, str]) -> Tenant:
-        """A new tenant; raises `AlreadyExistsError` where the id is taken."""
+        """Create a tenant; raise `AlreadyExistsError` if the id is used."""
         row = await self._insert(tenant_id, display_name, labels)
         if row is None:
             raise AlreadyExistsError(
-                f"{tenant_name(tenant_id)} is there already", Reason.TENANT_ALREADY_EXISTS
+                f"{tenant_name(tenant_id)} already exists", Reason.TENANT_ALREADY_EXISTS
             )
         return _tenant_of(row)
 
@@ -75,14 +76,14 @@ class Tenants:
         )
 
     async def get(self, tenant_id: str) -> Tenant:
-        """One live tenant; raises `NotFoundError`."""
+        """Return a tenant; raise `NotFoundError`."""
         row = await self._database.fetchrow(SQL.get, tenant_id)
         if row is None:
             _raise_not_found(tenant_id)
         return _tenant_of(row)
 
     async def list_page(self, *, before: UUID = NEWEST, limit: int) -> list[Tenant]:
-        """Up to `limit` live tenants older than the uid `before`, newest first."""
+        """Return up to `limit` tenants before the uid `before`, newest first."""
         return [_tenant_of(row) for row in await self._database.fetch(SQL.list, before, limit)]
 
     async def update(
@@ -92,7 +93,7 @@ class Tenants:
         display_name: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Tenant:
-        """Change what is not None; raises `NotFoundError`."""
+        """Change the fields that are not None; raise `NotFoundError`."""
         for _ in range(_TRIES):
             seen = await self.get(tenant_id)
             wanted = replace(
@@ -114,18 +115,20 @@ class Tenants:
             if row is not None:
                 return _tenant_of(row)
         raise AbortedError(
-            f"{tenant_name(tenant_id)} is being changed by others: repeat", Reason.CONCURRENT_CHANGE
+            f"{tenant_name(tenant_id)} is being changed concurrently: repeat the call",
+            Reason.CONCURRENT_CHANGE,
         )
 
     async def delete(self, tenant_id: str) -> None:
-        """End an empty tenant: a tombstone, and an epoch that no publish has matched under.
+        """Delete an empty tenant; its tombstone has an epoch that no publish has matched under.
 
-        `FailedPreconditionError`: it always exists, or it has subscriptions or pending deliveries;
-        those of a subscription just deleted are pending until its owner has cancelled them.
+        Raises `FailedPreconditionError` for the default tenant, and if there are subscriptions or
+        pending deliveries. Those of a deleted subscription are pending until the owner of its
+        bucket has cancelled them.
         """
         name = tenant_name(tenant_id)
         if tenant_id == DEFAULT_TENANT_ID:
-            raise FailedPreconditionError(f"{name} always exists", Reason.TENANT_PROTECTED)
+            raise FailedPreconditionError(f"{name} cannot be deleted", Reason.TENANT_PROTECTED)
         async with self._database.transaction() as connection:
             tenant = await connection.fetchrow(SQL.lock, tenant_id)
             if tenant is None:
@@ -138,11 +141,11 @@ class Tenants:
             if await connection.fetchval(SQL.has_pending, tenant["tenant_uid"]):
                 raise FailedPreconditionError(
                     f"{name} has pending deliveries of deleted subscriptions, which are being"
-                    " cancelled: repeat in a moment",
+                    " cancelled: repeat the call in a few seconds",
                     Reason.TENANT_NOT_EMPTY,
                 )
-            gone = _draft(tenant_id, _tenant_of(tenant), None)
-            await connection.execute(SQL.delete, tenant["tenant_uid"], gone)
+            entry = _draft(tenant_id, _tenant_of(tenant), None)
+            await connection.execute(SQL.delete, tenant["tenant_uid"], entry)
 
 
 def _draft(

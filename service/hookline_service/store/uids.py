@@ -1,7 +1,7 @@
-"""Uids of tenants and subscriptions: their order is that of creation, so lists need no other.
+"""Uids of tenants and subscriptions, which are ordered by creation time.
 
-RFC 9562 section 6.2, method 3: the 12 bits behind the milliseconds are a fraction of one, which
-tells creations apart to the quarter of a microsecond.
+RFC 9562 section 6.2, method 3: the 12 bits after the milliseconds are a fraction of a millisecond,
+with a resolution of a quarter of a microsecond.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _RANDOM_BITS = 62
 
 
 def make_uid(unix_us: int, random_bits: Callable[[int], int]) -> UUID:
-    """The uid of what is created at these Unix microseconds, database time."""
+    """Return a uid for the creation time in Unix microseconds, by the clock of the database."""
     unix_ms, us = divmod(unix_us, 1_000)
     fraction = (us << _FRACTION_BITS) // 1_000
     return make_uuid7(unix_ms, fraction << _RANDOM_BITS | random_bits(_RANDOM_BITS))

@@ -1,4 +1,4 @@
-"""AccessService: keys are made, listed and revoked, and nobody gives more than he has."""
+"""AccessService: API keys are created, listed and revoked."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ async def test_what_is_no_key_is_refused_with_every_fault(
 
 
 async def test_a_key_for_a_tenant_that_is_not_there_is_refused(boss: Access) -> None:
-    answer = await refusal(boss.create(tenant="tenants/nobody"))
+    answer = await refusal(boss.create(tenant="tenants/unknown"))
     assert (answer.code, answer.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
 
 
@@ -210,7 +210,7 @@ async def test_a_caller_bound_to_a_tenant_creates_keys_of_that_tenant_only(gatew
         grpc.StatusCode.PERMISSION_DENIED,
         "PERMISSION_DENIED",
     )
-    answer = await refusal(access.create(tenant="tenants/nobody"))
+    answer = await refusal(access.create(tenant="tenants/unknown"))
     assert answer.code is grpc.StatusCode.NOT_FOUND
 
 

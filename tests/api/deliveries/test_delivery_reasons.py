@@ -1,4 +1,4 @@
-"""Why a pending delivery waits, as GetDelivery and ListDeliveries tell it."""
+"""The state reasons of pending deliveries in GetDelivery and ListDeliveries."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ async def test_what_waits_for_its_turn_says_so_and_what_is_on_the_wire_does_not(
     names = await published(api, order(), order())
     await receiver.wait_for(1)
 
-    async def is_told() -> bool:
-        told = await reasons_of(api, *names)
-        return sorted(told.values()) == ["PENDING RATE_LIMITED", "PENDING UNSPECIFIED"]
+    async def is_reported() -> bool:
+        reasons = await reasons_of(api, *names)
+        return sorted(reasons.values()) == ["PENDING RATE_LIMITED", "PENDING UNSPECIFIED"]
 
-    await until(is_told, "the other waits in memory")
+    await until(is_reported, "the other waits in memory")
     receiver.gate.set()
 
 

@@ -226,7 +226,7 @@ async def test_lists_that_are_refused(api: Api) -> None:
 
 async def test_missing_tenant_subscription_and_event_have_their_own_errors(api: Api) -> None:
     cases = [
-        (ListDeliveriesRequest(tenant="tenants/nobody"), "TENANT_NOT_FOUND"),
+        (ListDeliveriesRequest(tenant="tenants/unknown"), "TENANT_NOT_FOUND"),
         (
             ListDeliveriesRequest(
                 tenant="tenants/acme", subscription="tenants/acme/subscriptions/x"

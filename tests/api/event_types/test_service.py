@@ -151,7 +151,7 @@ async def test_archiving_is_final_and_repeating_it_changes_nothing(control: Cont
     assert described.state == EVENT_TYPE_STATE_ARCHIVED
 
 
-async def test_a_stale_etag_is_told(control: Control) -> None:
+async def test_a_stale_etag_is_rejected(control: Control) -> None:
     made = await create(control)
     await update(control, EventType(description="1"), etag=made.etag)
     for call in (
@@ -327,7 +327,7 @@ async def test_what_is_not_there_is_not_found(control: Control) -> None:
         )
 
 
-async def test_all_that_is_wrong_is_told_at_once(database_url: str) -> None:
+async def test_all_violations_are_reported_together(database_url: str) -> None:
     async with controlling(database_url, limits=Limits(max_schema_bytes=2_000)) as control:
         refused = await refusal(
             create(

@@ -75,7 +75,7 @@ REFUSED: list[tuple[str, list[Event]]] = [
     ("tenants/acme", [order()] * 11),
     ("acme", [order(type="x..y")]),
     ("tenants/-", [order()]),
-    ("tenants/nobody", [order()]),
+    ("tenants/unknown", [order()]),
     ("tenants/acme", [order(), order(type="order.old")]),
     ("tenants/acme", [order(), order(type="order.strict", json_data="[]")]),
     ("tenants/acme", [order(), order(idempotency_key="taken", subject="another")]),
@@ -108,11 +108,11 @@ async def test_a_refusal_says_what_a_call_would_have_said_and_the_stream_goes_on
         assert [answers[n].WhichOneof("outcome") for n in (1, 2, 3)] == [
             "published", "error", "published",
         ]  # fmt: skip
-        assert told(answers[2].error) == told_by(expected)
+        assert error_fields(answers[2].error) == error_fields_of_call(expected)
         assert len(await stored(api)) == 1 + 2
 
 
-def told(error: PublishError) -> dict[str, Any]:
+def error_fields(error: PublishError) -> dict[str, Any]:
     def name(reason: ErrorReason.ValueType) -> str:
         return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
 
@@ -129,7 +129,7 @@ def told(error: PublishError) -> dict[str, Any]:
     }
 
 
-def told_by(answer: Refused) -> dict[str, Any]:
+def error_fields_of_call(answer: Refused) -> dict[str, Any]:
     return {
         "code": answer.code.value[0],
         "reason": answer.reason,
@@ -148,7 +148,7 @@ async def test_a_too_large_message_gets_the_name_of_the_setting(database_url: st
         await stream.send(order(binary_data=bytes(20_000)))
         await stream.send(order())
         answers = await stream.answers(2)
-        error = told(answers[1].error)
+        error = error_fields(answers[1].error)
         assert error["violations"] == {"events": "LIMIT_EXCEEDED"}
         assert error["metadata"]["limit"] == "HOOKLINE_MAX_BATCH_BYTES"
         assert answers[2].HasField("published")
@@ -161,8 +161,8 @@ async def test_overload_is_a_refusal_with_advice(database_url: str) -> None:
         await stream.send(*[order()] * 6)
         await stream.send(*[order()] * 5)
         answers = await stream.answers(2)
-        assert told(answers[1].error)["code"] == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
-        assert told(answers[1].error)["retry_s"] > 0
+        assert error_fields(answers[1].error)["code"] == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert error_fields(answers[1].error)["retry_s"] > 0
         assert len(answers[2].published.results) == 5
         await stream.finish()
 
@@ -193,7 +193,7 @@ async def test_a_sequence_that_does_not_grow_is_refused(
 
     refused_ = [answer for answer in answers if answer.HasField("error")]
     assert [answer.sequence for answer in refused_] == bad
-    assert told(refused_[0].error)["violations"] == {"sequence": "FIELD_INVALID"}
+    assert error_fields(refused_[0].error)["violations"] == {"sequence": "FIELD_INVALID"}
     assert len(await stored(api)) == len(sequences) - 1
 
 

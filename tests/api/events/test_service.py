@@ -114,7 +114,7 @@ async def test_results_come_in_the_order_of_the_request(api: Api) -> None:
 
 
 async def test_an_unknown_tenant_takes_nothing(api: Api) -> None:
-    answer = await refused(api, order(), tenant="tenants/nobody")
+    answer = await refused(api, order(), tenant="tenants/unknown")
     assert (answer.code, answer.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
 
 
@@ -132,7 +132,7 @@ LOST_NAMES: list[tuple[str, str]] = [
     ("tenants/ACME/events/evt_01jdc6cqsyfz8snxvzxvqf9h5b", "FIELD_INVALID"),
     ("tenants/acme/events/evt_01jdc6cqsyfz8snxvzxvqf9h5\x00", "FIELD_INVALID"),
     ("tenants/acme/events/evt_01jdc6cqsyfz8snxvzxvqf9h5b", "EVENT_NOT_FOUND"),
-    ("tenants/nobody/events/evt_01jdc6cqsyfz8snxvzxvqf9h5b", "EVENT_NOT_FOUND"),
+    ("tenants/unknown/events/evt_01jdc6cqsyfz8snxvzxvqf9h5b", "EVENT_NOT_FOUND"),
     ("tenants/-/events/evt_01jdc6cqsyfz8snxvzxvqf9h5b", "EVENT_NOT_FOUND"),
 ]
 
@@ -150,7 +150,7 @@ async def test_an_event_is_found_across_tenants_under_its_own_name(api: Api) -> 
     assert (await get(api, name.replace("acme", "-"))).name == name
     await api.rows.tenant("other")
     foreign = await refusal(get(api, name.replace("acme", "other")))
-    unknown = await refusal(get(api, name.replace("acme", "nobody")))
+    unknown = await refusal(get(api, name.replace("acme", "unknown")))
     assert foreign.reason == unknown.reason == "EVENT_NOT_FOUND"
     assert foreign.code is unknown.code is grpc.StatusCode.NOT_FOUND
 
@@ -248,7 +248,7 @@ async def test_a_page_token_belongs_to_its_list(api: Api) -> None:
             grpc.StatusCode.UNIMPLEMENTED,
             [],
         ),
-        (ListEventsRequest(tenant="tenants/nobody"), grpc.StatusCode.NOT_FOUND, []),
+        (ListEventsRequest(tenant="tenants/unknown"), grpc.StatusCode.NOT_FOUND, []),
     ],
 )
 async def test_lists_that_are_refused(
@@ -273,7 +273,7 @@ async def test_a_full_queue_rejects_before_anything_is_stored(database_url: str)
         assert answer.pushback_ms == str(round(answer.retry_s * 1_000))
         assert answer.quota == ["HOOKLINE_MAX_QUEUED_PUBLISH_EVENTS"]
         unread = await refused(api, *[order(type="no type")] * 6)
-        assert unread.reason == "OVERLOADED", "nobody looks at what is refused all the same"
+        assert unread.reason == "OVERLOADED", "the events are not validated"
         assert await pages_of(api, ListEventsRequest(tenant="tenants/acme")) == [[]]
         await publish(api, *[order()] * 5)
 

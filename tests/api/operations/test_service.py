@@ -34,7 +34,7 @@ async def test_an_idle_node_says_what_it_is(api: Api) -> None:
         status = await api.operations.GetStatus(GetStatusRequest())
         return [node.address for node in status.nodes] == ["10.1.2.3:50051"]
 
-    await until(address_is_known, "its address is known at the next beat, which comes at once")
+    await until(address_is_known, "the next heartbeat stores its address")
     answer = await api.operations.GetStatus(GetStatusRequest())
     assert answer.version == VERSION
     [node] = answer.nodes

@@ -1,4 +1,4 @@
-"""The CloudEvents handshake, as the contract has it: who is asked when, what a refusal stops."""
+"""The CloudEvents handshake: when it is sent, and the effect of a refusal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.api.refusals import refusal
 from tests.targets.http.receiver import Connected, Receiver, Script, answer
 from tests.waiting import until
 
-ANYBODY = answer("200 OK", b"", "WebHook-Allowed-Origin: *")
+ANY_ORIGIN = answer("200 OK", b"", "WebHook-Allowed-Origin: *")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def control(database_url: str) -> AsyncIterator[Control]:
         yield control
 
 
-def consenting(consent: bytes = ANYBODY) -> Script:
+def consenting(consent: bytes = ANY_ORIGIN) -> Script:
     """Answers OPTIONS so, and everything else with OK."""
 
     async def script(connected: Connected) -> None:
@@ -112,7 +112,10 @@ async def test_the_allowed_rate_is_a_ceiling_of_the_lane(control: Control) -> No
         await control.create(orders(http=asking(receiver)), "unsaid")
         assert (await control.publish()).delivery_count == 3
         lanes = control.rig.lanes
-        await until(lambda: sum(lane.config is not None for lane in lanes.all()) == 3, "all know")
+        await until(
+            lambda: sum(lane.config is not None for lane in lanes.all()) == 3,
+            "all lanes have their configuration",
+        )
         rates = {
             lane.name.rpartition("/")[2]: lane.config.max_per_second
             for lane in lanes.all()
@@ -189,7 +192,7 @@ async def test_each_url_is_asked_again_when_one_changes_and_not_else(control: Co
         on = orders(http=HttpTarget(require_handshake=True))
         await control.update(on, ["http.require_handshake"])
         assert len(receiver.requests) == 6
-        assert receiver.requests[-1].headers["x-a"] == "s3cr3t", "kept, and told"
+        assert receiver.requests[-1].headers["x-a"] == "s3cr3t", "kept, and sent"
 
 
 async def test_secrets_that_others_store_meanwhile_are_not_sent_to_a_new_url(

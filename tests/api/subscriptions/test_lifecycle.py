@@ -130,7 +130,7 @@ async def test_what_a_lane_held_of_the_backlog_is_left_behind_too(control: Contr
         assert lane is not None
         before = lane.config
         await control.resume(discard_before=moment)
-        await until(lambda: lane.config is not before, "the node has heard of it")
+        await until(lambda: lane.config is not before, "the node has applied the change")
         kept = await control.publish()
         receiver.gate.set()
         await until(lambda: kept.name.rpartition("/")[2] in receiver.ids, "the later one is sent")

@@ -1,4 +1,4 @@
-"""Names, masks and etags in requests about subscriptions: what leads nowhere is refused alike."""
+"""Names, masks and etags in requests for subscriptions: invalid and unknown ones are rejected."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_foreign_and_unknown_subscriptions_get_the_same_error(control: Con
     for name in [
         ORDERS,
         "tenants/acme/subscriptions/nothing",
-        "tenants/nobody/subscriptions/orders",
+        "tenants/unknown/subscriptions/orders",
     ]:
         for call in named_calls(control, name).values():
             found = await refusal(call)
@@ -119,9 +119,9 @@ async def test_foreign_and_unknown_subscriptions_get_the_same_error(control: Con
 
 async def test_an_unknown_tenant_is_not_found(control: Control) -> None:
     listing = control.subscriptions.ListSubscriptions(
-        ListSubscriptionsRequest(tenant="tenants/nobody")
+        ListSubscriptionsRequest(tenant="tenants/unknown")
     )
-    for call in (control.create(tenant="tenants/nobody"), listing):
+    for call in (control.create(tenant="tenants/unknown"), listing):
         found = await refusal(call)
         assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
 

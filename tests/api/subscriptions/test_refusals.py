@@ -198,7 +198,7 @@ async def test_a_moment_that_is_none_or_in_the_future(
     assert found.violations == {"discard_before": "FIELD_INVALID"}
 
 
-async def test_all_that_is_wrong_is_told_at_once(control: Control) -> None:
+async def test_all_violations_are_reported_together(control: Control) -> None:
     found = await refusal(
         control.subscriptions.CreateSubscription(
             CreateSubscriptionRequest(

@@ -1,4 +1,4 @@
-"""What a target is told in secret: header values and certificates go in, and never come out."""
+"""Secrets of targets: header values and certificates can be written and never read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def sent_headers(control: Control, receiver: Receiver) -> dict[str, str]:
 
 
 async def identity_of(control: Control) -> ClientIdentity | None:
-    """As whom requests go out now."""
+    """Return the client certificate subject of the requests."""
     prepared = await control.rig.configs.prepare(UUID((await control.get()).uid))
     assert prepared is not None
     sender = prepared[1]
@@ -108,7 +108,7 @@ async def test_the_same_names_with_other_values_are_a_change(control: Control) -
 async def test_they_are_not_sent_to_a_url_that_they_were_not_given_for(
     control: Control, paths: list[str]
 ) -> None:
-    """Whoever may change the URL would read them there."""
+    """A caller that may change the URL could otherwise read the headers there."""
     async with Receiver() as receiver, Receiver() as other:
         made = HttpTarget(url=receiver.url, secret_headers=SECRETS)
         await control.create(orders(http=made))
@@ -230,7 +230,7 @@ async def test_a_certificate_is_removed_by_naming_it(control: Control) -> None:
 async def test_a_certificate_is_not_shown_to_a_url_that_it_was_not_given_for(
     control: Control, paths: list[str]
 ) -> None:
-    """Whoever may change the URL would be taken for its owner there."""
+    """A caller that may change the URL could otherwise authenticate as the owner there."""
     await control.create(orders(http=http(client_certificate=INPUT)))
     wanted = http(failover_urls=["https://other.example/"])
     if "http.failover_urls" not in paths:
@@ -297,7 +297,7 @@ async def test_a_certificate_that_cannot_be_used_is_refused(control: Control, ki
 # ----------------------------------------------------------------------------------------- at rest
 
 
-async def told(control: Control) -> list[tuple[str, str]]:
+async def stored_public_fields(control: Control) -> list[tuple[str, str]]:
     rows = await control.rig.database.fetch(
         "SELECT kind, encode(sealed, 'escape') || shown::text AS text FROM target_secrets"
     )
@@ -308,11 +308,11 @@ async def test_what_is_stored_gives_nothing_away_and_ends_with_its_subscription(
     control: Control,
 ) -> None:
     await control.create(orders(http=http(client_certificate=INPUT, secret_headers=SECRETS)))
-    stored = await told(control)
+    stored = await stored_public_fields(control)
     assert sorted(kind for kind, _ in stored) == ["CERTIFICATE", "HEADERS"]
     assert all(shows_nothing(text) for _, text in stored)
     await control.delete()
-    assert await told(control) == []
+    assert await stored_public_fields(control) == []
 
 
 @pytest.mark.parametrize("moved", ["another subscription", "another version"])

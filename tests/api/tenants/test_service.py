@@ -206,15 +206,15 @@ async def test_a_name_of_another_shape_is_refused(control: Control, name: str) -
 
 async def test_what_is_not_there_is_not_found(control: Control) -> None:
     for call in (
-        get(control, "tenants/nobody"),
-        delete(control, "tenants/nobody"),
-        update(control, Tenant(name="tenants/nobody", display_name="x")),
+        get(control, "tenants/unknown"),
+        delete(control, "tenants/unknown"),
+        update(control, Tenant(name="tenants/unknown", display_name="x")),
     ):
         refused = await refusal(call)
         assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
 
 
-async def test_all_that_is_wrong_is_told_at_once(control: Control) -> None:
+async def test_all_violations_are_reported_together(control: Control) -> None:
     refused: Refused = await refusal(
         create(
             control,

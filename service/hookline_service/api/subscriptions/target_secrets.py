@@ -52,9 +52,6 @@ class RequestedSecrets:
         return target
 
 
-NOTHING: Final = RequestedSecrets()
-
-
 def requested_secrets_in(
     http: target_pb2.HttpTarget,
     leaves: frozenset[str],

@@ -1,10 +1,10 @@
--- API keys: kept, and looked up at the door. Every change is audited in its statement.
+-- API keys: management, and look-ups for authentication. Each change adds its audit draft in the same statement.
 
 -- name: now
 SELECT hookline_now() AS now
 
 -- name: create
--- Nothing where there is no such tenant; `$4` NULL: for all of them.
+-- No row if the tenant does not exist; $4 NULL: for all tenants.
 WITH made AS (
     INSERT INTO api_keys (key_id, digest, display_name, tenant_uid, scopes, create_time, expire_time)
     SELECT $1, $2, $3, t.tenant_uid, $5, hookline_now(), $6
@@ -26,19 +26,19 @@ WHERE t.tenant_id = $4 AND t.deleted_at IS NULL AND (k.create_time, k.key_id) < 
 ORDER BY k.create_time DESC, k.key_id DESC LIMIT $3
 
 -- name: get
--- `$2`: of this tenant alone; NULL: of any.
+-- $2: the tenant of the key; NULL: any tenant.
 SELECT k.*, t.tenant_id FROM api_keys k LEFT JOIN tenants t USING (tenant_uid)
 WHERE k.key_id = $1 AND ($2::text IS NULL OR t.tenant_id = $2 AND t.deleted_at IS NULL)
 
 -- name: revoke
--- Nothing where it is revoked already: the first revocation counts.
+-- No change if the key is already revoked: the time of the first revocation stays.
 WITH revoked AS (
     UPDATE api_keys SET revoke_time = hookline_now() WHERE key_id = $1 AND revoke_time IS NULL RETURNING tenant_uid
 )
 INSERT INTO audit_drafts (tenant_uid, entry) SELECT tenant_uid, $2 FROM revoked
 
 -- name: find
--- What is known of these ids; a key of a deleted tenant is as good as revoked.
+-- The keys with these ids; a key of a deleted tenant is not live.
 SELECT k.key_id, k.digest, k.scopes, k.expire_time, t.tenant_id,
        k.revoke_time IS NULL AND (k.tenant_uid IS NULL OR t.tenant_uid IS NOT NULL) AS is_live,
        extract(epoch FROM k.expire_time - hookline_now())::double precision AS expires_in_s
@@ -46,7 +46,7 @@ FROM api_keys k LEFT JOIN tenants t ON t.tenant_uid = k.tenant_uid AND t.deleted
 WHERE k.key_id = ANY($1::text[])
 
 -- name: touch
--- One write a key and minute, however many nodes it is used on; who finds a row taken leaves it to the other.
+-- One write per key and minute, over all nodes; locked rows are skipped, because another node writes them.
 UPDATE api_keys SET last_use_time = date_trunc('minute', hookline_now())
 WHERE key_id IN (
     SELECT key_id FROM api_keys

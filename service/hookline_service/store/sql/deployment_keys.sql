@@ -1,7 +1,7 @@
--- Keys of the deployment itself, sealed.
+-- Keys of the deployment, encrypted with a master key.
 
 -- name: offer
--- The first one counts: of several nodes that start at once all read the same.
+-- Only the first insert succeeds, so that nodes that start concurrently read the same key.
 INSERT INTO deployment_keys (purpose, sealed) VALUES ($1, $2) ON CONFLICT (purpose) DO NOTHING
 
 -- name: read

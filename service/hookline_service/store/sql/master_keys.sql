@@ -1,11 +1,11 @@
--- Master keys by their ids, and what each of them has sealed.
+-- The registry of master keys by their ids, and the rows that each of them encrypts.
 
 -- name: registered
 SELECT key_id FROM master_keys ORDER BY create_time, key_id
 
 -- name: register
--- Only where every key that sealed something is one of the node's ($2): of two nodes that begin with different keys, one
--- sees the other's.
+-- Only if all registered keys are among the node's keys ($2): of two nodes that start with different keys, one finds the
+-- key of the other.
 INSERT INTO master_keys (key_id) SELECT $1::bytea
 WHERE NOT EXISTS (SELECT FROM master_keys WHERE key_id <> ALL ($2::bytea[]))
 ON CONFLICT DO NOTHING
@@ -14,14 +14,14 @@ ON CONFLICT DO NOTHING
 LOCK TABLE master_keys IN SHARE ROW EXCLUSIVE MODE
 
 -- name: retire
--- Keys that seal nothing any more, as the statement `used` found; the one that writes ($2) stays. Under the lock: a node
--- that still seals with one of them registers it in the same statement.
+-- Removes keys that encrypt nothing, as found by the statement `used`; the current key ($2) stays. Runs under the lock: a
+-- node that still encrypts with one of them registers it in the same statement.
 DELETE FROM master_keys m WHERE m.key_id <> $2 AND m.key_id = ANY ($1::bytea[])
 AND NOT EXISTS (SELECT FROM data_keys d WHERE substring(d.sealed_key FROM 2 FOR 8) = m.key_id)
 AND NOT EXISTS (SELECT FROM deployment_keys d WHERE substring(d.sealed FROM 2 FOR 8) = m.key_id)
 
 -- name: forget
--- What hangs on a key of the deployment that it sealed ends, and is made anew.
+-- Deployment keys that it encrypts are deleted and will be created again.
 WITH ended AS (
     DELETE FROM deployment_keys WHERE substring(sealed FROM 2 FOR 8) = $1
 ), forgotten AS (
@@ -32,7 +32,7 @@ WITH ended AS (
 SELECT key_id FROM forgotten
 
 -- name: used
--- How many things each master key seals.
+-- The number of rows that each master key encrypts.
 SELECT key_id, sum(data_keys)::bigint AS data_keys, sum(secrets)::bigint AS secrets,
        sum(deployment_keys)::bigint AS deployment_keys
 FROM (
@@ -51,7 +51,7 @@ SELECT (SELECT count(*) FROM data_keys WHERE substring(sealed_key FROM 2 FOR 8) 
      + (SELECT count(*) FROM deployment_keys WHERE substring(sealed FROM 2 FOR 8) <> $1) AS left_over
 
 -- name: deployment_keys
--- Those that another master key than the writing one ($1) sealed: a handful at most.
+-- The deployment keys that are not encrypted with the current master key ($1): a few at most.
 SELECT purpose, sealed FROM deployment_keys WHERE substring(sealed FROM 2 FOR 8) <> $1
 
 -- name: put_deployment_keys
@@ -61,20 +61,20 @@ WHERE d.purpose = w.purpose AND d.sealed = w.old_key
 RETURNING 1
 
 -- name: data_keys
--- A batch of those that another master key than the writing one ($1) sealed, from ($2, $3) on.
+-- A batch of the data keys that are not encrypted with the current master key ($1), after ($2, $3).
 SELECT tenant_uid, key_id, sealed_key FROM data_keys
 WHERE substring(sealed_key FROM 2 FOR 8) <> $1 AND (tenant_uid, key_id) > ($2::uuid, $3::bytea)
 ORDER BY tenant_uid, key_id LIMIT $4
 
 -- name: put_data_keys
--- Each only over what was read: whoever else rotates has the same to write.
+-- Each only if it is as it was read: a concurrent rotation writes an equivalent value.
 UPDATE data_keys d SET sealed_key = w.new_key
 FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::bytea[]) AS w (tenant_uid, key_id, old_key, new_key)
 WHERE d.tenant_uid = w.tenant_uid AND d.key_id = w.key_id AND d.sealed_key = w.old_key
 RETURNING 1
 
 -- name: signing_secrets
--- A batch of those that a master key sealed itself, as all did before there were data keys, from ($1, $2) on.
+-- A batch of the signing secrets of the old format, encrypted with a master key directly, after ($1, $2).
 SELECT k.subscription_uid, k.version, k.sealed_secret, s.tenant_uid, d.*
 FROM signing_keys k JOIN subscriptions s USING (subscription_uid)
 CROSS JOIN LATERAL (

@@ -1,6 +1,6 @@
--- Subscriptions and their signing keys. Every change is one statement: it locks the tenant first and the subscription after
--- it (whoever changes both, in this order), gives the subscription the tenant's next epoch, tells the change log, and is
--- audited. A change that finds another version than the one it was decided on does nothing.
+-- Subscriptions and their signing keys. Each change is one statement: it locks the tenant before the subscription (all
+-- statements use this order), gives the subscription the tenant's next epoch, writes to the change log, and adds its audit
+-- draft. A change that finds another version than the one that was read does nothing.
 
 -- name: find_tenant
 SELECT t.tenant_uid, t.state, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS unix_us, d.*
@@ -13,7 +13,7 @@ CROSS JOIN LATERAL (
 WHERE t.tenant_id = $1 AND t.deleted_at IS NULL
 
 -- name: add_data_key
--- A tenant's first data key, or one beside those whose master keys are lost; and the master key ($4) that sealed it.
+-- Adds a data key of a tenant, and registers the master key ($4) that encrypts it.
 WITH registered AS (
     INSERT INTO master_keys (key_id) VALUES ($4) ON CONFLICT DO NOTHING
 )
@@ -41,7 +41,7 @@ WITH bumped AS (
 ), keyed AS (
     INSERT INTO signing_keys (subscription_uid, version, scheme, sealed_secret, public_key, create_time)
     SELECT subscription_uid, 1, $12, $21, $22, hookline_now() FROM created
-), told AS (
+), secrets_stored AS (
     INSERT INTO target_secrets (subscription_uid, kind, version, sealed, shown)
     SELECT created.subscription_uid, w.kind, 1, decode(w.sealed, 'base64'), w.shown
     FROM created, jsonb_to_recordset($26) AS w (kind text, sealed text, shown jsonb)
@@ -53,7 +53,7 @@ WITH bumped AS (
 SELECT subscription_uid FROM created
 
 -- name: find
--- By name, newest first; '-' looks in every tenant, where several may have the id.
+-- By name, newest first; '-' searches all tenants, of which several can have the id.
 SELECT s.subscription_uid FROM subscriptions s JOIN tenants t USING (tenant_uid)
 WHERE s.subscription_id = $2 AND (t.tenant_id = $1 OR $1 = '-') AND s.deleted_at IS NULL AND t.deleted_at IS NULL
 ORDER BY s.subscription_uid DESC LIMIT 2
@@ -69,8 +69,8 @@ WHERE subscription_uid < $1 AND deleted_at IS NULL
 ORDER BY subscription_uid DESC LIMIT $2
 
 -- name: read
--- Everything of the given subscriptions, tombstones too, each with its live signing keys, newest first, and with what
--- opens them: its tenant's data keys.
+-- All columns of the given subscriptions, including tombstones, with their active signing keys, newest first, and the
+-- data keys of their tenants.
 SELECT s.*, t.tenant_id, hookline_now() AS read_time, k.*, d.*, x.*
 FROM subscriptions s
 JOIN tenants t USING (tenant_uid)
@@ -99,7 +99,7 @@ CROSS JOIN LATERAL (
 WHERE s.subscription_uid = ANY ($1::uuid[])
 
 -- name: update
--- $23 is what the target is told in secret from now on: what it names is replaced, or removed where it has no value.
+-- $23 are the changes of target secrets: each named kind is replaced, or removed if it has no value.
 WITH locked AS MATERIALIZED (
     SELECT t.tenant_uid, t.epoch
     FROM subscriptions s JOIN tenants t USING (tenant_uid)
@@ -126,7 +126,7 @@ WITH locked AS MATERIALIZED (
     DELETE FROM target_secrets x
     USING changed, jsonb_to_recordset($23) AS w (kind text, sealed text)
     WHERE x.subscription_uid = changed.subscription_uid AND x.kind = w.kind AND w.sealed IS NULL
-), told AS (
+), secrets_stored AS (
     INSERT INTO target_secrets (subscription_uid, kind, version, sealed, shown)
     SELECT changed.subscription_uid, w.kind, $2 + 1, decode(w.sealed, 'base64'), w.shown
     FROM changed, jsonb_to_recordset($23) AS w (kind text, sealed text, shown jsonb) WHERE w.sealed IS NOT NULL
@@ -136,7 +136,7 @@ WITH locked AS MATERIALIZED (
 SELECT subscription_uid FROM changed
 
 -- name: rotate
--- The current key ($3) signs on for the overlap ($4, seconds); what was older ends now, so that at most two are live.
+-- The current key ($3) also signs for the overlap ($4, seconds); older keys end now, so at most two are active.
 WITH locked AS MATERIALIZED (
     SELECT t.tenant_uid, t.epoch
     FROM subscriptions s JOIN tenants t USING (tenant_uid)
@@ -167,7 +167,7 @@ WITH locked AS MATERIALIZED (
 SELECT expire_time FROM previous
 
 -- name: delete
--- A tombstone and the next epoch, nothing more: the owner of the bucket cancels what is pending. Its secrets end with it.
+-- Leaves a tombstone with the next epoch and removes the secrets; the owner of the bucket cancels the pending deliveries.
 WITH locked AS MATERIALIZED (
     SELECT t.tenant_uid, t.epoch
     FROM subscriptions s JOIN tenants t USING (tenant_uid)
@@ -184,7 +184,7 @@ WITH locked AS MATERIALIZED (
     FROM changed WHERE t.tenant_uid = changed.tenant_uid
 ), ended AS (
     DELETE FROM signing_keys k USING changed WHERE k.subscription_uid = changed.subscription_uid
-), untold AS (
+), secrets_removed AS (
     DELETE FROM target_secrets x USING changed WHERE x.subscription_uid = changed.subscription_uid
 ), logged AS (
     INSERT INTO change_log (kind, bucket, subscription_uid) SELECT 'SUBSCRIPTION', bucket, subscription_uid FROM changed
@@ -194,8 +194,8 @@ WITH locked AS MATERIALIZED (
 SELECT subscription_uid FROM changed
 
 -- name: discard
--- One batch of a lane's pending deliveries of events older than $3, in the order of the lane's index, from what is due at $4
--- on. The lane's owner, which may have them in memory, reads one change for all of them.
+-- Cancels one batch of a lane's pending deliveries of events older than $3, in the order of the lane's index, from the due
+-- time $4 on. The lane's owner, which can have them in memory, reads one change for all of them.
 WITH doomed AS MATERIALIZED (
     SELECT bucket, delivery_id, due_at FROM pending_deliveries
     WHERE bucket = $1 AND subscription_uid = $2 AND event_id < $3 AND due_at >= $4
@@ -221,9 +221,9 @@ WITH doomed AS MATERIALIZED (
 SELECT due_at FROM doomed ORDER BY due_at
 
 -- name: load_index
--- A tenant's epoch and what changed since the one that is known ($2 of tenant uid $3), in one snapshot. One row without a
--- subscription where nothing did. A load from nothing leaves out tombstones, and replaces what is known; so does one of what is
--- known from before the last deletion whose tombstone was pruned.
+-- A tenant's epoch and the subscriptions that changed since the epoch $2 of the tenant uid $3, in one snapshot; one row
+-- without a subscription if nothing changed. A full load omits tombstones and replaces the index in memory; it is also
+-- returned if $2 is older than the last deletion whose tombstone was pruned.
 SELECT t.tenant_uid, t.epoch, have.epoch = 0 AS is_whole, s.subscription_uid, s.bucket, s.event_types, s.deleted_at IS NOT NULL AS deleted,
        s.max_attempts, s.min_backoff_s, s.max_backoff_s, s.schedule_s, s.payload_format, s.ordered
 FROM tenants t

@@ -1,10 +1,10 @@
--- Tenants. The epoch and the count of subscriptions are moved by subscriptions.sql. Every change is audited in its statement.
+-- Tenants. subscriptions.sql updates the epoch and the number of subscriptions. Each change adds its audit draft.
 
 -- name: database_time
 SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS unix_us
 
 -- name: create
--- Nothing where the id is taken.
+-- No row if the id is used.
 WITH created AS (
     INSERT INTO tenants (tenant_uid, tenant_id, display_name, labels, create_time)
     VALUES ($1, $2, $3, $4, hookline_now())
@@ -22,7 +22,7 @@ SELECT * FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL
 SELECT * FROM tenants WHERE tenant_uid < $1 AND deleted_at IS NULL ORDER BY tenant_uid DESC LIMIT $2
 
 -- name: update
--- Over what the change was decided on ($4, $5).
+-- Only if the current values are $4 and $5.
 WITH changed AS (
     UPDATE tenants SET display_name = $2, labels = $3
     WHERE tenant_uid = $1 AND deleted_at IS NULL AND display_name = $4 AND labels = $5
@@ -33,18 +33,18 @@ WITH changed AS (
 SELECT * FROM changed
 
 -- name: lock
--- Publishes to the tenant end before this returns, or begin after the transaction and find another epoch.
+-- Publishes to the tenant finish before this returns, or begin after the transaction with another epoch.
 SELECT * FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE
 
 -- name: has_pending
--- Of deleted subscriptions, whose owners have not cancelled all yet.
+-- Pending deliveries of deleted subscriptions, which the owners of their buckets have not cancelled yet.
 SELECT EXISTS (
     SELECT FROM subscriptions s JOIN pending_deliveries p ON p.bucket = s.bucket AND p.subscription_uid = s.subscription_uid
     WHERE s.tenant_uid = $1
 )
 
 -- name: delete
--- Its data keys end with it: what they sealed opens no more, in no copy of the database.
+-- Also deletes its data keys, so that its secrets cannot be decrypted any more.
 WITH deleted AS (
     UPDATE tenants SET deleted_at = hookline_now(), epoch = epoch + 1 WHERE tenant_uid = $1 RETURNING tenant_uid
 ), ended AS (
