@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector: an OTLP endpoint over gRPC that keeps what it is sent."""
+"""An OpenTelemetry collector: an OTLP endpoint over gRPC that keeps received data."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Received:
 
     @property
     def attributes(self) -> dict[str, object]:
-        """The span's attributes."""
+        """Return the attributes of the span."""
         return values_of(self.span.attributes)
 
 
 def values_of(pairs: Any) -> dict[str, object]:  # noqa: ANN401 - a repeated field
-    """Attributes as Python values."""
+    """Return attributes as Python values."""
     return {pair.key: _value_of(pair) for pair in pairs}
 
 
@@ -65,7 +65,7 @@ class Collector(
 
     @property
     def variables(self) -> dict[str, str]:
-        """What makes a service export to it, soon."""
+        """Return the variables that make a service export to it without delay."""
         return {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.port}",
             "OTEL_BSP_SCHEDULE_DELAY": "50",
@@ -73,7 +73,7 @@ class Collector(
         }
 
     async def Export(self, request: Any, context: _Context) -> Any:  # noqa: ANN401 - two services
-        """Both services call it so."""
+        """Handle an export; both services use this method name."""
         self.exports += 1
         self.metadata += context.invocation_metadata() or ()
         if self.refuses:
@@ -94,7 +94,7 @@ class Collector(
         return metrics_service_pb2.ExportMetricsServiceResponse()
 
     def named(self, name: str, trace_id: bytes | None = None) -> list[Received]:
-        """The spans of a name, of one trace or of all."""
+        """Return the spans with a name, of one trace or of all."""
         return [
             one
             for one in self.spans

@@ -1,7 +1,7 @@
 """The processes that measure the floor; `floor.py` starts them.
 
-python -m tests.bench.floor_load echo            a gRPC server that answers a batch with itself
-python -m tests.bench.floor_load insert '{…}'    UNNEST inserts of the rows that are there
+python -m tests.bench.floor_load echo            a gRPC server that returns each batch
+python -m tests.bench.floor_load insert '{…}'    UNNEST inserts of the existing rows
 python -m tests.bench.floor_load post '{…}'      raw POSTs over keep-alive connections
 """
 

@@ -1,8 +1,8 @@
 """Many subscriptions on one node: `python -m tests.bench.many_lanes waiting 1000000`.
 
-waiting  each has a retry tomorrow: what a turn of the sweep costs
-paused   each has a delivery that is due: what the node and Postgres cost for good
-fan-out  one event for all of them, none of which is in memory: how long another tenant waits
+waiting  each has a retry tomorrow: cost of a turn of the sweep
+paused   each has a due delivery: permanent cost for the node and Postgres
+fan-out  one event for all of them, none in memory: waiting time of another tenant
 
 One node in this process, with a Postgres of its own; figures are CPU, but for the waiting times.
 """

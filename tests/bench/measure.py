@@ -1,7 +1,7 @@
 """Figures of a load per delivery, from the meters before and after it.
 
-Credit is given for distinct deliveries that the receiver counted, and only where they are exactly
-those that were acknowledged; anything else fails the run.
+Only distinct deliveries at the receiver count, and they must be exactly the acknowledged ones;
+otherwise the run fails.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def costs(stage: Stage, before: Meters, after: Meters, count: int) -> Figu
 async def paced(stage: Stage, load: Load, group: int = 0) -> tuple[Figures, Acknowledged]:
     """Publish on schedule; return the latencies of a group that accepts all deliveries."""
     if load.mode is not Mode.PACED or not load.is_stamped:
-        raise ValueError("only a paced load says when each event was meant to be sent")
+        raise ValueError("only an open-loop load has scheduled times")
     await stage.latencies_us()
     before = stage.counters.distinct(group)
     done = await stage.publish(load)

@@ -1,8 +1,8 @@
 """The load generator, a separate process that sends the wire format of the generated stubs.
 
 `python -m tests.bench.publisher '{…}'` publishes one `Load` and prints an `Acknowledged`, as JSON.
-What a call costs here is kept out of the way of what is measured: requests are made beforehand
-unless they carry the moment they were meant for, and answers are not parsed.
+To keep its own cost low, requests are built in advance unless they contain their scheduled time,
+and answers are not parsed.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `python -m tests.bench.receiver '{"counters": …, "secret": …, "groups": […]}'` prints its ports, a
 list a group, as JSON; then answers each line `latencies` with the latencies since the last one, a
 list of microseconds a group; and ends with its standard input. It verifies 1 signature in 100. An
-event whose data begins with `{"t":N,` was meant to be sent at N (monotonic nanoseconds).
+event whose data begins with `{"t":N,` was scheduled at N (monotonic nanoseconds).
 """
 
 from __future__ import annotations

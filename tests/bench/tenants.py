@@ -1,4 +1,4 @@
-"""Scenario 13: many tenants share each commit; what the statement stores, without the API."""
+"""Scenario 13: many tenants share each commit; the rate of the statement without the API."""
 
 from __future__ import annotations
 

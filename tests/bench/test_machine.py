@@ -1,4 +1,4 @@
-"""The meters: a tree of processes is counted whole, and the largest of it is its memory."""
+"""The meters: CPU time of a whole process tree, and memory of its largest process."""
 
 import subprocess
 import sys

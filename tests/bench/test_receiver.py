@@ -1,4 +1,4 @@
-"""The receiver gives credit for deliveries, once each, and finds what is not signed."""
+"""The receiver counts each delivery once, and detects invalid signatures."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""The report: medians, goals, and a table that says which were missed."""
+"""The report: medians, goals, and the missed goals in the table."""
 
 import json
 from dataclasses import replace

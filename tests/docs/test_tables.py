@@ -129,7 +129,7 @@ def test_documented_choices_are_accepted(row: list[str]) -> None:
 def test_bound_in_a_comment_of_the_contract_is_the_default(
     element: str, figure: str, bound: float
 ) -> None:
-    """Compare the figure and its unit alone, whatever the sentence around it."""
+    """Compare the figure and its unit, independently of the sentence."""
     (comment,) = {each.comment for each in contract.elements() if each.name == element}
     written = re.escape(figure.format(bound))
     assert re.search(rf"(?<![\d.,]){written}(?![\d]|[.,]\d)", " ".join(comment.split()))

@@ -81,7 +81,7 @@ class Meters:
         )
         self.audit_log_diverged = Counter(
             "hookline.audit_log.diverged", "{check}",
-            "Checks in which the audit log did not go on from what was signed",
+            "Checks in which the audit log did not continue from its signed head",
         )  # fmt: skip
         self.cpu_time = Counter("process.cpu.time", "s", "CPU time of this process")
 
