@@ -70,7 +70,7 @@ def head_of(entry: AuditEntry) -> ChainHead:
 
 
 def test_a_hash_is_what_the_documentation_says() -> None:
-    """Written out by hand, as somebody else would who has read it."""
+    """Written independently, from the description alone."""
     parts = [
         "1",
         "1",
@@ -107,7 +107,7 @@ def test_an_encoding_of_a_later_version_is_not_taken_for_this_one() -> None:
         walk([replace(chain(1)[0], encoding=2)])
 
 
-def test_a_chain_that_nobody_touched_is_whole() -> None:
+def test_an_unchanged_chain_is_complete() -> None:
     entries = chain(5)
     walking = ChainWalk(noted=head_of(entries[2]))
     for entry in entries:
@@ -128,7 +128,7 @@ def test_a_field_that_was_changed_is_found_where_it_is(name: str) -> None:
 
 def test_a_change_with_a_hash_to_match_is_found_at_the_next_entry() -> None:
     entries = chain(4)
-    forged = replace(entries[1], principal="nobody")
+    forged = replace(entries[1], principal="forged")
     entries[1] = replace(forged, hash=hash_of(forged, entries[0].hash))
     with pytest.raises(BrokenChainError, match="entry 3 does not fit its hash") as caught:
         walk(entries)
@@ -159,7 +159,7 @@ def test_what_was_cut_off_is_missed_by_the_head_that_is_kept_beside() -> None:
         walking.end(head_of(entries[-1]))
 
 
-def test_what_was_cut_off_head_and_all_is_missed_by_whoever_noted_it() -> None:
+def test_a_truncated_log_is_detected_by_a_noted_head() -> None:
     entries = chain(4)
     walking = ChainWalk(noted=head_of(entries[3]))
     for entry in entries[:2]:
@@ -169,11 +169,11 @@ def test_what_was_cut_off_head_and_all_is_missed_by_whoever_noted_it() -> None:
     assert caught.value.sequence == 3
 
 
-def test_a_log_that_was_written_anew_is_told_from_the_one_that_was_noted() -> None:
+def test_a_rewritten_log_is_detected_by_a_noted_head() -> None:
     noted = head_of(chain(4)[2])
     anew, before = [], GENESIS
     for entry in chain(4):
-        forged = replace(entry, principal="nobody")
+        forged = replace(entry, principal="forged")
         before = hash_of(forged, before)
         anew.append(replace(forged, hash=before))
     assert walk(anew) == head_of(anew[-1])
@@ -181,7 +181,7 @@ def test_a_log_that_was_written_anew_is_told_from_the_one_that_was_noted() -> No
         walk(anew, noted)
 
 
-def test_a_head_of_another_hash_is_told() -> None:
+def test_a_head_with_another_hash_is_detected() -> None:
     walking = ChainWalk()
     (entry,) = chain(1)
     walking.follow(entry)

@@ -1,4 +1,4 @@
-"""What the audit log shows of a resource: no secret, no field that nobody decided on, bounded."""
+"""What the audit log shows of a resource: no secret, no undecided field, bounded."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_url_without_a_query_is_shown_as_it_is() -> None:
          {"key_id", "tenant_id", "create_time", "last_use_time", "revoke_time"}),
     ],
 )  # fmt: skip
-def test_somebody_decided_on_every_field(
+def test_every_field_is_shown_or_left_out_deliberately(
     kind: Any,  # noqa: ANN401 (any dataclass)
     view: dict[str, Any],
     otherwise: set[str],
@@ -119,7 +119,7 @@ def test_nothing_is_no_json() -> None:
     assert json_of({}) == "{}"
 
 
-def test_what_is_too_large_is_left_out_visibly_and_can_be_told_apart() -> None:
+def test_a_field_that_is_too_large_is_replaced_by_its_size_and_hash() -> None:
     schema = "ß" * JSON_BYTES_MAX
     shown = json.loads(json_of({"name": "eventTypes/a", "json_schema": schema, "revision": 1}))
     digest = hashlib.sha256(schema.encode()).hexdigest()

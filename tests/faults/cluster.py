@@ -104,18 +104,18 @@ class Cluster:
 
     @asynccontextmanager
     async def crowded(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-        """While inside, strangers grab every connection that becomes free; one of theirs."""
+        """While inside, foreign sessions hold every free connection; yields one of them."""
 
-        def stranger() -> Awaitable[asyncpg.Connection[asyncpg.Record]]:
-            return asyncpg.connect(self.url, server_settings={"application_name": "stranger"})
+        def foreign_connection() -> Awaitable[asyncpg.Connection[asyncpg.Record]]:
+            return asyncpg.connect(self.url, server_settings={"application_name": "foreign"})
 
-        strangers = [await stranger()]
+        connections = [await foreign_connection()]
         is_full = asyncio.Event()
 
         async def crowd() -> None:
             while True:
                 try:
-                    strangers.append(await stranger())
+                    connections.append(await foreign_connection())
                 except asyncpg.TooManyConnectionsError:
                     is_full.set()
 
@@ -123,11 +123,11 @@ class Cluster:
         try:
             async with asyncio.timeout(20):
                 await is_full.wait()
-            yield strangers[0]
+            yield connections[0]
         finally:
             crowding.cancel()
             await asyncio.gather(crowding, return_exceptions=True)
-            for connection in strangers:
+            for connection in connections:
                 await connection.close()
 
 

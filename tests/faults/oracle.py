@@ -25,5 +25,5 @@ class Oracle:
         self.count += len(lines)
 
     def ids(self) -> set[str]:
-        """The ids (`evt_…`) in the file, which are what receivers know as `webhook-id`."""
+        """The ids (`evt_…`) in the file, which receivers get as `webhook-id`."""
         return {line.strip().rpartition("/")[2] for line in self._path.read_text().splitlines()}

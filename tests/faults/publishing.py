@@ -78,12 +78,12 @@ class Publishers:
 
     async def _publish_on(self, number: int) -> None:
         for turn in itertools.count(number):
-            await until(self._has_room, "the deliveries catch up", within_s=PATIENCE_S)
+            await until(self._may_publish, "the deliveries catch up", within_s=PATIENCE_S)
             if self._is_ending:
                 return
             await self._publish(turn)
 
-    def _has_room(self) -> bool:
+    def _may_publish(self) -> bool:
         published = self._oracle.count - self._published_before
         return (
             self._is_ending

@@ -38,7 +38,7 @@ socket.getaddrinfo = getaddrinfo
 
 
 class FaultyResolver:
-    """What the nodes that get its environment are told when they ask for `HOST`."""
+    """The answer to lookups of `HOST` by nodes with its environment."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self._directory = directory / "resolver"
@@ -63,7 +63,7 @@ class FaultyResolver:
         self._set("slow")
 
     def is_down(self) -> None:
-        """Say that it cannot tell."""
+        """Answer with a temporary failure."""
         self._set("down")
 
     def askers(self) -> list[int]:

@@ -30,7 +30,7 @@ KEY = base64.b64encode(bytes(range(32))).decode()
 ONE_TRY_S = 2.0
 """How long a publisher asks one node before it turns to the next."""
 PATIENT_S = 60.0
-"""How long a call is waited for where nobody else could take it."""
+"""Timeout of a call that no other node could take."""
 
 
 class Scene:
@@ -160,7 +160,7 @@ class Scene:
         return (await self.rows(statement, *args))[0][0]
 
     async def waiting_backend(self, session: str) -> int:
-        """The process id of a session's backend, once it waits for somebody's lock."""
+        """The process id of a session's backend, once it waits for a lock."""
         pids: list[int] = []
 
         async def is_waiting() -> bool:

@@ -164,7 +164,7 @@ async def pair(*, is_synchronous: bool) -> AsyncIterator[Pair]:
 
 
 def account_of_postgres() -> Account:
-    """As whom Postgres and what belongs to it run: never as root."""
+    """The account of Postgres and its programs: never root."""
     if os.geteuid() == 0:
         return Account.first_of(SYSTEM_ACCOUNTS)
     return Account.of_uid(os.geteuid())

@@ -1,4 +1,4 @@
-"""A target for all subscriptions of a scene: counts what comes, answers when and what it is told.
+"""A target for all subscriptions of a scene: counts requests, answers as configured.
 
 Lean, since it shares the test's event loop with the publishers: one request at a time a connection,
 no pipelining, bodies of known length, which is how Hookline sends.
@@ -33,7 +33,7 @@ class Request:
 class Target:
     """An HTTP server on a loopback port; `async with` starts and stops it.
 
-    While `is_holding`, requests are kept in `held` and not answered. `on_request` is told of each
+    While `is_holding`, requests are held in `held`. `on_request` is called with each
     when it comes, before it is answered.
     """
 
@@ -89,11 +89,11 @@ class Target:
         await self._server.wait_closed()
 
     def opened(self, connection: Connection) -> None:
-        """Somebody has connected."""
+        """Count a new connection."""
         self._open.add(connection)
 
     def closed(self, connection: Connection) -> None:
-        """Somebody is gone."""
+        """Count a closed connection."""
         self._open.discard(connection)
 
     def take(self, path: str, webhook_id: str, connection: Connection) -> None:
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
             self._target.take(path, _header(head, b"\r\nwebhook-id: ").decode(), self)
 
     def write(self, data: bytes) -> None:
-        """Send, if there is anybody."""
+        """Send, if a client is connected."""
         if self._transport is not None:
             self._transport.write(data)
 

@@ -1,4 +1,4 @@
-"""Nodes die and freeze, and Postgres crashes, amid changes: the audit log tells all that were made.
+"""Nodes die and freeze, and Postgres crashes, during changes: the audit log has every change.
 
 Neither a change without its entry, nor an entry without its change, nor a gap.
 """
@@ -30,7 +30,7 @@ CALLERS = 4
 
 
 class Founders:
-    """Callers who make tenants at whichever node there is, each with one call at a time."""
+    """Callers that create tenants at any node, each with one call at a time."""
 
     def __init__(self, stage: Scene) -> None:
         self._stage = stage
@@ -83,16 +83,16 @@ async def entries(stage: Scene) -> list[AuditEntry]:
 
 async def judge(stage: Scene, acknowledged: set[str]) -> None:
     """Each tenant has its one entry, and each entry its tenant."""
-    told = [entry.resource for entry in await entries(stage)]
+    recorded = [entry.resource for entry in await entries(stage)]
     made = [
         f"tenants/{row['tenant_id']}" for row in await stage.rows("SELECT tenant_id FROM tenants")
     ]
-    assert sorted(told) == sorted(made)
-    assert acknowledged <= set(told)
+    assert sorted(recorded) == sorted(made)
+    assert acknowledged <= set(recorded)
     assert await stage.value("SELECT count(*) FROM audit_drafts") == 0
 
 
-async def test_nodes_killed_amid_changes_leave_no_change_untold_and_no_gap(
+async def test_killed_nodes_leave_no_change_without_an_entry_and_no_gap(
     database_url: str, tmp_path: pathlib.Path, rounds: int, chance: random.Random
 ) -> None:
     async with scene(database_url, tmp_path, subscriptions=0) as stage:
@@ -106,7 +106,7 @@ async def test_nodes_killed_amid_changes_leave_no_change_untold_and_no_gap(
         await judge(stage, founders.acknowledged)
 
 
-async def test_a_node_that_is_frozen_amid_changes_holds_up_no_other(
+async def test_a_node_frozen_during_changes_blocks_no_other(
     database_url: str, tmp_path: pathlib.Path, rounds: int, chance: random.Random
 ) -> None:
     """The head of the chain is the server's to lock, at the commit: a client never has it."""
@@ -123,7 +123,7 @@ async def test_a_node_that_is_frozen_amid_changes_holds_up_no_other(
         await judge(stage, founders.acknowledged)
 
 
-async def test_postgres_crashes_amid_changes_and_the_chain_is_whole(
+async def test_the_chain_is_complete_after_crashes_of_postgres(
     tmp_path: pathlib.Path, rounds: int, chance: random.Random
 ) -> None:
     async with cluster() as postgres, scene(postgres.url, tmp_path, subscriptions=0) as stage:

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.mark.parametrize("where", ["cut_request", "cut_sent", "cut_answer"])
-async def test_a_record_that_nobody_answers_is_repeated_and_the_webhook_is_not(
+async def test_an_unanswered_record_is_repeated_and_its_webhook_is_not(
     database_url: str, tmp_path: pathlib.Path, where: str
 ) -> None:
     async with (

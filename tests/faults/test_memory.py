@@ -1,4 +1,4 @@
-"""Floods on a node inside a memory limit of the kernel's, at the ceiling that it was told.
+"""Floods on a node inside a memory limit of the kernel's, at its configured ceiling.
 
 The limit is a cgroup's where one can be made (version 1 or 2), else RLIMIT_DATA; which one is said.
 Of a cgroup the node's memory before it entered does not count: the limit is that much lower.

@@ -88,7 +88,9 @@ async def test_an_answer_that_poisons_its_record_is_visible_and_not_asked_for_ag
             await blocker.fetch("SELECT FROM pending_deliveries FOR UPDATE")
             target.let_go()
             await stage.waiting_backend("hookline record")
-        await until(lambda: are_recorded(database_url, 49), "its neighbours are recorded")
+        await until(
+            lambda: are_recorded(database_url, 49), "the other rows of its batch are recorded"
+        )
         request = ListDeliveriesRequest(tenant=TENANT, states=[DELIVERY_STATE_PENDING])
         (left,) = (await stage.clients()[0].deliveries.ListDeliveries(request)).deliveries
         assert left.event.endswith(poisonous)

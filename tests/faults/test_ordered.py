@@ -52,7 +52,7 @@ class Journal:
         for number in itertools.count():
             if self.is_ending:
                 return
-            await until(lambda: self._has_room(key) or self.is_ending, "there is room for more")
+            await until(lambda: self._may_publish(key) or self.is_ending, "more may be published")
             event = Event(
                 type="entry.made",
                 json_data="{}",
@@ -73,7 +73,7 @@ class Journal:
                 continue
             return result.name
 
-    def _has_room(self, key: str) -> bool:
+    def _may_publish(self, key: str) -> bool:
         least = min((len(ids) for ids in self.came.values()), default=0)
         return self.published[key] * KEYS - least < BACKLOG * KEYS
 

@@ -60,7 +60,7 @@ async def end_backends(stage: Scene) -> None:
 
 
 async def lose_a_publish(stage: Scene, url: str) -> None:
-    """A call without a key, lost while it waits in Postgres: stored once, or told that it is not.
+    """A call without a key, lost while it waits in Postgres: stored once or reported not stored.
 
     The pooler's process ids are its own invention: nothing may be concluded from them.
     """

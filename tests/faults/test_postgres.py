@@ -44,9 +44,9 @@ def call() -> PublishEventsRequest:
 
 
 async def refusal(stage: Scene) -> UnavailableError:
-    """What such a caller is told, once the database is away.
+    """Return the error of such a caller, once the database is away.
 
-    A call that still met a backend is answered, or waits until somebody can tell its outcome.
+    A call that still met a backend is answered, or waits until its outcome can be looked up.
     """
     for _ in range(15):
         try:
@@ -55,7 +55,7 @@ async def refusal(stage: Scene) -> UnavailableError:
             return refused
         except DeadlineExceededError:
             continue
-    raise AssertionError("nobody refused it")
+    raise AssertionError("the call was not refused")
 
 
 async def test_postgres_crashes_under_load_and_nothing_acknowledged_is_lost(
@@ -67,8 +67,8 @@ async def test_postgres_crashes_under_load_and_nothing_acknowledged_is_lost(
             for round_ in range(rounds):
                 await stage.more_arrivals(chance.randint(1, 500))
                 await postgres.crash([signal.SIGQUIT, signal.SIGKILL][round_ % 2])
-                told = await refusal(stage)
-                assert told.reason == "DATABASE_UNAVAILABLE"
+                refused = await refusal(stage)
+                assert refused.reason == "DATABASE_UNAVAILABLE"
                 await postgres.start()
                 await stage.delivered(stage.oracle.ids(), within_s=60)
         # What was answered meanwhile was recorded after, and not sent again.
@@ -237,23 +237,25 @@ async def test_without_a_connection_publishing_is_refused_before_the_commit_and_
     ):
         async with stage.publishing():
             await stage.more_arrivals(100)
-            async with postgres.crowded() as stranger:
-                await until(lambda: is_crowded_out(stranger), "strangers have all there is")
-                told = await refusal(stage)
-                assert told.reason == "DATABASE_UNAVAILABLE"
-                stored = await stranger.fetchval("SELECT count(*) FROM events")
+            async with postgres.crowded() as foreign:
+                await until(
+                    lambda: is_crowded_out(foreign), "foreign sessions hold every connection"
+                )
+                refused = await refusal(stage)
+                assert refused.reason == "DATABASE_UNAVAILABLE"
+                stored = await foreign.fetchval("SELECT count(*) FROM events")
                 assert (await refusal(stage)).reason == "DATABASE_UNAVAILABLE"
-                assert await stranger.fetchval("SELECT count(*) FROM events") == stored
+                assert await foreign.fetchval("SELECT count(*) FROM events") == stored
             await stage.more_arrivals(100)
         await stage.judge(duplicates_at_most=0)
 
 
-async def is_crowded_out(stranger: "asyncpg.Connection[asyncpg.Record]") -> bool:
-    """End Hookline's connections; whether there were none any more, and strangers had all."""
-    ((ended, is_full),) = await stranger.fetch(
+async def is_crowded_out(foreign: "asyncpg.Connection[asyncpg.Record]") -> bool:
+    """End Hookline's connections; return whether none was left and foreign ones hold all."""
+    ((ended, is_full),) = await foreign.fetch(
         """SELECT count(*) FILTER (WHERE application_name LIKE 'hookline %'
                                    AND pg_terminate_backend(pid)),
-                  count(*) FILTER (WHERE application_name = 'stranger')
+                  count(*) FILTER (WHERE application_name = 'foreign')
                       = current_setting('max_connections')::int
            FROM pg_stat_activity"""
     )

@@ -1,4 +1,4 @@
-"""Every process is replaced, one by one, under load: who repeats UNAVAILABLE notices nothing."""
+"""Each process is replaced under load: clients that retry UNAVAILABLE see no error."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from tests.waiting import PATIENCE_S, until
 pytestmark = pytest.mark.timeout(1_800)
 
 LEASE_S = "300"
-"""So long that nothing that is seen to within patience is seen to by its end, or at a beat."""
+"""So long that nothing within the patience is caused by its end or by a heartbeat."""
 
 
 async def test_three_nodes_are_restarted_one_by_one(
@@ -68,6 +68,6 @@ async def is_replaced(stage: Scene, known: set[object]) -> bool:
 
 
 async def judge(stage: Scene, publishers: Publishers) -> None:
-    """Everything has come once, and nobody was told anything but to repeat."""
+    """Everything arrived once, and no caller got another error than UNAVAILABLE."""
     await stage.judge(duplicates_at_most=0)
     assert set(publishers.refusals) <= {UnavailableError}

@@ -53,7 +53,7 @@ async def judge_spotless(stage: Scene) -> None:
     assert [tuple(row.values()) for row in marks] == [("ACTIVE", None)]
 
 
-async def test_without_a_descriptor_deliveries_wait_and_nobody_is_blamed(
+async def test_without_a_descriptor_deliveries_wait_and_no_target_is_blamed(
     database_url: str, tmp_path: pathlib.Path
 ) -> None:
     async with scene(database_url, tmp_path, nodes=1, subscriptions=4, **READABLE) as stage:
@@ -71,7 +71,7 @@ async def test_without_a_descriptor_deliveries_wait_and_nobody_is_blamed(
 
 
 @pytest.mark.parametrize("trouble, attempt_s", [("is_down", 0.0), ("hangs", DEADLINE_S)])
-async def test_without_a_resolver_deliveries_wait_and_nobody_is_blamed(
+async def test_without_a_resolver_deliveries_wait_and_no_target_is_blamed(
     database_url: str, tmp_path: pathlib.Path, trouble: str, attempt_s: float
 ) -> None:
     resolver = FaultyResolver(tmp_path)

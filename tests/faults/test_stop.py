@@ -1,4 +1,4 @@
-"""SIGTERM under load: a node hands over what it has, and nobody waits for a lease to end."""
+"""SIGTERM under load: a node hands its work over, and no node waits for a lease to end."""
 
 import pathlib
 import random
@@ -12,7 +12,7 @@ from tests.waiting import PATIENCE_S
 pytestmark = pytest.mark.timeout(1_800)
 
 LEASE_S = "300"
-"""Its nodes beat every 100 s: what comes within patience came neither by a beat nor by its end."""
+"""Heartbeats come every 100 s: what arrives within the patience is not caused by one."""
 
 
 async def test_nodes_stopped_at_random_moments_lose_nothing_double_nothing_and_hand_over_at_once(

@@ -158,7 +158,7 @@ inline run_statement() {
     if
     :: PASSES ->
         assert(call.matched_subscribed == db[PRIMARY].subscribed);   /* A2: no event misses a subscription or has one too many */
-        assert(!call.is_failed);                                     /* A3: what the caller was told is not stored, never is */
+        assert(!call.is_failed);                                     /* A3: what was reported as not stored, never is */
         db[PRIMARY].stored++;
         db[PRIMARY].pending = call.matched_subscribed
     :: else ->

@@ -18,7 +18,7 @@ async def rig(database_url: str) -> AsyncIterator[Rig]:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    """A target that answers as it is told."""
+    """A target that answers as configured."""
     async with Receiver() as target:
         yield target
 

@@ -9,7 +9,7 @@ from tests.pipeline.rig import Rig
 
 
 def freeze(rig: Rig) -> None:
-    """From now on the node renews nothing, sweeps nothing and hears of nothing."""
+    """From now on the node renews nothing, sweeps nothing and receives nothing."""
     forever = asyncio.Event().wait
     rig.ownership.heartbeat = forever  # type: ignore[method-assign,assignment]
     rig.sweeper.sweep = forever  # type: ignore[method-assign,assignment]
@@ -23,7 +23,7 @@ async def wake(rig: Rig) -> None:
 
 
 async def run_out(rig: Rig) -> None:
-    """The node's lease is over, as the database sees it: nobody renewed it in time."""
+    """The node's lease is over, as the database sees it: it was not renewed in time."""
     await rig.database.fetch(
         "UPDATE nodes SET lease_until = clock_timestamp() - interval '1 ms' WHERE node_id = $1",
         rig.ownership.node_id,

@@ -1,4 +1,4 @@
-"""Nodes that share one database, and hear of one another."""
+"""Nodes that share one database and receive notifications of one another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def uid_of(owner: Rig) -> UUID:
 
 
 async def shared(*rigs: Rig) -> None:
-    """Wait until each of the nodes has its fair share, and knows what the others have."""
+    """Wait until each of the nodes has its fair share, and has surveyed the others."""
     most = -(-BUCKET_COUNT // len(rigs))
 
     def is_shared() -> bool:
@@ -42,7 +42,7 @@ async def shared(*rigs: Rig) -> None:
 async def pair(url: str, **options: object) -> AsyncIterator[tuple[Rig, Rig]]:
     """Two nodes that have word of one another, and half of the buckets each.
 
-    Their leases are long: whatever they see to soon, they do at somebody's word.
+    Their leases are long: what they do soon, they do on a notification.
     """
     options = {"has_word": True, "lease_s": 300.0} | options
     async with AsyncExitStack() as stack:

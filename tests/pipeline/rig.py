@@ -1,6 +1,6 @@
 """A node of the data path in the test's own process: every part real, the clock turnable.
 
-Real Postgres, real lanes, real HTTP over loopback to a receiver that answers as it is told. Only
+Real Postgres, real lanes, real HTTP over loopback to a receiver that answers as configured. Only
 the clock is ours: `turn` moves the database's due times and the node's durations together.
 """
 
@@ -139,12 +139,12 @@ class Rig:
     session_urls: Mapping[str, str] = field(default_factory=dict)
     """Where a session by its name finds the database, if elsewhere: through a `Wire`."""
     has_word: bool = False
-    """Whether it tells other nodes and hears from them; else it learns all by polling."""
+    """Whether it sends and receives notifications; else it finds everything by polling."""
     place: str = ""
     max_index_bytes: int = 1 << 27
     publish_timeout_s: float = 10.0
     lock_timeout_s: float = 60.0
-    """Of the group commit: a rival's lock holds up everybody for as long as a test looks at it."""
+    """Of the group commit: a rival's lock blocks all calls for as long as a test looks at it."""
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)

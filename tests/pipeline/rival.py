@@ -1,4 +1,4 @@
-"""Somebody else's transaction, held open while a test looks at who waits for it."""
+"""A transaction of another session, held open while a test checks what waits for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def rival(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
 
 
 async def until_blocked(database: Database, session: str = "publish", count: int = 1) -> None:
-    """Wait until so many of a session's statements wait for somebody's lock."""
+    """Wait until so many of a session's statements wait for a lock."""
 
     async def is_blocked() -> bool:
         row = await database.fetchrow(

@@ -17,11 +17,11 @@ _PORT = 5432
 
 
 class Wire:
-    """Relays to the server of a URL, until told otherwise.
+    """Relays to the server of a URL, until it is changed.
 
     `cut_request` and `cut_sent` and `cut_answer` close the connection that carries the mark, once:
     before the request is passed on, as soon as it is, or instead of passing on its answer.
-    `hold_answer` keeps the answer until `release`. While `is_open` is False nobody is let in.
+    `hold_answer` keeps the answer until `release`. It accepts connections while `is_open`.
     """
 
     def __init__(self, url: str) -> None:
@@ -60,7 +60,7 @@ class Wire:
         await asyncio.gather(*self._links, return_exceptions=True)
 
     def close(self) -> None:
-        """Let nobody in any more, and close what is open; what is held is lost."""
+        """Accept no connection any more, and close what is open; what is held is lost."""
         self.is_open = False
         for writer in self._writers:
             writer.close()

@@ -43,7 +43,7 @@ PROTECTING_TRIGGERS = (
 
 
 async def tamper(database: Database, statement: str) -> None:
-    """Run a statement as an owner of the tables may, who takes the triggers away first."""
+    """Run a statement as an owner of the tables can, without the triggers."""
     async with database.transaction() as connection:
         for table, trigger in PROTECTING_TRIGGERS:
             await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER {trigger}")

@@ -1,4 +1,4 @@
-"""A process that owns an embedded Postgres, for tests that kill it or run it as somebody else.
+"""A process that owns an embedded Postgres, for tests that kill it or run it as another user.
 
 Started by path. Prints one line of JSON once it has started, or could not; then it waits for its
 standard input to end, and stops. With a user's name as a second argument it becomes that user.
@@ -46,7 +46,7 @@ async def start_once(data_dir: Path) -> None:
 def become(name: str) -> None:
     """Be this user from now on.
 
-    He may not reach this interpreter's library, so what is imported late is imported before: by a
+    It may not reach this interpreter's library, so what is imported late is imported before: by a
     start as root.
     """
     with tempfile.TemporaryDirectory() as directory:

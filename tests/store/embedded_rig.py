@@ -1,4 +1,4 @@
-"""What the tests of the embedded Postgres share: a ground to stand on, owners to kill, strangers.
+"""What the tests of the embedded Postgres share: a directory, owners to kill, other processes.
 
 `ground = pytest.fixture(make_ground)` gives a test directories of its own, and fails it if a
 process is left running in them.
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 AS_ROOT = os.geteuid() == 0
 WAIT_S = 30.0
 
-as_root_only = pytest.mark.skipif(not AS_ROOT, reason="only root runs Postgres as somebody else")
+as_root_only = pytest.mark.skipif(not AS_ROOT, reason="only root runs Postgres as another user")
 
 
 def make_ground() -> Iterator[Path]:
@@ -86,7 +86,7 @@ def postmaster_of(postgres: EmbeddedPostgres) -> Postmaster:
 
 
 @contextlib.contextmanager
-def stranger_in(cluster: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def other_process_in(cluster: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A process of the cluster's account that works in its directory and is no Postgres."""
     with subprocess.Popen(
         ["/bin/sleep", "60"], cwd=cluster, **account_of(cluster).identity

@@ -1,4 +1,4 @@
-"""The chain in Postgres: no gap, no fork, nothing that anybody can change unseen."""
+"""The chain in Postgres: no gap, no fork, no change that is not detected."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def plane(database_url: str) -> AsyncIterator[ControlPlane]:
         yield plane
 
 
-async def test_an_entry_has_who_what_when_and_from_where(plane: ControlPlane) -> None:
+async def test_an_entry_has_principal_method_time_and_remote_address(plane: ControlPlane) -> None:
     with calling(CALLER):
         tenant = await plane.tenants.create("other", "Other", {})
     entry = await newest(plane.database)
@@ -114,7 +114,7 @@ async def test_a_transaction_that_dawdles_holds_up_no_other(
     await verified(plane.database)
 
 
-async def test_whoever_cannot_have_the_head_gives_up_having_done_nothing(
+async def test_a_change_that_cannot_lock_the_head_is_rolled_back(
     plane: ControlPlane, database_url: str
 ) -> None:
     async with rival(database_url) as blocker:
@@ -129,7 +129,7 @@ async def test_whoever_cannot_have_the_head_gives_up_having_done_nothing(
     assert (await verified(plane.database)).sequence == 2
 
 
-async def test_who_waits_for_the_head_follows_who_had_it(
+async def test_a_change_that_waits_for_the_head_follows_the_one_that_held_it(
     plane: ControlPlane, database_url: str
 ) -> None:
     async with rival(database_url) as first:
@@ -149,8 +149,8 @@ async def test_who_waits_for_the_head_follows_who_had_it(
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE audit_entries SET principal = 'nobody'",
-        "UPDATE audit_entries SET principal = 'nobody' WHERE false",
+        "UPDATE audit_entries SET principal = 'forged'",
+        "UPDATE audit_entries SET principal = 'forged' WHERE false",
         "DELETE FROM audit_entries",
         "TRUNCATE audit_entries",
         "DELETE FROM audit_head",
@@ -178,7 +178,7 @@ async def run_as(database: Database, role: str, statement: str) -> None:
 TAMPERING = {
     "create_time": "create_time + interval '1 us'",
     "tenant_uid": "NULL",
-    "principal": "'nobody'",
+    "principal": "'forged'",
     "method": "method || ' '",
     "resource": "'tenants/others'",
     "tenant": "''",
@@ -221,7 +221,7 @@ async def test_a_row_that_is_taken_away_is_missed(plane: ControlPlane, sequence:
     )
     with pytest.raises(BrokenChainError, match=f"entry {sequence} is missing"):
         await verified(plane.database)
-    if sequence == noted.sequence:  # with the head set back as well, only who noted it can tell
+    if sequence == noted.sequence:  # with the head set back as well, only the noted head shows it
         await plane.rows(
             """UPDATE audit_head SET sequence = e.sequence, hash = e.hash
                FROM audit_entries e WHERE e.sequence = 3"""

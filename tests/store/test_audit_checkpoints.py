@@ -99,7 +99,7 @@ async def test_what_was_signed_stays_verifiable_after_a_rotation(plane: ControlP
     assert (await checkpoints.latest(after.verifier)).head == HEAD
 
 
-async def test_a_checkpoint_under_another_sequence_is_told(plane: ControlPlane) -> None:
+async def test_a_checkpoint_under_another_sequence_is_detected(plane: ControlPlane) -> None:
     checkpoints = AuditCheckpoints(plane.database)
     key = await checkpoints.load_or_create_key(SecretBox([KEY]), MOMENT)
     await checkpoints.add(ChainHead(9, HEAD.hash), key.sign(HEAD, MOMENT))

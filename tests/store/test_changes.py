@@ -30,7 +30,7 @@ async def store(database_url: str) -> AsyncIterator[LaneStore]:
 
 
 async def log(connection: asyncpg.Connection[asyncpg.Record], *buckets: int) -> None:
-    """Log a change of each of these buckets: the tests tell changes apart by them."""
+    """Log a change of each of these buckets: the tests distinguish changes by them."""
     await connection.execute(LOG, buckets)
 
 

@@ -52,7 +52,7 @@ async def database(wire: Wire) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever takes leave of a frozen server politely waits for longer than any test."""
+    """A graceful close of a connection to a frozen server takes longer than any test."""
     monkeypatch.setattr("hookline_service.store.database.CLOSE_TIMEOUT_S", 2 * PATIENCE_S)
 
 
@@ -62,7 +62,7 @@ async def values(database: Session | Database, statement: str) -> list[object]:
 
 
 def hold(wire: Wire) -> None:
-    """From now on the server is frozen, as far as whoever sends the mark can tell."""
+    """From now on the server is frozen, as far as a client that sends the mark can see."""
     wire.hold_answer = b"mark"
 
 
@@ -76,7 +76,7 @@ async def test_a_session_opens_when_it_is_needed_and_keeps_its_connection(sessio
     assert first[0] == second[0]
 
 
-async def test_a_session_is_named_and_hurries_whoever_is_idle_in_a_transaction(
+async def test_a_session_has_a_name_and_an_idle_in_transaction_timeout(
     session: Session,
 ) -> None:
     (row,) = await session.fetch(
@@ -203,7 +203,7 @@ async def test_a_killed_backend_is_replaced(session: Session, database_url: str)
         ("SELECT * FROM nowhere", (), "42P01"),
     ],
 )
-async def test_what_the_server_refuses_is_told_with_its_reason(
+async def test_a_rejected_statement_raises_its_sqlstate(
     session: Session, statement: str, arguments: tuple[object, ...], sqlstate: str
 ) -> None:
     (before,) = await session.fetch("SELECT pg_backend_pid()")
@@ -268,7 +268,7 @@ async def test_closing_waits_for_no_frozen_server(wire: Wire) -> None:
     assert stuck.exception() is not None
 
 
-async def test_whoever_is_idle_in_a_transaction_is_ended(session: Session) -> None:
+async def test_a_session_idle_in_a_transaction_is_ended(session: Session) -> None:
     """As a process is that was frozen there: its locks must not outlive its lease."""
 
     async def idle() -> None:

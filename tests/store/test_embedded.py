@@ -22,11 +22,11 @@ from tests.store.embedded_rig import (
     as_root_only,
     make_ground,
     mode_of,
+    other_process_in,
     owner,
     postmaster_of,
     socket_dir_of,
     started,
-    stranger_in,
     working_directories,
 )
 from tests.waiting import PATIENCE_S, until
@@ -45,7 +45,7 @@ class TestLife:
             assert await connection.fetchval("SELECT number FROM kept") == 7
             assert postgres.adopted is False
 
-    async def test_is_durable_and_alike_everywhere(self, ground: Path) -> None:
+    async def test_is_durable_and_the_same_everywhere(self, ground: Path) -> None:
         postgres = EmbeddedPostgres(ground / "data", settings={"work_mem": "7MB"})
         async with started(postgres) as connection:
             names = ("fsync", "full_page_writes", "synchronous_commit", "data_checksums")
@@ -157,16 +157,14 @@ class TestAdoption:
                 "7MB" if unlike == "settings" else "4MB"
             )
 
-    async def test_a_stranger_with_the_recorded_process_id_is_left_alone(
-        self, ground: Path
-    ) -> None:
+    async def test_another_process_with_the_recorded_id_is_left_alone(self, ground: Path) -> None:
         postgres, other = EmbeddedPostgres(ground / "data"), EmbeddedPostgres(ground / "other")
         await postgres.start()
         await postgres.stop()
-        # Two strangers of the same account, so that Postgres itself would refuse to start: the same
+        # Two processes of the same account, so that Postgres itself would refuse to start: the same
         # program in another directory, another program in the same directory.
         async with started(other) as connection:
-            with stranger_in(postgres.cluster) as sleeper:
+            with other_process_in(postgres.cluster) as sleeper:
                 for pid in (postmaster_of(other).pid, sleeper.pid):
                     for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
                         (postgres.cluster / name).write_text(f"{pid}\n{postgres.cluster}\n")
@@ -205,14 +203,16 @@ class TestSharing:
         postgres = EmbeddedPostgres(ground / "data")
         async with started(postgres):
             own = account_of(postgres.cluster)
-            stranger = Account.first_of([name for name in ("nobody", "daemon") if name != own.name])
+            other_user = Account.first_of(
+                [name for name in ("nobody", "daemon") if name != own.name]
+            )
             psql = postmaster_of(postgres).program.with_name("psql")
             tries = {
                 each.name: each.run([psql, "-c", "SELECT 1", postgres.url], timeout_s=20)
-                for each in (own, stranger)
+                for each in (own, other_user)
             }
         assert "Peer authentication failed" in tries[own.name].stderr
-        assert "Permission denied" in tries[stranger.name].stderr
+        assert "Permission denied" in tries[other_user.name].stderr
         assert all(tried.returncode != 0 for tried in tries.values())
 
     async def test_is_out_of_reach_of_the_network_the_terminal_and_our_secrets(

@@ -70,12 +70,12 @@ class TestPlace:
             await postgres.start()
 
     @as_root_only
-    async def test_root_with_nowhere_to_go_is_told_what_to_do(self, ground: Path) -> None:
+    async def test_root_without_a_refuge_gets_an_error_with_a_remedy(self, ground: Path) -> None:
         private = ground / "root"
         private.mkdir(mode=0o700)
         theirs = ground / "refuge"
         theirs.mkdir(mode=0o777)
-        theirs.chmod(0o777)  # anybody could put programs there
+        theirs.chmod(0o777)  # any user could put programs there
         with pytest.raises(EmbeddedPostgresError, match="run Hookline as an ordinary user"):
             await EmbeddedPostgres(private / "data", refuges=[theirs]).start()
         with pytest.raises(EmbeddedPostgresError, match="none of the users no-such-user"):
@@ -130,13 +130,13 @@ class TestPlace:
                 assert mode_of(socket_dirs[-1]) == 0o700
                 assert postgres.cluster.parent == data_dir
             assert not socket_dirs[-1].exists()
-            socket_dirs[-1].mkdir()  # somebody else takes the name, and leaves it open to all
+            socket_dirs[-1].mkdir()  # another user takes the name, and leaves it open to all
             socket_dirs[-1].chmod(0o777)
         for path in socket_dirs:
             path.rmdir()
         assert socket_dirs[0] != socket_dirs[1]
 
-    async def test_a_damaged_database_is_told_apart(self, ground: Path) -> None:
+    async def test_a_damaged_database_has_its_own_error(self, ground: Path) -> None:
         postgres = EmbeddedPostgres(ground / "data")
         await postgres.start()
         await postgres.stop()
@@ -157,7 +157,7 @@ class TestPlace:
         with pytest.raises(EmbeddedPostgresError, match="is not started"):
             _ = postgres.url
 
-    async def test_a_place_that_cannot_be_is_told(self, ground: Path) -> None:
+    async def test_an_impossible_data_directory_is_an_error(self, ground: Path) -> None:
         (ground / "file").touch()
         with pytest.raises(EmbeddedPostgresError, match="set HOOKLINE_DATA_DIR to a directory"):
             await EmbeddedPostgres(ground / "file" / "data").start()

@@ -1,4 +1,4 @@
-"""The schema comes up to date once, whoever asks and however often; it only ever goes forward."""
+"""The schema is migrated once, by any number of processes, and only forward."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FIRST_PREBUILT = 38
 
 
 def test_a_new_index_of_a_growing_table_may_be_built_before_the_migration() -> None:
-    """docs/production.md tells operators of large tables to build it with CONCURRENTLY."""
+    """docs/production.md: operators of large tables build it with CONCURRENTLY."""
     created = re.compile(r"CREATE (?:UNIQUE )?INDEX (.*?)\bON (?:ONLY )?(\w+)", re.DOTALL)
     assert any(created.findall(migration.sql) for migration in all_migrations())
     for migration in all_migrations():
@@ -138,14 +138,14 @@ async def test_an_older_version_leaves_a_newer_schema_alone(database_url: str) -
     assert "of_the_future" in await tables(database_url)
 
 
-async def test_a_server_that_is_not_there_is_told_as_one_sentence(
+async def test_an_unreachable_server_is_an_error_of_one_sentence(
     postgres_server: PostgresServer,
 ) -> None:
     with pytest.raises(MigrationError, match="the database cannot be reached"):
         await migrate(postgres_server.url_of("no_such_database"))
 
 
-async def test_whoever_migrates_holds_up_nobody_for_long(database_url: str) -> None:
+async def test_a_migration_blocks_no_session_for_long(database_url: str) -> None:
     """The partitions' locks are waited for two seconds at most."""
     connection = await asyncpg.connect(database_url)
     await connection.execute("DROP TABLE events_" + await _far_day(connection))

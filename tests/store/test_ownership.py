@@ -1,4 +1,4 @@
-"""Leases as the database keeps them: who is dead, who may take what, and what is given. Rule 11."""
+"""Leases as the database keeps them: dead nodes, takeovers, and what is given. Rule 11."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ async def test_a_node_lives_from_its_registration(store: OwnershipStore, rows: H
     assert (await store.survey(node_id)).sharing_nodes == 1
 
 
-async def test_renewing_tells_the_time_or_that_the_row_is_gone(
+async def test_a_renewal_returns_the_time_or_that_the_row_is_gone(
     store: OwnershipStore, rows: HotRows
 ) -> None:
     node_id = await rows.node(0.1)
 
-    told_s = await store.renew(node_id, 30.0)
+    database_s = await store.renew(node_id, 30.0)
 
-    assert told_s == pytest.approx(time.time(), abs=2)
+    assert database_s == pytest.approx(time.time(), abs=2)
     (row,) = await rows.all("nodes")
     assert row["lease_until"].timestamp() > time.time() + 25
     assert await store.renew(rows.new_id(), 30.0) is None
 
 
-async def test_a_survey_tells_the_vacant_from_the_overdue(
+async def test_a_survey_distinguishes_vacant_from_overdue_buckets(
     store: OwnershipStore, rows: HotRows
 ) -> None:
     alive, dead = await rows.node(), await rows.node(-1)
@@ -95,7 +95,9 @@ async def test_only_the_dead_are_taken_from(store: OwnershipStore, rows: HotRows
     assert {row["node_id"] for row in await rows.all("nodes")} == {alive, heir}
 
 
-async def test_who_renewed_in_time_is_not_expired(store: OwnershipStore, rows: HotRows) -> None:
+async def test_a_node_that_renewed_in_time_is_not_expired(
+    store: OwnershipStore, rows: HotRows
+) -> None:
     late, heir = await rows.node(-1), await rows.node()
     await rows.session.fetch("UPDATE bucket_leases SET node_id = $1", late)
     survey = await store.survey(rows.new_id())
@@ -123,7 +125,7 @@ async def test_taking_raises_the_epoch(store: OwnershipStore, rows: HotRows) -> 
     assert {lease.epoch for lease in (await store.survey(rows.new_id())).leases} == {1}
 
 
-async def test_expiring_waits_for_nobody_who_holds_the_row(
+async def test_expiring_does_not_wait_for_a_lock_on_the_row(
     store: OwnershipStore, rows: HotRows, database_url: str
 ) -> None:
     dead, heir = await rows.node(-1), await rows.node()

@@ -39,7 +39,7 @@ async def connection(database_url: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def reader(database_url: str) -> AsyncIterator[Connection]:
-    """Somebody else, who may be in the middle of something."""
+    """Another session, possibly inside a transaction."""
     opened = await asyncpg.connect(database_url)
     yield opened
     await opened.close()
@@ -47,7 +47,7 @@ async def reader(database_url: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 async def writer(database_url: str) -> AsyncIterator[Connection]:
-    """Whom nobody may hold up."""
+    """A session that must not be blocked."""
     opened = await asyncpg.connect(database_url)
     yield opened
     await opened.close()
@@ -112,7 +112,7 @@ async def test_missing_days_are_made_once(connection: Connection) -> None:
     assert far in await attached(connection, "events")
 
 
-async def test_two_who_make_days_at_once_take_turns(
+async def test_two_nodes_that_create_days_take_turns(
     connection: Connection, reader: Connection
 ) -> None:
     far = partition_name("attempts", await today(connection) + timedelta(days=DAYS_AHEAD))
@@ -154,7 +154,7 @@ async def test_an_old_day_is_dropped_whole(connection: Connection) -> None:
         assert partition_name(parent, OLD) not in await attached(connection, parent)
 
 
-async def test_dropping_a_day_is_tried_again_where_somebody_reads_it(
+async def test_dropping_a_day_that_is_being_read_is_tried_again(
     connection: Connection, reader: Connection
 ) -> None:
     """The first try leaves a partition half detached; the next one finishes it."""

@@ -132,7 +132,9 @@ async def test_an_index_that_did_not_learn_of_a_deletion_is_loaded_whole(
     assert index.subscription_count == 2
     assert index.epoch == await plane.epoch()
     part = await plane.index("acme", have.epoch, have.tenant_uid)
-    assert (part.is_whole, len(part.changed)) == (False, 1), "what knows it is loaded in part"
+    assert (part.is_whole, len(part.changed)) == (False, 1), (
+        "an index that has it is loaded in part"
+    )
 
 
 async def test_pruning_moves_no_epoch_and_holds_up_no_publish(

@@ -1,4 +1,4 @@
-"""The room's SQL: every statement is found by its name, and the data path's walk indexes."""
+"""The SQL of the store: every statement is found by its name, and the data path's walk indexes."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ async def test_plans_do_not_change_with_what_the_table_happens_to_hold(session: 
     assert shape.sub("", full) == shape.sub("", empty)
 
 
-def test_whoever_writes_a_pending_delivery_says_which_key_it_is_of() -> None:
-    """In an ordered lane a row that names no key is read by nobody."""
+def test_each_statement_that_writes_a_pending_delivery_sets_its_key() -> None:
+    """In an ordered lane a row that names no key is never read."""
     written = [
         (noun, name, getattr(Statements(noun), name).partition("INSERT INTO pending_deliveries")[2])
         for noun in FILES

@@ -236,16 +236,16 @@ async def test_either_id_of_a_pending_row_keeps_a_day(
     assert len(kept) == 1
 
 
-async def test_a_retention_is_refused_that_the_lock_table_has_no_room_for(
+async def test_a_retention_that_exceeds_the_lock_table_is_rejected(
     store: UpkeepStore, rows: HotRows
 ) -> None:
     (row,) = await rows.session.fetch(
         """SELECT current_setting('max_locks_per_transaction')::int
                   * (current_setting('max_connections')::int
-                     + current_setting('max_prepared_transactions')::int) AS room"""
+                     + current_setting('max_prepared_transactions')::int) AS capacity"""
     )
     each = 6  # deliveries: the table and five indexes
-    most = row["room"] // (each * 8) - 16
+    most = row["capacity"] // (each * 8) - 16
 
     await store.check_locks(most, 8)
     with pytest.raises(RetentionError) as caught:

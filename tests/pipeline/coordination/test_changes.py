@@ -55,7 +55,7 @@ async def test_after_a_pause_no_attempt_starts_and_a_resume_sends(
     await receiver.wait_for(1)
 
     await rig.set_state(uid, "PAUSED")
-    await until(lambda: not sends(rig, uid), "the pause is heard of")
+    await until(lambda: not sends(rig, uid), "the pause is read")
     receiver.gate.set()
     await until(lambda: rig.recorder.recorded == 1, "what was on the wire ends")
     await rig.publisher.publish("acme", [order_created(n) for n in range(5)])
@@ -67,10 +67,10 @@ async def test_after_a_pause_no_attempt_starts_and_a_resume_sends(
     assert set(receiver.counts.values()) == {1}
 
 
-async def test_a_pause_on_another_node_is_heard_of_within_one_interval(
+async def test_a_pause_on_another_node_is_read_within_one_interval(
     rig: Rig, receiver: Receiver
 ) -> None:
-    """Nobody pokes this node: the log is read every second."""
+    """Without a notification the log is read every second."""
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     await standing_lane(rig, uid)
@@ -79,7 +79,7 @@ async def test_a_pause_on_another_node_is_heard_of_within_one_interval(
         await other.execute(PAUSE, uid)
         await other.execute(LOG, uid)
 
-    await until(lambda: not sends(rig, uid), "it is heard of")
+    await until(lambda: not sends(rig, uid), "it is read")
     assert INTERVAL_S == 1
 
 
@@ -109,7 +109,7 @@ async def test_a_change_that_commits_late_is_not_missed(
     assert not sends(rig, late)
 
 
-async def test_a_change_is_carried_out_once_though_it_is_read_again(
+async def test_a_change_that_is_read_twice_is_applied_once(
     rig: Rig, receiver: Receiver, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -133,7 +133,7 @@ async def test_a_change_is_carried_out_once_though_it_is_read_again(
     assert reads == [[uid]]
 
 
-async def test_what_could_not_be_carried_out_is_tried_again(
+async def test_a_change_that_could_not_be_applied_is_tried_again(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -158,7 +158,7 @@ async def test_what_could_not_be_carried_out_is_tried_again(
 async def test_an_older_read_that_ends_later_does_not_undo_a_pause(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lane's first read of its subscription is slow, and a pause is heard of meanwhile."""
+    """The lane's first read of its subscription is slow, and a pause is read meanwhile."""
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url)
     read, held, go_on = rig.database.fetch, asyncio.Event(), asyncio.Event()
@@ -181,7 +181,7 @@ async def test_an_older_read_that_ends_later_does_not_undo_a_pause(
     await until(lambda: calls == 2, "the pause is read")
     lane = rig.lanes.get(uid)
     assert lane is not None
-    await until(lambda: lane.config is not None, "and heard of")
+    await until(lambda: lane.config is not None, "and read")
     go_on.set()
     await rig.stop_reading()
 
@@ -407,7 +407,7 @@ async def test_a_change_of_url_is_used_by_the_next_attempt(rig: Rig, receiver: R
     assert len(receiver.ids) == 1
 
 
-async def test_a_node_that_starts_knows_what_was_changed_before(
+async def test_a_starting_node_reads_changes_made_before(
     rig: Rig, receiver: Receiver, database_url: str
 ) -> None:
     tenant_uid = await rig.tenant()

@@ -1,7 +1,7 @@
 """Notifications hasten what polling finds, cost a single node nothing, and may be lost.
 
 Rule 19. The sweep, the change log's interval and the heartbeat are turned off here, or far away:
-what happens, happens at somebody's word.
+what happens, happens on a notification.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Notification = tuple[str, str]
 
 @pytest.fixture
 def no_polling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody sweeps, and nobody looks into the change log but at somebody's word."""
+    """No node sweeps or reads the change log without a notification."""
 
     async def nothing(_self: object) -> None:
         pass
@@ -55,7 +55,7 @@ def words_of(node: Rig, monkeypatch: pytest.MonkeyPatch) -> list[list[Notificati
 
 
 def due(statements: list[list[Notification]]) -> list[Notification]:
-    """Of these, what tells of deliveries that are due."""
+    """Of these, the notifications of due deliveries."""
     return [word for words in statements for word in words if word[1].startswith("d")]
 
 
@@ -84,7 +84,7 @@ class Silence:
 
 
 async def say(url: str, channel: str, payload: str) -> None:
-    """Notify as anybody with a connection can."""
+    """Send a notification, as any session can."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute("SELECT pg_notify($1, $2)", channel, payload)
@@ -93,7 +93,7 @@ async def say(url: str, channel: str, payload: str) -> None:
 
 
 @pytest.mark.usefixtures("no_polling")
-async def test_what_a_node_accepts_for_another_is_sent_at_its_word(
+async def test_an_event_accepted_for_another_node_is_sent_on_notification(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with pair(database_url) as (one, two):
@@ -111,7 +111,7 @@ async def test_what_a_node_accepts_for_another_is_sent_at_its_word(
 
 
 @pytest.mark.usefixtures("no_polling")
-async def test_a_node_that_owns_everything_says_nothing(
+async def test_a_node_that_owns_everything_sends_no_notification(
     database_url: str, receiver: Receiver
 ) -> None:
     async with running(database_url, has_word=True) as rig:
@@ -128,7 +128,7 @@ async def test_a_node_that_owns_everything_says_nothing(
         assert rig.notifier.sent == 1
 
 
-async def test_word_that_is_lost_is_counted_and_the_sweep_finds_what_it_told_of(
+async def test_a_lost_notification_is_counted_and_the_sweep_finds_the_delivery(
     database_url: str, receiver: Receiver
 ) -> None:
     async with (
@@ -147,7 +147,7 @@ async def test_word_that_is_lost_is_counted_and_the_sweep_finds_what_it_told_of(
         assert one.notifier.sent == said
 
 
-async def test_what_was_said_before_a_node_could_hear_it_looks_for(database_url: str) -> None:
+async def test_a_node_that_begins_to_listen_looks_for_what_it_missed(database_url: str) -> None:
     """It has the buckets, and the newcomer's word came while it was still connecting."""
     async with (
         running(database_url, lease_s=300.0) as one,
@@ -161,7 +161,7 @@ async def test_what_was_said_before_a_node_could_hear_it_looks_for(database_url:
         await shared(one, two)
 
 
-async def test_after_a_lost_connection_a_node_hears_again(
+async def test_a_node_listens_again_after_a_lost_connection(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifications, "LISTEN_INTERVAL_S", 0.05)
@@ -171,17 +171,17 @@ async def test_after_a_lost_connection_a_node_hears_again(
                WHERE datname = current_database() AND application_name = 'hookline notify'"""
         )
 
-        heard, bucket = two.notifier.received, min(two.ownership.buckets)
+        received, bucket = two.notifier.received, min(two.ownership.buckets)
 
-        def is_heard() -> bool:
+        def is_received() -> bool:
             one.notifier.notify_changed(bucket)
-            return two.notifier.received > heard
+            return two.notifier.received > received
 
-        await until(is_heard, "the other hears again")
+        await until(is_received, "the other receives again")
 
 
 @pytest.mark.usefixtures("no_polling")
-async def test_a_node_that_was_expired_is_heard_under_its_new_name(
+async def test_an_expired_node_listens_on_the_channel_of_its_new_id(
     database_url: str, receiver: Receiver
 ) -> None:
     async with pair(database_url) as (one, two):
@@ -199,7 +199,7 @@ async def test_a_node_that_was_expired_is_heard_under_its_new_name(
 
 
 @pytest.mark.usefixtures("no_polling")
-async def test_one_statement_at_a_time_says_all_that_came_up_meanwhile(
+async def test_notifications_queued_during_a_statement_share_the_next_one(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with pair(database_url) as (one, two):
@@ -222,7 +222,7 @@ async def test_one_statement_at_a_time_says_all_that_came_up_meanwhile(
 
 @pytest.mark.usefixtures("no_polling")
 @pytest.mark.parametrize("count,sweeps", [(1_000, 0), (MAX_NAMED + 100, 1)])
-async def test_many_subscriptions_are_told_of_in_bounded_words(
+async def test_notifications_of_many_subscriptions_are_bounded(
     database_url: str, monkeypatch: pytest.MonkeyPatch, count: int, sweeps: int
 ) -> None:
     async with pair(database_url) as (one, two):
@@ -233,14 +233,14 @@ async def test_many_subscriptions_are_told_of_in_bounded_words(
             one.notifier.notify_due(uid, bucket_of(uid))
 
         named = min(count, MAX_NAMED)
-        await until(lambda: len(list(two.lanes.all())) == named, "the owner has heard of each")
+        await until(lambda: len(list(two.lanes.all())) == named, "the owner received each")
         await until(lambda: len(swept) == sweeps, "of more than can be named it sweeps")
         assert max(len(payload) for _, payload in due(words)) <= MAX_PAYLOAD_BYTES
         assert {lane.subscription_uid for lane in two.lanes.all()} <= uids
 
 
 @pytest.mark.usefixtures("no_polling")
-async def test_a_pause_and_a_resume_on_another_node_are_carried_out_at_its_word(
+async def test_a_pause_and_a_resume_on_another_node_are_applied_on_notification(
     database_url: str, receiver: Receiver
 ) -> None:
     async with pair(database_url) as (one, two):
@@ -258,7 +258,7 @@ async def test_a_pause_and_a_resume_on_another_node_are_carried_out_at_its_word(
 
 
 @pytest.mark.usefixtures("no_polling")
-async def test_a_retry_on_another_node_is_sent_at_its_word_although_its_lane_is_forgotten(
+async def test_a_retry_on_another_node_is_sent_on_notification_although_its_lane_was_evicted(
     database_url: str, receiver: Receiver
 ) -> None:
     async with pair(database_url) as (one, two):
@@ -281,7 +281,7 @@ async def test_a_retry_on_another_node_is_sent_at_its_word_although_its_lane_is_
 
 
 @pytest.mark.usefixtures("no_polling")
-async def test_a_change_of_event_types_is_told_to_all(database_url: str) -> None:
+async def test_a_change_of_event_types_notifies_all_nodes(database_url: str) -> None:
     async with pair(database_url) as (one, two):
         two.event_types.event_types.append(EventType(name="n.0", revision=3))
         await one.database.fetch("INSERT INTO change_log (kind) VALUES ('EVENT_TYPE')")
@@ -294,17 +294,17 @@ async def test_a_change_of_event_types_is_told_to_all(database_url: str) -> None
         await until(is_known, "the other has read them")
 
 
-async def test_word_about_a_bucket_that_is_anothers_is_not_passed_on(
+async def test_a_notification_of_a_bucket_of_another_node_is_not_forwarded(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nodes that each took the other for the owner would never stop."""
     async with pair(database_url) as (one, two):
-        uid, heard = uid_of(one), two.notifier.received
+        uid, received = uid_of(one), two.notifier.received
         words = words_of(two, monkeypatch)
         (names,) = named([uid])
 
         await say(database_url, channel_of(two.ownership.node_id), f"d{names}")
-        await until(lambda: two.notifier.received > heard, "it has heard")
+        await until(lambda: two.notifier.received > received, "it is received")
         two.notifier.notify_moved()
         await until(lambda: bool(words), "it has said what there was to say")
 
@@ -316,12 +316,14 @@ async def test_word_about_a_bucket_that_is_anothers_is_not_passed_on(
 @pytest.mark.parametrize(
     "payload", ["", "d", "dnonsense", "d" + "é" * 30, "z", "zfuture word", "s-"]
 )
-async def test_nonsense_harms_nobody(database_url: str, receiver: Receiver, payload: str) -> None:
+async def test_an_invalid_notification_has_no_effect(
+    database_url: str, receiver: Receiver, payload: str
+) -> None:
     async with pair(database_url) as (one, two):
-        heard = two.notifier.received
+        received = two.notifier.received
         for channel in (ALL_NODES, channel_of(two.ownership.node_id)):
             await say(database_url, channel, payload)
-        await until(lambda: two.notifier.received == heard + 2, "it has heard")
+        await until(lambda: two.notifier.received == received + 2, "it is received")
 
         tenant_uid = await one.tenant()
         await one.subscription_as(uid_of(two), tenant_uid, receiver.url)
@@ -331,10 +333,10 @@ async def test_nonsense_harms_nobody(database_url: str, receiver: Receiver, payl
 
 
 @pytest.mark.usefixtures("no_polling")
-async def test_word_for_a_bucket_that_has_become_ones_own_is_not_lost(
+async def test_a_queued_notification_of_a_bucket_that_was_taken_since_touches_its_lane(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is addressed when it goes out, and to whom the bucket then belongs."""
+    """It is addressed when it is sent, to the owner at that time."""
     async with pair(database_url) as (one, two):
         tenant_uid = await one.tenant()
         await one.subscription_as(uid_of(two), tenant_uid, receiver.url)

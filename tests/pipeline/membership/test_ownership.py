@@ -31,7 +31,9 @@ async def test_a_node_alone_owns_everything(rig: Rig) -> None:
     assert await owners(rig) == {rig.ownership.node_id: BUCKET_COUNT}
 
 
-async def test_a_dead_nodes_buckets_are_taken_at_the_next_beat(rig: Rig, database_url: str) -> None:
+async def test_a_dead_nodes_buckets_are_taken_at_the_next_heartbeat(
+    rig: Rig, database_url: str
+) -> None:
     async with running(database_url) as heir:
         assert heir.ownership.buckets == frozenset()
         freeze(rig)
@@ -85,7 +87,7 @@ async def test_a_living_node_is_not_expired(rig: Rig, database_url: str) -> None
         assert await owners(rig) == {rig.ownership.node_id: BUCKET_COUNT}
 
 
-async def test_two_heirs_never_take_the_same_bucket(rig: Rig, database_url: str) -> None:
+async def test_two_nodes_never_take_the_same_bucket(rig: Rig, database_url: str) -> None:
     async with running(database_url) as one, running(database_url, seed=2) as two:
         freeze(rig)
         await run_out(rig)
@@ -103,7 +105,7 @@ async def test_two_heirs_never_take_the_same_bucket(rig: Rig, database_url: str)
         assert sorted(taken[0] + taken[1]) == sorted(ALL)
 
 
-async def test_a_expired_node_registers_anew_and_has_dropped_everything(
+async def test_an_expired_node_drops_everything_and_registers_again(
     rig: Rig, receiver: Receiver, database_url: str
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -371,10 +373,10 @@ async def test_a_node_alone_waits_for_no_lease(rig: Rig, database_url: str) -> N
         assert [row["node_id"] for row in rows] == [heir.ownership.node_id]
 
 
-async def test_a_node_frozen_in_a_transaction_costs_its_heir_nothing(
+async def test_a_node_frozen_in_a_transaction_does_not_delay_the_new_owner(
     rig: Rig, database_url: str
 ) -> None:
-    """It holds its own row; whoever waited for it to expire it would lose the lease of its own."""
+    """It holds its own row; a node that waited to expire it would lose its own lease."""
     async with running(database_url) as heir, rival(database_url) as transaction:
         freeze(rig)
         await run_out(rig)
@@ -392,7 +394,7 @@ async def test_a_node_frozen_in_a_transaction_costs_its_heir_nothing(
         assert heir.ownership.buckets == ALL
 
 
-async def test_a_heartbeat_whose_connection_is_lost_is_made_good_by_the_next(
+async def test_the_heartbeat_after_a_lost_connection_succeeds(
     database_url: str,
 ) -> None:
     async with (

@@ -304,7 +304,7 @@ async def test_the_statement_never_goes_back(plane: ControlPlane) -> None:
     assert not await checkpoints.prune(earlier, key.sign(earlier, OLD, PRUNED_ORIGIN))
 
 
-# -------------------------------------------------------------------------------- what is told
+# -------------------------------------------------------------------------------- output
 
 
 async def test_an_export_of_a_pruned_log_begins_with_the_statement(

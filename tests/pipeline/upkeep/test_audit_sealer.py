@@ -76,7 +76,7 @@ async def test_a_node_that_starts_goes_on_from_what_was_signed_only(plane: Contr
         await (await sealer_of(plane)).seal()
 
 
-async def test_a_running_node_signs_by_itself_and_tells_the_heads_and_what_is_wrong(
+async def test_a_running_node_signs_and_logs_heads_and_divergence(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = CapturingLogger()

@@ -123,7 +123,7 @@ async def test_a_tombstone_goes_after_the_history_that_names_it(
     assert await rig.database.fetch("SELECT FROM subscriptions") == []
 
 
-# ------------------------------------------------------------------- what waited, and who does it
+# ------------------------------------------------------------------- expiry, and one node at a time
 
 
 async def test_work_that_waited_too_long_expires_however_it_was_held(
@@ -147,7 +147,7 @@ async def test_work_that_has_not_waited_too_long_stays(rig: Rig, receiver: Recei
     assert len(await rig.pending()) == 1
 
 
-async def test_the_owner_hears_of_what_expired(rig: Rig, receiver: Receiver) -> None:
+async def test_the_owner_reads_that_deliveries_expired(rig: Rig, receiver: Receiver) -> None:
     await rig.subscription(await rig.tenant(), receiver.url, schedule_s=[0.0, 30.0])
     receiver.answers = 500
     await rig.publisher.publish("acme", [order_created()])
@@ -230,7 +230,7 @@ async def test_the_retention_of_a_retried_delivery_counts_from_the_retry(
 # ------------------------------------------------------------- chores that fail, or have much to do
 
 
-async def test_a_chore_that_fails_fails_alone_and_is_told(rig: Rig, receiver: Receiver) -> None:
+async def test_a_failing_chore_is_logged_and_stops_no_other(rig: Rig, receiver: Receiver) -> None:
     """A statement that times out loses its connection; its backend keeps the chore's lock."""
     await _held(rig, receiver)
     await rig.turn(31 * DAY_S)
@@ -249,8 +249,8 @@ async def test_a_chore_that_fails_fails_alone_and_is_told(rig: Rig, receiver: Re
 
     assert missing in await days_of(rig), "the chore before was done"
     assert await rig.database.fetch("SELECT FROM change_log WHERE kind = 'EVENT_TYPE'") == []
-    (told,) = [line for line in logs if line["event"] == "upkeep_chore_failed"]
-    assert told["chore"] == "expire_pending"
+    (logged,) = [line for line in logs if line["event"] == "upkeep_chore_failed"]
+    assert logged["chore"] == "expire_pending"
     counted = {
         (labels[0][1], labels[1][1]): count for labels, count in meters.chores.values.items()
     }

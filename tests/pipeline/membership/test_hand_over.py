@@ -1,6 +1,6 @@
 """Buckets that go from node to node while all of them live: at once, whole, and nothing sent twice.
 
-Rule 13. Leases are long here: whatever is seen to soon, is seen to at somebody's word.
+Rule 13. Leases are long here: what happens soon, happens on a notification.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ def owns_all(rig: Rig) -> bool:
     return len(rig.ownership.buckets) == BUCKET_COUNT
 
 
-async def test_a_newcomer_has_its_share_at_once(database_url: str) -> None:
+async def test_a_new_node_gets_its_share_at_once(database_url: str) -> None:
     async with node(database_url) as one, node(database_url, 2) as two:
         await shared(one, two)
         async with node(database_url, 3) as three:
             await shared(one, two, three)
 
 
-async def test_who_leaves_leaves_everything_at_once(database_url: str) -> None:
+async def test_a_leaving_node_gives_all_buckets_at_once(database_url: str) -> None:
     async with node(database_url) as one:
         async with node(database_url, 2) as two, node(database_url, 3) as three:
             await shared(one, two, three)
         await until(lambda: owns_all(one), "the last one has everything")
 
 
-async def test_what_is_pending_at_a_hand_over_is_sent_without_a_pause_and_once(
+async def test_pending_deliveries_are_sent_once_and_without_a_pause_during_a_hand_over(
     database_url: str, receiver: Receiver
 ) -> None:
     async with node(database_url) as one:
@@ -107,7 +107,7 @@ async def test_a_slow_target_keeps_its_own_bucket_only_while_the_others_go(
         assert await one.pending() == []
 
 
-async def test_who_is_leaving_is_given_nothing_and_takes_nothing(database_url: str) -> None:
+async def test_a_leaving_node_is_given_no_bucket_and_takes_none(database_url: str) -> None:
     async with pair(database_url) as (one, two):
         one.ownership.begin_leaving()
         await until(lambda: owns_all(two), "the other has everything")
@@ -121,7 +121,7 @@ async def test_who_is_leaving_is_given_nothing_and_takes_nothing(database_url: s
             assert len(two.ownership.buckets) == 128
 
 
-async def test_what_is_published_at_a_node_that_leaves_is_sent_by_its_heir(
+async def test_an_event_published_at_a_leaving_node_is_sent_by_the_new_owner(
     database_url: str, receiver: Receiver
 ) -> None:
     async with pair(database_url) as (one, two):
@@ -134,7 +134,7 @@ async def test_what_is_published_at_a_node_that_leaves_is_sent_by_its_heir(
         await until(lambda: two.recorder.recorded == 5, "the other has sent it")
 
 
-async def test_what_waited_with_the_last_owner_is_looked_for_at_once(
+async def test_pending_deliveries_of_a_taken_bucket_are_read_at_once(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not when the heir would have swept anyway."""
@@ -153,7 +153,7 @@ async def test_what_waited_with_the_last_owner_is_looked_for_at_once(
 async def test_a_bucket_that_a_slow_target_holds_up_is_kept_and_another_given(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would rest for as long as the target hangs, and with it all who share it."""
+    """It would accept no work while the target hangs, for all its subscriptions."""
     monkeypatch.setattr(ownership, "SLOW_S", 0.0)
     async with node(database_url) as one, Receiver() as slow:
         slow.gate = asyncio.Event()
@@ -186,7 +186,7 @@ def uid_beside(rig: Rig, uid: UUID) -> UUID:
 
 
 async def test_a_lease_that_ends_is_seen_when_it_ends(database_url: str) -> None:
-    """Not at the next beat after it, which is a third of a lease away."""
+    """Not at the next heartbeat after it, which is a third of a lease away."""
     async with node(database_url) as one, node(database_url, 2) as two:
         await shared(one, two)
         freeze(two)
@@ -200,10 +200,10 @@ async def test_a_lease_that_ends_is_seen_when_it_ends(database_url: str) -> None
         await until(lambda: owns_all(one), "it has taken over")
 
 
-async def test_who_is_dead_amid_a_record_is_expired_as_soon_as_that_has_ended(
+async def test_a_dead_node_that_was_recording_is_expired_once_the_record_ends(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its record holds its row, and whoever wants to expire it does not wait for a whole beat."""
+    """Its record holds its row, and the expiry is tried again before the next heartbeat."""
     async with node(database_url) as one, node(database_url, 2) as two:
         await shared(one, two)
         freeze(two)
@@ -231,7 +231,7 @@ async def test_who_is_dead_amid_a_record_is_expired_as_soon_as_that_has_ended(
 
 
 @pytest.mark.parametrize("place", ["supervisor/1", "supervisor/2"])
-async def test_who_starts_at_a_dead_ones_place_waits_for_no_lease(
+async def test_a_process_with_the_worker_name_of_a_dead_one_waits_for_no_lease(
     database_url: str, place: str
 ) -> None:
     async with running(database_url, lease_s=LONG_S, place="supervisor/1") as dead:

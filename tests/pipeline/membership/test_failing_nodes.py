@@ -19,7 +19,7 @@ from tests.waiting import until
 ALL = frozenset(range(BUCKET_COUNT))
 
 
-async def test_whose_records_and_reads_fail_for_a_lease_has_its_work_done_elsewhere(
+async def test_a_node_whose_records_and_reads_fail_for_a_lease_gives_its_buckets_up(
     database_url: str, receiver: Receiver
 ) -> None:
     async with (
@@ -108,7 +108,7 @@ async def test_without_another_node_the_buckets_are_kept(rig: Rig, database_url:
         assert heir.ownership.buckets == ALL
 
 
-async def test_what_fails_with_the_heartbeat_is_the_database(
+async def test_failures_together_with_the_heartbeat_are_those_of_the_database(
     rig: Rig, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then no other node could do better, and what waits to be recorded is worth keeping."""
@@ -130,7 +130,7 @@ async def test_what_fails_with_the_heartbeat_is_the_database(
         assert len(rig.ownership.buckets) == BUCKET_COUNT // 2
 
 
-async def test_a_record_that_is_repeated_asks_again_whose_its_bucket_is(
+async def test_a_repeated_record_checks_the_owner_of_its_bucket_again(
     database_url: str, receiver: Receiver
 ) -> None:
     """The node registered anew while it waited for the database: its new lease holds."""
