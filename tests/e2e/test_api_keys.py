@@ -112,7 +112,7 @@ def test_a_key_of_one_tenant_reveals_nothing_of_another(serve: Guarded) -> None:
     assert listed.stdout.count('"name"') == 1
     reader = serve.create("--scope", "operate", "--tenant", "default")
     by_id = serve.hookline("event", "evt_01m85t4f3af31a4kh4hhqf8qqm", token=reader)
-    assert "name the event whole, as tenants/ID/events/evt_" in by_id.stderr
+    assert "give the full name, as tenants/ID/events/evt_" in by_id.stderr
 
 
 @pytest.mark.parametrize(
