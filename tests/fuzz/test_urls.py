@@ -194,7 +194,7 @@ async def test_what_is_accepted_is_where_the_request_goes(watched: Watched, url:
         place = ADDRESS
     else:
         assert way.looked_up == []
-        place = f"[{literal}]" if literal.version == 6 else str(literal)
+        place = f"[{target.host}]" if literal.version == 6 else str(literal)
     if outcome.kind is AttemptOutcome.ADDRESS_BLOCKED:  # an address that leads on to a private one
         assert way.tunnels == []
         return
