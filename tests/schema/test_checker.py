@@ -109,7 +109,7 @@ async def test_memory_is_limited_whatever_a_schema_needs() -> None:
     await checker.stop()
 
 
-async def test_tenants_take_turns(checker: SchemaChecker) -> None:
+async def test_queued_checks_of_tenants_run_in_rotation(checker: SchemaChecker) -> None:
     """One tenant's checks are all ended; another's waits for one of them, not for all."""
     hostile, ordinary = checker.read(LOOKAHEAD), checker.read(doubling())
     order: list[str] = []

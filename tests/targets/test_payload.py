@@ -1,4 +1,4 @@
-"""Payloads: what an event looks like in each format, byte for byte."""
+"""Payloads: the bytes of an event in each format."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BINARY = dataclasses.replace(
 OCCURRED = datetime(2026, 11, 23, 22, 0, 0, tzinfo=timezone(timedelta(hours=-5)))
 
 
-def test_standard_splices_the_data_as_it_came() -> None:
+def test_standard_embeds_the_data_unchanged() -> None:
     payload = build_payload(EVENT, PayloadFormat.STANDARD)
     assert payload.content_type == b"application/json"
     assert payload.body == (
@@ -53,13 +53,13 @@ def test_standard_splices_the_data_as_it_came() -> None:
     )
 
 
-def test_standard_prefers_the_time_of_the_occurrence() -> None:
+def test_standard_uses_the_occur_time_if_it_is_set() -> None:
     event = dataclasses.replace(EVENT, occur_time=OCCURRED)
     body = build_payload(event, PayloadFormat.STANDARD).body
     assert json.loads(body)["timestamp"] == "2026-11-24T03:00:00Z"
 
 
-def test_standard_carries_binary_data_as_base64() -> None:
+def test_standard_encodes_binary_data_as_base64() -> None:
     payload = build_payload(BINARY, PayloadFormat.STANDARD)
     assert payload.content_type == b"application/json"
     assert base64.b64decode(json.loads(payload.body)["data"]) == b"\x00\xff\r\n"
@@ -73,13 +73,13 @@ def test_raw_is_the_data_and_its_content_type(event: Event) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["text/plain\r\nx: y", "text/\x00", "text/é", ""])
-def test_raw_lets_no_content_type_forge_a_header(content_type: str) -> None:
+def test_raw_rejects_a_content_type_that_would_forge_a_header(content_type: str) -> None:
     event = dataclasses.replace(BINARY, content_type=content_type)
     with pytest.raises(ValueError, match="printable ASCII"):
         build_payload(event, PayloadFormat.RAW)
 
 
-def test_cloudevents_with_little() -> None:
+def test_cloudevents_of_an_event_without_optional_fields() -> None:
     payload = build_payload(EVENT, PayloadFormat.CLOUDEVENTS)
     assert payload.content_type == b"application/cloudevents+json"
     assert payload.body.endswith(b',"data":' + ODD_JSON + b"}")
@@ -95,7 +95,7 @@ def test_cloudevents_with_little() -> None:
     }
 
 
-def test_cloudevents_with_everything() -> None:
+def test_cloudevents_of_an_event_with_all_fields() -> None:
     event = dataclasses.replace(
         BINARY,
         external_id="e-1",

@@ -42,19 +42,19 @@ SHORT_S = 0.2
 
 
 def always() -> bool:
-    """The lease is ours."""
+    """Permit the send: the lease is held."""
     return True
 
 
 @dataclass
 class Post:
-    """Makes attempts through one transport."""
+    """A caller that makes attempts through one transport."""
 
     transport: WebhookTransport
     sender: WebhookSender
 
     async def __call__(self, url: str, **options: Any) -> AttemptRecord:  # noqa: ANN401 - as below
-        """Make an attempt and return its record; options as of `outcome`."""
+        """Make an attempt and return its record; takes the options of `outcome`."""
         return (await self.outcome(url, **options)).record
 
     async def outcome(
@@ -103,7 +103,7 @@ MakePost = Callable[..., Post]
 
 @pytest.fixture
 async def make_post() -> AsyncIterator[MakePost]:
-    """Transports by their options, each closed at the end."""
+    """Return a function that makes transports with options; each is closed after the test."""
     async with AsyncExitStack() as stack:
 
         def make(
@@ -137,19 +137,19 @@ async def make_post() -> AsyncIterator[MakePost]:
 
 @pytest.fixture
 def post(make_post: MakePost) -> Post:
-    """Attempts that may reach loopback addresses."""
+    """Return attempts through a transport that allows loopback addresses."""
     return make_post()
 
 
 @pytest.fixture(scope="session")
 def authority() -> trustme.CA:
-    """The certificate authority that the tests' transports trust."""
+    """Return the certificate authority that the tests' transports trust."""
     return trustme.CA()
 
 
 @pytest.fixture(scope="session")
 def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The authority's certificate as an operator would name it."""
+    """Return the path of the authority's certificate, as a setting would name it."""
     path = tmp_path_factory.mktemp("authority") / "ca.pem"
     authority.cert_pem.write_to_path(str(path))
     return path
@@ -157,12 +157,12 @@ def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def trusting(authority_file: Path) -> TargetTlsContext:
-    """TLS as the service makes it, with the tests' authority beside the system's."""
+    """Return the service's TLS context with the tests' authority added to the system's."""
     return make_tls_context(authority_file)
 
 
 def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
-    """A server's side of TLS with this certificate."""
+    """Return the TLS context of a server with this certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     return context
@@ -170,7 +170,7 @@ def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that refuses connections: bound by this process, but not listening."""
+    """Return a port of 127.0.0.1 that refuses connections: bound here, but not listening."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -178,7 +178,7 @@ def closed_port() -> Iterator[int]:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port of 127.0.0.1 where connecting never ends: its backlog is full, so SYNs are dropped."""
+    """Return a port of 127.0.0.1 that drops SYNs because its backlog is full."""
     with socket.socket() as server, ExitStack() as stack:
         server.bind(("127.0.0.1", 0))
         server.listen(0)

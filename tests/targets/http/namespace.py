@@ -1,9 +1,9 @@
-"""A network of its own, with public and private addresses that are all really here.
+"""A network namespace in which all public and private addresses of the cases accept connections.
 
 Run by `test_namespace.py` in a network, mount and user namespace where this process is root: every
-address below belongs to this machine, so whatever is connected to answers. Names are resolved by
-the operating system, from a server of DNS that is here, too. Prints what came of each case, and
-which of our addresses were connected to meanwhile, as JSON.
+address below belongs to this machine, so every connection is accepted. The operating system
+resolves names with a DNS server that also runs here. Prints the result of each case, and the
+addresses that were connected to during it, as JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ALIAS = "inside.test"
 
 @dataclass(frozen=True)
 class Case:
-    """A target, what its name leads to, and what must come of each attempt."""
+    """A target, the addresses of its name, and the expected outcome of each attempt."""
 
     url: str
     outcomes: Sequence[str]
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass
 class Seen:
-    """What came of a case."""
+    """The result of a case."""
 
     outcomes: list[str] = field(default_factory=list)
     reached: list[str] = field(default_factory=list)
@@ -136,7 +136,7 @@ class Names(asyncio.DatagramProtocol):
         self._asked = {_A: 0, _AAAA: 0}
 
     def begin(self, answers: Sequence[Sequence[str]]) -> None:
-        """Answer for a new case."""
+        """Serve the answers of a new case."""
         self.answers = answers
         self._asked = dict.fromkeys(self._asked, 0)
 
@@ -168,7 +168,7 @@ class Names(asyncio.DatagramProtocol):
         self._transport.sendto(head + data[12 : end + 5] + body, addr)  # type: ignore[attr-defined]
 
     def _records(self, name: str, kind: int) -> list[tuple[bytes, int, bytes]]:
-        """Owner, type and data of each; no name has a time to live."""
+        """Return the owner, type and data of each record; all have a time to live of 0."""
         if name == _KEPT:
             return [(_ASKED_NAME, _A, ip_address(PUBLIC).packed)] if kind == _A else []
         if name != "case.test" or kind not in self._asked or not self.answers:
@@ -186,7 +186,7 @@ class Names(asyncio.DatagramProtocol):
 
 
 def _misbehaving(way: str, asked: bytes, end: int) -> bytes:
-    """An answer to a question that ends there: a code, cut off, an alias of itself, or nonsense."""
+    """Return a faulty answer: an error code, a truncated one, an alias of itself, or garbage."""
     flags = 0x8180 | _CODES[way] | (0x0200 if way == "cut" else 0)
     count = {"loop": 1, "nonsense": 5}.get(way, 0)
     head = asked[:2] + flags.to_bytes(2, "big") + b"\0\x01" + count.to_bytes(2, "big") + bytes(4)
@@ -195,7 +195,7 @@ def _misbehaving(way: str, asked: bytes, end: int) -> bytes:
 
 
 async def lookups() -> dict[str, str]:
-    """What a resolver of ours finds of each name in trouble, all at once."""
+    """Resolve all names of `TROUBLES` concurrently and return each result."""
     resolver = Resolver(ttl_s=0.0)
     try:
         for witness in ("localhost", _KEPT):
@@ -212,13 +212,13 @@ async def lookups() -> dict[str, str]:
 
 
 class World:
-    """What is here to be reached: every address, on one port."""
+    """The servers of the namespace: every address, on one port."""
 
     def __init__(self) -> None:
         self.reached: list[str] = []
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Note at which address we were reached; 200, or the redirect that the path asks for."""
+        """Record the address that was connected to; answer 200, or the redirect in the path."""
         self.reached.append(writer.get_extra_info("sockname")[0].removeprefix("::ffff:"))
         try:
             line = await reader.readline()
@@ -233,7 +233,7 @@ class World:
             writer.close()
 
     async def is_reached_at(self, address: str) -> bool:
-        """Whether an unchecked socket gets there: otherwise a case would prove nothing."""
+        """Return whether a plain socket can connect: otherwise a case would prove nothing."""
         before = len(self.reached)
         try:
             reader, writer = await asyncio.open_connection(address, PORT)
@@ -246,7 +246,7 @@ class World:
 
 
 async def attempt(case: Case) -> list[str]:
-    """Make the case's attempts, each with a new connection and a new lookup."""
+    """Make the attempts of the case, each with a new connection and a new lookup."""
     signer = Signer([generate_secret(SignatureScheme.HMAC_SHA256)])
     failover_urls = (case.failover_url,) if case.failover_url else ()
     target = HttpTarget(url=case.url, failover_urls=failover_urls, timeout_s=10.0)
@@ -265,7 +265,7 @@ async def attempt(case: Case) -> list[str]:
 
 
 async def main() -> dict[str, object]:
-    """Every case, one after another."""
+    """Run the cases one after another."""
     names, world = Names(), World()
     loop = asyncio.get_running_loop()
     await loop.create_datagram_endpoint(lambda: names, (LOOPBACK, 53))
@@ -291,7 +291,7 @@ async def main() -> dict[str, object]:
 
 
 def make_world(resolv_conf: Path) -> None:
-    """Give this namespace its addresses and its resolver. Needs root, over the namespace alone."""
+    """Set up the addresses and the resolver of this namespace. Needs root in the namespace only."""
     resolv_conf.write_text(f"nameserver {LOOPBACK}\n")
     subprocess.run(["mount", "--bind", str(resolv_conf), "/etc/resolv.conf"], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

@@ -15,7 +15,7 @@ OPEN = b"HTTP/1.1 200 Connection established\r\nvia: 1.1 proxy\r\n\r\n"
 
 @dataclass
 class Proxy:
-    """Takes CONNECT, remembers it, and passes bytes on in both directions."""
+    """A proxy that records each CONNECT and relays bytes in both directions."""
 
     leads_to: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Where tunnels end, by the place that was asked for; others end at that place itself."""
@@ -27,12 +27,12 @@ class Proxy:
 
     @property
     def port(self) -> int:
-        """Where it listens, on 127.0.0.1."""
+        """Return the port on 127.0.0.1 that it listens on."""
         return self._receiver.port
 
     @property
     def connection_count(self) -> int:
-        """Connections to it so far."""
+        """Return the number of connections accepted so far."""
         return self._receiver.connection_count
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""A receiver whose every byte is scripted: real sockets, any behaviour.
+"""A receiver on real sockets whose script determines each byte that it sends.
 
 A script is a coroutine over one connection's streams. What it reads with `read_request` is
 recorded; `connection_count` counts every connection, whether or not a request came over it.
@@ -18,7 +18,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Received:
-    """A request as it came."""
+    """A request with the bytes that were received."""
 
     request_line: bytes
     header_lines: list[bytes]
@@ -26,7 +26,7 @@ class Received:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers by lower-case name; a repeated name fails the test that asks."""
+        """Return the headers by lower-case name; fails the test if a name is repeated."""
         pairs = [line.decode().split(": ", 1) for line in self.header_lines]
         headers = {name.lower(): value for name, value in pairs}
         assert len(headers) == len(pairs), "a header came twice"
@@ -35,7 +35,7 @@ class Received:
 
 @dataclass
 class Connected:
-    """One connection, as a script sees it."""
+    """One connection, for use by a script."""
 
     receiver: Receiver
     reader: asyncio.StreamReader
@@ -44,7 +44,7 @@ class Connected:
     """1 for the first connection of the receiver."""
 
     async def read_request(self) -> Received:
-        """The next request; raises IncompleteReadError once the peer sends no more."""
+        """Read the next request; raises IncompleteReadError at the end of the stream."""
         head = await self.reader.readuntil(b"\r\n\r\n")
         request_line, *header_lines = head[:-4].split(b"\r\n")
         lengths = [
@@ -58,14 +58,14 @@ class Connected:
         return received
 
     async def write(self, data: bytes) -> None:
-        """Send bytes, waiting while the peer takes none."""
+        """Send bytes; waits while the peer reads none."""
         if self.writer.is_closing():
             raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 
     async def wait_closed_by_peer(self) -> None:
-        """Read and drop until the peer ends the connection."""
+        """Read and drop bytes until the peer closes the connection."""
         try:
             while await self.reader.read(65_536):
                 pass
@@ -74,7 +74,7 @@ class Connected:
         self.receiver.peer_closed.set()
 
     async def linger(self, at_most_s: float) -> None:
-        """Wait for the peer to end the connection, but no longer than this."""
+        """Wait at most this long for the peer to close the connection."""
         try:
             async with asyncio.timeout(at_most_s):
                 await self.wait_closed_by_peer()
@@ -83,7 +83,7 @@ class Connected:
         raise ConnectionResetError
 
     def reset(self) -> None:
-        """End the connection with a RST."""
+        """Close the connection with a RST."""
         abortive = struct.pack("ii", 1, 0)
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, abortive)
@@ -107,12 +107,12 @@ class Receiver:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def url(self, path: str = "/", host: str | None = None) -> str:
-        """A URL of this receiver, by its address or by a name that a test resolves to it."""
+        """Return a URL of this receiver, by its address or by a name that a test resolves to it."""
         scheme = "https" if self.tls else "http"
         return f"{scheme}://{host or self.host}:{self.port}{path}"
 
     async def until_left(self) -> None:
-        """Wait for a peer to end its connection; long before a deadline or its age would end it."""
+        """Wait for a peer to close its connection, before a deadline or the idle timeout would."""
         async with asyncio.timeout(10):
             await self.peer_closed.wait()
 
@@ -150,7 +150,7 @@ class Receiver:
 
 
 def answering(*answers: bytes) -> Script:
-    """Answer each request with the next of these, the last again and again; keep the connection."""
+    """Answer requests with these in order, repeat the last, and keep the connection open."""
 
     async def script(connected: Connected) -> None:
         while True:
@@ -162,7 +162,7 @@ def answering(*answers: bytes) -> Script:
 
 
 def answer(status: str = "200 OK", body: bytes = b"", *headers: str) -> bytes:
-    """A well-formed answer."""
+    """Return a well-formed response."""
     lines = [f"HTTP/1.1 {status}", *headers, f"content-length: {len(body)}", "", ""]
     return "\r\n".join(lines).encode("latin-1") + body
 

@@ -1,7 +1,7 @@
-"""Ed25519 verified by whole numbers alone: an eye that shares nothing with the signer's library.
+"""Ed25519 verification with integers only: it shares no code with the signer's library.
 
-Source: RFC 8032 section 5.1 (the group), 5.1.3 (decoding), 5.1.7 (verification). Slow, and not of
-constant time: it sees public things only.
+Source: RFC 8032 section 5.1 (the group), 5.1.3 (decoding), 5.1.7 (verification). Slow, and not in
+constant time: it handles only public values.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _decode(encoded: bytes) -> Point:
 
 
 def verifies(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether the owner of a 32-byte public key signed the message."""
+    """Return whether the signature of the message is valid for the 32-byte public key."""
     point, scalar = _decode(signature[:32]), int.from_bytes(signature[32:], "little")
     if len(signature) != 64 or scalar >= ORDER:
         return False
@@ -66,7 +66,7 @@ def verifies(public_key: bytes, message: bytes, signature: bytes) -> bool:
 
 
 def signed_v1a(whpk: str, webhook_id: str, timestamp: str, body: bytes, header: str) -> bool:
-    """Whether one of the `v1a` signatures of a `webhook-signature` header is of a `whpk_…` key."""
+    """Return whether a `v1a` signature of the header is valid for a `whpk_…` public key."""
     public_key = base64.b64decode(whpk.removeprefix("whpk_"), validate=True)
     content = f"{webhook_id}.{timestamp}.".encode() + body
     return any(

@@ -1,4 +1,4 @@
-"""Reading answers: any bytes, in any pieces, come to the same end, within the limits."""
+"""Reading of responses: the result does not depend on how the bytes are split, and is bounded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KEPT = 64
 
 
 def pieces_of(data: bytes, cuts: Sequence[int]) -> list[bytes]:
-    """The bytes, cut at these places."""
+    """Return the bytes, split at these positions."""
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
 def read(pieces: Sequence[bytes]) -> tuple[str, int, bool, list[tuple[bytes, bytes]], bytes]:
-    """Read these pieces; return how it ended, and the reader's fields."""
+    """Read these pieces; return the result and the reader's fields."""
     reader = AnswerReader(LIMIT, KEPT)
     end = "waiting"
     for piece in pieces:
@@ -55,7 +55,9 @@ GARBAGE = st.one_of(
 
 
 @given(data=GARBAGE, cuts=st.lists(st.integers(0, 400), max_size=8))
-def test_any_bytes_complete_wait_or_are_rejected(data: bytes, cuts: list[int]) -> None:
+def test_any_bytes_complete_a_response_or_wait_or_are_rejected(
+    data: bytes, cuts: list[int]
+) -> None:
     end, status, is_reusable, _, body = read(pieces_of(data, cuts))
     assert len(body) <= KEPT
     if end == "settled":
@@ -122,7 +124,7 @@ def test_reader_reads_one_response_after_another() -> None:
     [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n"],
     ids=["until the end", "by length"],
 )
-def test_a_body_beyond_the_limit_settles_at_the_limit(head: bytes) -> None:
+def test_body_beyond_the_limit_ends_the_read_at_the_limit(head: bytes) -> None:
     reader = AnswerReader(LIMIT, KEPT)
     assert not reader.feed(head + b"z" * (LIMIT - len(head) - 1))
     assert reader.feed(b"z" * 1_000_000)
@@ -136,7 +138,7 @@ def test_response_in_one_piece_is_cut_at_the_limit() -> None:
     assert (reader.status, reader.is_reusable) == (200, False)
 
 
-def test_another_version_after_an_interim_response_is_rejected() -> None:
+def test_response_of_another_http_version_after_an_interim_response_is_rejected() -> None:
     with pytest.raises(BadAnswerError, match="another HTTP version"):
         AnswerReader().feed(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/2.0 200 OK\r\n\r\n")
 
@@ -148,14 +150,14 @@ def test_wrong_first_bytes_are_rejected_at_once(lead: bytes) -> None:
         assert not any(reader.feed(bytes([byte])) for byte in lead)
 
 
-def test_a_head_beyond_the_limit_is_refused() -> None:
+def test_head_beyond_the_limit_is_rejected() -> None:
     reader = AnswerReader(LIMIT, KEPT)
     assert not reader.feed(b"HTTP/1.1 200 OK\r\nx: ")
     with pytest.raises(BadAnswerError, match="within 2048 bytes"):
         reader.feed(b"y" * LIMIT)
 
 
-def test_as_many_header_fields_as_are_allowed() -> None:
+def test_number_of_header_fields_has_a_limit() -> None:
     fields = [b"x: %d\r\n" % number for number in range(MAX_HEADER_FIELDS + 1)]
     head = b"HTTP/1.1 204 OK\r\n"
     assert AnswerReader().feed(head + b"".join(fields[:-1]) + b"\r\n")
@@ -163,14 +165,14 @@ def test_as_many_header_fields_as_are_allowed() -> None:
         AnswerReader().feed(head + b"".join(fields) + b"\r\n")
 
 
-def test_the_whole_limit_may_be_used() -> None:
+def test_body_of_exactly_the_limit_is_read_whole() -> None:
     reader = AnswerReader(LIMIT, KEPT)
     head = b"HTTP/1.1 200 OK\r\ncontent-length: 2000\r\n\r\n"
     assert reader.feed(head + b"z" * 2_000)
     assert reader.is_reusable
 
 
-def test_a_body_in_single_bytes_keeps_its_beginning() -> None:
+def test_excerpt_of_a_body_in_single_bytes_is_its_beginning() -> None:
     reader = AnswerReader(LIMIT, KEPT)
     reader.feed(b"HTTP/1.1 200 OK\r\n\r\n")
     for number in range(200):

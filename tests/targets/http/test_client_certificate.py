@@ -49,7 +49,7 @@ def pem_of(key: CertificateIssuerPrivateKeyTypes, password: bytes | None = None)
 def certificate_of(
     key: CertificateIssuerPrivateKeyTypes, ends: datetime = NOW + YEAR, name: str = "hookline"
 ) -> str:
-    """One that signs itself."""
+    """Return a self-signed certificate."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     digest = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
     certificate = (
@@ -84,7 +84,7 @@ KEYS: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_public_facts_of_a_certificate(kind: str) -> None:
+def test_description_of_a_certificate_has_its_public_fields(kind: str) -> None:
     key = KEYS[kind]()
     certificate = certificate_of(key)
     facts = read_client_certificate(ClientIdentity(certificate, pem_of(key)), NOW)
@@ -136,8 +136,10 @@ def test_repr_of_an_identity_contains_no_key() -> None:
     assert identity != ClientIdentity(CHAIN, KEY + "\n")
 
 
-def test_key_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in memory that looks like one, nor where there is no such thing."""
+def test_no_file_with_the_private_key_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both with a memory file and on systems without memory files."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count of descriptors
@@ -148,7 +150,7 @@ def test_key_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-async def test_number_of_kept_contexts_is_bounded(authority: trustme.CA) -> None:
+async def test_number_of_cached_tls_contexts_is_bounded(authority: trustme.CA) -> None:
     made: list[TargetTlsContext] = []
 
     def make() -> TargetTlsContext:
@@ -176,7 +178,7 @@ def mutual(make_post: MakePost, authority_file: Path) -> Post:
 
 
 def asking_tls(authority: trustme.CA) -> ssl.SSLContext:
-    """A server that rejects clients without a certificate of the authority."""
+    """Return a server context that rejects clients without a certificate of the authority."""
     context = server_tls(authority.issue_cert("127.0.0.1"))
     context.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(context)
@@ -184,7 +186,7 @@ def asking_tls(authority: trustme.CA) -> ssl.SSLContext:
 
 
 class Names:
-    """A script that answers OK, and the name in each client's certificate."""
+    """A script that answers OK and records the name in each client's certificate."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -207,10 +209,10 @@ async def test_server_that_requests_a_certificate_receives_it(
     assert names.seen == ["acme.test"]
 
 
-async def test_no_tenants_request_goes_over_anothers_connection(
+async def test_tenants_with_different_certificates_share_no_connection(
     mutual: Post, authority: trustme.CA
 ) -> None:
-    """To one server, each with a certificate of its own: it may decide by it what to allow."""
+    """A server may authorize requests by the certificate of the connection."""
     names = Names()
     identities = {name: identity_of(authority, name) for name in ("acme.test", "other.test")}
     async with Receiver(names, tls=asking_tls(authority)) as receiver:
@@ -222,7 +224,7 @@ async def test_no_tenants_request_goes_over_anothers_connection(
     assert names.seen == ["acme.test", "other.test"]
 
 
-async def test_a_certificate_of_another_authority_fails_as_tls_does(
+async def test_client_certificate_of_another_authority_fails_as_tls_failed(
     mutual: Post, authority: trustme.CA
 ) -> None:
     async with Receiver(answering(OK), tls=asking_tls(authority)) as receiver:
@@ -230,7 +232,7 @@ async def test_a_certificate_of_another_authority_fails_as_tls_does(
     assert outcome.kind in {AttemptOutcome.TLS_FAILED, AttemptOutcome.CONNECTION_FAILED}
 
 
-async def test_a_certificate_that_cannot_be_loaded_is_one_outcome(mutual: Post) -> None:
+async def test_client_certificate_that_cannot_be_loaded_is_an_outcome(mutual: Post) -> None:
     outcome = await mutual(
         "https://127.0.0.1:1024/", identity=ClientIdentity("nonsense", "nonsense")
     )
@@ -238,7 +240,7 @@ async def test_a_certificate_that_cannot_be_loaded_is_one_outcome(mutual: Post) 
     assert outcome.error == "the client certificate cannot be used"
 
 
-async def test_no_descriptor_for_a_certificate_is_an_internal_error(
+async def test_lack_of_a_descriptor_for_a_certificate_is_an_internal_error(
     mutual: Post, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_is_left(*_: object) -> int:
@@ -257,7 +259,7 @@ async def test_plaintext_request_has_no_certificate(mutual: Post, authority: tru
     assert outcome.kind is AttemptOutcome.ACCEPTED
 
 
-async def test_secret_headers_are_sent_like_others(mutual: Post) -> None:
+async def test_secret_headers_are_sent_with_the_other_headers(mutual: Post) -> None:
     async with Receiver(answering(OK)) as receiver:
         await mutual(receiver.url(), headers={"x-a": "1"}, secret_headers={"authorization": "B x"})
         request = receiver.requests[-1]

@@ -17,7 +17,7 @@ from tests.waiting import until
 
 
 def closing_on_second_request(parting: bytes, *, resets: bool) -> Script:
-    """The first connection answers one request, and closes upon the second; others go on."""
+    """Close the first connection at its second request; answer all requests on later ones."""
 
     async def script(connected: Connected) -> None:
         if connected.number > 1:
@@ -33,7 +33,7 @@ def closing_on_second_request(parting: bytes, *, resets: bool) -> Script:
     return script
 
 
-async def test_closed_while_idle(post: Post) -> None:
+async def test_connection_closed_while_idle_costs_no_attempt(post: Post) -> None:
     async def script(connected: Connected) -> None:
         await connected.read_request()
         await connected.write(OK)
@@ -51,7 +51,7 @@ async def test_closed_while_idle(post: Post) -> None:
     ids=["in silence", "with a 408"],
 )
 @pytest.mark.parametrize("resets", [False, True], ids=["closes", "resets"])
-async def test_closed_while_the_request_is_written(
+async def test_connection_closed_while_the_request_is_written_costs_no_attempt(
     post: Post, parting: bytes, *, resets: bool
 ) -> None:
     async with Receiver(closing_on_second_request(parting, resets=resets)) as receiver:
@@ -71,7 +71,7 @@ async def test_repeated_request_checks_may_send_again(post: Post) -> None:
         assert len(receiver.requests) == 2
 
 
-async def test_a_request_is_repeated_once_at_most(post: Post) -> None:
+async def test_request_is_repeated_at_most_once(post: Post) -> None:
     async def script(connected: Connected) -> None:
         await connected.read_request()
         if connected.number == 1:
@@ -85,7 +85,7 @@ async def test_a_request_is_repeated_once_at_most(post: Post) -> None:
         assert len(receiver.requests) == 3
 
 
-async def test_a_new_connection_is_never_stale(post: Post) -> None:
+async def test_close_of_a_new_connection_is_a_failure(post: Post) -> None:
     async def script(connected: Connected) -> None:
         await connected.read_request()
 
@@ -103,7 +103,7 @@ async def test_partial_response_is_not_stale(post: Post) -> None:
         assert len(receiver.requests) == 2
 
 
-async def test_a_408_on_a_new_connection_is_an_answer(post: Post) -> None:
+async def test_status_408_on_a_new_connection_is_a_response(post: Post) -> None:
     parting = answer("408 Request Timeout", b"", "connection: close")
     async with Receiver(answering(parting)) as receiver:
         outcome = await post(receiver.url())
@@ -112,7 +112,7 @@ async def test_a_408_on_a_new_connection_is_an_answer(post: Post) -> None:
 
 
 class Unwritten(asyncio.Transport):
-    """A transport whose socket takes nothing for now."""
+    """A transport whose socket accepts no bytes for now."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__({"socket": sock})
@@ -129,7 +129,7 @@ class Unwritten(asyncio.Transport):
 
 
 class Owner:
-    """Notes what becomes of a connection."""
+    """An owner that records the end of its connections."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -154,10 +154,10 @@ class Owner:
 @pytest.mark.parametrize(
     "is_taken, end", [(True, "released"), (False, "closing")], ids=["written", "unwritten"]
 )
-async def test_an_answer_before_the_request_was_written_ends_the_connection(
+async def test_response_before_the_request_is_written_closes_the_connection(
     *, is_taken: bool, end: str
 ) -> None:
-    """What the system has not taken would be written into the next exchange."""
+    """Unsent bytes of the request would be written into the next exchange."""
     near, far = socket.socketpair()
     with near, far:
         owner, transport = Owner(), Unwritten(near)

@@ -1,4 +1,4 @@
-"""Deadlines: never early, soon after, spared once where our own loop was held up."""
+"""Deadlines: they never expire early, and are spared once when the event loop was late."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TICK_S = 0.1
 
 
 class TurnedLoop:
-    """An event loop whose clock the test turns; timers run in order as it passes them."""
+    """An event loop whose clock the test advances; due timers run in order."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -28,7 +28,7 @@ class TurnedLoop:
         return cast("asyncio.TimerHandle", CancelsEntry(self.timers, entry))
 
     def turn(self, seconds: float, *, held_up: bool = False) -> None:
-        """Let time pass; a loop that is held up runs its timers only afterwards."""
+        """Advance the clock; a blocked loop runs its timers only afterwards."""
         until = self.now + seconds
         if held_up:
             self.now = until
@@ -41,7 +41,7 @@ class TurnedLoop:
 
 
 class CancelsEntry:
-    """What cancels a timer of a turned loop."""
+    """A handle that cancels a timer of a `TurnedLoop`."""
 
     def __init__(self, timers: list[tuple[float, Callable[[], None]]], entry: object) -> None:
         self.timers = timers
@@ -65,7 +65,7 @@ class Expiring:
 
 
 def watched(*offsets_s: float) -> tuple[TurnedLoop, Deadlines, list[Expiring]]:
-    """Deadlines of connections, each so many seconds from now."""
+    """Register connections with deadlines this many seconds from now."""
     loop = TurnedLoop()
     deadlines = Deadlines(
         cast("asyncio.AbstractEventLoop", loop), tick_s=TICK_S, on_tick=lambda _: False
@@ -76,7 +76,7 @@ def watched(*offsets_s: float) -> tuple[TurnedLoop, Deadlines, list[Expiring]]:
     return loop, deadlines, connections
 
 
-def test_each_expires_after_its_deadline_and_within_two_ticks() -> None:
+def test_exchange_expires_after_its_deadline_and_within_two_ticks() -> None:
     offsets_s = [0.0, 0.05, 0.1, 0.11, 1.0, 15.0, 29.999]
     loop, _, connections = watched(*offsets_s)
     start = loop.now
@@ -93,7 +93,7 @@ def test_ended_exchange_never_expires() -> None:
     assert [len(connection.expired_at) for connection in connections] == [0, 1]
 
 
-def test_the_timer_stops_with_nothing_to_wait_for_and_starts_again() -> None:
+def test_timer_stops_without_exchanges_and_restarts_with_the_next() -> None:
     loop, deadlines, connections = watched(0.5)
     loop.turn(5.0)
     assert loop.timers == []
@@ -102,7 +102,7 @@ def test_the_timer_stops_with_nothing_to_wait_for_and_starts_again() -> None:
     assert len(connections[0].expired_at) == 2
 
 
-def test_a_stopped_timer_expires_nothing() -> None:
+def test_stopped_timer_expires_no_exchange() -> None:
     loop, deadlines, connections = watched(0.5)
     deadlines.stop()
     loop.turn(5.0)
@@ -110,7 +110,7 @@ def test_a_stopped_timer_expires_nothing() -> None:
 
 
 def test_late_tick_expires_no_exchange() -> None:
-    """Responses that arrived meanwhile are read before any exchange times out."""
+    """Responses that arrived during the delay are read before any exchange times out."""
     loop, _, connections = watched(1.0)
     loop.turn(3.0, held_up=True)
     assert connections[0].expired_at == []

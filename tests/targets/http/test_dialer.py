@@ -1,4 +1,4 @@
-"""From names to connections: what is never connected to, which address is tried when, and TLS."""
+"""The dialer: checks of addresses before a connection, order of the addresses tried, and TLS."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BLOCKED = AttemptOutcome.ADDRESS_BLOCKED
 
 
 class TestEgress:
-    """Not one packet leaves for an address that is neither public nor allowed."""
+    """No packet is sent to an address that is neither public nor allowed."""
 
     @pytest.mark.parametrize(
         "addresses",
@@ -79,7 +79,7 @@ class TestEgress:
             assert outcome.kind is BLOCKED
             assert receiver.connection_count == 0
 
-    async def test_a_port_that_is_denied_later_is_not_connected_to(
+    async def test_port_that_is_denied_after_creation_is_not_connected_to(
         self, make_post: MakePost
     ) -> None:
         async with Receiver(answering(OK)) as receiver:
@@ -91,14 +91,14 @@ class TestEgress:
             assert receiver.connection_count == 0
 
     async def test_error_of_a_blocked_name_contains_no_address(self, make_post: MakePost) -> None:
-        """Else a tenant could read our internal DNS, one name at a time."""
+        """Otherwise a tenant could read the deployment's internal DNS, one name at a time."""
         post = make_post(names={"db.internal": ["10.1.2.3"]})
         outcome = await post("http://db.internal/")
         assert outcome.kind is BLOCKED
         assert "10.1.2.3" not in outcome.error
         assert outcome.remote_address is None
 
-    async def test_an_allowed_network_is_reached(self, make_post: MakePost) -> None:
+    async def test_address_in_an_allowed_network_is_reached(self, make_post: MakePost) -> None:
         post = make_post(
             egress=EgressPolicy(parse_networks(["127.0.0.1/32"])),
             names={"inside.test": ["127.0.0.1"], "beside.test": ["127.0.0.2"]},
@@ -121,7 +121,7 @@ class TestEgress:
             assert receiver.requests == []
 
     async def test_rebound_name_reaches_no_private_address(self, make_post: MakePost) -> None:
-        """Allowed at first, not the second time: each new connection is judged anew."""
+        """The name resolves to an allowed address first: each new connection is checked again."""
         answers = iter([["127.0.0.1"], ["10.0.0.1"]])
 
         async def lookup(_: str) -> Sequence[str]:
@@ -140,16 +140,18 @@ class TestEgress:
 
 
 class TestAddresses:
-    """All addresses of a name are tried in turn, within the one deadline."""
+    """All addresses of a name are tried in order, within one deadline."""
 
-    async def test_the_next_address_is_tried_where_one_refuses(self, make_post: MakePost) -> None:
+    async def test_next_address_is_tried_after_a_refused_connection(
+        self, make_post: MakePost
+    ) -> None:
         post = make_post(names={"several.test": ["127.0.0.3", "127.0.0.2", "127.0.0.1"]})
         async with Receiver(answering(OK), host="127.0.0.1") as receiver:
             outcome = await post(receiver.url(host="several.test"))
         assert outcome.kind is AttemptOutcome.ACCEPTED
         assert outcome.remote_address == "127.0.0.1"
 
-    async def test_the_next_address_is_tried_where_one_is_silent(
+    async def test_next_address_is_tried_after_a_silent_one(
         self, make_post: MakePost, silent_port: int
     ) -> None:
         post = make_post(names={"several.test": ["127.0.0.1", "127.0.0.2"]})
@@ -158,7 +160,7 @@ class TestAddresses:
         assert outcome.kind is AttemptOutcome.ACCEPTED
         assert outcome.remote_address == "127.0.0.2"
 
-    async def test_a_machine_without_ipv6_reaches_the_ipv4_address(
+    async def test_host_without_ipv6_connects_to_the_ipv4_address(
         self, make_post: MakePost
     ) -> None:
         post = make_post(
@@ -171,8 +173,8 @@ class TestAddresses:
         assert both.kind is AttemptOutcome.ACCEPTED
         assert six.kind in {AttemptOutcome.CONNECTION_FAILED, AttemptOutcome.TIMEOUT}
 
-    async def test_only_so_many_are_tried(self, make_post: MakePost) -> None:
-        """A name with a thousand addresses does not make us knock on a thousand doors."""
+    async def test_number_of_tried_addresses_is_bounded(self, make_post: MakePost) -> None:
+        """A name with a thousand addresses does not cause a thousand connects."""
         addresses = [f"127.0.1.{last}" for last in range(1, 100)]
         names = {"many.test": [*addresses, "127.0.0.1"]}
         async with Receiver(answering(OK)) as receiver:
@@ -183,7 +185,7 @@ class TestAddresses:
         assert few.remote_address == "127.0.1.1"
         assert all_of_them.kind is AttemptOutcome.ACCEPTED
 
-    async def test_all_dead_is_the_target_s_failure(
+    async def test_failure_of_all_addresses_counts_against_the_target(
         self, make_post: MakePost, closed_port: int
     ) -> None:
         post = make_post(names={"dead.test": ["127.0.0.1", "127.0.0.2"]})
@@ -192,7 +194,7 @@ class TestAddresses:
         assert outcome.error == "the connection was refused"
 
 
-async def test_a_cancelled_dial_leaves_no_descriptor(make_post: MakePost, silent_port: int) -> None:
+async def test_cancelled_dial_closes_its_descriptor(make_post: MakePost, silent_port: int) -> None:
     post = make_post()
     attempts = [asyncio.create_task(post(f"http://127.0.0.1:{silent_port}/")) for _ in range(20)]
     await until(lambda: post.transport.connection_count == 20, "all are dialling")
@@ -203,7 +205,7 @@ async def test_a_cancelled_dial_leaves_no_descriptor(make_post: MakePost, silent
 
 
 async def test_slow_tls_context_is_an_internal_error_at_the_deadline() -> None:
-    """Each client certificate costs a context: many at once must not delay other attempts."""
+    """Each client certificate needs a TLS context: many at once must not delay other attempts."""
 
     class Slow(TlsContexts):
         async def of(self, identity: ClientIdentity | None) -> TargetTlsContext:

@@ -1,4 +1,4 @@
-"""Which addresses are public: every block of the registries at its edges and beside them."""
+"""The egress policy: public addresses by the registries' blocks, and the configured lists."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ DENIED_IPV6 = [
 
 
 @pytest.mark.parametrize("block", [*DENIED_IPV4, *DENIED_IPV6])
-def test_no_address_of_a_special_block_is_public(block: str) -> None:
+def test_addresses_of_special_blocks_are_not_public(block: str) -> None:
     network = ip_network(block)
     assert not is_public(network[0])
     assert not is_public(network[-1])
@@ -116,12 +116,12 @@ def test_no_address_of_a_special_block_is_public(block: str) -> None:
         "2606:4700:0:5efe::7f00:1",
     ],
 )
-def test_what_lies_just_outside_them_is(address: str) -> None:
+def test_addresses_next_to_special_blocks_are_public(address: str) -> None:
     assert is_public(ip_address(address))
 
 
 @given(st.ip_addresses(v=4))
-def test_no_ipv4_address_hides_in_an_ipv6_one(address: IPv4Address) -> None:
+def test_ipv6_addresses_that_embed_ipv4_are_not_public(address: IPv4Address) -> None:
     number = int(address)
     for prefix in ("::", "::ffff:0:0", "64:ff9b::", "::ffff:0:0:0"):
         assert not is_public(IPv6Address(int(IPv6Address(prefix)) | number))
@@ -159,35 +159,35 @@ class TestPolicy:
             "1.2.3.4/8",
         ],
     )
-    def test_allows_nothing_else(self, address: str) -> None:
+    def test_denies_other_addresses_and_text_that_is_no_address(self, address: str) -> None:
         assert not self.POLICY.allows(address)
 
-    def test_one_address_taints_a_name(self) -> None:
+    def test_name_is_denied_if_one_of_its_addresses_is(self) -> None:
         assert self.POLICY.allows_all(["8.8.8.8", "10.1.2.3"])
         assert not self.POLICY.allows_all(["8.8.8.8", "10.2.0.1"])
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "10.2.0.1", "::ffff:7f00:1"])
-    def test_a_literal_is_refused_when_it_is_created(self, host: str) -> None:
+    def test_check_host_rejects_a_denied_literal_address(self, host: str) -> None:
         problem = self.POLICY.check_host(host)
         assert problem is not None
         assert "neither a public address" in problem
 
     @pytest.mark.parametrize("host", ["8.8.8.8", "10.1.2.3", "2606:4700::1", "fd00::1"])
-    def test_an_allowed_literal_is_not(self, host: str) -> None:
+    def test_check_host_accepts_an_allowed_literal_address(self, host: str) -> None:
         assert self.POLICY.check_host(host) is None
 
     @pytest.mark.parametrize("host", ["localhost", "inside.test", "10.1.2.3.example"])
-    def test_where_a_name_leads_is_judged_when_it_is_sent_to(self, host: str) -> None:
+    def test_check_host_accepts_a_name_without_resolving_it(self, host: str) -> None:
         assert self.POLICY.check_host(host) is None
 
     @pytest.mark.parametrize("text", ["10.0.0.1/8", "host", "", "10.0.0.0/33"])
-    def test_networks_are_read_strictly(self, text: str) -> None:
+    def test_invalid_network_is_rejected(self, text: str) -> None:
         with pytest.raises(ValueError, match=r"host bits|does not appear|netmask"):
             parse_networks([text])
 
 
 class TestLists:
-    """What a deployment writes down counts for more than what is public."""
+    """The configured lists override the check for public addresses."""
 
     @pytest.mark.parametrize(
         "address, is_allowed",
@@ -200,7 +200,7 @@ class TestLists:
             ("2606:4701::1", True),
         ],
     )
-    def test_what_is_denied_is_denied_whatever_allows_it(
+    def test_deny_list_overrides_the_allow_list_and_public_addresses(
         self, address: str, *, is_allowed: bool
     ) -> None:
         policy = EgressPolicy(
@@ -209,7 +209,7 @@ class TestLists:
         )
         assert policy.allows(address) is is_allowed
 
-    def test_public_addresses_may_be_shut_out_altogether(self) -> None:
+    def test_all_public_addresses_can_be_denied(self) -> None:
         policy = EgressPolicy(parse_networks(["10.1.0.0/16"]), is_public_allowed=False)
         assert policy.allows("10.1.2.3")
         assert not policy.allows("8.8.8.8")
@@ -238,7 +238,7 @@ class TestLists:
             "translated",
         ],
     )
-    def test_allowing_a_way_to_ipv4_allows_no_private_ipv4(
+    def test_embedded_ipv4_address_is_checked_in_an_allowed_ipv6_network(
         self, network: str, reached: str, hidden: str
     ) -> None:
         policy = EgressPolicy(parse_networks([network]))
@@ -262,10 +262,10 @@ class TestLists:
             ("2001:db8:122:344::/96", "2001:db8:122:344::808:808", "2001:db8:122:344::7f00:1"),
         ],
     )
-    def test_what_lies_behind_a_nat64_prefix_that_is_named_is_judged(
+    def test_ipv4_address_behind_a_configured_nat64_prefix_is_checked(
         self, prefix: str, reached: str, hidden: str
     ) -> None:
-        """The formats of RFC 6052 section 2.2; a prefix may as well be a public one."""
+        """The formats of RFC 6052 section 2.2; the prefix may also be public."""
         blind = EgressPolicy(parse_networks([prefix]))
         assert blind.allows(hidden)
         policy = EgressPolicy(parse_networks([prefix]), nat64=parse_nat64([prefix]))
@@ -273,7 +273,7 @@ class TestLists:
         assert not policy.allows(hidden)
 
     @pytest.mark.parametrize("text", ["2001:db8::/33", "2001:db8::/128", "10.0.0.0/8", ""])
-    def test_a_nat64_prefix_has_one_of_six_lengths(self, text: str) -> None:
+    def test_nat64_prefix_of_another_length_than_the_six_is_rejected(self, text: str) -> None:
         with pytest.raises(
             ValueError,
             match=r"no length|At least 3 parts|Address cannot be empty|Expected 4|4 octets|empty",
@@ -281,7 +281,7 @@ class TestLists:
             parse_nat64([text])
 
     @pytest.mark.parametrize("address", ["::", "::1", "fd00::1", "2606:4700::1", "64:ff9b:1::1"])
-    def test_other_addresses_have_no_ipv4_within(self, address: str) -> None:
+    def test_other_ipv6_addresses_embed_no_ipv4_address(self, address: str) -> None:
         assert embedded_ipv4(IPv6Address(address)) is None
 
     @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ class TestLists:
             ("example", False),
         ],
     )
-    def test_hosts_are_judged_as_the_url_writes_them(self, host: str, *, is_allowed: bool) -> None:
+    def test_host_lists_match_the_host_of_the_url(self, host: str, *, is_allowed: bool) -> None:
         policy = EgressPolicy(
             allow_hosts=parse_hosts(
                 ["Hooks.example", "*.partner.example", "8.8.8.8", "[2606:4700:0::1]"]
@@ -310,7 +310,7 @@ class TestLists:
         assert policy.allows_host(host) is is_allowed
         assert (policy.check_host(host) is None) is is_allowed
 
-    def test_without_lists_every_host_passes(self) -> None:
+    def test_every_host_is_allowed_without_an_allow_list(self) -> None:
         assert EgressPolicy().allows_host("hooks.example")
         assert not EgressPolicy(deny_hosts=parse_hosts(["*.example"])).allows_host("a.example")
 
@@ -332,14 +332,14 @@ class TestLists:
             "b\u00fc",
         ],
     )
-    def test_what_is_no_host_is_no_list(self, text: str) -> None:
+    def test_invalid_host_list_is_rejected(self, text: str) -> None:
         with pytest.raises(ValueError, match=r"must|longer|IDNA"):
             parse_hosts([text])
 
 
 class TestPorts:
     @pytest.mark.parametrize("port", [80, 443, 1024, 8080, 8443, 32768, 65_535])
-    def test_those_of_http_and_the_unprivileged_are_sent_to(self, port: int) -> None:
+    def test_http_and_unprivileged_ports_are_allowed(self, port: int) -> None:
         assert EgressPolicy().allows_port(port)
         assert EgressPolicy().check_port(port) is None
 
@@ -350,17 +350,17 @@ class TestPorts:
             *(1433, 1521, 2379, 2525, 3306, 5432, 6379, 9042, 9200, 11211, 27017, 27018, 27019),
         ],
     )
-    def test_those_of_mail_databases_and_the_system_are_not(self, port: int) -> None:
+    def test_mail_database_and_system_ports_are_denied(self, port: int) -> None:
         assert not EgressPolicy().allows_port(port)
         problem = EgressPolicy().check_port(port)
         assert problem is not None
         assert f"port {port} " in problem
         assert "HOOKLINE_EGRESS_PORTS" in problem
 
-    def test_an_allowed_network_is_no_way_around(self) -> None:
+    def test_denied_port_stays_denied_in_an_allowed_network(self) -> None:
         assert not EgressPolicy(parse_networks(["10.0.0.0/8"])).allows_port(5432)
 
-    def test_a_deployment_says_which(self) -> None:
+    def test_settings_allow_and_deny_ports(self) -> None:
         policy = EgressPolicy(
             ports=parse_ports(["443", "25-26"]), deny_ports=parse_ports(["26", "9000-9001"])
         )
@@ -369,6 +369,6 @@ class TestPorts:
     @pytest.mark.parametrize(
         "text", ["", "0", "65536", "-1", "80-", "-80", "90-80", "http", "1-70000", " 80", "\u0663"]
     )
-    def test_what_is_no_port_is_no_list(self, text: str) -> None:
+    def test_invalid_port_list_is_rejected(self, text: str) -> None:
         with pytest.raises(ValueError, match="port"):
             parse_ports([text])

@@ -1,4 +1,4 @@
-"""Egress where public and private addresses are really here, and really would answer.
+"""Egress in a network namespace where public and private addresses accept connections.
 
 The other tests of egress see that nothing is connected to; here a mistake would reach a server. An
 ordinary user may run it where unprivileged user namespaces are allowed; elsewhere it is skipped.
@@ -24,7 +24,7 @@ PATIENCE_S = 50
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What came of the cases, in a namespace of its own."""
+    """Return the results of the cases, run in a namespace of their own."""
     missing = [tool for tool in ("unshare", "ip", "mount") if shutil.which(tool) is None]
     if missing and os.environ.get("CI"):
         pytest.fail(f"no {', '.join(missing)} here, and egress needs a network to be tested in")
@@ -48,7 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def test_every_private_address_there_would_answer(world: dict[str, Any]) -> None:
+def test_every_private_address_of_the_namespace_accepts_connections(world: dict[str, Any]) -> None:
     assert {*world["reachable"]} >= {*PRIVATE, *PRIVATE_6}
 
 
@@ -59,8 +59,8 @@ def test_only_public_addresses_are_connected_to(world: dict[str, Any], name: str
 
 
 @pytest.mark.parametrize("name", TROUBLES)
-def test_a_name_is_blamed_only_while_the_servers_above_it_answer(
+def test_failed_lookup_counts_against_the_name_only_if_its_parent_servers_answer(
     world: dict[str, Any], name: str
 ) -> None:
-    """By the operating system's resolver; a name in the hosts file and one that is kept resolve."""
+    """The system's resolver is used; a name in the hosts file and a cached one resolve."""
     assert world["lookups"][name] == TROUBLES[name]

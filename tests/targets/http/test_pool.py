@@ -1,4 +1,4 @@
-"""The idle pool decides which connection is taken, kept and closed; it touches none of them."""
+"""The idle pool decides which connection is taken, kept and evicted; it closes none itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OWNER = WebhookTransport(egress=LOOPBACK)
 
 
 def connection_to(origin: Origin) -> Connection:
-    """A connection that nothing was done with."""
+    """Return an unused connection."""
     return Connection(origin, "127.0.0.1", OWNER, AnswerReader(), asyncio.get_running_loop())
 
 
@@ -25,7 +25,7 @@ def pool(per_origin_max: int = 10, total_max: int = 10) -> IdlePool:
     return IdlePool(per_origin_max=per_origin_max, total_max=total_max, idle_timeout_s=30.0)
 
 
-async def test_the_warmest_is_taken_first_and_only_by_its_origin() -> None:
+async def test_most_recently_used_connection_is_taken_first_and_only_by_its_origin() -> None:
     idle = pool()
     cold, warm, other = connection_to(HERE), connection_to(HERE), connection_to(THERE)
     for now, connection in enumerate((cold, warm, other)):
@@ -35,14 +35,14 @@ async def test_the_warmest_is_taken_first_and_only_by_its_origin() -> None:
     assert len(idle) == 0
 
 
-async def test_the_origin_of_another_scheme_or_port_is_another() -> None:
+async def test_another_scheme_or_port_is_another_origin() -> None:
     idle = pool()
     idle.put(connection_to(HERE), 0.0)
     for origin in (HERE._replace(scheme="http"), HERE._replace(port=8443)):
         assert idle.take(origin) is None
 
 
-async def test_a_full_origin_keeps_what_it_has() -> None:
+async def test_new_connection_of_a_full_origin_is_evicted() -> None:
     idle = pool(per_origin_max=1)
     first, second = connection_to(HERE), connection_to(HERE)
     assert idle.put(first, 0.0) is None
@@ -51,7 +51,7 @@ async def test_a_full_origin_keeps_what_it_has() -> None:
     assert idle.take(HERE) is first
 
 
-async def test_a_full_pool_gives_up_the_oldest_of_all() -> None:
+async def test_full_pool_evicts_the_oldest_connection_of_all_origins() -> None:
     idle = pool(total_max=2)
     oldest, old, new = connection_to(HERE), connection_to(THERE), connection_to(HERE)
     idle.put(oldest, 0.0)
@@ -62,7 +62,7 @@ async def test_a_full_pool_gives_up_the_oldest_of_all() -> None:
     assert idle.oldest() is old
 
 
-async def test_use_makes_young() -> None:
+async def test_use_of_a_connection_resets_its_idle_time() -> None:
     idle = pool()
     first, second = connection_to(HERE), connection_to(THERE)
     idle.put(first, 0.0)
@@ -75,8 +75,8 @@ async def test_use_makes_young() -> None:
     assert idle.expired(30.9) == []
 
 
-async def test_origins_without_connections_are_forgotten() -> None:
-    """A hundred thousand targets, each sent to once, must leave nothing behind."""
+async def test_origin_without_connections_is_removed() -> None:
+    """A hundred thousand targets, each sent to once, must leave no memory in use."""
     idle = pool()
     for number in range(100):
         connection = connection_to(Origin("http", f"{number}.test", 80))

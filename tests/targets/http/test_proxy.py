@@ -26,7 +26,7 @@ NAMES = {"good.test": ["127.0.0.1"], "other.test": ["127.0.0.2"], "dead.test": [
 def through(
     make_post: MakePost, proxy: Proxy, *, resolves: bool = False, **options: object
 ) -> Post:
-    """Attempts through a proxy; names lead where `NAMES` says."""
+    """Return attempts through a proxy; names resolve as in `NAMES`."""
     address = EgressProxy("127.0.0.1", proxy.port, resolves=resolves)
     return make_post(**{"proxy": address, "names": NAMES, **options})
 
@@ -57,7 +57,9 @@ class TestTunnels:
             outcome = await post(receiver.url(host="127.0.0.1"))
             assert outcome.kind is AttemptOutcome.TLS_FAILED
 
-    async def test_its_credentials_go_to_it_alone(self, make_post: MakePost) -> None:
+    async def test_credentials_of_the_proxy_are_sent_to_the_proxy_only(
+        self, make_post: MakePost
+    ) -> None:
         async with Proxy() as proxy, Receiver(answering(OK)) as receiver:
             address = parse_proxy(f"http://out:s%40crt@127.0.0.1:{proxy.port}")
             post = make_post(proxy=address, names=NAMES)
@@ -71,7 +73,7 @@ class TestTunnels:
             assert "s@crt" not in shown
             assert "b3V0OnNAY3J0" not in shown
 
-    async def test_the_next_address_is_tried_where_one_is_not_reached(
+    async def test_next_address_is_tried_after_the_proxy_cannot_reach_one(
         self, make_post: MakePost
     ) -> None:
         names = NAMES | {"several.test": ["127.0.0.9", "127.0.0.2"]}
@@ -86,7 +88,7 @@ class TestTunnels:
 class TestGuard:
     @pytest.mark.parametrize("resolves", [False, True])
     @pytest.mark.parametrize("host", ["10.0.0.1", "[::1]", "169.254.169.254"])
-    async def test_literal_address_is_checked_also_if_the_proxy_resolves(
+    async def test_literal_address_is_checked_even_if_the_proxy_resolves_names(
         self, make_post: MakePost, host: str, *, resolves: bool
     ) -> None:
         async with Proxy() as proxy:
@@ -94,14 +96,16 @@ class TestGuard:
             assert (await post(f"http://{host}/")).kind is BLOCKED
             assert proxy.connection_count == 0
 
-    async def test_a_name_that_leads_inside_is_never_asked_for(self, make_post: MakePost) -> None:
+    async def test_no_tunnel_is_requested_for_a_name_with_private_addresses(
+        self, make_post: MakePost
+    ) -> None:
         names = {"evil.test": ["127.0.0.1", "10.0.0.1"]}
         async with Proxy() as proxy:
             outcome = await through(make_post, proxy, names=names)("http://evil.test/")
             assert outcome.kind is BLOCKED
             assert proxy.connection_count == 0
 
-    async def test_where_it_resolves_it_is_given_the_name(
+    async def test_proxy_that_resolves_names_receives_the_name(
         self, make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
     ) -> None:
         tls = server_tls(authority.issue_cert("only.proxy.test"))
@@ -114,7 +118,7 @@ class TestGuard:
                 assert proxy.asked == [place]
 
     @pytest.mark.parametrize("resolves", [False, True])
-    async def test_hosts_are_held_against_the_lists(
+    async def test_host_lists_are_checked_before_the_proxy_is_connected_to(
         self, make_post: MakePost, *, resolves: bool
     ) -> None:
         policy = EgressPolicy(parse_networks(["127.0.0.0/8"]), deny_hosts=parse_hosts(["*.test"]))
@@ -144,7 +148,7 @@ class TestFaults:
     """A failure of the proxy is an internal error: no attempt is spent, nothing is disabled."""
 
     @pytest.mark.parametrize("name", BROKEN)
-    async def test_a_proxy_that_does_not_work_is_our_own_fault(
+    async def test_unusable_response_of_the_proxy_is_an_internal_error(
         self, make_post: MakePost, name: str
     ) -> None:
         async with Proxy(answers={"*": BROKEN[name]}) as proxy:
@@ -152,7 +156,9 @@ class TestFaults:
         assert outcome.kind is INTERNAL_ERROR
         assert "the egress proxy" in outcome.error
 
-    async def test_a_proxy_that_is_gone(self, make_post: MakePost, closed_port: int) -> None:
+    async def test_refused_connection_to_the_proxy_is_an_internal_error(
+        self, make_post: MakePost, closed_port: int
+    ) -> None:
         post = make_post(proxy=EgressProxy("127.0.0.1", closed_port), names=NAMES)
         outcome = await post("http://good.test/", failover_urls=["http://other.test/"])
         assert (outcome.kind, outcome.error) == (
@@ -160,17 +166,19 @@ class TestFaults:
             "the egress proxy cannot be reached",
         )
 
-    async def test_a_proxy_whose_name_does_not_resolve(self, make_post: MakePost) -> None:
+    async def test_unresolvable_name_of_the_proxy_is_an_internal_error(
+        self, make_post: MakePost
+    ) -> None:
         post = make_post(proxy=EgressProxy("nowhere.test", 3128), names=NAMES)
         assert (await post("http://good.test/")).kind is INTERNAL_ERROR
 
-    async def test_unreachable_proxy_is_an_internal_error(
+    async def test_silent_proxy_is_an_internal_error(
         self, make_post: MakePost, silent_port: int
     ) -> None:
         post = make_post(proxy=EgressProxy("127.0.0.1", silent_port), names=NAMES)
         assert (await post("http://good.test/", timeout_s=0.4)).kind is INTERNAL_ERROR
 
-    async def test_the_next_address_of_a_proxy_is_tried_where_one_is_silent_or_refuses(
+    async def test_next_address_of_the_proxy_is_tried_after_a_silent_or_refusing_one(
         self, make_post: MakePost, silent_port: int
     ) -> None:
         names = NAMES | {"proxy.test": ["127.0.0.1", "127.0.0.3", "127.0.0.2"]}
@@ -185,7 +193,9 @@ class TestFaults:
             outcome = await post("http://good.test/", timeout_s=3.0)
         assert (outcome.kind, outcome.remote_address) == (ACCEPTED, "127.0.0.1")
 
-    async def test_a_proxy_that_leaves_or_resets(self, make_post: MakePost) -> None:
+    async def test_proxy_that_closes_or_resets_the_connection_is_an_internal_error(
+        self, make_post: MakePost
+    ) -> None:
         async def leave(connected: Connected) -> None:
             await connected.reader.read(1)
             if connected.number % 2:
@@ -207,7 +217,7 @@ class TestFaults:
         ],
         ids=["403", "502", "503", "504", "silence"],
     )
-    async def test_a_target_is_blamed_only_while_another_is_reached(
+    async def test_failure_counts_against_the_target_only_while_another_is_reached(
         self, make_post: MakePost, answer: bytes, kind: AttemptOutcome
     ) -> None:
         async with Proxy() as proxy, Receiver(answering(OK)) as receiver:
@@ -225,10 +235,10 @@ class TestFaults:
                 await cut_off(receiver.url(host="dead.test"), timeout_s=2.0)
             ).kind is INTERNAL_ERROR
 
-    async def test_a_tenant_s_witness_counts_for_that_tenant_alone(
+    async def test_target_of_one_tenant_is_a_witness_for_that_tenant_only(
         self, make_post: MakePost
     ) -> None:
-        """Its target may be where the proxy reaches it whatever becomes of its uplink."""
+        """The proxy may reach a target near it even when its uplink is down."""
         async with (
             Proxy() as proxy,
             Receiver(answering(OK)) as receiver,
@@ -246,7 +256,9 @@ class TestFaults:
             own = await post(dead, tenant_id="hostile")
             assert own.kind is AttemptOutcome.CONNECTION_FAILED
 
-    async def test_the_witnesses_of_two_tenants_count_for_all(self, make_post: MakePost) -> None:
+    async def test_targets_of_two_tenants_are_witnesses_for_all_tenants(
+        self, make_post: MakePost
+    ) -> None:
         async with (
             Proxy() as proxy,
             Receiver(answering(OK)) as receiver,
@@ -260,7 +272,7 @@ class TestFaults:
             outcome = await post(receiver.url(host="dead.test"), tenant_id="new")
             assert outcome.kind is AttemptOutcome.CONNECTION_FAILED
 
-    async def test_dead_targets_share_the_question(self, make_post: MakePost) -> None:
+    async def test_dead_targets_share_one_check_of_the_witness(self, make_post: MakePost) -> None:
         names = NAMES | {f"dead{number}.test": [f"127.0.1.{number}"] for number in range(1, 9)}
         async with Proxy() as proxy, Receiver(answering(OK)) as receiver:
             witness = f"127.0.0.1:{receiver.port}"
@@ -272,7 +284,7 @@ class TestFaults:
                 assert outcome.kind is AttemptOutcome.CONNECTION_FAILED
             assert proxy.asked.count(witness) == 2
 
-    async def test_target_that_sends_bytes_through_the_tunnel_first(
+    async def test_target_that_sends_first_through_the_tunnel_is_a_protocol_error(
         self, make_post: MakePost
     ) -> None:
         async with Proxy(answers={"*": OPEN + b"220 mail.example ESMTP\r\n"}) as proxy:
@@ -299,7 +311,7 @@ class TestFaults:
 
 @pytest.fixture
 def other_port() -> Iterator[int]:
-    """A listening port of 127.0.0.1 to which no tunnel may lead."""
+    """Return a listening port of 127.0.0.1 that must receive no connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         yield server.getsockname()[1]
@@ -308,7 +320,7 @@ def other_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY"])
-async def test_a_proxy_of_the_environment_does_not_exist(
+async def test_proxy_variables_of_the_environment_are_ignored(
     make_post: MakePost, monkeypatch: pytest.MonkeyPatch, other_port: int, variable: str
 ) -> None:
     monkeypatch.setenv(variable, f"http://127.0.0.1:{other_port}")

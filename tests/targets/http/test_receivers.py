@@ -1,4 +1,4 @@
-"""Whatever a receiver does, an attempt has a clear outcome, within its deadline and its limits.
+"""Misbehaving receivers: each attempt has a clear outcome, within its deadline and its limits.
 
 Each row is a receiver's behaviour. None of them may hold an attempt beyond its deadline: a hang
 fails the test by its timeout. Afterwards no connection is left that could carry a broken exchange
@@ -31,7 +31,7 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 
 
 def then_wait(*pieces: bytes) -> Script:
-    """Answer with these bytes, then wait for the peer to leave."""
+    """Answer with these bytes, then wait for the peer to close the connection."""
 
     async def script(connected: Connected) -> None:
         await connected.read_request()
@@ -43,7 +43,7 @@ def then_wait(*pieces: bytes) -> Script:
 
 
 def then_close(*pieces: bytes) -> Script:
-    """Answer with these bytes, then end the connection."""
+    """Answer with these bytes, then close the connection."""
 
     async def script(connected: Connected) -> None:
         await connected.read_request()
@@ -66,7 +66,7 @@ def then_reset(*pieces: bytes) -> Script:
 
 
 def for_ever(first: bytes, again: Callable[[], bytes], pause_s: float = 0.0) -> Script:
-    """Answer with `first`, then with `again` and again, as fast as it is taken or with pauses."""
+    """Answer with `first`, then repeat `again`, as fast as the peer reads or with pauses."""
 
     async def script(connected: Connected) -> None:
         await connected.read_request()
@@ -85,7 +85,7 @@ async def refuse_request(connected: Connected) -> None:
 
 
 async def speak_first(connected: Connected) -> None:
-    """A server of another protocol: it speaks without being asked."""
+    """Act as a server of another protocol, which sends before it receives a request."""
     await connected.write(b"220 mail.example ESMTP\r\n")
     await connected.wait_closed_by_peer()
 
@@ -207,7 +207,7 @@ SLOW_RECEIVERS: dict[str, tuple[Script, str]] = {
 
 
 @pytest.mark.parametrize("name", RECEIVERS)
-async def test_each_receiver_has_its_outcome(post: Post, name: str) -> None:
+async def test_receiver_behaviour_has_its_outcome(post: Post, name: str) -> None:
     script, kind, error = RECEIVERS[name]
     async with Receiver(script) as receiver:
         outcome = await post(receiver.url())
@@ -219,7 +219,7 @@ async def test_each_receiver_has_its_outcome(post: Post, name: str) -> None:
 
 
 async def until_only_whole_connections_are_left(post: Post, name: str) -> None:
-    """A connection survives only an answer that came whole and alone."""
+    """Wait until a connection is left only after a response that was complete and alone."""
     survivors = int(name in {"interim answers first", "an answer in single bytes"})
     await until(
         lambda: post.transport.connection_count == survivors, f"{survivors} connections left"
@@ -227,7 +227,7 @@ async def until_only_whole_connections_are_left(post: Post, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SLOW_RECEIVERS)
-async def test_a_slow_receiver_meets_the_deadline(post: Post, name: str) -> None:
+async def test_slow_receiver_is_a_timeout(post: Post, name: str) -> None:
     script, error = SLOW_RECEIVERS[name]
     async with Receiver(script) as receiver:
         outcome = await post(receiver.url(), timeout_s=SHORT_S)
@@ -238,14 +238,14 @@ async def test_a_slow_receiver_meets_the_deadline(post: Post, name: str) -> None
         await until(lambda: post.transport.connection_count == 0, "the connection is closed")
 
 
-async def test_a_silent_connect_meets_the_deadline(post: Post, silent_port: int) -> None:
+async def test_silent_connect_is_a_timeout(post: Post, silent_port: int) -> None:
     outcome = await post(f"http://127.0.0.1:{silent_port}/", timeout_s=SHORT_S)
     assert outcome.kind is TIMEOUT
     assert "no connection" in outcome.error
 
 
-async def test_no_more_than_the_limit_is_read_of_an_answer(post: Post) -> None:
-    """What a receiver sent beyond the limit lies in the sockets' buffers, not in our memory."""
+async def test_response_is_read_up_to_its_limit(post: Post) -> None:
+    """Bytes beyond the limit stay in the sockets' buffers, not in memory of the process."""
     sent = 0
 
     async def script(connected: Connected) -> None:
@@ -267,7 +267,9 @@ async def test_no_more_than_the_limit_is_read_of_an_answer(post: Post) -> None:
     head=st.sampled_from([b"", b"HTTP/1.1 ", HEAD, CHUNKED, answer("500 No", b"busy")]),
     garbage=st.binary(max_size=200),
 )
-async def test_any_bytes_at_all_come_to_an_outcome(post: Post, head: bytes, garbage: bytes) -> None:
+async def test_arbitrary_response_bytes_have_an_outcome(
+    post: Post, head: bytes, garbage: bytes
+) -> None:
     async with Receiver(then_close(head + garbage)) as receiver:
         outcome = await post(receiver.url())
         assert outcome.kind in {ACCEPTED, HTTP_ERROR, PROTOCOL_ERROR, CONNECTION_FAILED}

@@ -23,7 +23,7 @@ NO_ADDRESS = socket.gaierror(socket.EAI_NODATA, "no address")
 
 
 class Names:
-    """A lookup by table, which counts, and waits for `may_answer`.
+    """A lookup in a table that counts its calls and waits for `may_answer`.
 
     `above` is the answer for names that are not in the table, such as random labels.
     """
@@ -50,13 +50,13 @@ class Names:
 
 
 async def failure_of(resolver: Resolver, host: str) -> AttemptFailure:
-    """The failure that resolving a name ends in."""
+    """Return the failure that resolving a name raises."""
     with pytest.raises(AttemptFailure) as caught:
         await resolver.resolve(host)
     return caught.value
 
 
-async def test_all_addresses_come_in_order_and_once() -> None:
+async def test_all_addresses_are_returned_once_in_order() -> None:
     names = Names(a_test=["192.0.2.2", "2001:db8::1", "192.0.2.2", "192.0.2.1"])
     assert await Resolver(names).resolve("a.test") == ("192.0.2.2", "2001:db8::1", "192.0.2.1")
 
@@ -87,7 +87,7 @@ async def test_cancelled_caller_does_not_stop_the_lookup() -> None:
 
 
 @pytest.mark.parametrize("ttl_s, lookups", [(60.0, 1), (0.0, 3)], ids=["within", "beyond"])
-async def test_an_answer_holds_for_its_time(ttl_s: float, lookups: int) -> None:
+async def test_addresses_are_cached_for_the_ttl(ttl_s: float, lookups: int) -> None:
     names = Names(a_test=["192.0.2.1"])
     resolver = Resolver(names, ttl_s=ttl_s)
     for _ in range(3):
@@ -96,7 +96,7 @@ async def test_an_answer_holds_for_its_time(ttl_s: float, lookups: int) -> None:
 
 
 @pytest.mark.parametrize("ttl_s, lookups", [(60.0, 1), (0.0, 3)], ids=["within", "beyond"])
-async def test_so_does_a_failure(ttl_s: float, lookups: int) -> None:
+async def test_failure_is_cached_for_its_ttl(ttl_s: float, lookups: int) -> None:
     names = Names(a_test=NO_SUCH_NAME)
     resolver = Resolver(names, failure_ttl_s=ttl_s)
     for _ in range(3):
@@ -104,7 +104,7 @@ async def test_so_does_a_failure(ttl_s: float, lookups: int) -> None:
     assert names.asked["a.test"] == lookups
 
 
-async def test_the_cache_is_bounded_and_forgets_the_oldest() -> None:
+async def test_cache_is_bounded_and_evicts_the_oldest() -> None:
     names = Names(a_test=["192.0.2.1"], b_test=["192.0.2.1"], c_test=["192.0.2.1"])
     resolver = Resolver(names, names_max=2)
     for host in ("a.test", "b.test", "c.test", "b.test", "c.test", "a.test"):
@@ -112,7 +112,7 @@ async def test_the_cache_is_bounded_and_forgets_the_oldest() -> None:
     assert names.asked == {"a.test": 2, "b.test": 1, "c.test": 1}
 
 
-async def test_waiting_lookups_are_bounded() -> None:
+async def test_number_of_waiting_lookups_is_bounded() -> None:
     names = Names(a_test=["192.0.2.1"], b_test=["192.0.2.2"])
     names.may_answer.clear()
     resolver = Resolver(names, lookups_max=1, waiting_max=1)
@@ -127,7 +127,7 @@ async def test_waiting_lookups_are_bounded() -> None:
 
 
 async def test_slow_names_of_one_tenant_delay_no_other() -> None:
-    """A tenant chooses its name servers, and how long they take."""
+    """A tenant controls its name servers, and so the duration of their answers."""
     names = Names(good_test=["192.0.2.1"])
     never = asyncio.Event()
 
@@ -175,7 +175,7 @@ async def test_attribution_of_a_failed_lookup(
 @pytest.mark.parametrize(
     "above", [NO_SUCH_NAME, NO_ADDRESS, ["192.0.2.1"]], ids=["no such name", "no data", "wildcard"]
 )
-async def test_dead_name_servers_are_the_target_s_failure_while_the_resolver_works(
+async def test_dead_name_servers_count_against_the_target_while_the_resolver_works(
     error: Exception, above: Sequence[str] | Exception
 ) -> None:
     names = Names(dead_test=error)
@@ -196,8 +196,10 @@ async def test_resolver_is_checked_by_names_that_cannot_be_cached() -> None:
 
 
 @pytest.mark.parametrize("witness", ["localhost", "good.test", "good.example"])
-async def test_no_name_of_a_tenant_shows_that_the_resolver_works(witness: str) -> None:
-    """It may be in the hosts file, cached by the resolver, or served near by."""
+async def test_lookup_of_a_tenants_name_is_no_evidence_that_the_resolver_works(
+    witness: str,
+) -> None:
+    """The name may be in the hosts file, in the resolver's cache, or on a local server."""
     names = Names(dead_test=TRY_AGAIN)
     names.table[witness] = ["192.0.2.1"]
     resolver = Resolver(names, ttl_s=0.0)
@@ -207,8 +209,8 @@ async def test_no_name_of_a_tenant_shows_that_the_resolver_works(witness: str) -
     await resolver.resolve(witness, "hostile")
 
 
-async def test_a_name_that_resolves_once_the_resolver_works_again_is_no_failure() -> None:
-    """The outage ended between the lookup and the check: the check shows nothing of the name."""
+async def test_name_that_resolves_after_an_outage_is_no_failure() -> None:
+    """The outage ended before the check, so that the check proves nothing about the name."""
     names = Names(back_test=TRY_AGAIN)
 
     async def lookup(host: str) -> Sequence[str]:
@@ -220,8 +222,8 @@ async def test_a_name_that_resolves_once_the_resolver_works_again_is_no_failure(
     assert await Resolver(lookup).resolve("back.test") == ("192.0.2.1",)
 
 
-async def test_a_failure_soon_after_an_outage_is_still_the_resolver_s() -> None:
-    """Resolvers keep failures, and avoid servers that were not reached, for a while."""
+async def test_failure_soon_after_an_outage_counts_against_the_resolver() -> None:
+    """Resolvers cache failures, and avoid unreachable servers for a while."""
     names = Names(dead_test=TRY_AGAIN, dead_example=TRY_AGAIN)
     check = ResolverCheck(names, outage_tail_s=60.0)
     resolver = Resolver(names, check=check, failure_ttl_s=0.0)
@@ -232,7 +234,7 @@ async def test_a_failure_soon_after_an_outage_is_still_the_resolver_s() -> None:
     assert elsewhere.kind is AttemptOutcome.CONNECTION_FAILED, "another top-level domain's servers"
 
 
-async def test_an_outage_is_forgotten_in_time() -> None:
+async def test_failure_long_after_an_outage_counts_against_the_target() -> None:
     names = Names(dead_test=TRY_AGAIN)
     resolver = Resolver(names, check=ResolverCheck(names, outage_tail_s=0.0), failure_ttl_s=0.0)
     assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.INTERNAL_ERROR
@@ -240,7 +242,7 @@ async def test_an_outage_is_forgotten_in_time() -> None:
     assert (await failure_of(resolver, "dead.test")).kind is AttemptOutcome.CONNECTION_FAILED
 
 
-async def test_a_name_of_one_label_is_the_machine_s_own() -> None:
+async def test_failed_lookup_of_a_single_label_is_an_internal_error() -> None:
     names = Names(intranet=TRY_AGAIN)
     names.above = NO_SUCH_NAME
     assert (await failure_of(Resolver(names), "intranet")).kind is AttemptOutcome.INTERNAL_ERROR
@@ -274,7 +276,7 @@ async def test_closing_ends_waiting_attempts(make_post: MakePost) -> None:
     assert outcome.error == "the service is stopping"
 
 
-async def test_a_lookup_that_ends_as_the_service_stops_is_an_answer() -> None:
+async def test_lookup_that_ended_before_the_stop_is_returned() -> None:
     resolver = Resolver(Names(a_test=["192.0.2.1"]))
     asking = asyncio.create_task(resolver.resolve("a.test"))
     for _ in range(2):  # the lookup has ended, its caller has not been woken yet

@@ -1,4 +1,4 @@
-"""One attempt from signature to outcome, against real receivers."""
+"""An attempt from the signature to the outcome, against real receivers."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from tests.targets.http.receiver import OK, Connected, Receiver, answer, answeri
 
 
 def verify_v1(secret: str, headers: dict[str, str], body: bytes) -> None:
-    """Verify by the library of the standard's authors."""
+    """Verify with the reference library of the standard."""
     signed_at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), tz=UTC)
     signature = Webhook(secret).sign(headers["webhook-id"], signed_at, body.decode())
     assert signature in headers["webhook-signature"].split(" ")
 
 
-async def test_request_line_headers_and_body(post: Post) -> None:
+async def test_request_has_the_expected_line_headers_and_body(post: Post) -> None:
     async with Receiver(answering(OK)) as receiver:
         url = receiver.url("/a/../b%2f//c?x=[1]&y=%20")
         outcome = await post(url, headers={"X-Token": "s3cret"})
@@ -67,7 +67,7 @@ async def test_request_line_headers_and_body(post: Post) -> None:
     assert signature.startswith("v1,")
 
 
-async def test_the_standard_s_library_verifies_each_live_secret(post: Post) -> None:
+async def test_reference_library_verifies_the_signature_of_each_live_secret(post: Post) -> None:
     new, old = SECRET, generate_secret(SignatureScheme.HMAC_SHA256)
     async with Receiver(answering(OK)) as receiver:
         await post(receiver.url(), secrets=[new, old])
@@ -77,7 +77,7 @@ async def test_the_standard_s_library_verifies_each_live_secret(post: Post) -> N
         verify_v1(secret.text, request.headers, request.body)
 
 
-async def test_a_public_key_verifies_ed25519(post: Post) -> None:
+async def test_public_key_verifies_the_ed25519_signature(post: Post) -> None:
     secret = generate_secret(SignatureScheme.ED25519)
     async with Receiver(answering(OK)) as receiver:
         await post(receiver.url(), secrets=[secret])
@@ -89,7 +89,7 @@ async def test_a_public_key_verifies_ed25519(post: Post) -> None:
     assert scheme == "v1a"
 
 
-async def test_extra_headers_go_out_as_they_are(post: Post) -> None:
+async def test_extra_headers_are_sent_unchanged(post: Post) -> None:
     traceparent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     async with Receiver(answering(OK)) as receiver:
         await post(receiver.url(), extra_headers=[(b"traceparent", traceparent)])
@@ -109,7 +109,7 @@ async def test_2xx_is_accepted(post: Post, status: int) -> None:
 @pytest.mark.parametrize(
     "status", [300, 304, 400, 401, 404, 408, 409, 410, 429, 500, 502, 503, 504, 600, 999]
 )
-async def test_any_other_status_is_an_http_error(post: Post, status: int) -> None:
+async def test_status_other_than_2xx_is_an_http_error(post: Post, status: int) -> None:
     async with Receiver(answering(answer(f"{status} No"))) as receiver:
         outcome = await post(receiver.url())
     assert (outcome.kind, outcome.http_status) == (AttemptOutcome.HTTP_ERROR, status)
@@ -148,7 +148,7 @@ async def test_redirects_are_not_followed(post: Post, status: int) -> None:
         ("Fri, 99 Foo 0000 99:99:99 GMT", None),
     ],
 )
-async def test_retry_after_is_understood_or_ignored(
+async def test_valid_retry_after_is_applied_and_invalid_is_ignored(
     make_post: MakePost, value: str, expected: float | None
 ) -> None:
     async with Receiver(answering(answer("503 No", b"", f"Retry-After: {value}"))) as receiver:
@@ -158,14 +158,14 @@ async def test_retry_after_is_understood_or_ignored(
     assert outcome.retry_after_s == expected
 
 
-async def test_an_excerpt_of_a_failure_is_kept_as_it_came(post: Post) -> None:
+async def test_excerpt_of_an_http_error_keeps_its_bytes(post: Post) -> None:
     body = b"\x00\xff\xfe no text " + b"x" * 5_000
     async with Receiver(answering(answer("500 No", body))) as receiver:
         outcome = await post(receiver.url())
     assert outcome.excerpt == body[:EXCERPT_BYTES]
 
 
-async def test_a_compressed_answer_is_not_decoded(post: Post) -> None:
+async def test_compressed_response_is_not_decoded(post: Post) -> None:
     body = gzip.compress(b"0" * 1_000_000, mtime=0)
     answers = answering(answer("500 No", body, "content-encoding: gzip"))
     async with Receiver(answers) as receiver:
@@ -173,7 +173,7 @@ async def test_a_compressed_answer_is_not_decoded(post: Post) -> None:
     assert outcome.excerpt == body[:EXCERPT_BYTES]
 
 
-async def test_nothing_is_sent_unless_may_send(post: Post) -> None:
+async def test_no_request_is_sent_without_permission_of_may_send(post: Post) -> None:
     async def script(connected: Connected) -> None:
         received.append(await connected.reader.read())
 
@@ -198,7 +198,7 @@ async def test_may_send_is_checked_after_connecting(post: Post) -> None:
     assert asked_at == [1, 1]
 
 
-async def test_a_cancelled_attempt_closes_its_connection(post: Post) -> None:
+async def test_cancelled_attempt_closes_its_connection(post: Post) -> None:
     has_request = asyncio.Event()
 
     async def script(connected: Connected) -> None:
@@ -216,16 +216,16 @@ async def test_a_cancelled_attempt_closes_its_connection(post: Post) -> None:
 
 
 class TestFailover:
-    """The next URL is tried only where no byte can have reached the one before."""
+    """The next URL is tried only if no byte can have reached the one before."""
 
-    async def test_a_refused_connection_fails_over(self, post: Post, closed_port: int) -> None:
+    async def test_refused_connection_fails_over(self, post: Post, closed_port: int) -> None:
         async with Receiver(answering(OK)) as receiver:
             dead = f"http://127.0.0.1:{closed_port}/"
             outcome = await post(dead, failover_urls=[dead, receiver.url("/second")])
         assert outcome.kind is AttemptOutcome.ACCEPTED
         assert outcome.url == receiver.url("/second")
 
-    async def test_a_silent_address_leaves_time_for_the_next(
+    async def test_silent_address_fails_over_before_the_deadline(
         self, post: Post, silent_port: int
     ) -> None:
         async with Receiver(answering(OK)) as receiver:
@@ -234,14 +234,16 @@ class TestFailover:
             )
         assert outcome.kind is AttemptOutcome.ACCEPTED
 
-    async def test_all_dead_ends_as_the_last(self, post: Post, closed_port: int) -> None:
+    async def test_failure_of_all_urls_has_the_outcome_of_the_last(
+        self, post: Post, closed_port: int
+    ) -> None:
         dead = f"http://127.0.0.1:{closed_port}/"
         outcome = await post(dead, failover_urls=[f"{dead}last"])
         assert outcome.kind is AttemptOutcome.CONNECTION_FAILED
         assert outcome.url == f"{dead}last"
         assert outcome.error == "the connection was refused"
 
-    async def test_an_answer_or_a_broken_exchange_does_not(self, post: Post) -> None:
+    async def test_response_or_broken_exchange_does_not_fail_over(self, post: Post) -> None:
         async def reset(connected: Connected) -> None:
             await connected.read_request()
             connected.reset()
@@ -253,7 +255,7 @@ class TestFailover:
                     assert outcome.url == first.url()
         assert second.connection_count == 0
 
-    async def test_a_blocked_address_does_not(self, make_post: MakePost) -> None:
+    async def test_blocked_address_does_not_fail_over(self, make_post: MakePost) -> None:
         post = make_post(names={"inside.test": ["10.0.0.1"]})
         async with Receiver(answering(OK)) as second:
             outcome = await post("http://inside.test/", failover_urls=[second.url()])
@@ -262,7 +264,7 @@ class TestFailover:
 
 
 class TestAnyTransport:
-    """The seam: any httpx transport can stand in, and its errors come to outcomes too."""
+    """The seam for transports: any httpx transport can be used, and its errors become outcomes."""
 
     @pytest.mark.parametrize(
         "error, kind",
@@ -276,7 +278,7 @@ class TestAnyTransport:
         ],
         ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
     )
-    async def test_its_errors_are_outcomes(
+    async def test_error_of_a_transport_is_an_outcome(
         self, error: httpx.TransportError, kind: AttemptOutcome
     ) -> None:
         def fail(_: httpx.Request) -> httpx.Response:
@@ -287,7 +289,7 @@ class TestAnyTransport:
         is_ours = kind is AttemptOutcome.INTERNAL_ERROR
         assert outcome.verdict is (Verdict.INTERNAL_ERROR if is_ours else Verdict.RETRYABLE)
 
-    async def test_its_responses_are_classified_in_the_same_way(self) -> None:
+    async def test_response_of_a_transport_is_classified(self) -> None:
         def accept(request: httpx.Request) -> httpx.Response:
             assert json.loads(request.content) == json.loads(BODY)
             return httpx.Response(202)
@@ -314,7 +316,7 @@ class TestAnyTransport:
         assert (outcome.verdict, outcome.record.http_status) == (verdict, status)
 
     async def attempt(self, handle: Callable[[httpx.Request], httpx.Response]) -> Outcome:
-        """One attempt through a transport that is only a function."""
+        """Make an attempt through a transport that calls a function."""
         target = prepare_target(
             HttpTarget(url="http://example.test/"), Signer([SECRET]), user_agent="hookline/1"
         )
@@ -373,6 +375,6 @@ def test_invalid_target_is_never_prepared(target: HttpTarget) -> None:
         ("http://[2001:4860::1]:8080/", b"[2001:4860::1]:8080"),
     ],
 )
-def test_the_host_header_leaves_out_the_scheme_s_own_port(url: str, host: bytes) -> None:
+def test_host_header_omits_the_default_port_of_the_scheme(url: str, host: bytes) -> None:
     prepared = prepare_target(HttpTarget(url=url), Signer([SECRET]), user_agent="hookline/1")
     assert prepared.endpoints[0].headers[0] == (b"host", host)

@@ -1,4 +1,4 @@
-"""Signatures: the standard's own vectors, and what may be imported as a secret."""
+"""Signatures: the vectors of the standard, and the secrets that can be imported."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def whsk(key: bytes) -> str:
     [(HMAC_SECRET, HMAC_SIGNATURE), (ED25519_SECRET, ED25519_SIGNATURE)],
     ids=["v1", "v1a"],
 )
-def test_the_standard_s_vectors(secret: str, signature: str) -> None:
+def test_signatures_equal_the_vectors_of_the_standard(secret: str, signature: str) -> None:
     assert Signer([parse_secret(secret)]).sign(ID, TIMESTAMP_S, BODY) == signature
 
 
-def test_every_live_secret_signs() -> None:
+def test_header_has_a_signature_of_every_live_secret() -> None:
     signer = Signer([parse_secret(HMAC_SECRET), parse_secret(ED25519_SECRET)])
     assert signer.sign(ID, TIMESTAMP_S, BODY) == f"{HMAC_SIGNATURE} {ED25519_SIGNATURE}"
 
@@ -63,14 +63,14 @@ def test_signer_needs_a_secret() -> None:
 
 
 @given(body=st.text(), key=st.binary(min_size=24, max_size=64), second=st.integers(0, 2**32))
-def test_the_library_of_the_standard_s_authors_agrees(body: str, key: bytes, second: int) -> None:
+def test_reference_library_verifies_the_signature(body: str, key: bytes, second: int) -> None:
     signed_at = datetime.fromtimestamp(second, tz=UTC)
     expected = Webhook(whsec(key)).sign(ID, signed_at, body)
     assert Signer([parse_secret(whsec(key))]).sign(ID, second, body.encode()) == expected
 
 
 @pytest.mark.parametrize("scheme", SignatureScheme)
-def test_a_generated_secret_is_32_random_bytes_and_can_be_imported(scheme: SignatureScheme) -> None:
+def test_generated_secret_has_32_random_bytes_and_can_be_imported(scheme: SignatureScheme) -> None:
     secret = generate_secret(scheme)
     assert len(secret.key) == 32
     assert secret.key != generate_secret(scheme).key
@@ -82,7 +82,7 @@ def test_randomness_can_be_injected() -> None:
     assert secret.text == whsec(b"\x01" * 32)
 
 
-def test_a_public_key_verifies_and_shows_no_secret() -> None:
+def test_public_key_verifies_and_contains_no_secret() -> None:
     secret = parse_secret(ED25519_SECRET)
     assert secret.public_key == ED25519_PUBLIC
     assert secret.text == ED25519_SECRET
@@ -96,13 +96,13 @@ def test_a_public_key_verifies_and_shows_no_secret() -> None:
         public.verify(base64.b64decode(signature), b"something else")
 
 
-def test_a_seed_alone_is_the_same_key() -> None:
+def test_seed_without_its_public_half_is_the_same_key() -> None:
     whole = parse_secret(ED25519_SECRET)
     assert parse_secret(whsk(whole.key)) == whole
 
 
 @pytest.mark.parametrize("size", [24, 32, 64])
-def test_hmac_secrets_of_allowed_sizes(size: int) -> None:
+def test_hmac_secret_of_an_allowed_size_is_accepted(size: int) -> None:
     key = os.urandom(size)
     assert parse_secret(whsec(key)).key == key
 

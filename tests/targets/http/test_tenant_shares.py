@@ -46,7 +46,7 @@ async def test_no_slot_is_lost_when_waiters_are_cancelled_or_fail() -> None:
         pass
 
 
-async def test_cancelled_waiter_frees_its_place() -> None:
+async def test_cancelled_waiter_releases_its_slot() -> None:
     queue = HandshakeQueue(1, waiting_max=5)
 
     async def shake() -> None:
@@ -74,7 +74,7 @@ def filled_queue(running_max: int, waiting_max: int = 1_000) -> FairQueue:
     return queue
 
 
-def test_tenants_take_turns() -> None:
+def test_tenants_get_slots_in_rotation() -> None:
     queue, order = filled_queue(1), ""
     for _ in range(7):
         found = queue.next()
@@ -85,7 +85,7 @@ def test_tenants_take_turns() -> None:
     assert order == "bcbcbcb"
 
 
-def test_one_tenant_never_runs_all_lookups() -> None:
+def test_one_tenant_cannot_run_all_lookups() -> None:
     queue = FairQueue(16, 1_000)
     for number in range(100):
         queue.join("busy", f"b{number}")
@@ -100,7 +100,7 @@ def test_one_tenant_never_runs_all_lookups() -> None:
     assert queue.next() == ("busy", "b13")
 
 
-def test_one_tenant_never_fills_the_waiting_list() -> None:
+def test_one_tenant_cannot_fill_the_waiting_list() -> None:
     queue, joined = FairQueue(1, 10), 0
     while queue.join("busy", f"b{joined}"):
         joined += 1

@@ -1,4 +1,4 @@
-"""TLS: always verified, by the name; whatever is wrong with it is one clear outcome."""
+"""TLS: certificates are always verified by name, and each failure has a clear outcome."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.targets.http.receiver import OK, Connected, Receiver, answering
 from tests.waiting import until
 
 
-async def test_a_trusted_certificate_is_accepted(
+async def test_trusted_certificate_is_accepted(
     make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
     post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=trusting)
@@ -35,7 +35,7 @@ async def test_a_trusted_certificate_is_accepted(
     assert seen == ["good.test"]
 
 
-async def test_an_address_is_verified_as_an_address(
+async def test_certificate_of_an_address_is_verified_against_the_address(
     make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
     post = make_post(tls_context=trusting)
@@ -69,7 +69,7 @@ async def test_only_http_1_1_is_negotiated(
     ],
     ids=["another name", "a wildcard below", "the address"],
 )
-async def test_a_certificate_for_another_name(
+async def test_certificate_for_another_name_is_rejected(
     make_post: MakePost,
     authority: trustme.CA,
     trusting: ssl.SSLContext,
@@ -80,7 +80,7 @@ async def test_a_certificate_for_another_name(
     await expect_failure(post, authority.issue_cert(*names), error)
 
 
-async def test_an_expired_certificate(
+async def test_expired_certificate_is_rejected(
     make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
     post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=trusting)
@@ -89,7 +89,7 @@ async def test_an_expired_certificate(
     await expect_failure(post, certificate, "certificate has expired")
 
 
-async def test_certificate_of_an_unknown_authority(
+async def test_certificate_of_an_unknown_authority_is_rejected(
     make_post: MakePost, trusting: ssl.SSLContext
 ) -> None:
     post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=trusting)
@@ -97,7 +97,7 @@ async def test_certificate_of_an_unknown_authority(
     await expect_failure(post, untrusted, "did not verify")
 
 
-async def test_system_authorities_do_not_include_the_tests_authority(
+async def test_certificate_of_the_tests_authority_is_rejected_by_system_authorities(
     make_post: MakePost, authority: trustme.CA
 ) -> None:
     post = make_post(names={"good.test": ["127.0.0.1"]}, tls_context=make_tls_context())
@@ -105,7 +105,7 @@ async def test_system_authorities_do_not_include_the_tests_authority(
 
 
 async def expect_failure(post: Post, certificate: trustme.LeafCert, error: str) -> None:
-    """The attempt fails in TLS, and no byte of the request is sent in clear."""
+    """Check that the attempt fails in TLS and sends no byte of the request in clear."""
     async with Receiver(answering(OK), tls=server_tls(certificate)) as receiver:
         outcome = await post(receiver.url(host="good.test"))
         assert outcome.kind is AttemptOutcome.TLS_FAILED
@@ -115,7 +115,9 @@ async def expect_failure(post: Post, certificate: trustme.LeafCert, error: str) 
         await until(lambda: post.transport.connection_count == 0, "nothing is left")
 
 
-async def test_server_without_tls(make_post: MakePost, trusting: ssl.SSLContext) -> None:
+async def test_server_without_tls_fails_as_tls_failed(
+    make_post: MakePost, trusting: ssl.SSLContext
+) -> None:
     async def script(connected: Connected) -> None:
         await connected.reader.read(1)
         await connected.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -127,7 +129,7 @@ async def test_server_without_tls(make_post: MakePost, trusting: ssl.SSLContext)
 
 
 @pytest.mark.parametrize("resets", [True, False], ids=["resets", "closes"])
-async def test_a_server_that_leaves_the_handshake(
+async def test_server_that_closes_during_the_handshake_fails_as_tls_failed(
     make_post: MakePost, trusting: ssl.SSLContext, *, resets: bool
 ) -> None:
     async def script(connected: Connected) -> None:
@@ -142,7 +144,7 @@ async def test_a_server_that_leaves_the_handshake(
     assert "closed during the TLS handshake" in outcome.error
 
 
-async def test_a_server_that_never_ends_the_handshake(
+async def test_handshake_that_never_ends_is_a_timeout(
     make_post: MakePost, trusting: ssl.SSLContext
 ) -> None:
     async def script(connected: Connected) -> None:
@@ -157,7 +159,7 @@ async def test_a_server_that_never_ends_the_handshake(
     assert post.transport.connection_count == 0
 
 
-async def test_a_stale_connection_costs_no_attempt(
+async def test_stale_tls_connection_costs_no_attempt(
     make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
     async def script(connected: Connected) -> None:
@@ -174,10 +176,10 @@ async def test_a_stale_connection_costs_no_attempt(
         assert len(receiver.requests) == 3
 
 
-async def test_names_behind_one_address_have_connections_of_their_own(
+async def test_names_of_one_address_share_no_tls_connection(
     make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
-    """Else one tenant's request would go over a connection verified for another's name."""
+    """Otherwise a request could use a connection that was verified for another tenant's name."""
     post = make_post(
         names={"good.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]}, tls_context=trusting
     )
@@ -191,7 +193,7 @@ async def test_names_behind_one_address_have_connections_of_their_own(
 
 @pytest.fixture
 def chained(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
-    """A server with a valid certificate, and 20 KB of unneeded ones after it."""
+    """Return a server with a valid certificate, followed by 20 KB of unneeded ones."""
     leaf = authority.issue_cert("127.0.0.1")
     key, certificates = leaf.private_key_pem.bytes(), leaf.cert_chain_pems[0].bytes()
     path = tmp_path / "chain.pem"
@@ -201,7 +203,7 @@ def chained(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_a_handshake_that_is_too_large_ends_before_it_is_parsed(
+async def test_too_large_handshake_fails_before_it_is_parsed(
     make_post: MakePost, chained: ssl.SSLContext, authority_file: Path
 ) -> None:
     # Without the authority verification would fail first, if the handshake were parsed.
@@ -227,10 +229,10 @@ async def test_a_handshake_that_is_too_large_ends_before_it_is_parsed(
     strict=False,
 )
 @pytest.mark.parametrize("bytes_max", [16_384, 65_536], ids=["too large", "not verified"])
-async def test_a_failed_handshake_is_not_kept_until_a_garbage_collection(
+async def test_failed_handshake_is_freed_without_garbage_collection(
     make_post: MakePost, chained: ssl.SSLContext, bytes_max: int
 ) -> None:
-    """The failure's traceback leads to all of the handshake: in a cycle it would stay."""
+    """The failure's traceback refers to the handshake's memory: a reference cycle would keep it."""
     post = make_post(tls_context=make_tls_context(handshake_bytes_max=bytes_max))
     async with Receiver(answering(OK), tls=chained) as receiver:
         gc.collect()
@@ -244,10 +246,10 @@ async def test_a_failed_handshake_is_not_kept_until_a_garbage_collection(
     assert kept <= 1, "the last one may be on its way"
 
 
-async def test_large_certificates_of_one_tenant_leave_memory_for_others(
+async def test_large_certificates_of_one_tenant_leave_memory_for_other_tenants(
     make_post: MakePost, chained: ssl.SSLContext, authority: trustme.CA, authority_file: Path
 ) -> None:
-    """Each connection counts for what it sent beyond the usual, as long as it is open."""
+    """An open connection is charged for the handshake bytes beyond the usual size."""
 
     async def silent(connected: Connected) -> None:
         begun.append(await connected.reader.read(1))
@@ -278,11 +280,11 @@ async def test_large_certificates_of_one_tenant_leave_memory_for_others(
 
 
 def certificates_of(pem: bytes) -> bytes:
-    """The certificates of a file that begins with a key."""
+    """Return the certificates of a file that begins with a key."""
     return pem[pem.index(b"-----BEGIN CERTIFICATE-----") :]
 
 
-async def test_a_tenant_whose_handshakes_never_end_leaves_some_for_others(
+async def test_endless_handshakes_of_one_tenant_leave_slots_for_other_tenants(
     make_post: MakePost, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
     async def script(connected: Connected) -> None:

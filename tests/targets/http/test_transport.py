@@ -1,4 +1,4 @@
-"""The pool: which connection a request gets, how many there are, and what becomes of stale ones."""
+"""The transport: reuse of connections, their bounds, and stale connections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOCALHOST = ["127.0.0.1"]
 
 
 class TestKeepAlive:
-    async def test_requests_in_turn_share_a_connection(self, post: Post) -> None:
+    async def test_sequential_requests_share_a_connection(self, post: Post) -> None:
         async with Receiver(answering(OK)) as receiver:
             for _ in range(20):
                 assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
@@ -44,7 +44,7 @@ class TestKeepAlive:
         ],
         ids=["close", "1.0", "two answers", "bytes behind", "broken"],
     )
-    async def test_a_connection_is_used_again_only_after_a_whole_answer(
+    async def test_connection_is_reused_only_after_a_complete_response(
         self, post: Post, first: bytes
     ) -> None:
         async with Receiver(answering(first, OK)) as receiver:
@@ -53,14 +53,14 @@ class TestKeepAlive:
             assert outcome.kind is AttemptOutcome.ACCEPTED
             assert receiver.connection_count == 2
 
-    async def test_a_refused_request_keeps_its_connection(self, post: Post) -> None:
+    async def test_connection_is_reused_after_an_http_error(self, post: Post) -> None:
         async with Receiver(answering(answer("500 No", b"busy"))) as receiver:
             for _ in range(3):
                 await post(receiver.url())
             assert receiver.connection_count == 1
 
-    async def test_unsolicited_response_belongs_to_no_request(self, post: Post) -> None:
-        """A second answer, sent once the first was taken, must not answer the next request."""
+    async def test_unsolicited_response_answers_no_request(self, post: Post) -> None:
+        """A second response, sent after the first was read, must not answer the next request."""
 
         async def script(connected: Connected) -> None:
             await connected.read_request()
@@ -78,8 +78,8 @@ class TestKeepAlive:
             assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
             assert receiver.connection_count == 2
 
-    async def test_unread_unsolicited_response_belongs_to_no_request(self, post: Post) -> None:
-        """It is in the system's buffer, and the event loop had no turn since it came."""
+    async def test_unread_unsolicited_response_answers_no_request(self, post: Post) -> None:
+        """The response is in the socket's buffer; the event loop has not run since it arrived."""
 
         async def script(connected: Connected) -> None:
             await connected.read_request()
@@ -95,7 +95,7 @@ class TestKeepAlive:
                 os.write(await taken, answer("500 Never asked for"))
 
     async def test_unread_end_of_stream_costs_no_attempt(self, post: Post) -> None:
-        """It would be sent into the connection that ended, and once more over a new one."""
+        """Otherwise the request would be sent on the closed connection, then again on a new one."""
         strays: list[bytes] = []
 
         async def script(connected: Connected) -> None:
@@ -113,8 +113,10 @@ class TestKeepAlive:
             await until(lambda: len(strays) == 3, "each connection is ended")
         assert strays == [b""] * 3
 
-    async def test_an_unread_rest_of_a_request_ends_the_connection(self, post: Post) -> None:
-        """An answer before the request was taken: what follows would be read as body."""
+    async def test_response_before_the_whole_request_closes_the_connection(
+        self, post: Post
+    ) -> None:
+        """A next request would be read as the rest of this request's body."""
 
         async def script(connected: Connected) -> None:
             await connected.reader.readuntil(b"\r\n\r\n")
@@ -131,7 +133,7 @@ class TestKeepAlive:
 
 
 class TestOrigins:
-    async def test_names_behind_one_address_share_nothing(self, make_post: MakePost) -> None:
+    async def test_names_of_one_address_share_no_connection(self, make_post: MakePost) -> None:
         post = make_post(names={"a.test": LOCALHOST, "b.test": LOCALHOST})
         async with Receiver(answering(OK)) as receiver:
             for host in ("a.test", "b.test", "a.test", "b.test", "127.0.0.1", "A.TEST"):
@@ -142,7 +144,7 @@ class TestOrigins:
         hosts = [request.headers["host"].split(":")[0] for request in receiver.requests]
         assert hosts == ["a.test", "b.test", "a.test", "b.test", "127.0.0.1", "a.test"]
 
-    async def test_ports_of_one_name_share_nothing(self, post: Post) -> None:
+    async def test_ports_of_one_name_share_no_connection(self, post: Post) -> None:
         async with Receiver(answering(OK)) as one, Receiver(answering(OK)) as other:
             for receiver in (one, other, one, other):
                 await post(receiver.url())
@@ -150,7 +152,7 @@ class TestOrigins:
 
 
 class TestBounds:
-    async def test_idle_connections_of_an_origin(self, make_post: MakePost) -> None:
+    async def test_idle_connections_of_an_origin_are_bounded(self, make_post: MakePost) -> None:
         post = make_post(idle_per_origin_max=3)
         async with Receiver(answering_together(10)) as receiver:
             await asyncio.gather(*(post(receiver.url()) for _ in range(10)))
@@ -158,7 +160,7 @@ class TestBounds:
             await until(lambda: post.transport.connection_count == 3, "three are kept")
             assert post.transport.idle_count == 3
 
-    async def test_idle_connections_in_all(self, make_post: MakePost) -> None:
+    async def test_idle_connections_of_all_origins_are_bounded(self, make_post: MakePost) -> None:
         names = {f"{number}.test": LOCALHOST for number in range(5)}
         post = make_post(names=names, idle_max=2)
         async with Receiver(answering(OK)) as receiver:
@@ -170,7 +172,7 @@ class TestBounds:
             await post(receiver.url(host="3.test"))
             assert receiver.connection_count == 5
 
-    async def test_idle_connections_in_time(self, make_post: MakePost) -> None:
+    async def test_idle_connection_is_closed_after_its_timeout(self, make_post: MakePost) -> None:
         post = make_post(idle_timeout_s=SHORT_S)
         async with Receiver(answering(OK)) as receiver:
             await post(receiver.url())
@@ -178,7 +180,7 @@ class TestBounds:
             await until(lambda: post.transport.connection_count == 0, "it is closed for its age")
             assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
 
-    async def test_connections_in_all(self, make_post: MakePost) -> None:
+    async def test_number_of_open_connections_is_bounded(self, make_post: MakePost) -> None:
         """An idle connection is closed for a new one; without one it is an internal error."""
         post = make_post(connections_max=2, names={"a.test": LOCALHOST})
         async with Receiver(answering(OK)) as idle, Receiver(never_answer) as silent:
@@ -192,7 +194,9 @@ class TestBounds:
                 attempt.cancel()
             await asyncio.gather(*held, return_exceptions=True)
 
-    async def test_five_hundred_at_once(self, post: Post) -> None:
+    async def test_five_hundred_concurrent_requests_are_accepted_and_reuse_connections(
+        self, post: Post
+    ) -> None:
         async with Receiver(answering_together(500)) as receiver:
             outcomes = await asyncio.gather(*(post(receiver.url()) for _ in range(500)))
             assert {outcome.kind for outcome in outcomes} == {AttemptOutcome.ACCEPTED}
@@ -201,7 +205,7 @@ class TestBounds:
             assert {outcome.kind for outcome in again} == {AttemptOutcome.ACCEPTED}
             assert receiver.connection_count == 500
 
-    async def test_five_hundred_deadlines_at_once(self, post: Post) -> None:
+    async def test_five_hundred_concurrent_deadlines_expire(self, post: Post) -> None:
         async with Receiver(never_answer) as receiver:
             outcomes = await asyncio.gather(
                 *(post(receiver.url(), timeout_s=1.0) for _ in range(500))
@@ -209,8 +213,8 @@ class TestBounds:
             assert {outcome.kind for outcome in outcomes} == {AttemptOutcome.TIMEOUT}
             await until(lambda: post.transport.connection_count == 0, "all are closed")
 
-    async def test_a_large_request_waits_for_its_receiver(self, post: Post) -> None:
-        """What the socket does not take stays the caller's bytes: nothing is copied ahead."""
+    async def test_large_request_is_written_as_the_receiver_reads(self, post: Post) -> None:
+        """Bytes that the socket does not accept yet are not copied."""
         body = os.urandom(20_000_000)
         async with Receiver(answering(OK)) as receiver:
             outcome = await post(receiver.url(), body=body)
@@ -219,7 +223,7 @@ class TestBounds:
             assert (await post(receiver.url())).kind is AttemptOutcome.ACCEPTED
             assert receiver.connection_count == 1
 
-    async def test_a_receiver_that_takes_nothing_meets_the_deadline(self, post: Post) -> None:
+    async def test_receiver_that_reads_nothing_is_a_timeout(self, post: Post) -> None:
         async def script(connected: Connected) -> None:
             connected.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await asyncio.Event().wait()
@@ -229,7 +233,7 @@ class TestBounds:
             assert outcome.kind is AttemptOutcome.TIMEOUT
             assert "did not take the whole request" in outcome.error
 
-    async def test_without_descriptors_idle_connections_are_closed(
+    async def test_idle_connections_are_closed_when_descriptors_run_out(
         self, post: Post, closed_port: int
     ) -> None:
         async with Receiver(answering(OK)) as receiver:
@@ -245,7 +249,7 @@ class TestBounds:
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """The process can open nothing beyond what it has open."""
+    """Lower the limit so that the process cannot open another descriptor."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)
@@ -257,13 +261,13 @@ def no_descriptors() -> Iterator[None]:
 
 
 async def never_answer(connected: Connected) -> None:
-    """Take the request, and wait for the peer to leave."""
+    """Read the request, and wait for the peer to close the connection."""
     await connected.read_request()
     await connected.wait_closed_by_peer()
 
 
 def answering_together(count: int) -> Script:
-    """Answer only when so many requests have come, so that each needs a connection of its own."""
+    """Answer after this many requests have arrived, so that each needs its own connection."""
 
     def have_come(receiver: Receiver, wanted: int) -> bool:
         return len(receiver.requests) >= wanted
@@ -288,22 +292,22 @@ class TestClosing:
             assert (await attempt).kind is AttemptOutcome.INTERNAL_ERROR
             assert post.transport.connection_count == 0
 
-    async def test_nothing_is_sent_afterwards(self, post: Post) -> None:
+    async def test_closed_transport_sends_nothing(self, post: Post) -> None:
         async with Receiver(answering(OK)) as receiver:
             await post(receiver.url())
             await post.transport.aclose()
             assert (await post(receiver.url())).kind is AttemptOutcome.INTERNAL_ERROR
             assert len(receiver.requests) == 1
 
-    async def test_a_transport_that_sent_nothing_closes(self) -> None:
+    async def test_unused_transport_closes(self) -> None:
         async with WebhookTransport(egress=EgressPolicy()):
             pass
 
 
 class TestAsHttpx:
-    """The transport serves any httpx client, whatever of our own extensions are missing."""
+    """The transport serves any httpx client, also without Hookline's request extensions."""
 
-    async def test_a_client_can_use_it(self) -> None:
+    async def test_httpx_client_can_use_the_transport(self) -> None:
         async with (
             Receiver(answering(answer("200 OK", b"hello", "x-one: 1"))) as receiver,
             httpx.AsyncClient(transport=WebhookTransport(egress=LOOPBACK)) as client,
@@ -313,7 +317,7 @@ class TestAsHttpx:
             assert receiver.requests[0].request_line == b"POST /a?b=c HTTP/1.1"
             assert receiver.requests[0].body == b"body"
 
-    async def test_its_failures_are_httpx_s(self, closed_port: int) -> None:
+    async def test_failures_are_httpx_errors(self, closed_port: int) -> None:
         async with httpx.AsyncClient(transport=WebhookTransport(egress=LOOPBACK)) as client:
             with pytest.raises(httpx.TransportError) as caught:
                 await client.post(f"http://127.0.0.1:{closed_port}/")
