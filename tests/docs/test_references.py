@@ -14,6 +14,8 @@ from tests.docs.pages import Page, page, pages
 GUARANTEES = page("docs/guarantees.md")
 PROMISES, RULES, QUESTIONS = 16, 25, 10
 _TEST = re.compile(r"(tests/[\w/]+\.py)::(?:Test\w+::)?(test_\w+)")
+_PARTS = re.compile(r"`(service/[\w./]+)` \(([\w, ]+)\)")
+"""A file, and the names of functions or SQL statements in it."""
 _PATH = re.compile(r"(?:service|tests|docs|protos|clients|\.ci)/[\w./-]*[\w/]")
 _LATER = "with a later version"
 _FOREIGN = {
@@ -114,6 +116,17 @@ def test_each_threat_at_each_boundary_has_a_test() -> None:
 def test_each_rule_names_its_code() -> None:
     rows = GUARANTEES.table("The rules of the data path")
     assert [row[0] for row in rows if "service/" not in row[2]] == []
+
+
+def test_functions_and_statements_named_in_guarantees_exist() -> None:
+    named = _PARTS.findall(GUARANTEES.text)
+    assert len(named) >= RULES
+    assert [
+        (path, name)
+        for path, names in named
+        for name in names.split(", ")
+        if not re.search(rf"\b{name}\b", text(pathlib.PurePosixPath(path)))
+    ] == []
 
 
 def test_guarantees_name_a_test_for_each_promise_and_rule() -> None:

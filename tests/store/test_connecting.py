@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from hookline_service.domain.errors import Reason, UnavailableError
-from hookline_service.store.connecting import History
+from hookline_service.store.connecting import SQL, History
 from hookline_service.store.database import Database
 from hookline_service.store.ownership import OwnershipStore
 
@@ -58,6 +58,19 @@ async def test_of_many_connections_that_find_a_promotion_one_begins_the_history(
     assert found != database.history_id
     for other in others:
         await other.close()
+
+
+async def test_the_successor_of_a_history_is_begun_once(database: Database) -> None:
+    """Two connections may both find that a history has ended before either begins the next."""
+    ended = known(database)
+    begun = []
+    for _ in range(2):
+        await database.fetch(
+            SQL.begin_history, ended.history_id, ended.system_identifier, ended.timeline
+        )
+        (row,) = await database.fetch("SELECT history_id FROM database_history")
+        begun.append(row["history_id"])
+    assert begun[0] == begun[1] != ended.history_id
 
 
 async def test_a_log_that_became_shorter_begins_a_history(database: Database) -> None:

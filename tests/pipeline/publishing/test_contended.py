@@ -111,6 +111,18 @@ async def test_an_epoch_is_read_after_it_is_locked(rig: Rig) -> None:
     assert checked["passed"] == [False]
 
 
+async def test_the_check_of_an_epoch_does_not_wait_for_a_change(rig: Rig) -> None:
+    acme = await uid_of(rig, "acme")
+    (row,) = await rig.database.fetch("SELECT epoch FROM tenants WHERE tenant_uid = $1", acme)
+    async with rival(rig.url) as other:
+        await other.fetchval(BUMP, acme)
+        (checked,) = await rig.database.fetch(
+            "SELECT hookline_check_epochs($1, $2, 1) AS passed", [acme], [row["epoch"]]
+        )
+        await other.execute("ROLLBACK")
+    assert checked["passed"] == [False]
+
+
 async def test_calls_of_a_tenant_set_apart_keep_their_order(database_url: str) -> None:
     limits = GroupLimits(lock_wait_s=60.0, max_events=2)
     async with running(database_url, group_limits=limits) as rig:
