@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from importlib import resources
 from typing import Any
@@ -70,6 +71,18 @@ def test_only_changes_and_publishing_have_an_effect() -> None:
         name for name in CONTRACT if "events" in METHODS[name].descriptor.input_type.fields_by_name
     }
     assert with_effect == {*CHANGING, *publishing}
+
+
+def test_calls_that_create_or_send_are_unsafe_to_repeat() -> None:
+    unsafe = {
+        name.rpartition("/")[2]
+        for name, method in METHODS.items()
+        if method.effect is Effect.UNSAFE_TO_REPEAT
+    }
+    acting = re.compile("Create|Publish|StreamPublish|Rotate|Send|Start")
+    assert unsafe == {
+        name.rpartition("/")[2] for name in METHODS if acting.match(name.rpartition("/")[2])
+    }
 
 
 def test_calls_that_are_not_audited_have_a_reason() -> None:

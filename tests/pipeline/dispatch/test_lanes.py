@@ -181,6 +181,21 @@ async def test_rows_changed_during_a_refill_are_discarded(harness: LaneHarness) 
     assert [job.delivery_id for job in harness.take_all()] == [cancelled]
 
 
+async def test_only_the_refill_under_way_is_discarded_when_all_rows_change(
+    harness: LaneHarness,
+) -> None:
+    lane = harness.lane()
+    delivery_id = harness.new_id()
+    lane.begin_refill()
+    harness.lanes.forget_all(lane)
+    harness.lanes.accept(lane, harness.row(lane, delivery_id), harness.message())
+    harness.lanes.end_refill(lane, found_all=True)
+    assert harness.take_all() == []
+
+    harness.refill(lane, [harness.row(lane, delivery_id, version=1)])
+    assert [job.delivery_id for job in harness.take_all()] == [delivery_id]
+
+
 async def test_forget_removes_a_queued_job(harness: LaneHarness) -> None:
     lane = harness.lane()
     first, second = harness.publish(lane, 2)

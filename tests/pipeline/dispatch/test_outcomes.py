@@ -39,6 +39,25 @@ async def replaced_target(rig: Rig, uid: UUID) -> AsyncIterator[Receiver]:
         yield replacement
 
 
+async def test_the_delay_of_a_retry_counts_from_the_start_of_the_attempt(
+    rig: Rig, receiver: Receiver
+) -> None:
+    tenant_uid = await rig.tenant()
+    await rig.subscription(tenant_uid, receiver.url, schedule_s=[0.0, 1_000.0])
+    receiver.answers, receiver.gate = 500, asyncio.Event()
+    await rig.publisher.publish("acme", [order_created()])
+    await receiver.wait_for(1)
+    await rig.turn(1_000)  # more than the delay, whatever its jitter
+    receiver.gate.set()
+    await recorded(rig, 1)
+
+    (row,) = await rig.database.fetch(
+        "SELECT due_at <= hookline_now() AS is_due FROM pending_deliveries"
+        " UNION ALL SELECT true FROM deliveries"
+    )
+    assert row["is_due"]
+
+
 async def test_a_delivery_is_exhausted_after_its_last_attempt(rig: Rig, receiver: Receiver) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url, schedule_s=[0.0, 10.0, 10.0])

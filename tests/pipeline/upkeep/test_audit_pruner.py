@@ -126,6 +126,18 @@ async def test_a_retention_of_zero_keeps_every_entry(plane: ControlPlane) -> Non
     assert await sequences(plane) == [1, 2, 3, 4, 5, 6]
 
 
+async def test_entries_within_their_retention_are_kept(plane: ControlPlane) -> None:
+    await sign_head(plane, datetime.now(UTC))
+    await prune_all(plane)
+    assert await sequences(plane) == [5, 6]
+
+
+async def test_a_log_that_ends_before_its_checkpoint_is_not_pruned(plane: ControlPlane) -> None:
+    await tamper(plane.database, "DELETE FROM audit_entries WHERE sequence >= 4")
+    await prune_all(plane)
+    assert await sequences(plane) == [1, 2, 3]
+
+
 async def test_an_entry_without_an_old_checkpoint_is_kept(plane: ControlPlane) -> None:
     """Whatever its row says: the owner of the tables can write any time into it."""
     await sign_head(plane, datetime.now(UTC))
