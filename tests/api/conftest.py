@@ -56,7 +56,7 @@ class Calls:
     ended: list[tuple[str, grpc.StatusCode]] = field(default_factory=list)
 
     def call_began(self, method: str, context: object) -> None:
-        """Not of interest here."""
+        """Ignore the event."""
 
     def call_ended(self, method: str, code: grpc.StatusCode, duration_s: float) -> None:
         assert duration_s >= 0
@@ -88,7 +88,7 @@ class Api:
 
 
 def refusing(base: Any) -> Any:  # noqa: ANN401 (any generated servicer)
-    """A servicer none of whose methods is there."""
+    """A servicer without methods."""
 
     async def refuse(*_: object) -> NoReturn:
         raise not_implemented("this method")
@@ -147,7 +147,7 @@ async def serving(
     observer: CallObserver | None = None,
     **replaced: Any,  # noqa: ANN401 (any servicer)
 ) -> AsyncIterator[Api]:
-    """A server that serves, on a database of its own, while inside."""
+    """Run a server with its own database inside the context."""
     async with AsyncExitStack() as stack:
         rig = await stack.enter_async_context(running(url, limits=limits or Limits()))
         calls = Calls()
@@ -181,7 +181,7 @@ CLIENT_OPTIONS = [
 
 @pytest.fixture
 async def api(database_url: str) -> AsyncIterator[Api]:
-    """A server that serves, and a tenant `acme`."""
+    """A running server with a tenant `acme`."""
     async with serving(database_url) as api:
         await api.rows.tenant("acme")
         yield api

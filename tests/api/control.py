@@ -54,23 +54,23 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 ORDERS = "tenants/acme/subscriptions/orders"
 URL = "https://example.com/hook"
 ORIGIN = "hookline.example"
-"""The origin that handshakes with targets state."""
+"""The origin that handshakes send to targets."""
 
 
 def orders(**fields: Any) -> Subscription:  # noqa: ANN401 (any field)
-    """A subscription that is right but for what a test makes of it."""
+    """Return a valid subscription, changed by the given fields."""
     values: dict[str, Any] = {"event_types": ["order.*"], "http": HttpTarget(url=URL)}
     return Subscription(**(values | fields))
 
 
 def http(**fields: Any) -> HttpTarget:  # noqa: ANN401 (any field)
-    """A target that is right but for what a test makes of it."""
+    """Return a valid target, changed by the given fields."""
     return HttpTarget(**({"url": URL} | fields))
 
 
 @dataclass
 class Control:
-    """A channel to the control plane, and the node behind it."""
+    """A channel to the control plane and the node that serves it."""
 
     channel: grpc.aio.Channel
     rig: Rig
@@ -157,7 +157,7 @@ async def controlling(
     deny_hosts: Sequence[str] = (),
     **replaced: Any,  # noqa: ANN401 (any servicer)
 ) -> AsyncIterator[Control]:
-    """A server that serves, and a tenant `acme`."""
+    """Run a server with a tenant `acme` inside the context."""
     async with AsyncExitStack() as stack:
         rig = await stack.enter_async_context(running(url, limits=limits or Limits()))
         pages = Pages(PAGE_KEY, rig.limits)
@@ -205,7 +205,7 @@ async def controlling(
 
 
 async def refused_both_ways(control: Control, **fields: Any) -> Refused:  # noqa: ANN401 (any field)
-    """The refusal of creating with these fields; updating `orders` must get the same."""
+    """Return the refusal of a creation with these fields; an update must get the same one."""
     before = await control.get()
     creating = await refusal(control.create(orders(**fields), "new"))
     assert creating.code == INVALID

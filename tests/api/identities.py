@@ -22,7 +22,7 @@ class HeaderSource:
     def __init__(self, **callers: Caller) -> None:
         self.callers = callers
         self.asked: list[tuple[str, str]] = []
-        """The entry and the peer of each call."""
+        """The metadata entry and the peer of each call."""
         self.is_away = False
 
     async def authenticate(
@@ -41,7 +41,7 @@ class HeaderSource:
 
 
 class RecordingTenants(refusing(TenantServiceServicer).__class__):  # type: ignore[misc]
-    """GetTenant records its callers."""
+    """A servicer whose GetTenant records its callers."""
 
     def __init__(self) -> None:
         self.callers: list[Caller] = []

@@ -1,4 +1,4 @@
-"""A server behind a gateway that API keys open, the control plane and all, with a clock to turn."""
+"""A server that authenticates API keys, with all services and an adjustable clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bearer(token: str) -> Metadata:
 
 @dataclass
 class Keyed:
-    """A channel to it, and what is behind."""
+    """A channel to the server, and the objects behind it."""
 
     control: Control
     source: ApiKeySource
@@ -47,7 +47,7 @@ class Keyed:
         tenant: str | None = None,
         expire_time: datetime | None = None,
     ) -> str:
-        """The token of a new key; with all scopes where none is named."""
+        """Create a key, by default with all scopes, and return its token."""
         draft = NewApiKey(
             display_name="",
             tenant_id=tenant,
@@ -59,7 +59,7 @@ class Keyed:
 
 @asynccontextmanager
 async def keyed(url: str, *, max_cached: int = 1_000) -> AsyncIterator[Keyed]:
-    """A server that authenticates API keys, while inside; and a tenant `acme`."""
+    """Run a server that authenticates API keys, with a tenant `acme`, inside the context."""
     clock, database = TurnableClock(), Database(url)
     source = ApiKeySource(
         ApiKeyLookup(database.session("access")), DEPLOYMENT_KEY, clock, max_cached=max_cached

@@ -1,4 +1,4 @@
-"""Publishing over a channel, as tests do it."""
+"""Publish events over a channel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.api.refusals import Refused, refusal
 
 
 def order(**fields: Any) -> Event:  # noqa: ANN401 (any field)
-    """An event that is right but for what a test makes of it."""
+    """Return a valid event, changed by the given fields."""
     if "json_data" not in fields and "binary_data" not in fields:
         fields["json_data"] = "{}"
     return Event(**({"type": "order.created"} | fields))

@@ -16,7 +16,7 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 @dataclass
 class Refused:
-    """What a call ended with."""
+    """The status of a refused call and its details."""
 
     code: grpc.StatusCode
     message: str
@@ -33,7 +33,7 @@ class Refused:
 
 
 def read_refusal(code: grpc.StatusCode, message: str, trailers: dict[str, str | bytes]) -> Refused:
-    """Take a status apart; fails where the status and its details disagree."""
+    """Parse a status; fails if the status and its details disagree."""
     refused = Refused(code, message)
     pushback = trailers.get(PUSHBACK_KEY)
     refused.pushback_ms = str(pushback) if pushback is not None else None
@@ -64,7 +64,7 @@ def read_refusal(code: grpc.StatusCode, message: str, trailers: dict[str, str | 
 
 
 async def refusal(call: Awaitable[object]) -> Refused:
-    """Wait for a call that must be refused; what it was refused with."""
+    """Await a call that must be refused, and return its refusal."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     error = caught.value

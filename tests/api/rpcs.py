@@ -41,7 +41,7 @@ def request_of(method: Method) -> Any:  # noqa: ANN401 (any message)
 
 
 def opened_by(channel: grpc.aio.Channel, method: Method) -> Any:  # noqa: ANN401 (by its streams)
-    """Return what makes a method's calls, with requests and answers as bytes."""
+    """Return a callable for a method that takes and returns serialized messages."""
     streams: dict[tuple[bool, bool], Any] = {
         (False, False): channel.unary_unary,
         (False, True): channel.unary_stream,

@@ -1,4 +1,4 @@
-"""A publishing stream, as tests hold it, and what they see of the server's side of it."""
+"""A publish stream for tests, and observers of its server side."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WITHIN_S = 20.0
 
 
 class Stream:
-    """One StreamPublishEvents: what is sent is numbered from 1 unless the test numbers it."""
+    """A StreamPublishEvents call; messages are numbered from 1 by default."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float | None = None) -> None:
         self.call: Any = EventServiceStub(channel).StreamPublishEvents(timeout=timeout_s)
@@ -43,33 +43,33 @@ class Stream:
         )
 
     async def answer(self) -> StreamPublishEventsResponse:
-        """The next answer; fails where the stream has ended."""
+        """Return the next answer; fails if the stream has ended."""
         async with asyncio.timeout(WITHIN_S):
             answer = await self.call.read()
         assert isinstance(answer, StreamPublishEventsResponse), f"it ended: {answer}"
         return answer
 
     async def answers(self, count: int) -> dict[int, StreamPublishEventsResponse]:
-        """So many answers, by their sequence."""
+        """Return the next `count` answers by sequence."""
         found = [await self.answer() for _ in range(count)]
         by_sequence = {answer.sequence: answer for answer in found}
         assert len(by_sequence) == count
         return by_sequence
 
     async def finish(self) -> None:
-        """Send nothing more: all was answered, and it ends with OK."""
+        """Half-close the stream; asserts that no answer is left and that it ends with OK."""
         await self.call.done_writing()
         await self.ended()
 
     async def ended(self) -> None:
-        """It ends by itself, all answers read; raises `AioRpcError` unless it is with OK."""
+        """Read the stream to its end; raises `AioRpcError` unless its status is OK."""
         async with asyncio.timeout(WITHIN_S):
             assert await self.call.read() is grpc.aio.EOF
             assert await self.call.code() is grpc.StatusCode.OK
 
 
 class Submitted:
-    """Counts what streams bring to the node's publisher."""
+    """Counts the messages that streams submit to the node's publisher."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -84,7 +84,7 @@ class Submitted:
         return await self._submit(tenant_id, events, stream)
 
     async def when_steady(self) -> int:
-        """How many, once the server reads no more although it has turned often."""
+        """Return the count once the server has stopped reading for many turns of the event loop."""
         rounds, before = 0, -1
 
         async def is_steady() -> bool:
@@ -100,7 +100,7 @@ class Submitted:
 
 @asynccontextmanager
 async def uncommitted(api: Api) -> AsyncIterator[None]:
-    """While inside, nothing is committed."""
+    """Block all commits inside the context."""
     async with rival(api.rig.url) as other:
         await other.execute(STALL)
         yield
@@ -108,6 +108,6 @@ async def uncommitted(api: Api) -> AsyncIterator[None]:
 
 
 async def stored(api: Api) -> list[bytes]:
-    """The data of all events, in publish order."""
+    """Return the data of all events, in publish order."""
     rows = await api.rig.database.fetch("SELECT data FROM events ORDER BY ordinal")
     return [row["data"] for row in rows]

@@ -58,7 +58,7 @@ NAMES = ClientNames(
 
 
 class Gateway:
-    """A server that asks for certificates, and a way to call it with some of one's own."""
+    """A server that requests client certificates, and calls with certificates of the test."""
 
     def __init__(self, port: int, authority: Authority, asking: RecordingTenants) -> None:
         self._port = port
@@ -67,7 +67,7 @@ class Gateway:
 
     @asynccontextmanager
     async def channel(self, *identities: str) -> AsyncIterator[grpc.aio.Channel]:
-        """A connection that shows a certificate with these names."""
+        """Open a channel with a client certificate that has these names."""
         certificate, key = self._authority.issue("client", *identities)
         credentials = grpc.ssl_channel_credentials(
             self._authority.pem, key.read_bytes(), certificate.read_bytes()
@@ -100,7 +100,7 @@ def issuer() -> Issuer:
 
 @pytest.fixture
 def known() -> list[ClientNames]:
-    """The names that count; a test may add others, which then do."""
+    """The names that are authorized; a test may add more."""
     return [NAMES]
 
 
@@ -137,7 +137,7 @@ async def gateway(
     ],
     ids=["uri", "dns", "uri-first", "what-is-listed"],
 )
-async def test_a_certificate_names_its_caller(
+async def test_certificate_identifies_its_caller(
     gateway: Gateway, shown: list[str], principal: str, tenant: str | None
 ) -> None:
     async with gateway.channel(*shown) as channel:
@@ -157,9 +157,7 @@ async def test_a_certificate_without_the_scope_is_refused(gateway: Gateway) -> N
 @pytest.mark.parametrize(
     "shown", [["other.internal"], ["127.0.0.1"], ["spiffe://example.org/shop"]], ids=str
 )
-async def test_a_certificate_that_is_not_listed_is_unauthenticated(
-    gateway: Gateway, shown: list[str]
-) -> None:
+async def test_unlisted_certificate_is_unauthenticated(gateway: Gateway, shown: list[str]) -> None:
     async with gateway.channel(*shown) as channel:
         await gateway.refused(channel)
 

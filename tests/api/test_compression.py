@@ -1,4 +1,4 @@
-"""Messages are not compressed: a compressed one is refused before it is unpacked."""
+"""A compressed message is refused before it is decompressed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.hostile import callers, wire
 from tests.hostile.wire import Connection
 
 ROUNDS, BOMBS = 40, 5
-"""Five fit into the window of a connection."""
+"""Five messages of this size fit into the flow control window of a connection."""
 UNPACKED_MB = ROUNDS * BOMBS * callers.BIG_BYTES / 1e6
 GROWTH_MAX_MB = 100
 
@@ -44,7 +44,7 @@ async def test_a_compressed_request_is_unimplemented(api: Api, algorithm: grpc.C
 async def test_a_flood_of_compressed_messages_does_not_exhaust_memory(
     api: Api,
 ) -> None:
-    """Without a key: 8 KB unpack to 8 MB before anything of ours is asked."""
+    """Without a key: gRPC decompresses 8 KB to 8 MB before it calls the service."""
     callers.bomb()
     before_mb, peak_mb = resident_mb(), 0.0
     for _ in range(ROUNDS):

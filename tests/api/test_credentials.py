@@ -113,7 +113,7 @@ async def in_another_casing(gateway: Keyed) -> Metadata:
 
 
 async def with_a_digest(gateway: Keyed) -> Metadata:
-    """What a copy of the database holds."""
+    """Return a token made of a stored digest, which a copy of the database contains."""
     token = await gateway.token()
     [row] = await gateway.control.rig.database.fetch("SELECT digest FROM api_keys")
     return bearer(f"hk_{key_id(token)}_{row['digest'].hex()[:43]}")

@@ -55,7 +55,7 @@ def refused(field: str, violations: list[Violation], began_s: float) -> None:
     assert [(found.field, found.reason) for found in violations] == [(field, Reason.LIMIT_EXCEEDED)]
 
 
-def test_a_schedule() -> None:
+def test_long_retry_schedule_is_refused_without_delay() -> None:
     message = with_many(RetryPolicy, "schedule", b"")
     violations: list[Violation] = []
     began_s = time.process_time()
@@ -63,7 +63,7 @@ def test_a_schedule() -> None:
     refused("p.schedule", violations, began_s)
 
 
-def test_failover_urls() -> None:
+def test_long_list_of_failover_urls_is_refused_without_delay() -> None:
     message = Subscription(http=with_many(HttpTarget, "failover_urls", b"x"))
     seen = Seen(tenant_id="", subscription_id="", uid=UUID(int=0), target=Target(url=""))
     reader = SubscriptionReader(Limits(), EgressPolicy(), https_only=False)
@@ -74,7 +74,7 @@ def test_failover_urls() -> None:
 
 
 @pytest.mark.parametrize("path", [b"labels", b"nonsense"])
-def test_an_update_mask(path: bytes) -> None:
+def test_long_update_mask_is_refused_without_delay(path: bytes) -> None:
     mask = with_many(FieldMask, "paths", path)
     violations: list[Violation] = []
     began_s = time.process_time()
@@ -82,8 +82,8 @@ def test_an_update_mask(path: bytes) -> None:
     refused("update_mask", violations, began_s)
 
 
-def test_how_deep_json_is_costs_no_more_than_reading_it() -> None:
-    """4 MiB of arrays that nest as deep as they may: right, and not for others to wait for."""
+def test_json_depth_check_costs_no_more_than_one_read() -> None:
+    """4 MiB of arrays nested to the limit are valid, and must not block the event loop for long."""
     deep = "[" + ",".join(["[" * 127 + "]" * 127] * 1_000) + "]"
     messages = [Event(type="order.created", json_data=deep)] * 16
     violations: list[Violation] = []
@@ -101,7 +101,7 @@ def test_how_deep_json_is_costs_no_more_than_reading_it() -> None:
     assert took_s < 6 * reading_s
 
 
-def test_brackets_in_a_string_are_no_depth() -> None:
+def test_brackets_in_strings_do_not_count_as_depth() -> None:
     message = Event(type="order.created", json_data='"' + "[{" * 200 + '"')
     violations: list[Violation] = []
     EventReader(Limits()).read([message], violations)
@@ -109,7 +109,7 @@ def test_brackets_in_a_string_are_no_depth() -> None:
 
 
 @pytest.mark.parametrize("state", [b"\x01", b"\x63"])
-async def test_states(state: bytes) -> None:
+async def test_long_list_of_states_is_refused_without_delay(state: bytes) -> None:
     unused: Any = sentinel.unused
     pages = Pages(b"key", Limits())
     servicer = DeliveryServicer(

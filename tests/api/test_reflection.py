@@ -59,7 +59,7 @@ async def test_all_services_are_listed(api: Api, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_every_service_is_described_whole_and_with_comments(api: Api, version: str) -> None:
+async def test_every_service_is_described_completely_with_comments(api: Api, version: str) -> None:
     names = sorted(EXPECTED_SERVICES)
     questions = [ServerReflectionRequest(file_containing_symbol=name) for name in names]
     for name, answer in zip(names, await ask(api, *questions, version=version), strict=True):
@@ -115,7 +115,7 @@ async def test_files_and_extensions_are_found(api: Api) -> None:
     assert list(numbers.all_extension_numbers_response.extension_number) == [51820]
 
 
-async def test_an_unknown_symbol_is_answered_and_the_stream_goes_on(api: Api) -> None:
+async def test_unknown_symbol_is_answered_and_the_stream_continues(api: Api) -> None:
     answers = await ask(
         api,
         ServerReflectionRequest(file_by_filename="no.proto"),

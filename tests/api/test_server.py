@@ -71,7 +71,7 @@ async def test_health_lists_every_service(api: Api) -> None:
     assert ("grpc.health.v1.Health/List", grpc.StatusCode.OK) in api.calls.ended
 
 
-async def test_a_watch_of_an_unknown_service_reports_that_and_goes_on(api: Api) -> None:
+async def test_watch_of_an_unknown_service_reports_that_and_continues(api: Api) -> None:
     watch = health_of(api.channel).Watch(health_pb2.HealthCheckRequest(service="unknown"))
     known = health_of(api.channel).Watch(health_pb2.HealthCheckRequest())
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -92,7 +92,7 @@ async def test_a_server_is_unready_until_it_is_set_serving(api: Api) -> None:
     await server.stop(0)
 
 
-async def test_a_taken_port_is_refused_not_shared(api: Api) -> None:
+async def test_port_in_use_is_refused(api: Api) -> None:
     server = ApiServer(
         servicers_of(api.rig),
         address=f"127.0.0.1:{api.port}",
@@ -161,5 +161,5 @@ async def test_every_rpc_answers_an_empty_request(api: Api, name: str) -> None:
     }
 
 
-def test_unimplemented_rpcs_are_of_the_contract() -> None:
+def test_unimplemented_rpcs_exist_in_the_contract() -> None:
     assert not UNBUILT - set(map(rpc_of, CONTRACT))

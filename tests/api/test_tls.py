@@ -132,7 +132,7 @@ async def test_a_client_without_a_required_certificate_is_refused(
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_the_client_authority_is_replaced_as_well(
+async def test_client_authority_is_reloaded_too(
     api: Api, authority: Authority, tmp_path: Path
 ) -> None:
     other = Authority(tmp_path, "other")
@@ -147,7 +147,9 @@ async def test_the_client_authority_is_replaced_as_well(
             await health(channel)
 
 
-async def test_plaintext_is_refused_and_the_server_goes_on(api: Api, authority: Authority) -> None:
+async def test_plaintext_is_refused_and_the_server_keeps_serving(
+    api: Api, authority: Authority
+) -> None:
     certificate = issued(authority)
     async with serving(api, lambda: certificate) as port:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", CLIENT_OPTIONS) as channel:

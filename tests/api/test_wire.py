@@ -48,13 +48,13 @@ CORRUPT = {
 
 
 @pytest.mark.parametrize("data", CORRUPT.values(), ids=CORRUPT.keys())
-async def test_bytes_that_are_no_message_are_malformed(api: Api, data: bytes) -> None:
+async def test_bytes_that_do_not_decode_are_malformed(api: Api, data: bytes) -> None:
     answer = await send(api, PUBLISH, data)
     assert (answer.code, answer.reason) == MALFORMED
     await publish(api, order())
 
 
-async def test_random_bytes_are_refused_and_the_server_goes_on(api: Api) -> None:
+async def test_random_bytes_are_refused_and_the_server_keeps_serving(api: Api) -> None:
     """Random bytes, and good messages with random damage: a status each time, and life goes on."""
     rng = random.Random(20_261_124)
     good = PublishEventsRequest(
@@ -82,7 +82,7 @@ async def test_random_bytes_are_refused_and_the_server_goes_on(api: Api) -> None
     await publish(api, order())
 
 
-async def test_an_empty_message_lacks_its_fields(api: Api) -> None:
+async def test_empty_message_is_refused_for_its_missing_fields(api: Api) -> None:
     answer = await send(api, PUBLISH, b"")
     assert answer.violations == {"tenant": "FIELD_REQUIRED", "events": "FIELD_REQUIRED"}
 

@@ -1,4 +1,4 @@
-"""Tokens of API keys: their letters, their strength, and what is kept of them."""
+"""Tokens of API keys: their alphabet, entropy, parsing and stored digest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hookline_service.domain.api_key import (
 KEY = bytes(range(32))
 
 
-def test_a_secret_has_256_bits_and_every_letter_may_come() -> None:
+def test_secret_has_256_bits_and_uses_the_whole_alphabet() -> None:
     assert SECRET_LENGTH * math.log2(len(ALPHABET)) >= 256
     assert len(set(ALPHABET)) == 62
     numbers = iter(range(SECRET_LENGTH * 62))
@@ -29,7 +29,7 @@ def test_a_secret_has_256_bits_and_every_letter_may_come() -> None:
     assert all(letter in drawn for letter in ALPHABET)
 
 
-def test_a_token_names_its_id() -> None:
+def test_token_contains_its_key_id() -> None:
     key_id = make_key_id(secrets.randbelow)
     token = make_token(key_id, secrets.randbelow)
     assert check_key_id(key_id) is None
@@ -57,12 +57,12 @@ GOOD = make_token("a1B2c3D4e5F6", lambda below: below - 1)
         GOOD.replace("1", "\u0661"),
     ],
 )
-def test_what_is_no_token_names_nothing(text: str) -> None:
+def test_malformed_token_has_no_key_id(text: str) -> None:
     assert key_id_in(GOOD) == "a1B2c3D4e5F6"
     assert key_id_in(text) is None
 
 
-def test_what_is_kept_depends_on_every_letter_and_on_the_deployment() -> None:
+def test_digest_depends_on_every_character_and_on_the_deployment_key() -> None:
     kept = digest_of(GOOD, KEY)
     assert len(kept) == DIGEST_BYTES
     assert kept == digest_of(GOOD, KEY)

@@ -1,4 +1,4 @@
-"""The chain of the audit log: what a hash covers, and what breaks the walk."""
+"""The hash chain of the audit log: the fields that a hash covers, and the changes it detects."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def head_of(entry: AuditEntry) -> ChainHead:
     return ChainHead(entry.sequence, entry.hash)
 
 
-def test_a_hash_is_what_the_documentation_says() -> None:
-    """Written independently, from the description alone."""
+def test_hash_is_computed_as_documented() -> None:
+    """Computes the hash from the documented encoding, without the code under test."""
     parts = [
         "1",
         "1",
@@ -91,23 +91,23 @@ def test_a_hash_is_what_the_documentation_says() -> None:
     assert hash_of(ENTRY, GENESIS) == hashlib.sha256(data).digest()
 
 
-def test_every_field_but_the_hash_is_covered() -> None:
+def test_hash_covers_every_other_field() -> None:
     assert OTHER.keys() | {"hash", "encoding"} == {field.name for field in fields(AuditEntry)}
     hashes = {hash_of(replace(ENTRY, **{name: value}), GENESIS) for name, value in OTHER.items()}
     assert len(hashes | {hash_of(ENTRY, GENESIS), hash_of(ENTRY, b"\1" * 32)}) == len(OTHER) + 2
 
 
-def test_text_that_moves_from_one_field_to_the_next_changes_the_hash() -> None:
+def test_moving_text_between_fields_changes_the_hash() -> None:
     moved = replace(ENTRY, principal="apiKeys/4rTq/", method=ENTRY.method[1:])
     assert hash_of(moved, GENESIS) != hash_of(ENTRY, GENESIS)
 
 
-def test_an_encoding_of_a_later_version_is_not_taken_for_this_one() -> None:
+def test_unknown_encoding_version_is_rejected() -> None:
     with pytest.raises(BrokenChainError, match="encoding 2 is not known"):
         walk([replace(chain(1)[0], encoding=2)])
 
 
-def test_an_unchanged_chain_is_complete() -> None:
+def test_unchanged_chain_verifies() -> None:
     entries = chain(5)
     walking = ChainWalk(noted=head_of(entries[2]))
     for entry in entries:
@@ -118,7 +118,7 @@ def test_an_unchanged_chain_is_complete() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OTHER.keys() - {"sequence"}))
-def test_a_field_that_was_changed_is_found_where_it_is(name: str) -> None:
+def test_changed_field_is_reported_at_its_entry(name: str) -> None:
     entries = chain(4)
     entries[1] = replace(entries[1], **{name: OTHER[name]})
     with pytest.raises(BrokenChainError, match="entry 2 does not fit its hash") as caught:
@@ -126,7 +126,7 @@ def test_a_field_that_was_changed_is_found_where_it_is(name: str) -> None:
     assert caught.value.sequence == 2
 
 
-def test_a_change_with_a_hash_to_match_is_found_at_the_next_entry() -> None:
+def test_changed_entry_with_recomputed_hash_is_reported_at_the_next_entry() -> None:
     entries = chain(4)
     forged = replace(entries[1], principal="forged")
     entries[1] = replace(forged, hash=hash_of(forged, entries[0].hash))
@@ -136,7 +136,7 @@ def test_a_change_with_a_hash_to_match_is_found_at_the_next_entry() -> None:
 
 
 @pytest.mark.parametrize("sequence", [1, 2])
-def test_an_entry_that_is_missing_is_named(sequence: int) -> None:
+def test_missing_entry_is_reported_by_sequence(sequence: int) -> None:
     entries = chain(4)
     del entries[sequence - 1]
     with pytest.raises(BrokenChainError, match=f"entry {sequence} is missing") as caught:
@@ -144,13 +144,13 @@ def test_an_entry_that_is_missing_is_named(sequence: int) -> None:
     assert caught.value.sequence == sequence
 
 
-def test_an_entry_that_comes_twice_is_no_chain() -> None:
+def test_duplicate_entry_is_rejected() -> None:
     first, second = chain(2)
     with pytest.raises(BrokenChainError, match="entry 2 is missing; 1 comes instead"):
         walk([first, first, second])
 
 
-def test_what_was_cut_off_is_missed_by_the_head_that_is_kept_beside() -> None:
+def test_truncated_log_is_detected_by_the_stored_head() -> None:
     entries = chain(4)
     walking = ChainWalk()
     for entry in entries[:2]:

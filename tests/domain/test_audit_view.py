@@ -1,4 +1,4 @@
-"""What the audit log shows of a resource: no secret, no undecided field, bounded."""
+"""Views of resources in the audit log: no secret, every field decided, bounded size."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ API_KEY = ApiKey(
 )
 
 
-def test_a_target_is_shown_without_what_may_be_secret() -> None:
+def test_secrets_of_a_target_are_redacted() -> None:
     view = subscription_view(SUBSCRIPTION)
     assert view["http"]["url"] == (
         "https://example.com/hooks/7?token=[redacted]&mode=[redacted]&[redacted]"
@@ -77,7 +77,7 @@ def test_a_target_is_shown_without_what_may_be_secret() -> None:
     assert "geheim" not in json_of(view)
 
 
-def test_a_url_without_a_query_is_shown_as_it_is() -> None:
+def test_only_the_query_of_a_url_is_redacted() -> None:
     assert redacted_url("https://example.com:8443/a/b") == "https://example.com:8443/a/b"
     assert redacted_url("https://example.com/?") == "https://example.com/?[redacted]"
 
@@ -105,21 +105,21 @@ def test_a_url_without_a_query_is_shown_as_it_is() -> None:
          {"key_id", "tenant_id", "create_time", "last_use_time", "revoke_time"}),
     ],
 )  # fmt: skip
-def test_every_field_is_shown_or_left_out_deliberately(
+def test_every_field_is_shown_or_explicitly_left_out(
     kind: Any,  # noqa: ANN401 (any dataclass)
     view: dict[str, Any],
     otherwise: set[str],
 ) -> None:
-    """A new field is shown, redacted, or left out for a reason: say which in audit_view."""
+    """A new field is shown, redacted, or left out for a reason: decide it in audit_view."""
     assert {field.name for field in fields(kind)} - otherwise <= view.keys()
 
 
-def test_nothing_is_no_json() -> None:
+def test_absent_view_is_an_empty_string() -> None:
     assert json_of(None) == ""
     assert json_of({}) == "{}"
 
 
-def test_a_field_that_is_too_large_is_replaced_by_its_size_and_hash() -> None:
+def test_oversized_field_is_replaced_by_its_size_and_hash() -> None:
     schema = "ß" * JSON_BYTES_MAX
     shown = json.loads(json_of({"name": "eventTypes/a", "json_schema": schema, "revision": 1}))
     digest = hashlib.sha256(schema.encode()).hexdigest()
@@ -130,13 +130,13 @@ def test_a_field_that_is_too_large_is_replaced_by_its_size_and_hash() -> None:
     }
 
 
-def test_as_little_is_left_out_as_must_be() -> None:
+def test_only_the_largest_fields_are_left_out() -> None:
     view = {"a": "x" * 9_000, "b": "y" * 8_000, "c": ["z"] * 1_000}
     shown = json.loads(json_of(view))
     assert shown["a"].startswith("[left out: 9000 bytes, SHA-256 ")
     assert (shown["b"], shown["c"]) == (view["b"], view["c"])
 
 
-def test_the_bound_holds_whatever_comes() -> None:
+def test_view_never_exceeds_its_size_limit() -> None:
     view = {f"field_{n}": "x" * 1_000 for n in range(100)}
     assert len(json_of(view).encode()) <= JSON_BYTES_MAX

@@ -55,7 +55,7 @@ def outcome(verdict: Verdict, retry_after_s: float | None = None) -> Outcome:
     return Outcome(verdict, AttemptRecord(AttemptOutcome.HTTP_ERROR, 1), retry_after_s)
 
 
-def test_table_has_these_rows() -> None:
+def test_transition_table_has_exactly_these_rows() -> None:
     assert {
         (state.value, trigger.value): to.value for (state, trigger), to in TRANSITIONS.items()
     } == table()
@@ -80,7 +80,7 @@ def test_accepted_attempt_succeeds() -> None:
     assert decide(outcome(Verdict.ACCEPTED), Budget(0, 3), SCHEDULE, 0.5) == Succeed()
 
 
-def test_internal_error_spends_no_attempt_even_the_last() -> None:
+def test_internal_error_does_not_use_up_an_attempt() -> None:
     for budget in (Budget(0, 3), Budget(2, 3), Budget(9, 3)):
         move = decide(outcome(Verdict.INTERNAL_ERROR), budget, SCHEDULE, 0.5)
         assert move == Release(INTERNAL_ERROR_DELAY_S)
@@ -128,7 +128,7 @@ def test_retry_after_is_a_floor_never_a_ceiling(
     delays_s=st.lists(st.floats(0, 604_800), min_size=1, max_size=20),
     unit=st.floats(0, 1, exclude_max=True),
 )
-def test_every_verdict_has_a_move_and_no_delay_is_out_of_bounds(
+def test_every_outcome_has_a_transition_with_a_delay_within_bounds(
     verdict: Verdict,
     retry_after_s: float | None,
     attempt_count: int,

@@ -1,4 +1,4 @@
-"""What a publisher's event becomes when it is accepted."""
+"""The fields of an accepted event, and its defaults."""
 
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ EVENT_ID, TENANT_UID = UUID(int=1), UUID(int=2)
 NOW, THEN = datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_everything_that_was_published_is_kept() -> None:
+def test_accepted_event_has_every_published_field() -> None:
     new = NewEvent(
         type="order.created",
         data=b"x",
@@ -37,6 +37,6 @@ def test_everything_that_was_published_is_kept() -> None:
     assert {field.name for field in fields(Event)} == kept | more
 
 
-def test_a_source_that_is_not_named_is_the_tenant() -> None:
+def test_source_defaults_to_the_tenant() -> None:
     event = accepted(NewEvent(type="t", data=b"1"), EVENT_ID, TENANT_UID, "acme", 0, NOW)
     assert (event.source, event.content_type) == ("/tenants/acme", "application/json")

@@ -60,7 +60,7 @@ NO_TYPE_IDS = [  # and spec/invalid.yml, of its kinds
 ]
 
 
-def test_the_uuid7_of_the_rfc() -> None:
+def test_uuid7_matches_the_example_of_rfc_9562() -> None:
     """RFC 9562, appendix A.6."""
     made = make_uuid7(1_645_557_742_000, 0xCC3 << 62 | 0x18C4DC0C0C07398F)
     assert made == UUID("017F22E2-79B0-7CC3-98C4-DC0C0C07398F")
@@ -83,7 +83,7 @@ def test_different_random_bits_give_different_ids(unix_ms: int, one: int, other:
 
 
 @pytest.mark.parametrize("letters, uuid", TYPE_IDS.items())
-def test_type_ids(letters: str, uuid: str) -> None:
+def test_type_id_round_trips(letters: str, uuid: str) -> None:
     assert format_type_id("prefix", UUID(uuid)) == f"prefix_{letters}"
     assert parse_type_id("prefix", f"prefix_{letters}") == UUID(uuid)
 
@@ -135,12 +135,12 @@ def test_buckets_are_within_bounds(uid: UUID) -> None:
 
 
 def test_the_bucket_of_a_subscription_never_changes() -> None:
-    """Every pending row stores it: another hash would strand them all."""
+    """Pending rows store the bucket: with another hash no node would find them."""
     assert bucket_of(UUID("01890a5d-ac96-774b-bcce-b302099a8057")) == 4
     assert bucket_of(UUID(int=0)) == 76
 
 
-def test_buckets_are_even() -> None:
+def test_buckets_are_evenly_distributed() -> None:
     """Of 25,600 subscriptions made one after the other, none of 256 buckets has far from 100."""
     counts = [0] * BUCKET_COUNT
     for n in range(100 * BUCKET_COUNT):

@@ -1,4 +1,4 @@
-"""The grammar of names: what is taken, and what is refused with a sentence."""
+"""The grammar of names: valid and invalid texts of each kind, and the sentence of a refusal."""
 
 from collections.abc import Callable
 
@@ -61,32 +61,32 @@ BAD: dict[Check, list[str]] = {
 
 
 def cases(table: dict[Check, list[str]]) -> list[tuple[Check, str]]:
-    """The table's cells."""
+    """Return each text of a table with its check."""
     return [(check, text) for check, texts in table.items() for text in texts]
 
 
 @pytest.mark.parametrize("check, text", cases(GOOD))
-def test_what_is_taken(check: Check, text: str) -> None:
+def test_valid_text_is_accepted(check: Check, text: str) -> None:
     assert check(text) is None
 
 
 @pytest.mark.parametrize("check, text", cases(BAD))
-def test_what_is_refused(check: Check, text: str) -> None:
+def test_invalid_text_is_refused_with_a_sentence(check: Check, text: str) -> None:
     problem = check(text)
     assert problem
     assert problem.startswith(("must ", "is "))
 
 
 @given(st.sampled_from(list(GOOD)), st.text())
-def test_what_is_taken_is_printable_ascii(check: Check, text: str) -> None:
-    """So it is fit for headers, logs and Postgres."""
+def test_accepted_text_is_printable_ascii(check: Check, text: str) -> None:
+    """Printable ASCII is safe in headers, logs and Postgres."""
     if check(text) is None:
         assert text.isascii()
         assert text.isprintable()
 
 
 @given(st.text(min_size=1))
-def test_a_pattern_that_is_taken_covers_what_could_be_a_type(text: str) -> None:
+def test_accepted_pattern_without_its_star_is_a_valid_event_type(text: str) -> None:
     if check_pattern(text) is None and text != "*":
         assert check_event_type(text.removesuffix(".*")) is None
 
@@ -97,7 +97,7 @@ def test_free_text_is_bounded_and_without_nul() -> None:
     assert "U+0000" in (check_text("a\x00", 2) or "")
 
 
-def test_names_and_back() -> None:
+def test_names_are_formatted_and_parsed() -> None:
     assert tenant_name("acme") == "tenants/acme"
     assert event_type_name("a.b") == "eventTypes/a.b"
     for name, collection in (
@@ -118,5 +118,5 @@ def test_names_and_back() -> None:
         "tenants/a//events/b",
     ],
 )  # fmt: skip
-def test_what_is_no_name(name: str) -> None:
+def test_malformed_name_is_not_parsed(name: str) -> None:
     assert parse_name(name, "tenants", "events") is None

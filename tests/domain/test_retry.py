@@ -1,4 +1,4 @@
-"""Schedules, jitter, and what a receiver asks for in `Retry-After`."""
+"""Retry schedules, jitter, and the parsing of `Retry-After`."""
 
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -18,7 +18,7 @@ from hookline_service.domain.retry import (
 NOW_S = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
 
 
-def test_the_default_schedule() -> None:
+def test_default_schedule_has_these_delays() -> None:
     """0, 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h."""
     minute, hour = 60.0, 3_600.0
     assert RetrySchedule().delays_s == (
@@ -29,13 +29,13 @@ def test_the_default_schedule() -> None:
 
 
 @given(st.integers(1, 9), st.floats(0, 1, exclude_max=True))
-def test_jitter_takes_up_to_a_fifth_off(attempts_spent: int, unit: float) -> None:
+def test_jitter_subtracts_at_most_a_fifth(attempts_spent: int, unit: float) -> None:
     schedule = RetrySchedule()
     base_s = schedule.delays_s[attempts_spent]
     assert 0.8 * base_s <= schedule.delay_s(attempts_spent, unit) <= base_s
 
 
-def test_jitter_spreads_over_the_whole_fifth() -> None:
+def test_jitter_is_uniform_over_its_range() -> None:
     schedule = RetrySchedule((0.0, 100.0))
     assert [schedule.delay_s(1, unit) for unit in (0.0, 0.5)] == pytest.approx([80.0, 90.0])
 
@@ -53,12 +53,12 @@ def test_a_longer_budget_repeats_the_last_delay() -> None:
         (6, (0.0, 3.0, 6.0, 12.0, 20.0, 20.0)),
     ],
 )
-def test_doubling(max_attempts: int, delays_s: tuple[float, ...]) -> None:
+def test_backoff_doubles_up_to_its_ceiling(max_attempts: int, delays_s: tuple[float, ...]) -> None:
     assert doubling(max_attempts, 3.0, 20.0).delays_s == delays_s
 
 
 @given(st.integers(1, 100), st.floats(0.1, 604_800), st.floats(0.1, 604_800))
-def test_doubling_never_shrinks_nor_passes_its_ceiling(
+def test_doubling_backoff_never_decreases_or_exceeds_its_ceiling(
     max_attempts: int, min_backoff_s: float, max_backoff_s: float
 ) -> None:
     delays_s = doubling(max_attempts, min_backoff_s, max_backoff_s).delays_s
@@ -99,24 +99,24 @@ def test_doubling_never_shrinks_nor_passes_its_ceiling(
         (b"Thu, 01 Jan 99999999999999 00:00:00 GMT", None),
     ],
 )
-def test_retry_after(value: bytes, seconds: float | None) -> None:
+def test_retry_after_is_parsed(value: bytes, seconds: float | None) -> None:
     assert parse_retry_after(value, NOW_S) == seconds
 
 
 @given(st.binary(max_size=80))
-def test_no_value_of_retry_after_does_harm(value: bytes) -> None:
+def test_any_retry_after_text_parses_to_none_or_a_bounded_delay(value: bytes) -> None:
     seconds = parse_retry_after(value, NOW_S)
     assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER_S
 
 
 @given(st.text(alphabet="0123456789 ,:+-JanGMTThudec()", max_size=40))
-def test_nothing_that_looks_like_a_date_does_harm(text: str) -> None:
+def test_any_date_like_retry_after_parses_to_none_or_a_bounded_delay(text: str) -> None:
     seconds = parse_retry_after(text.encode(), NOW_S)
     assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER_S
 
 
 @given(st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1)))  # noqa: DTZ001 - UTC is put on
-def test_every_http_date_is_read(moment: datetime) -> None:
+def test_every_http_date_format_is_parsed(moment: datetime) -> None:
     moment = moment.replace(tzinfo=UTC, microsecond=0)
     wanted = min(max(moment.timestamp() - NOW_S, 0.0), MAX_RETRY_AFTER_S)
     value = format_datetime(moment, usegmt=True).encode()

@@ -1,4 +1,4 @@
-"""What a retry policy comes to; patterns are tested beside the index that answers for them."""
+"""Schedules of retry policies. Event type patterns are tested with the subscription index."""
 
 from itertools import product
 
@@ -22,11 +22,11 @@ from hookline_service.domain.subscription import RetryPolicy, schedule_of
         (RetryPolicy(max_attempts=3, min_backoff_s=9.0, max_backoff_s=3.0), (0.0, 3.0, 3.0)),
     ],
 )
-def test_the_schedule_of_a_policy(policy: RetryPolicy, delays_s: tuple[float, ...]) -> None:
+def test_retry_policy_gives_its_schedule(policy: RetryPolicy, delays_s: tuple[float, ...]) -> None:
     assert schedule_of(policy).delays_s == delays_s
 
 
-def test_a_policy_that_says_only_how_long_has_ten_attempts() -> None:
+def test_policy_without_max_attempts_has_ten_attempts() -> None:
     assert schedule_of(RetryPolicy(min_backoff_s=1.0)).max_attempts == 10
     assert schedule_of(RetryPolicy(max_backoff_s=1.0)).max_attempts == 10
 

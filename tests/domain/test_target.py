@@ -1,4 +1,4 @@
-"""The grammar of targets: each kind of bad URL and header has its field and a reason."""
+"""The grammar of targets: each invalid URL or header is reported with its field and reason."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ GOOD_URLS = {
 
 
 @pytest.mark.parametrize("url", BAD_URLS, ids=lambda url: f"{url[:40]!a} {len(url)}")
-def test_a_bad_url_is_refused_with_its_field_and_reason(url: str) -> None:
+def test_invalid_url_is_refused_with_its_field_and_reason(url: str) -> None:
     [violation] = check_url(url, "target.http.url")
     assert violation.field == "target.http.url"
     assert violation.reason is Reason.TARGET_URL_INVALID
@@ -195,24 +195,24 @@ def test_a_bad_url_is_refused_with_its_field_and_reason(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", GOOD_URLS, ids=lambda url: url[:40])
-def test_a_good_url_is_taken_apart(url: str) -> None:
+def test_valid_url_is_split_into_its_parts(url: str) -> None:
     assert check_url(url) == []
     assert parse_target_url(url) == GOOD_URLS[url]
 
 
-def test_an_empty_url_is_a_missing_one() -> None:
+def test_empty_url_is_reported_as_missing() -> None:
     [violation] = check_url("")
     assert (violation.field, violation.reason) == ("url", Reason.FIELD_REQUIRED)
 
 
-def test_http_is_refused_only_where_tls_is_demanded() -> None:
+def test_http_is_refused_only_if_tls_is_required() -> None:
     assert check_url("http://hooks.example/") == []
     assert check_url("https://hooks.example/", https_only=True) == []
     [violation] = check_url("http://hooks.example/", https_only=True)
     assert "must be an https URL" in violation.description
 
 
-def test_failover_urls_are_held_to_the_same_rules() -> None:
+def test_failover_urls_follow_the_rules_of_the_url() -> None:
     violations = check_urls(
         "http://a.example/", ["http://b.example/", "", "ftp://c.example/"], "target.http."
     )
@@ -224,7 +224,7 @@ def test_failover_urls_are_held_to_the_same_rules() -> None:
     assert violation.field == "url"
 
 
-def test_whether_a_port_is_the_scheme_s_own() -> None:
+def test_default_port_of_the_scheme_is_recognised() -> None:
     for url, is_default in {
         "http://a.example/": True,
         "http://a.example:80/": True,
@@ -235,7 +235,7 @@ def test_whether_a_port_is_the_scheme_s_own() -> None:
 
 
 @given(st.text(max_size=60) | st.text(alphabet="htps:/.@[]%\\#?0123456789abx -\t", max_size=40))
-def test_any_text_is_a_url_or_refused_with_a_sentence(text: str) -> None:
+def test_any_text_is_a_valid_url_or_refused_with_a_sentence(text: str) -> None:
     for url in (text, f"http://{text}", f"http://{text}/", f"http://hooks.example/{text}"):
         violations = check_url(url)
         assert all(violation.description.isprintable() for violation in violations)
@@ -248,7 +248,7 @@ PATHS = st.text(alphabet=string.ascii_letters + "/?[]%20.&=;@:!$'()*+,~-_", max_
 
 
 @given(host=LABELS | st.ip_addresses().map(str), port=st.integers(0, 70_000), path=PATHS)
-def test_a_reader_of_urls_sees_the_host_that_was_checked(host: str, port: int, path: str) -> None:
+def test_other_url_parsers_read_the_host_that_was_checked(host: str, port: int, path: str) -> None:
     host = f"[{host}]" if ":" in host else host
     for url in (f"https://{host}:{port}/{path}", f"http://{host}/{path}"):
         try:
@@ -341,12 +341,12 @@ RESERVED = [
 ]
 
 
-def test_good_headers_pass() -> None:
+def test_valid_headers_are_accepted() -> None:
     assert check_headers(GOOD_HEADERS, {"x-secret": "s3cret"}) == []
 
 
 @pytest.mark.parametrize("name, value", BAD_HEADERS, ids=ascii)
-def test_a_bad_header_is_refused(name: str, value: str) -> None:
+def test_invalid_header_is_refused(name: str, value: str) -> None:
     for headers, secret_headers, field in (
         ({name: value}, {}, "headers"),
         ({}, {name: value}, "secret_headers"),
@@ -365,14 +365,14 @@ def test_a_reserved_header_is_refused_in_any_case(name: str) -> None:
         assert "is reserved" in violation.description
 
 
-def test_names_that_differ_in_case_alone_are_duplicates() -> None:
+def test_header_names_that_differ_only_in_case_are_duplicates() -> None:
     [violation] = check_headers({"X-One": "1", "x-one": "2"}, {})
     assert (violation.field, "twice" in violation.description) == ("headers['x-one']", True)
     [violation] = check_headers({"X-One": "1"}, {"x-ONE": "2"})
     assert violation.field == "secret_headers['x-ONE']"
 
 
-def test_all_problems_come_at_once_and_no_value_with_them() -> None:
+def test_all_problems_are_reported_together_without_values() -> None:
     violations = check_headers({"a b": "hidden\n", "host": "hidden"}, {"x": "hidden\r"})
     assert [violation.field for violation in violations] == [
         "headers['a b']",

@@ -1,4 +1,4 @@
-"""How much is pending of whom: exact while it is little, near enough when it is much."""
+"""Counts of pending deliveries by tenant: exact for small backlogs, estimated for large ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SELECT n % 256, now(), n, gen_random_uuid(), $1, gen_random_uuid() FROM generate
 
 @pytest.fixture
 async def rig(database_url: str) -> AsyncIterator[Rig]:
-    """A node that does nothing: only its rows are wanted."""
+    """An idle node: the tests use only its database."""
     rig = Rig(database_url)
     await rig.database.open()
     yield rig
@@ -26,7 +26,7 @@ async def rig(database_url: str) -> AsyncIterator[Rig]:
 
 
 async def tenant_with(rig: Rig, name: str, count: int, parts: int = 1) -> UUID:
-    """A tenant that has so much pending, of two subscriptions."""
+    """Create a tenant with `count` pending deliveries of two subscriptions."""
     uid = await rig.tenant(name)
     for _ in range(2):
         subscription = await rig.subscription(uid, "http://127.0.0.1:1024/")

@@ -55,10 +55,10 @@ async def test_a_name_is_taken_once_and_for_good(plane: ControlPlane) -> None:
 
 async def test_another_schema_is_another_revision_and_nothing_else_is(plane: ControlPlane) -> None:
     made = await plane.event_types.create(order(json_schema="true"))
-    told = await plane.event_types.change(
+    described = await plane.event_types.change(
         "order.created", lambda seen: replace(seen, description="new", example_json="1")
     )
-    assert (told.revision, told.description) == (1, "new")
+    assert (described.revision, described.description) == (1, "new")
     other = await plane.event_types.change(
         "order.created", lambda seen: replace(seen, json_schema="{}")
     )
@@ -66,7 +66,7 @@ async def test_another_schema_is_another_revision_and_nothing_else_is(plane: Con
         "order.created", lambda seen: replace(seen, json_schema="")
     )
     assert [other.revision, gone.revision] == [2, 3]
-    assert len({made.etag, told.etag, other.etag, gone.etag}) == 4
+    assert len({made.etag, described.etag, other.etag, gone.etag}) == 4
     assert await changes(plane) == 4
 
 

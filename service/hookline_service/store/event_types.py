@@ -56,7 +56,7 @@ class EventTypes:
         )
         if row is None:
             raise AlreadyExistsError(
-                f"{event_type_name(new.name)} is there already",
+                f"{event_type_name(new.name)} already exists",
                 Reason.EVENT_TYPE_ALREADY_EXISTS,
             )
         return _event_type_of(row)

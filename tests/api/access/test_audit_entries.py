@@ -39,7 +39,7 @@ async def page_of(control: Control, **fields: Any) -> ListAuditEntriesResponse: 
 
 
 async def listed(control: Control, **fields: Any) -> list[AuditEntry]:  # noqa: ANN401 (any field)
-    """All entries, page by page."""
+    """Return all entries, read page by page."""
     found: list[AuditEntry] = []
     token = ""
     while True:
@@ -55,7 +55,7 @@ async def rename(control: Control, display_name: str) -> None:
     await control.tenants.UpdateTenant(UpdateTenantRequest(tenant=tenant))
 
 
-async def test_a_change_is_shown_with_before_and_after(control: Control) -> None:
+async def test_entry_of_a_change_shows_the_state_before_and_after(control: Control) -> None:
     await rename(control, "Acme")
     entry = (await page_of(control, tenant="tenants/acme")).audit_entries[0]
     assert entry.name == f"auditEntries/{entry.sequence}"
@@ -72,7 +72,7 @@ async def test_a_change_is_shown_with_before_and_after(control: Control) -> None
 
 
 async def test_entries_of_all_pages_verify_as_a_hash_chain(control: Control) -> None:
-    """By the contract's words alone."""
+    """Computes the hashes as the contract documents them, without the code under test."""
     await rename(control, "Ümläut")
     await control.create()
     walk = ChainWalk()
@@ -97,8 +97,8 @@ async def test_entries_of_all_pages_verify_as_a_hash_chain(control: Control) -> 
     assert walk.head.sequence >= 3
 
 
-async def test_pages_go_from_the_newest_on_and_lose_nothing(control: Control) -> None:
-    """Although each page that is asked for is an entry itself, in front of all others."""
+async def test_pages_are_newest_first_and_complete(control: Control) -> None:
+    """Each list call adds an entry of its own, newer than all others."""
     for n in range(7):
         await rename(control, f"Acme {n}")
     found = [entry.sequence for entry in await listed(control, page_size=3)]
@@ -107,7 +107,7 @@ async def test_pages_go_from_the_newest_on_and_lose_nothing(control: Control) ->
     assert names[:3] == ["ListAuditEntries"] * 3
 
 
-async def test_a_tenant_has_its_own_alone(control: Control) -> None:
+async def test_list_of_a_tenant_has_only_its_own_entries(control: Control) -> None:
     await control.rig.tenant("other")
     await rename(control, "Acme")
     assert {entry.tenant for entry in await listed(control, tenant="tenants/acme")} == {
@@ -118,7 +118,7 @@ async def test_a_tenant_has_its_own_alone(control: Control) -> None:
     assert (answer.code, answer.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
 
 
-async def test_a_token_is_of_its_list_alone(control: Control) -> None:
+async def test_page_token_of_another_list_is_refused(control: Control) -> None:
     for n in range(3):
         await rename(control, f"Acme {n}")
     token = (await page_of(control, page_size=1)).next_page_token
@@ -128,7 +128,7 @@ async def test_a_token_is_of_its_list_alone(control: Control) -> None:
         assert (answer.code, answer.reason) == (INVALID, "PAGE_TOKEN_INVALID")
 
 
-async def test_what_is_wrong_is_named(control: Control) -> None:
+async def test_invalid_field_is_named(control: Control) -> None:
     answer = await refusal(page_of(control, tenant="acme", page_size=-1))
     assert answer.code == INVALID
     assert set(answer.violations) == {"tenant", "page_size"}
@@ -136,7 +136,7 @@ async def test_what_is_wrong_is_named(control: Control) -> None:
     assert answer.code == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_page_ends_at_its_bytes(database_url: str) -> None:
+async def test_page_is_limited_in_bytes(database_url: str) -> None:
     async with controlling(database_url, limits=Limits(max_page_bytes=2_000)) as control:
         for n in range(10):
             await rename(control, f"Acme {n} {'x' * 200}")

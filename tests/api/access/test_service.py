@@ -77,7 +77,7 @@ class Access:
         return answer.api_key
 
 
-async def test_a_key_is_made_and_its_token_works(gateway: Keyed, boss: Access) -> None:
+async def test_token_of_a_created_key_is_accepted(gateway: Keyed, boss: Access) -> None:
     expire_time = Timestamp(seconds=4_000_000_000)
     made = await boss.create(
         display_name="billing",
@@ -101,7 +101,7 @@ async def test_a_key_is_made_and_its_token_works(gateway: Keyed, boss: Access) -
     )
 
 
-async def test_nothing_of_a_token_is_stored_in_clear(gateway: Keyed, boss: Access) -> None:
+async def test_token_is_not_stored_in_clear_text(gateway: Keyed, boss: Access) -> None:
     token = (await boss.create()).token
     rows = await gateway.control.rig.database.fetch("SELECT to_jsonb(k)::text FROM api_keys k")
     secret = token.rpartition("_")[2]
@@ -131,7 +131,7 @@ async def test_nothing_of_a_token_is_stored_in_clear(gateway: Keyed, boss: Acces
         ),
     ],
 )
-async def test_what_is_no_key_is_refused_with_every_fault(
+async def test_invalid_key_is_refused_with_all_violations(
     boss: Access, fields: dict[str, Any], violations: dict[str, str]
 ) -> None:
     answer = await refusal(boss.create(**fields))
@@ -139,12 +139,12 @@ async def test_what_is_no_key_is_refused_with_every_fault(
     assert await boss.names() == ([""], "")
 
 
-async def test_a_key_for_a_tenant_that_is_not_there_is_refused(boss: Access) -> None:
+async def test_key_for_an_unknown_tenant_is_refused(boss: Access) -> None:
     answer = await refusal(boss.create(tenant="tenants/unknown"))
     assert (answer.code, answer.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
 
 
-async def test_keys_are_listed_newest_first_page_by_page(gateway: Keyed, boss: Access) -> None:
+async def test_keys_are_listed_newest_first_in_pages(gateway: Keyed, boss: Access) -> None:
     for number in range(5):
         made = await boss.create(display_name=f"k{number}")
     await boss.revoke(made.api_key.name)
@@ -162,7 +162,7 @@ async def test_keys_are_listed_newest_first_page_by_page(gateway: Keyed, boss: A
 
 
 @pytest.mark.parametrize("page_token", ["x", "AAAA"])
-async def test_a_page_that_is_none_is_refused(boss: Access, page_token: str) -> None:
+async def test_invalid_page_is_refused(boss: Access, page_token: str) -> None:
     answer = await refusal(boss.names(page_token=page_token))
     assert answer.violations == {"page_token": "PAGE_TOKEN_INVALID"}
     answer = await refusal(boss.names(page_size=-1))
@@ -170,7 +170,7 @@ async def test_a_page_that_is_none_is_refused(boss: Access, page_token: str) -> 
     assert (await refusal(boss.names(filter="x"))).code is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_revoking_twice_is_revoking_once(boss: Access) -> None:
+async def test_revoking_a_key_is_idempotent(boss: Access) -> None:
     name = (await boss.create()).api_key.name
     first = await boss.revoke(name)
     assert first.HasField("revoke_time")
@@ -188,13 +188,13 @@ async def test_revoking_twice_is_revoking_once(boss: Access) -> None:
         ("apiKeys/a1B2c3D4e5F6", grpc.StatusCode.NOT_FOUND),
     ],
 )
-async def test_what_is_no_key_is_not_revoked(
+async def test_revoking_an_unknown_or_invalid_key_is_refused(
     boss: Access, name: str, code: grpc.StatusCode
 ) -> None:
     assert (await refusal(boss.revoke(name))).code is code
 
 
-async def test_a_key_may_end_itself(gateway: Keyed) -> None:
+async def test_key_can_revoke_itself(gateway: Keyed) -> None:
     token = await gateway.token()
     access = Access(gateway, token)
     await access.revoke(f"apiKeys/{token.split('_')[1]}")
@@ -215,7 +215,7 @@ async def test_a_caller_bound_to_a_tenant_creates_keys_of_that_tenant_only(gatew
 
 
 @pytest.mark.parametrize("scope", [scope for scope in Scope if scope is not Scope.ADMIN])
-async def test_keys_are_for_administrators(gateway: Keyed, scope: Scope) -> None:
+async def test_only_administrators_manage_keys(gateway: Keyed, scope: Scope) -> None:
     access = Access(gateway, await gateway.token(scope))
     for call in (access.create(), access.names(), access.revoke("apiKeys/a1B2c3D4e5F6")):
         answer = await refusal(call)
@@ -226,7 +226,7 @@ async def test_keys_are_for_administrators(gateway: Keyed, scope: Scope) -> None
 
 
 async def test_a_key_never_outlives_the_credentials_that_create_it(gateway: Keyed) -> None:
-    """A key with seconds left made one that never ended."""
+    """Otherwise a key that expires in seconds could create one that never expires."""
     ends = Timestamp(seconds=4_000_000_000)
     access = Access(gateway, await gateway.token(expire_time=ends.ToDatetime(UTC)))
     assert (await access.create()).api_key.expire_time == ends
@@ -245,7 +245,7 @@ async def test_a_key_never_outlives_the_credentials_that_create_it(gateway: Keye
 async def test_a_caller_cannot_create_a_key_with_scopes_it_lacks(
     gateway: Keyed, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The method's rule asks for ADMIN, which has all; should it ask for less, this holds."""
+    """Today the method requires ADMIN, which has all scopes; the check holds if that changes."""
     name = "hookline.v1.AccessService/CreateApiKey"
     monkeypatch.setattr(
         "hookline_service.api.middleware.interceptors.METHODS",

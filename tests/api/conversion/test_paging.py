@@ -1,4 +1,4 @@
-"""Page tokens and sizes: what was not made for this list, with this key, asks for nothing."""
+"""Page tokens and sizes: a token is valid only for its list, its parameters and its key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ bindings = st.lists(st.text(), max_size=4).map(tuple)
 
 
 def read(pages: Pages, token: str, binding: tuple[str, ...] = BINDING) -> bytes | None:
-    """The cursor in a token; None where it is refused."""
+    """Return the cursor in a token; None if the token is refused."""
     violations: list[Violation] = []
     page = pages.read(0, token, binding, violations)
     if violations:
@@ -33,7 +33,7 @@ def read(pages: Pages, token: str, binding: tuple[str, ...] = BINDING) -> bytes 
 
 
 @given(cursors, bindings)
-def test_a_token_gives_its_cursor_back(cursor: bytes, binding: tuple[str, ...]) -> None:
+def test_token_round_trips_its_cursor(cursor: bytes, binding: tuple[str, ...]) -> None:
     assert read(PAGES, PAGES.token(cursor, binding), binding) == cursor
 
 
@@ -45,14 +45,14 @@ def test_a_token_is_bound_to_every_parameter(
     assert (read(PAGES, token, other) is None) == (binding != other)
 
 
-def test_parameters_cannot_be_shifted_into_one_another() -> None:
+def test_moving_text_between_parameters_invalidates_a_token() -> None:
     token = PAGES.token(b"c", ("ab", "c"))
     assert read(PAGES, token, ("a", "bc")) is None
     assert read(PAGES, token, ("abc",)) is None
 
 
 @given(cursors, st.data())
-def test_a_token_that_was_touched_is_refused(cursor: bytes, data: st.DataObject) -> None:
+def test_modified_token_is_refused(cursor: bytes, data: st.DataObject) -> None:
     token = PAGES.token(cursor, BINDING)
     raw = bytearray(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     place = data.draw(st.integers(0, len(raw) - 1))
@@ -62,17 +62,17 @@ def test_a_token_that_was_touched_is_refused(cursor: bytes, data: st.DataObject)
 
 
 @given(st.text(min_size=1))
-def test_what_was_never_a_token_is_refused(text: str) -> None:
+def test_arbitrary_text_is_refused_as_a_token(text: str) -> None:
     assert read(PAGES, text) is None
 
 
-def test_another_key_makes_other_tokens() -> None:
+def test_tokens_depend_on_the_key() -> None:
     token = PAGES.token(b"cursor", BINDING)
     assert read(Pages(b"another key", Limits()), token) is None
     assert read(Pages(b"the key of all nodes", Limits()), token) == b"cursor"
 
 
-def test_sizes_have_a_default_and_a_ceiling() -> None:
+def test_page_size_has_a_default_and_a_maximum() -> None:
     violations: list[Violation] = []
     sizes = {asked: PAGES.read(asked, "", (), violations) for asked in (0, 1, 1_000, 1_001)}
     assert sizes == {0: Page(50), 1: Page(1), 1_000: Page(1_000), 1_001: Page(1_000)}
@@ -81,7 +81,7 @@ def test_sizes_have_a_default_and_a_ceiling() -> None:
     assert [v.field for v in violations] == ["page_size"]
 
 
-def test_a_page_is_cut_before_it_is_too_large_but_holds_one() -> None:
+def test_page_is_limited_in_bytes_but_has_at_least_one_item() -> None:
     pages = Pages(b"k", Limits(max_page_bytes=100))
     sizes = (40, 40, 40)
     messages = [BytesValue(value=bytes(size)) for size in sizes]

@@ -1,4 +1,4 @@
-"""Times, durations, enums and names between the contract and the domain, both ways."""
+"""Conversion of times, durations, enums and names between the contract and the domain."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ moments = st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31), timezones=st.j
 
 
 @given(moments)
-def test_a_moment_survives_the_way_there_and_back(moment: datetime) -> None:
+def test_datetime_round_trips(moment: datetime) -> None:
     violations: list[Violation] = []
     message = timestamp_of(moment)
     assert message.ToDatetime(UTC) == moment
@@ -51,7 +51,7 @@ def test_a_moment_survives_the_way_there_and_back(moment: datetime) -> None:
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**31), 2**31 - 1))
-def test_every_timestamp_is_a_moment_or_a_violation(seconds: int, nanos: int) -> None:
+def test_every_timestamp_is_a_datetime_or_a_violation(seconds: int, nanos: int) -> None:
     violations: list[Violation] = []
     message = Timestamp(seconds=seconds, nanos=nanos)
     moment = datetime_in(message, "t", violations)
@@ -67,7 +67,7 @@ def test_numbers_become_timestamps() -> None:
 
 
 @given(st.integers(0, 10**12))
-def test_durations_survive_the_way_there_and_back(microseconds: int) -> None:
+def test_duration_round_trips(microseconds: int) -> None:
     violations: list[Violation] = []
     message = duration_of_us(microseconds)
     assert message.ToMicroseconds() == microseconds
@@ -79,13 +79,13 @@ def test_durations_survive_the_way_there_and_back(microseconds: int) -> None:
 @pytest.mark.parametrize(
     "seconds,nanos", [(1, -1), (-1, 1), (0, 1_000_000_000), (315_576_000_001, 0)]
 )
-def test_what_is_no_duration_is_a_violation(seconds: int, nanos: int) -> None:
+def test_invalid_duration_is_a_violation(seconds: int, nanos: int) -> None:
     violations: list[Violation] = []
     seconds_in(Duration(seconds=seconds, nanos=nanos), "d", violations)
     assert [violation.field for violation in violations] == ["d"]
 
 
-def test_every_domain_value_has_its_number_and_every_number_its_value() -> None:
+def test_domain_values_and_proto_numbers_map_one_to_one() -> None:
     kinds: list[tuple[Any, str, type[StrEnum]]] = [
         (DeliveryStateEnum, "DELIVERY_STATE_", DeliveryState),
         (DeliveryStateReasonEnum, "DELIVERY_STATE_REASON_", DeliveryStateReason),
@@ -118,7 +118,7 @@ def test_names_give_their_ids(uuid: UUID) -> None:
 
 
 @given(st.text())
-def test_no_text_breaks_the_reading_of_names(text: str) -> None:
+def test_any_text_as_a_name_is_parsed_or_refused_with_its_field(text: str) -> None:
     for read in (
         lambda found: tenant_id_in(text, found),
         lambda found: tenant_and_id_in(text, "subscriptions", found),

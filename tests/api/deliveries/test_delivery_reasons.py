@@ -42,7 +42,9 @@ async def published(api: Api, *events: Event) -> list[str]:
     return [result.name for result in (await publish(api, *events)).results]
 
 
-async def test_what_waits_behind_another_of_its_key_says_so(api: Api, receiver: Receiver) -> None:
+async def test_delivery_behind_another_of_its_key_is_blocked_by_order(
+    api: Api, receiver: Receiver
+) -> None:
     await subscribe(api, receiver, ordered=True)
     receiver.gate = asyncio.Event()
     names = await published(
@@ -62,7 +64,9 @@ async def test_what_waits_behind_another_of_its_key_says_so(api: Api, receiver: 
     assert set((await reasons_of(api, *names)).values()) == {"SUCCEEDED UNSPECIFIED"}
 
 
-async def test_what_waits_for_a_target_that_fails_says_so(api: Api, receiver: Receiver) -> None:
+async def test_delivery_to_a_failing_target_shows_an_open_circuit(
+    api: Api, receiver: Receiver
+) -> None:
     await subscribe(api, receiver, schedule_s=[0.0, 3_600.0])
     receiver.answers = 500
     failed = await published(api, *[order()] * CIRCUIT_FAILURES)
@@ -76,7 +80,7 @@ async def test_what_waits_for_a_target_that_fails_says_so(api: Api, receiver: Re
 
 
 @pytest.mark.parametrize("limit", [{"max_in_flight": 1}, {"max_per_second": 0.001}])
-async def test_what_waits_for_its_turn_says_so_and_what_is_on_the_wire_does_not(
+async def test_waiting_delivery_is_rate_limited_and_one_in_flight_is_not(
     api: Api, receiver: Receiver, limit: dict[str, object]
 ) -> None:
     await subscribe(api, receiver, **limit)

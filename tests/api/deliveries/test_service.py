@@ -36,7 +36,7 @@ SOME_ID = "01jdc6cqsyfz8snxvzxvqf9h5b"
 
 
 async def place(api: Api, subscription_id: str = "orders") -> Place:
-    """A paused subscription of acme, whose deliveries stay where a test puts them."""
+    """Create a paused subscription of acme: no node sends its deliveries."""
     tenant_uid: UUID = await api.rows.connection.fetchval(
         "SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'"
     )
@@ -58,7 +58,7 @@ async def get(api: Api, name: str) -> Delivery:
     return (await api.deliveries.GetDelivery(GetDeliveryRequest(name=name))).delivery
 
 
-async def test_a_published_event_has_a_delivery_that_says_everything(api: Api) -> None:
+async def test_new_delivery_has_every_field(api: Api) -> None:
     await place(api)
     result = (await publish(api, order(type="order.paid"))).results[0]
     assert result.delivery_count == 1
@@ -117,7 +117,7 @@ async def test_attempts_are_listed_oldest_first_in_pages(api: Api) -> None:
     assert (await get(api, name_of(dead))).last_attempt == attempts[-1]
 
 
-async def test_lists_choose_by_subscription_event_and_state(api: Api) -> None:
+async def test_lists_filter_by_subscription_event_and_state(api: Api) -> None:
     orders, audit = await place(api), await place(api, "audit")
     names: dict[str, str] = {}
     for state in ("SUCCEEDED", "EXHAUSTED"):
@@ -194,7 +194,7 @@ async def test_a_page_token_belongs_to_its_list(api: Api) -> None:
     assert answer.violations == {"page_token": "PAGE_TOKEN_INVALID"}
 
 
-async def test_lists_that_are_refused(api: Api) -> None:
+async def test_invalid_lists_are_refused(api: Api) -> None:
     event = f"events/evt_{SOME_ID}"
     cases: list[tuple[ListDeliveriesRequest, set[str]]] = [
         (ListDeliveriesRequest(), {"tenant"}),
@@ -261,7 +261,7 @@ async def test_filters_are_refused_not_ignored(api: Api) -> None:
         assert (answer.reason, answer.metadata) == ("NOT_IMPLEMENTED", {"field": "filter"})
 
 
-async def test_names_that_lead_nowhere(api: Api) -> None:
+async def test_invalid_and_unknown_names_are_refused(api: Api) -> None:
     wrong = ("", "tenants/acme", f"tenants/acme/deliveries/evt_{SOME_ID}", "tenants/A/deliveries/x")
     unknown = (f"tenants/acme/deliveries/dlv_{SOME_ID}", f"tenants/no/deliveries/dlv_{SOME_ID}")
     api_ = api.deliveries
@@ -280,7 +280,7 @@ async def test_names_that_lead_nowhere(api: Api) -> None:
                 assert set(answer.violations) == {field}
 
 
-async def test_only_reads_go_across_tenants(api: Api) -> None:
+async def test_only_reads_accept_the_tenant_wildcard(api: Api) -> None:
     orders = await place(api)
     pending = await api.rows.pending(orders, await api.rows.event(orders.tenant_uid))
     across = name_of(pending, "-")
@@ -313,7 +313,7 @@ async def test_a_dead_letter_is_retried_and_cancelled(api: Api) -> None:
     assert again == cancelled
 
 
-async def test_what_succeeded_is_neither_retried_nor_cancelled(api: Api) -> None:
+async def test_succeeded_delivery_cannot_be_retried_or_cancelled(api: Api) -> None:
     orders = await place(api)
     name = name_of(await api.rows.finished(orders, await api.rows.event(orders.tenant_uid)))
     for call, reason in (

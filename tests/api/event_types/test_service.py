@@ -69,7 +69,7 @@ async def page(control: Control, **fields: Any) -> ListEventTypesResponse:  # no
     return await control.event_types.ListEventTypes(ListEventTypesRequest(**fields))
 
 
-async def test_an_event_type_is_kept_with_what_is_its_own_to_say(control: Control) -> None:
+async def test_created_event_type_has_the_given_fields(control: Control) -> None:
     made = await create(
         control,
         name="ignored",
@@ -93,7 +93,7 @@ async def test_an_event_type_is_kept_with_what_is_its_own_to_say(control: Contro
     assert bare.WhichOneof("schema") is None
 
 
-async def test_a_name_is_taken_once_and_for_good(control: Control) -> None:
+async def test_name_of_an_event_type_is_never_reused(control: Control) -> None:
     await create(control)
     await archive(control)
     refused = await refusal(create(control))
@@ -103,7 +103,7 @@ async def test_a_name_is_taken_once_and_for_good(control: Control) -> None:
     )
 
 
-async def test_what_was_read_can_be_sent_back_changed(control: Control) -> None:
+async def test_changed_copy_of_a_read_event_type_is_accepted(control: Control) -> None:
     made = await create(control, json_schema=SCHEMA, example_json='{"id": 1}')
     made.description = "new"
     sent = EventType()
@@ -124,7 +124,7 @@ async def test_what_was_read_can_be_sent_back_changed(control: Control) -> None:
         (["*"], ("new", "", "2")),
     ],
 )
-async def test_an_update_changes_what_its_mask_names(
+async def test_update_changes_only_fields_of_its_mask(
     control: Control, paths: list[str], after: tuple[str, str, str]
 ) -> None:
     await create(control, description="old", json_schema=SCHEMA)
@@ -133,7 +133,7 @@ async def test_an_update_changes_what_its_mask_names(
     assert changed == await get(control)
 
 
-async def test_a_new_schema_must_fit_the_example_that_stays(control: Control) -> None:
+async def test_kept_example_must_match_a_new_schema(control: Control) -> None:
     await create(control, json_schema=SCHEMA, example_json='{"id": 1}')
     narrower = EventType(json_schema='{"required": ["id", "sum"]}')
     refused = await refusal(update(control, narrower))
@@ -190,10 +190,10 @@ async def test_every_change_updates_the_catalog_of_the_node(control: Control) ->
     assert made.name == NAME
 
 
-async def test_the_very_next_publish_is_checked_by_it(
+async def test_next_publish_is_validated_by_a_new_schema(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the contract says of a changed schema: it binds events published from then on."""
+    """The contract: a changed schema applies to events published from then on."""
     stored = EventTypes(control.rig.database)
     monkeypatch.setattr(control.rig.event_types, "heads", stored.heads)
     monkeypatch.setattr(control.rig.event_types, "schema", stored.schema)
@@ -209,7 +209,7 @@ async def test_the_very_next_publish_is_checked_by_it(
         assert answer.reason == "EVENT_TYPE_ARCHIVED"
 
 
-async def test_what_a_later_version_builds_is_refused(control: Control) -> None:
+async def test_fields_of_later_versions_are_refused(control: Control) -> None:
     await create(control, "known")
     message = "platform.user.v1.UserRegistered"
     calls: list[tuple[Awaitable[object], str]] = [
@@ -260,9 +260,7 @@ BAD_SCHEMAS = {
 
 
 @pytest.mark.parametrize("schema", BAD_SCHEMAS.values(), ids=BAD_SCHEMAS.keys())
-async def test_what_is_no_usable_schema_is_refused_when_written(
-    control: Control, schema: str
-) -> None:
+async def test_unusable_schema_is_refused_when_written(control: Control, schema: str) -> None:
     refused = await refusal(create(control, json_schema=schema))
     assert (refused.code, refused.reason) == (INVALID, "SCHEMA_INVALID")
     assert refused.violations == {"event_type.json_schema": "SCHEMA_INVALID"}
@@ -284,14 +282,14 @@ GOOD_SCHEMAS = [
 
 
 @pytest.mark.parametrize("schema", GOOD_SCHEMAS)
-async def test_a_schema_may_refer_to_itself_and_to_the_drafts(
+async def test_schema_can_refer_to_itself_and_to_the_json_schema_drafts(
     control: Control, schema: str
 ) -> None:
     assert (await create(control, json_schema=schema, example_json="{}")).json_schema == schema
 
 
 @pytest.mark.parametrize("example", ["{", "", '{"id": "one"}', "[1]", "{}", '{"id": 1}\x00'])
-async def test_an_example_must_be_one(control: Control, example: str) -> None:
+async def test_example_must_match_the_schema(control: Control, example: str) -> None:
     call = create(control, json_schema=SCHEMA, example_json=example)
     if not example:
         await call
@@ -314,7 +312,7 @@ async def test_a_name_outside_the_grammar_or_reserved_is_refused(
     assert (refused.code, refused.violations) == (INVALID, {"event_type_id": "FIELD_INVALID"})
 
 
-async def test_what_is_not_there_is_not_found(control: Control) -> None:
+async def test_unknown_event_type_is_not_found(control: Control) -> None:
     for call in (
         get(control),
         archive(control),

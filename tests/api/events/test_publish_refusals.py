@@ -1,4 +1,4 @@
-"""What PublishEvents refuses: every wrong field named with its reason, nothing stored."""
+"""Refusals of PublishEvents: each invalid field has a reason, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def test_all_violations_of_a_batch_are_reported_together(api: Api) -> None
     assert answer.message.endswith("(and 3 more)")
 
 
-async def test_more_faults_than_fit_are_counted(api: Api) -> None:
+async def test_violations_beyond_the_limit_are_counted(api: Api) -> None:
     answer = await refused(api, *[order(type="☂" * 100, subject="\x00") for _ in range(500)])
     assert 0 < len(answer.violations) < 1_000
     assert int(answer.metadata["omitted_violations"]) == 1_000 - len(answer.violations)
@@ -134,7 +134,7 @@ async def test_more_faults_than_fit_are_counted(api: Api) -> None:
     assert answer.status_bytes < 4_096
 
 
-async def test_a_wrong_tenant_is_named(api: Api) -> None:
+async def test_invalid_tenant_is_named(api: Api) -> None:
     wrong = ("", "acme", "tenants/", "tenants/Acme", "tenants/-", "tenants/a/b", "tenants/a\x00")
     for tenant in wrong:
         answer = await refused(api, order(), tenant=tenant)
@@ -160,7 +160,7 @@ async def test_batches_are_bounded_by_settings_that_the_refusal_names(database_u
         await publish(api, *[order(binary_data=bytes(100))] * 3)
 
 
-async def test_a_full_batch_fits(api: Api) -> None:
+async def test_largest_allowed_batch_is_accepted(api: Api) -> None:
     results = (await publish(api, *[order()] * 1_000)).results
     assert len({result.name for result in results}) == 1_000
     large = (await publish(api, *[order(binary_data=bytes(262_144))] * 15)).results

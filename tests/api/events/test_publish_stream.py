@@ -1,4 +1,4 @@
-"""StreamPublishEvents over a real channel: each message is answered for itself, in its order."""
+"""StreamPublishEvents over a real channel: each message has its own answer, in order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def stream(api: Api) -> AsyncIterator[Stream]:
     opened.call.cancel()
 
 
-async def test_each_message_is_answered_by_its_sequence(api: Api, stream: Stream) -> None:
+async def test_each_answer_has_the_sequence_of_its_message(api: Api, stream: Stream) -> None:
     await stream.send(order(idempotency_key="k"), order(), sequence=7)
     await stream.send(order(), sequence=8)
     await stream.send(order(idempotency_key="k"), sequence=1_000_000_000_000)
@@ -54,9 +54,7 @@ async def test_a_stream_without_a_message_ends_with_ok(stream: Stream) -> None:
     await stream.finish()
 
 
-async def test_what_was_sent_before_the_client_said_that_it_is_all_is_answered(
-    api: Api, stream: Stream
-) -> None:
+async def test_messages_sent_before_the_half_close_are_answered(api: Api, stream: Stream) -> None:
     await publish(api, order())
     async with uncommitted(api):
         for _ in range(5):
@@ -85,7 +83,7 @@ REFUSED: list[tuple[str, list[Event]]] = [
 
 
 @pytest.mark.parametrize("tenant, events", REFUSED)
-async def test_a_refusal_says_what_a_call_would_have_said_and_the_stream_goes_on(
+async def test_refused_message_gets_the_error_of_a_call_and_the_stream_continues(
     database_url: str, tenant: str, events: list[Event]
 ) -> None:
     async with serving(database_url, limits=Limits(max_batch_events=10)) as api:
@@ -141,7 +139,7 @@ def error_fields_of_call(answer: Refused) -> dict[str, Any]:
     }
 
 
-async def test_a_too_large_message_gets_the_name_of_the_setting(database_url: str) -> None:
+async def test_oversized_message_is_refused_with_the_setting(database_url: str) -> None:
     async with serving(database_url, limits=Limits(max_batch_bytes=20_000)) as api:
         await api.rows.tenant("acme")
         stream = Stream(api.channel)
@@ -154,7 +152,7 @@ async def test_a_too_large_message_gets_the_name_of_the_setting(database_url: st
         assert answers[2].HasField("published")
 
 
-async def test_overload_is_a_refusal_with_advice(database_url: str) -> None:
+async def test_overload_is_refused_with_a_retry_delay(database_url: str) -> None:
     async with serving(database_url, limits=Limits(max_queued_publish_events=5)) as api:
         await api.rows.tenant("acme")
         stream = Stream(api.channel)
@@ -167,7 +165,7 @@ async def test_overload_is_a_refusal_with_advice(database_url: str) -> None:
         await stream.finish()
 
 
-async def test_a_refusal_does_not_wait_for_those_before_it(api: Api, stream: Stream) -> None:
+async def test_refusal_does_not_wait_for_earlier_messages(api: Api, stream: Stream) -> None:
     await publish(api, order())
     async with uncommitted(api):
         await stream.send(order())
@@ -183,7 +181,7 @@ async def test_a_refusal_does_not_wait_for_those_before_it(api: Api, stream: Str
     [([0, 1], [0]), ([-1, 1], [-1]), ([5, 5, 6], [5]), ([5, 4, 6], [4])],
     ids=["zero", "negative", "the same", "smaller"],
 )
-async def test_a_sequence_that_does_not_grow_is_refused(
+async def test_sequence_must_increase(
     api: Api, stream: Stream, sequences: list[int], bad: list[int]
 ) -> None:
     for sequence in sequences:
@@ -197,7 +195,7 @@ async def test_a_sequence_that_does_not_grow_is_refused(
     assert len(await stored(api)) == len(sequences) - 1
 
 
-async def test_what_is_no_message_ends_the_stream_once_those_before_it_are_answered(
+async def test_invalid_message_ends_the_stream_after_earlier_answers(
     api: Api,
 ) -> None:
     await publish(api, order())
@@ -218,10 +216,10 @@ async def test_what_is_no_message_ends_the_stream_once_those_before_it_are_answe
 # ------------------------------------------------------------------------------------ order
 
 
-async def test_messages_are_stored_in_their_order_whatever_befalls_them(
+async def test_messages_are_stored_in_order_despite_contention_and_refusals(
     api: Api, stream: Stream
 ) -> None:
-    """A change of the tenant in the middle, keys shared with others, one that is refused."""
+    """Includes a concurrent change of the tenant, shared idempotency keys and a refused message."""
     await publish(api, *[order(idempotency_key=f"k{n}") for n in range(0, 200, 10)])
     row = await api.rig.database.fetchrow("SELECT tenant_uid FROM tenants")
     assert row is not None
@@ -247,7 +245,7 @@ async def test_messages_are_stored_in_their_order_whatever_befalls_them(
     assert [n for n in numbers if n is not None] == list(range(100))
 
 
-async def test_streams_do_not_wait_for_one_another(database_url: str) -> None:
+async def test_streams_are_independent(database_url: str) -> None:
     async with serving(database_url, limits=Limits(max_stream_messages=1)) as api:
         await api.rows.tenant("acme")
         await api.rows.tenant("globex")

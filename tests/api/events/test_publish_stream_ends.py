@@ -1,4 +1,4 @@
-"""How a publishing stream is held back, and the ways in which it ends, over a real channel."""
+"""Flow control of publish streams and the ways in which they end, over a real channel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def stream(api: Api) -> AsyncIterator[Stream]:
     ],
     ids=["messages", "events", "bytes", "one at least"],
 )
-async def test_beyond_a_limit_nothing_is_read_until_something_is_answered(
+async def test_beyond_the_limit_of_unanswered_messages_nothing_is_read(
     database_url: str, limits: Limits, events: list[Event], read: int
 ) -> None:
     async with serving(database_url, limits=limits) as api:
@@ -52,8 +52,8 @@ async def test_beyond_a_limit_nothing_is_read_until_something_is_answered(
         assert submitted.count == 12
 
 
-async def test_a_client_that_sends_without_end_is_held_by_flow_control(database_url: str) -> None:
-    """What it has sent and the server has not read is bounded by gRPC's windows, not by memory."""
+async def test_flow_control_limits_a_client_that_sends_without_pause(database_url: str) -> None:
+    """GRPC's flow control windows bound the data that is sent but not yet read."""
     limits = Limits(max_stream_bytes=500_000)
     async with serving(database_url, limits=limits) as api:
         await api.rows.tenant("acme")
@@ -97,7 +97,7 @@ async def test_a_client_that_reads_no_answers_is_not_read(database_url: str) -> 
 # ------------------------------------------------------------------------------ other endings
 
 
-async def test_a_client_that_goes_leaves_nothing_behind_and_its_messages_are_stored(
+async def test_disconnected_client_leaves_no_task_and_its_messages_are_stored(
     api: Api, stream: Stream
 ) -> None:
     await publish(api, order())
@@ -115,7 +115,7 @@ async def test_a_client_that_goes_leaves_nothing_behind_and_its_messages_are_sto
     await until(is_stored, "the message is stored")
 
 
-async def test_a_client_that_goes_while_it_is_written_to_leaves_nothing_behind(
+async def test_client_that_disconnects_during_a_write_leaves_no_task(
     database_url: str,
 ) -> None:
     async with serving(database_url) as api:
@@ -141,7 +141,7 @@ async def test_a_stream_ends_at_its_deadline(api: Api) -> None:
     await publish(api, order())
 
 
-async def test_a_stop_ends_a_stream_at_once_and_says_why(api: Api, stream: Stream) -> None:
+async def test_stop_ends_a_stream_at_once_with_a_reason(api: Api, stream: Stream) -> None:
     await stream.send(order())
     await stream.answer()
     async with asyncio.timeout(10):
@@ -150,7 +150,7 @@ async def test_a_stop_ends_a_stream_at_once_and_says_why(api: Api, stream: Strea
     assert (ending.code, ending.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
 
-async def test_a_stop_lets_a_stream_answer_what_it_has_read(api: Api, stream: Stream) -> None:
+async def test_stop_waits_for_answers_to_messages_already_read(api: Api, stream: Stream) -> None:
     await publish(api, order())
     async with uncommitted(api):
         for _ in range(3):
@@ -186,7 +186,7 @@ async def test_a_stop_ends_a_stream_whose_client_reads_nothing_when_the_grace_is
 
 
 async def test_a_stream_cannot_begin_during_a_stop(api: Api, stream: Stream) -> None:
-    """Its message was not read, so that nothing is stored."""
+    """The message of the stream is not read, so nothing is stored."""
     await publish(api, order())
     async with uncommitted(api):
         unary = asyncio.create_task(publish(api, order()))
@@ -206,7 +206,7 @@ async def _read_all(stream: Stream, answers: list[StreamPublishEventsResponse]) 
 
 
 def _tasks() -> set[str]:
-    """What runs, by the coroutine's name."""
+    """Return the names of the running coroutines."""
     names = {
         getattr(task.get_coro(), "__qualname__", "")
         for task in asyncio.all_tasks()

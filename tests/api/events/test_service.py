@@ -1,4 +1,4 @@
-"""EventService over a real channel: what comes in, what is refused, what is found again."""
+"""EventService over a real channel: publish, get and list, and their refusals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_an_event_is_read_back_as_it_was_sent(api: Api) -> None:
     assert read == sent
 
 
-async def test_what_is_not_said_has_the_contracts_defaults(api: Api) -> None:
+async def test_omitted_fields_have_the_defaults_of_the_contract(api: Api) -> None:
     results = (await publish(api, order(), order(binary_data=b"\x00\xff"))).results
     text, binary = [await get(api, result.name) for result in results]
     assert (text.source, text.content_type) == ("/tenants/acme", "application/json")
@@ -91,7 +91,7 @@ async def test_output_only_fields_are_ignored(api: Api) -> None:
     assert (await get(api, second.name)).event_type_revision == 0
 
 
-async def test_an_equal_event_with_its_key_is_the_first_one(api: Api) -> None:
+async def test_equal_event_with_the_same_idempotency_key_returns_the_first(api: Api) -> None:
     keyed = order(idempotency_key="k", json_data='{"id":1}')
     first, twin = (await publish(api, keyed, keyed)).results
     again = (await publish(api, keyed)).results[0]
@@ -113,7 +113,7 @@ async def test_results_come_in_the_order_of_the_request(api: Api) -> None:
     assert read == list(range(50))
 
 
-async def test_an_unknown_tenant_takes_nothing(api: Api) -> None:
+async def test_publish_for_an_unknown_tenant_is_refused(api: Api) -> None:
     answer = await refused(api, order(), tenant="tenants/unknown")
     assert (answer.code, answer.reason) == (grpc.StatusCode.NOT_FOUND, "TENANT_NOT_FOUND")
 
@@ -137,7 +137,7 @@ LOST_NAMES: list[tuple[str, str]] = [
 ]
 
 
-async def test_names_that_lead_nowhere(api: Api) -> None:
+async def test_invalid_and_unknown_names_are_refused(api: Api) -> None:
     for name, reason in LOST_NAMES:
         answer = await refusal(get(api, name))
         assert (name, answer.reason) == (name, reason)
@@ -145,7 +145,7 @@ async def test_names_that_lead_nowhere(api: Api) -> None:
         assert answer.code is (grpc.StatusCode.NOT_FOUND if is_unknown else INVALID)
 
 
-async def test_an_event_is_found_across_tenants_under_its_own_name(api: Api) -> None:
+async def test_read_across_tenants_returns_the_full_event_name(api: Api) -> None:
     name = (await publish(api, order())).results[0].name
     assert (await get(api, name.replace("acme", "-"))).name == name
     await api.rows.tenant("other")
@@ -156,7 +156,7 @@ async def test_an_event_is_found_across_tenants_under_its_own_name(api: Api) -> 
 
 
 async def pages_of(api: Api, request: ListEventsRequest) -> list[list[Event]]:
-    """All pages of a list."""
+    """Return all pages of a list."""
     pages = []
     while True:
         page = await api.events.ListEvents(request)
@@ -178,7 +178,7 @@ async def test_lists_are_newest_first_in_pages(api: Api) -> None:
     assert [len(page) for page in across] == [8]
 
 
-async def test_lists_hold_data_only_where_asked(api: Api) -> None:
+async def test_lists_contain_data_only_if_requested(api: Api) -> None:
     await publish(api, order(json_data='{"id":1}', attributes={"a": "b"}))
     request = ListEventsRequest(tenant="tenants/acme")
     [[basic]] = await pages_of(api, request)
@@ -198,7 +198,7 @@ async def test_a_page_ends_before_three_megabytes(api: Api) -> None:
     assert [len(page) for page in pages] == [12, 3]
 
 
-async def test_a_page_of_large_envelopes_ends_too(database_url: str) -> None:
+async def test_page_of_large_envelopes_is_limited(database_url: str) -> None:
     async with serving(database_url, limits=Limits(max_page_bytes=10_000)) as api:
         await api.rows.tenant("acme")
         await publish(api, *[order(subject="s" * 1_000, json_data="1")] * 25)
@@ -251,7 +251,7 @@ async def test_a_page_token_belongs_to_its_list(api: Api) -> None:
         (ListEventsRequest(tenant="tenants/unknown"), grpc.StatusCode.NOT_FOUND, []),
     ],
 )
-async def test_lists_that_are_refused(
+async def test_invalid_lists_are_refused(
     api: Api, request_: ListEventsRequest, code: grpc.StatusCode, fields: list[str]
 ) -> None:
     answer = await refusal(api.events.ListEvents(request_))
@@ -278,7 +278,7 @@ async def test_a_full_queue_rejects_before_anything_is_stored(database_url: str)
         await publish(api, *[order()] * 5)
 
 
-async def test_a_schema_names_the_event_that_breaks_it(api: Api) -> None:
+async def test_schema_violation_names_its_event(api: Api) -> None:
     schema = '{"type":"object","required":["id"]}'
     api.rig.event_types.event_types = [
         EventType(name="order.created", json_schema=schema, revision=4),
@@ -295,7 +295,7 @@ async def test_a_schema_names_the_event_that_breaks_it(api: Api) -> None:
     assert (await get(api, result.name)).event_type_revision == 4
 
 
-async def test_a_database_that_is_gone_is_unavailable_and_comes_back(api: Api) -> None:
+async def test_lost_database_is_unavailable_until_it_recovers(api: Api) -> None:
     name = (await publish(api, order())).results[0].name
     await api.rig.database.close()
     answer = await refusal(get(api, name))
@@ -305,7 +305,7 @@ async def test_a_database_that_is_gone_is_unavailable_and_comes_back(api: Api) -
     assert (await get(api, name)).name == name
 
 
-async def test_a_connection_lost_under_a_read_may_be_tried_again(api: Api) -> None:
+async def test_read_that_lost_its_connection_can_be_retried(api: Api) -> None:
     name = (await publish(api, order())).results[0].name
     await get(api, name)
     await api.rows.connection.execute(

@@ -1,4 +1,4 @@
-"""OperationsService over a real channel: nodes, backlog and lanes as they are."""
+"""OperationsService over a real channel: the status of nodes, backlog and lanes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import until
 
 
 async def hold(api: Api, subscription_id: str) -> None:
-    """Make a subscription of acme that is paused."""
+    """Create a paused subscription of acme."""
     tenant_uid: UUID = await api.rows.connection.fetchval(
         "SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'"
     )
@@ -27,7 +27,7 @@ async def hold(api: Api, subscription_id: str) -> None:
     )
 
 
-async def test_an_idle_node_says_what_it_is(api: Api) -> None:
+async def test_idle_node_reports_its_identity(api: Api) -> None:
     api.rig.ownership.serve_at("10.1.2.3:50051")
 
     async def address_is_known() -> bool:
@@ -51,7 +51,7 @@ async def test_an_idle_node_says_what_it_is(api: Api) -> None:
     assert (answer.lanes.total_count, list(answer.top_lanes)) == (0, [])
 
 
-async def test_what_waits_is_counted_and_dated(api: Api) -> None:
+async def test_pending_deliveries_are_counted_with_the_oldest_due_time(api: Api) -> None:
     for number in range(3):
         await hold(api, f"held-{number}")
     first = (await publish(api, order())).results[0]
@@ -76,7 +76,7 @@ async def test_what_waits_is_counted_and_dated(api: Api) -> None:
     }
 
 
-async def test_dead_letters_are_counted_and_nothing_else(api: Api) -> None:
+async def test_only_dead_letters_are_counted_as_dead_letters(api: Api) -> None:
     tenant_uid = await api.rows.tenant("globex")
     place = await api.rows.subscription(tenant_uid, "orders")
     for state in ("SUCCEEDED", "CANCELLED", "EXPIRED", "EXHAUSTED", "EXHAUSTED"):
@@ -85,7 +85,7 @@ async def test_dead_letters_are_counted_and_nothing_else(api: Api) -> None:
     assert answer.dead_letter_count == 2
 
 
-async def test_beyond_what_is_counted_an_estimate_is_never_less(api: Api) -> None:
+async def test_estimate_is_never_below_the_counting_limit(api: Api) -> None:
     await hold(api, "held")
     await publish(api, *[order()] * 500)
     store = StatusStore(api.rig.database, counted_max=10)

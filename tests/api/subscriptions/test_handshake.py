@@ -39,7 +39,7 @@ async def control(database_url: str) -> AsyncIterator[Control]:
 
 
 def consenting(consent: bytes = ANY_ORIGIN) -> Script:
-    """Answers OPTIONS so, and everything else with OK."""
+    """Answer OPTIONS as given, and every other request with 200."""
 
     async def script(connected: Connected) -> None:
         while True:
@@ -58,7 +58,7 @@ def lines(receiver: Receiver) -> list[str]:
     return [request.request_line.decode().strip() for request in receiver.requests]
 
 
-async def test_a_target_is_asked_before_it_is_sent_to(control: Control) -> None:
+async def test_target_gets_a_handshake_before_any_delivery(control: Control) -> None:
     async with Receiver(consenting()) as receiver:
         wanted = orders(
             http=asking(receiver, secret_headers={"authorization": "B x"}),
@@ -92,7 +92,7 @@ async def test_no_handshake_is_sent_when_none_is_due(control: Control) -> None:
         (answer("200 OK", b"", "WebHook-Allowed-Origin: *", "WebHook-Allowed-Rate: 90"), 90),
     ],
 )
-async def test_what_a_target_allows_is_kept(
+async def test_allowed_rate_of_a_target_is_stored(
     control: Control, consent: bytes, allowed: int | None
 ) -> None:
     async with Receiver(consenting(consent)) as receiver:
@@ -103,7 +103,7 @@ async def test_what_a_target_allows_is_kept(
         assert changed.http == seen
 
 
-async def test_the_allowed_rate_is_a_ceiling_of_the_lane(control: Control) -> None:
+async def test_allowed_rate_limits_the_lane(control: Control) -> None:
     consent = answer("200 OK", b"", "WebHook-Allowed-Origin: *", "WebHook-Allowed-Rate: 90")
     async with Receiver(consenting(consent)) as receiver:
         for name, rate in (("slower", 1.0), ("faster", 50.0)):
@@ -159,7 +159,7 @@ async def test_a_refused_handshake_prevents_the_change(control: Control, kind: s
     )
 
 
-async def test_addresses_that_are_not_allowed_are_not_asked_either() -> None:
+async def test_disallowed_address_gets_no_handshake() -> None:
     async with Receiver(consenting()) as receiver:
         transport = WebhookTransport(egress=EgressPolicy())
         endpoints = prepare_endpoints(domain.HttpTarget(url=receiver.url()), user_agent="x")
@@ -171,7 +171,7 @@ async def test_addresses_that_are_not_allowed_are_not_asked_either() -> None:
     assert receiver.connection_count == 0
 
 
-async def test_each_url_is_asked_again_when_one_changes_and_not_else(control: Control) -> None:
+async def test_handshake_is_repeated_with_every_url_only_when_one_changes(control: Control) -> None:
     async with Receiver(consenting()) as receiver:
         others = [receiver.url("/b")]
         target = asking(receiver, failover_urls=others, secret_headers={"x-a": "s3cr3t"})
@@ -195,10 +195,10 @@ async def test_each_url_is_asked_again_when_one_changes_and_not_else(control: Co
         assert receiver.requests[-1].headers["x-a"] == "s3cr3t", "kept, and sent"
 
 
-async def test_secrets_that_others_store_meanwhile_are_not_sent_to_a_new_url(
+async def test_concurrently_stored_secrets_are_not_sent_to_a_new_url(
     control: Control,
 ) -> None:
-    """A change decided on a subscription without secrets; now it has some, for its own URL."""
+    """The subscription gets secrets for its old URL after the change of the URL was validated."""
     rig = control.rig
     consents = TargetHandshakes(
         rig.database, rig.secrets, Handshake(rig.transport, ORIGIN), user_agent="x"

@@ -1,4 +1,4 @@
-"""Subscriptions held, let go again and tried out, with a real target behind them."""
+"""Pause, resume, disabling and test events of subscriptions with a real target."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_a_disabled_subscription_shows_its_reason_and_resumes(control: Con
         assert (await control.resume()).state == SUBSCRIPTION_STATE_ACTIVE
 
 
-async def test_resuming_can_leave_the_backlog_behind(control: Control) -> None:
+async def test_resume_can_discard_the_backlog(control: Control) -> None:
     async with Receiver() as receiver:
         await control.create(orders(http=HttpTarget(url=receiver.url)))
         await control.pause()
@@ -106,7 +106,7 @@ async def test_resuming_can_leave_the_backlog_behind(control: Control) -> None:
         assert ended["state_reason"] == "OPERATOR"
 
 
-async def test_a_moment_before_all_events_leaves_none_behind(control: Control) -> None:
+async def test_discarding_before_the_first_event_discards_nothing(control: Control) -> None:
     async with Receiver() as receiver:
         await control.create(orders(http=HttpTarget(url=receiver.url)))
         await control.pause()
@@ -115,7 +115,7 @@ async def test_a_moment_before_all_events_leaves_none_behind(control: Control) -
         await receiver.wait_for(1)
 
 
-async def test_what_a_lane_held_of_the_backlog_is_left_behind_too(control: Control) -> None:
+async def test_discard_includes_deliveries_held_in_the_lane(control: Control) -> None:
     async with Receiver() as receiver:
         receiver.gate = asyncio.Event()
         limits = DeliveryLimits(max_in_flight=1)
@@ -142,7 +142,7 @@ async def test_what_a_lane_held_of_the_backlog_is_left_behind_too(control: Contr
 # ------------------------------------------------------------------------------------ trying it out
 
 
-async def test_a_trial_is_sent_and_its_delivery_shown(control: Control) -> None:
+async def test_test_event_is_sent_and_its_delivery_returned(control: Control) -> None:
     async with Receiver() as receiver:
         await control.create(orders(http=HttpTarget(url=receiver.url)))
         await control.create(
@@ -161,7 +161,9 @@ async def test_a_trial_is_sent_and_its_delivery_shown(control: Control) -> None:
 
 
 @pytest.mark.parametrize("state", ["PAUSED", "DISABLED"])
-async def test_a_trial_works_while_its_subscription_is_held(control: Control, state: str) -> None:
+async def test_test_event_is_sent_while_the_subscription_is_paused_or_disabled(
+    control: Control, state: str
+) -> None:
     async with Receiver() as receiver:
         receiver.answers = 500
         made = (await control.create(orders(http=HttpTarget(url=receiver.url)))).subscription
@@ -184,7 +186,7 @@ async def test_a_test_event_that_does_not_match_is_reported_and_sent(control: Co
         assert len(receiver.ids) == 1
 
 
-async def test_a_trial_that_only_validates_sends_and_stores_nothing(control: Control) -> None:
+async def test_validate_only_test_event_is_neither_sent_nor_stored(control: Control) -> None:
     async with Receiver() as receiver:
         await control.create(orders(http=HttpTarget(url=receiver.url)))
         for event_type, matched in [("order.created", True), ("user.created", False)]:
@@ -196,7 +198,7 @@ async def test_a_trial_that_only_validates_sends_and_stores_nothing(control: Con
         assert await control.rig.database.fetch("SELECT 1 FROM events") == []
 
 
-async def test_the_event_of_a_trial_is_checked_as_a_published_one(control: Control) -> None:
+async def test_test_event_is_validated_like_a_published_event(control: Control) -> None:
     await control.create()
     refused = await refusal(try_out(control, event=Event(type="hookline.x", json_data="{")))
     assert refused.violations == {

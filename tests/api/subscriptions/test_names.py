@@ -50,7 +50,7 @@ def named_calls(control: Control, name: str) -> dict[str, Awaitable[object]]:
     }
 
 
-async def test_an_id_outside_the_grammar(control: Control) -> None:
+async def test_id_outside_the_grammar_is_refused(control: Control) -> None:
     for subscription_id in BAD_IDS:
         await check_id_is_refused(control, subscription_id)
 
@@ -80,14 +80,14 @@ BAD_NAMES = [
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-async def test_a_name_of_another_shape(control: Control, name: str) -> None:
+async def test_malformed_name_is_refused(control: Control, name: str) -> None:
     for kind, call in named_calls(control, name).items():
         found = await refusal(call)
         field = "subscription.name" if kind == "update" else "name"
         assert (found.code, found.violations) == (INVALID, {field: "FIELD_INVALID"})
 
 
-async def test_only_reads_go_across_tenants(control: Control) -> None:
+async def test_only_reads_accept_the_tenant_wildcard(control: Control) -> None:
     made = (await control.create()).subscription
     name = "tenants/-/subscriptions/orders"
     assert await control.get(name) == made
@@ -136,7 +136,7 @@ BAD_PATHS = [
 ]  # fmt: skip
 
 
-async def test_a_mask_that_leads_nowhere(control: Control) -> None:
+async def test_invalid_update_mask_is_refused(control: Control) -> None:
     before = (await control.create()).subscription
     for path in BAD_PATHS:
         found = await refusal(control.update(orders(display_name="x"), ["display_name", path]))
@@ -145,14 +145,14 @@ async def test_a_mask_that_leads_nowhere(control: Control) -> None:
     assert await control.get() == before
 
 
-async def test_a_star_stands_alone(control: Control) -> None:
+async def test_update_mask_star_must_stand_alone(control: Control) -> None:
     await control.create()
     found = await refusal(control.update(orders(), ["*", "labels"]))
     assert found.violations == {"update_mask": "UPDATE_MASK_INVALID"}
 
 
 @pytest.mark.parametrize("paths", [[], ["pull"], ["*"]])
-async def test_the_kind_of_a_target_does_not_change(control: Control, paths: list[str]) -> None:
+async def test_target_kind_is_immutable(control: Control, paths: list[str]) -> None:
     await control.create()
     new = Subscription(event_types=["a"], pull=PullTarget())
     found = await refusal(control.update(new, paths))
@@ -160,7 +160,7 @@ async def test_the_kind_of_a_target_does_not_change(control: Control, paths: lis
     assert found.violations["subscription.pull"] == "FIELD_IMMUTABLE"
 
 
-async def test_a_target_cannot_be_taken_away(control: Control) -> None:
+async def test_target_cannot_be_removed(control: Control) -> None:
     await control.create()
     for paths in (["http"], ["http.url"], ["*"]):
         found = await refusal(control.update(Subscription(event_types=["a"]), paths))

@@ -1,4 +1,4 @@
-"""Subscriptions that are refused: each field by its path and its reason, all of them at once."""
+"""Refused subscriptions: all invalid fields are reported at once, each with path and reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BAD_PATTERNS = [
 ]  # fmt: skip
 
 
-async def test_a_pattern_outside_the_grammar(control: Control) -> None:
+async def test_pattern_outside_the_grammar_is_refused(control: Control) -> None:
     answers = {}
     for pattern in BAD_PATTERNS:
         found = await refused_both_ways(control, event_types=["order.created", pattern])
@@ -51,7 +51,7 @@ async def test_a_pattern_outside_the_grammar(control: Control) -> None:
     assert answers == dict.fromkeys(BAD_PATTERNS, expected)
 
 
-async def test_no_patterns_or_too_many(database_url: str) -> None:
+async def test_no_patterns_or_too_many_are_refused(database_url: str) -> None:
     async with controlling(database_url, limits=Limits(max_patterns=3)) as control:
         found = await refusal(control.create(orders(event_types=[])))
         assert found.violations == {"subscription.event_types": "FIELD_REQUIRED"}
@@ -127,7 +127,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-async def test_a_field_outside_its_bounds(control: Control) -> None:
+async def test_field_outside_its_bounds_is_refused(control: Control) -> None:
     answers = {
         kind: (await refused_both_ways(control, **fields)).violations
         for kind, (fields, _) in BAD_FIELDS.items()
@@ -146,7 +146,7 @@ async def test_a_field_outside_its_bounds(control: Control) -> None:
         ({"retry_policy": RetryPolicy(schedule=[SECOND] * 101)}, "retry_policy.schedule"),
     ],
 )
-async def test_a_field_that_is_too_large(
+async def test_oversized_field_is_refused(
     control: Control, fields: dict[str, Any], path: str
 ) -> None:
     found = await refused_both_ways(control, **fields)
@@ -175,7 +175,7 @@ async def test_a_secret_that_cannot_sign_is_refused_and_not_repeated(control: Co
 
 
 @pytest.mark.parametrize("overlap_s", [-1, 2_592_001])
-async def test_an_overlap_out_of_bounds(control: Control, overlap_s: int) -> None:
+async def test_secret_overlap_out_of_bounds_is_refused(control: Control, overlap_s: int) -> None:
     found = await refusal(
         control.subscriptions.RotateSigningSecret(
             RotateSigningSecretRequest(name=ORDERS, overlap=Duration(seconds=overlap_s))
@@ -186,7 +186,7 @@ async def test_an_overlap_out_of_bounds(control: Control, overlap_s: int) -> Non
 
 
 @pytest.mark.parametrize("seconds,nanos", [(32_503_680_000, 0), (1, -1), (-62_135_596_801, 0)])
-async def test_a_moment_that_is_none_or_in_the_future(
+async def test_invalid_or_future_discard_time_is_refused(
     control: Control, seconds: int, nanos: int
 ) -> None:
     moment = Timestamp(seconds=seconds, nanos=nanos)
@@ -249,7 +249,7 @@ UNBUILT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("path", UNBUILT)
-async def test_what_a_later_version_builds_is_refused_and_never_ignored(
+async def test_fields_of_later_versions_are_refused_and_not_ignored(
     control: Control, path: str
 ) -> None:
     unbuilt = orders(**UNBUILT[path])
@@ -268,7 +268,7 @@ async def test_what_a_later_version_builds_is_refused_and_never_ignored(
     assert (await control.update(unbuilt, ["display_name"])).name == ORDERS
 
 
-async def test_pull_and_filters_of_lists_are_not_built(control: Control) -> None:
+async def test_pull_targets_and_list_filters_are_unimplemented(control: Control) -> None:
     listing = control.subscriptions.ListSubscriptions(
         ListSubscriptionsRequest(tenant="tenants/acme", filter='state == "ACTIVE"')
     )

@@ -1,4 +1,4 @@
-"""SubscriptionService over a real channel: created, listed, ended, given new secrets."""
+"""SubscriptionService over a real channel: create, list, delete and rotate secrets."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_a_subscription_shows_its_defaults_and_its_secret_once(control: Co
     assert len(base64.b64decode(answer.signing_secret.removeprefix("whsec_"))) == 32
 
 
-async def test_all_that_can_be_said_is_kept(control: Control) -> None:
+async def test_every_given_field_is_stored(control: Control) -> None:
     wanted = Subscription(
         display_name="All of it ☂",
         event_types=["order.created", "user.*", "*", "hookline.delivery.exhausted"],
@@ -93,7 +93,7 @@ async def test_all_that_can_be_said_is_kept(control: Control) -> None:
     assert made.payload_format == PAYLOAD_FORMAT_CLOUDEVENTS
 
 
-async def test_what_is_output_only_is_ignored(control: Control) -> None:
+async def test_output_only_fields_are_ignored(control: Control) -> None:
     await control.create(subscription_id="first")
     await control.pause("tenants/acme/subscriptions/first")
     copy = await control.get("tenants/acme/subscriptions/first")
@@ -104,7 +104,7 @@ async def test_what_is_output_only_is_ignored(control: Control) -> None:
     assert made.etag != copy.etag
 
 
-async def test_the_server_makes_ids_where_none_is_given(control: Control) -> None:
+async def test_server_generates_a_missing_id(control: Control) -> None:
     names = [(await control.create(subscription_id="")).subscription.name for _ in range(20)]
     assert len(set(names)) == 20
     for name in names:
@@ -114,11 +114,11 @@ async def test_the_server_makes_ids_where_none_is_given(control: Control) -> Non
         assert (await control.get(name)).name == name
 
 
-async def test_a_secret_can_be_brought_along(control: Control) -> None:
+async def test_subscription_can_be_created_with_an_existing_secret(control: Control) -> None:
     assert (await control.create(signing_secret=SECRET)).signing_secret == SECRET
 
 
-async def test_no_later_answer_holds_a_secret(control: Control) -> None:
+async def test_only_the_creation_returns_the_secret(control: Control) -> None:
     first = (await control.create()).signing_secret
     second = (await control.rotate()).signing_secret
     answers = [
@@ -135,14 +135,14 @@ async def test_no_later_answer_holds_a_secret(control: Control) -> None:
             assert base64.b64decode(secret.removeprefix("whsec_")) not in raw
 
 
-async def test_an_id_is_taken_once_however_many_ask(control: Control) -> None:
+async def test_concurrent_creations_with_one_id_create_one_subscription(control: Control) -> None:
     answers = await asyncio.gather(*[control.create() for _ in range(6)], return_exceptions=True)
     codes = [answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
     assert codes == [grpc.StatusCode.ALREADY_EXISTS] * 5
     assert (await refusal(control.create())).reason == "SUBSCRIPTION_ALREADY_EXISTS"
 
 
-async def test_the_quota_is_refused_by_the_name_of_its_setting(database_url: str) -> None:
+async def test_creation_beyond_the_quota_is_refused_with_the_setting(database_url: str) -> None:
     async with controlling(database_url, limits=Limits(max_subscriptions_per_tenant=2)) as control:
         await control.create(subscription_id="one")
         await control.create(subscription_id="two")
@@ -155,7 +155,7 @@ async def test_the_quota_is_refused_by_the_name_of_its_setting(database_url: str
     assert refused.metadata["maximum"] == "2"
 
 
-async def test_a_new_one_is_honoured_by_the_very_next_publish(control: Control) -> None:
+async def test_next_publish_matches_a_new_subscription(control: Control) -> None:
     assert (await control.publish()).delivery_count == 0
     await control.create()
     assert (await control.publish()).delivery_count == 1
@@ -186,7 +186,7 @@ async def test_pages_are_newest_first_and_bound_to_their_list(control: Control) 
     assert foreign.violations == {"page_token": "PAGE_TOKEN_INVALID"}
 
 
-async def test_a_page_ends_at_its_bytes_and_the_next_goes_on(database_url: str) -> None:
+async def test_page_is_limited_in_bytes_and_the_next_continues(database_url: str) -> None:
     async with controlling(database_url, limits=Limits(max_page_bytes=2_000)) as control:
         for n in range(5):
             await control.create(orders(display_name="n" * 256), f"s{n}")
@@ -200,7 +200,7 @@ async def test_a_page_ends_at_its_bytes_and_the_next_goes_on(database_url: str) 
     assert 1 < pages < 5
 
 
-async def test_a_deleted_one_is_gone_and_its_name_is_free(control: Control) -> None:
+async def test_deleted_subscription_is_not_found_and_its_id_can_be_reused(control: Control) -> None:
     before = (await control.create(orders(labels={"a": "1"}))).subscription
     await control.delete()
     assert (await refusal(control.get())).reason == "SUBSCRIPTION_NOT_FOUND"
@@ -213,7 +213,7 @@ async def test_a_deleted_one_is_gone_and_its_name_is_free(control: Control) -> N
 # ----------------------------------------------------------------------------------------- rotating
 
 
-async def test_both_secrets_are_live_until_the_overlap_ends(control: Control) -> None:
+async def test_both_secrets_are_valid_until_the_overlap_ends(control: Control) -> None:
     first = await control.create()
     answer = await control.rotate()
     assert answer.signing_secret != first.signing_secret
@@ -229,7 +229,7 @@ async def test_both_secrets_are_live_until_the_overlap_ends(control: Control) ->
     assert len((await control.get()).http.signing_keys) == 1
 
 
-async def test_an_import_can_be_repeated(control: Control) -> None:
+async def test_importing_the_same_secret_is_idempotent(control: Control) -> None:
     await control.create()
     answer = await control.rotate(signing_secret=SECRET)
     assert await control.rotate(signing_secret=SECRET) == answer

@@ -38,7 +38,7 @@ async def control(database_url: str) -> AsyncIterator[Control]:
 
 
 async def sent(control: Control, receiver: Receiver) -> Request:
-    """What the target gets, signed as of now."""
+    """Return a request that the target receives, signed at the current time."""
     event = Event(type="order.created", json_data='{"id":1}')
     await control.subscriptions.SendTestEvent(SendTestEventRequest(name=ORDERS, event=event))
     return receiver.requests[-1]
@@ -139,7 +139,7 @@ async def test_during_a_rotation_either_shared_secret_verifies(
 
 
 @pytest.mark.parametrize("imported", ["", ED25519_SECRET], ids=["made", "imported"])
-async def test_another_scheme_comes_with_a_rotation_and_both_sign_meanwhile(
+async def test_rotation_to_another_scheme_signs_with_both_during_the_overlap(
     control: Control, receiver: Receiver, imported: str
 ) -> None:
     old = (await control.create(orders(http=target(receiver)))).signing_secret
@@ -177,7 +177,7 @@ async def test_an_update_does_not_change_the_scheme(control: Control) -> None:
     assert (await control.update(wanted, ["*"])).http.url == "https://a.b/"
 
 
-async def test_an_update_that_says_no_scheme_leaves_it(control: Control) -> None:
+async def test_update_without_a_scheme_keeps_it(control: Control) -> None:
     await control.create(orders(http=HttpTarget(url="https://a.b/", signature_scheme=ED25519)))
     for paths in ([], ["*"], ["http.signature_scheme"]):
         assert (await control.update(orders(), paths)).http.signature_scheme == ED25519
@@ -200,14 +200,14 @@ async def test_a_secret_of_another_scheme_is_refused(
     assert secret[5:] not in str(found)
 
 
-async def test_a_scheme_that_is_none_is_refused(control: Control) -> None:
+async def test_unknown_scheme_is_refused(control: Control) -> None:
     await control.create()
     found = await refusal(control.rotate(signature_scheme=7))
     assert set(found.violations) == {"signature_scheme"}
 
 
-def test_the_numbers_agree_with_the_standards_vector() -> None:
-    """And say no: what they are for."""
+def test_signature_matches_the_vector_of_the_standard() -> None:
+    """The verifiers also reject a changed request."""
     vector = ("msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", b'{"test": 2432232314}')
     signature = (
         "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+"

@@ -67,10 +67,10 @@ async def test_secret_headers_are_sent_and_only_their_names_are_read(control: Co
 @pytest.mark.parametrize(
     "paths", [[], ["*"], ["http"], ["http.headers"], ["http.url", "display_name"]], ids=str
 )
-async def test_an_update_that_does_not_speak_of_them_leaves_them(
+async def test_update_of_other_fields_keeps_secret_headers(
     control: Control, paths: list[str]
 ) -> None:
-    """What Get answered can be sent back, under any mask."""
+    """A subscription that Get returned can be sent back under any mask."""
     async with Receiver() as receiver:
         target = HttpTarget(url=receiver.url, secret_headers=SECRETS, client_certificate=INPUT)
         await control.create(orders(http=target))
@@ -82,7 +82,7 @@ async def test_an_update_that_does_not_speak_of_them_leaves_them(
 
 
 @pytest.mark.parametrize("paths", [[], ["*"], ["http"], ["http.secret_headers"]], ids=str)
-async def test_an_update_replaces_the_whole_map(control: Control, paths: list[str]) -> None:
+async def test_update_replaces_all_secret_headers(control: Control, paths: list[str]) -> None:
     async with Receiver() as receiver:
         await control.create(orders(http=HttpTarget(url=receiver.url, secret_headers=SECRETS)))
         before = await control.get()
@@ -95,7 +95,7 @@ async def test_an_update_replaces_the_whole_map(control: Control, paths: list[st
         assert "authorization" not in headers
 
 
-async def test_the_same_names_with_other_values_are_a_change(control: Control) -> None:
+async def test_new_values_under_the_same_header_names_are_a_change(control: Control) -> None:
     async with Receiver() as receiver:
         await control.create(orders(http=HttpTarget(url=receiver.url, secret_headers={"x-a": "1"})))
         before = await control.get()
@@ -105,10 +105,10 @@ async def test_the_same_names_with_other_values_are_a_change(control: Control) -
 
 
 @pytest.mark.parametrize("paths", [[], ["*"], ["http"], ["http.url"], ["http.failover_urls"]])
-async def test_they_are_not_sent_to_a_url_that_they_were_not_given_for(
+async def test_secret_headers_are_not_sent_to_a_changed_url(
     control: Control, paths: list[str]
 ) -> None:
-    """A caller that may change the URL could otherwise read the headers there."""
+    """Otherwise a caller that may change the URL could read the headers at its own server."""
     async with Receiver() as receiver, Receiver() as other:
         made = HttpTarget(url=receiver.url, secret_headers=SECRETS)
         await control.create(orders(http=made))
@@ -124,7 +124,7 @@ async def test_they_are_not_sent_to_a_url_that_they_were_not_given_for(
         assert not removed.http.secret_header_names
 
 
-async def test_they_may_be_given_anew_with_another_url(control: Control) -> None:
+async def test_secret_headers_can_be_given_again_with_a_changed_url(control: Control) -> None:
     async with Receiver() as receiver, Receiver() as other:
         await control.create(orders(http=HttpTarget(url=receiver.url, secret_headers=SECRETS)))
         target = HttpTarget(url=other.url, secret_headers={"x-token": "anew"})
@@ -133,7 +133,7 @@ async def test_they_may_be_given_anew_with_another_url(control: Control) -> None
 
 
 @pytest.mark.parametrize("path", ["http.secret_headers", "http.secretHeaders"])
-async def test_they_are_removed_by_naming_them(control: Control, path: str) -> None:
+async def test_secret_headers_are_removed_by_the_update_mask(control: Control, path: str) -> None:
     async with Receiver() as receiver:
         await control.create(orders(http=HttpTarget(url=receiver.url, secret_headers=SECRETS)))
         changed = await control.update(orders(), [path])
@@ -142,7 +142,7 @@ async def test_they_are_removed_by_naming_them(control: Control, path: str) -> N
     assert await control.rig.database.fetch("SELECT FROM target_secrets") == []
 
 
-async def test_a_rotation_a_pause_and_a_resumption_leave_them(control: Control) -> None:
+async def test_rotation_pause_and_resume_keep_secret_headers(control: Control) -> None:
     async with Receiver() as receiver:
         await control.create(orders(http=HttpTarget(url=receiver.url, secret_headers=SECRETS)))
         await control.rotate()
@@ -162,7 +162,7 @@ BAD_HEADERS: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_HEADERS)
-async def test_they_follow_the_rules_of_headers_and_refusals_show_no_value(
+async def test_secret_headers_follow_the_header_rules_and_refusals_omit_values(
     control: Control, kind: str
 ) -> None:
     await control.create()
@@ -176,7 +176,7 @@ async def test_they_follow_the_rules_of_headers_and_refusals_show_no_value(
     assert await control.get() == before
 
 
-async def test_all_headers_count_together_those_that_stay_too(control: Control) -> None:
+async def test_header_limits_count_all_headers_including_kept_ones(control: Control) -> None:
     await control.create(orders(http=http(secret_headers={f"x-s{n}": "1" for n in range(20)})))
     many = orders(http=http(headers={f"x-h{n}": "1" for n in range(13)}))
     found = await refusal(control.update(many, ["http.headers"]))
@@ -218,7 +218,7 @@ async def test_a_certificate_is_replaced(control: Control, paths: list[str]) -> 
     assert await identity_of(control) == ClientIdentity(certificate_of(key), pem_of(key))
 
 
-async def test_a_certificate_is_removed_by_naming_it(control: Control) -> None:
+async def test_certificate_is_removed_by_the_update_mask(control: Control) -> None:
     await control.create(orders(http=http(client_certificate=INPUT, secret_headers=SECRETS)))
     changed = await control.update(orders(), ["http.client_certificate"])
     assert not changed.http.HasField("client_certificate")
@@ -227,10 +227,10 @@ async def test_a_certificate_is_removed_by_naming_it(control: Control) -> None:
 
 
 @pytest.mark.parametrize("paths", [[], ["*"], ["http"], ["http.url"], ["http.failover_urls"]])
-async def test_a_certificate_is_not_shown_to_a_url_that_it_was_not_given_for(
+async def test_certificate_is_not_presented_to_a_changed_url(
     control: Control, paths: list[str]
 ) -> None:
-    """A caller that may change the URL could otherwise authenticate as the owner there."""
+    """Otherwise a caller that may change the URL could authenticate as the owner there."""
     await control.create(orders(http=http(client_certificate=INPUT)))
     wanted = http(failover_urls=["https://other.example/"])
     if "http.failover_urls" not in paths:
@@ -246,14 +246,14 @@ async def test_a_certificate_is_not_shown_to_a_url_that_it_was_not_given_for(
     assert await identity_of(control) is None
 
 
-async def test_all_secrets_that_would_stay_are_named_at_once(control: Control) -> None:
+async def test_all_secrets_that_block_a_url_change_are_reported_together(control: Control) -> None:
     await control.create(orders(http=http(client_certificate=INPUT, secret_headers=SECRETS)))
     wanted = orders(http=http(url="https://other.example/"))
     answer = await refusal(control.update(wanted, ["http.url"]))
     assert set(answer.violations) == {f"{PATH}secret_headers", f"{PATH}client_certificate"}
 
 
-async def test_a_certificate_may_be_given_anew_with_another_url(control: Control) -> None:
+async def test_certificate_can_be_given_again_with_a_changed_url(control: Control) -> None:
     await control.create(orders(http=http(client_certificate=INPUT)))
     key = KEYS["ed25519"]()
     new = ClientCertificate(certificate_chain=certificate_of(key), private_key=pem_of(key))
@@ -283,7 +283,7 @@ BAD_CERTIFICATES: dict[str, tuple[ClientCertificate, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_CERTIFICATES)
-async def test_a_certificate_that_cannot_be_used_is_refused(control: Control, kind: str) -> None:
+async def test_unusable_certificate_is_refused(control: Control, kind: str) -> None:
     await control.create()
     bad, reasons = BAD_CERTIFICATES[kind]
     expected = {f"{PATH}client_certificate.{name}": reason for name, reason in reasons.items()}
@@ -304,7 +304,7 @@ async def stored_public_fields(control: Control) -> list[tuple[str, str]]:
     return [(row["kind"], row["text"]) for row in rows]
 
 
-async def test_what_is_stored_gives_nothing_away_and_ends_with_its_subscription(
+async def test_stored_secrets_are_encrypted_and_deleted_with_the_subscription(
     control: Control,
 ) -> None:
     await control.create(orders(http=http(client_certificate=INPUT, secret_headers=SECRETS)))
@@ -316,7 +316,7 @@ async def test_what_is_stored_gives_nothing_away_and_ends_with_its_subscription(
 
 
 @pytest.mark.parametrize("moved", ["another subscription", "another version"])
-async def test_what_is_moved_to_another_place_does_not_open(control: Control, moved: str) -> None:
+async def test_secrets_moved_to_another_row_are_not_decrypted(control: Control, moved: str) -> None:
     await control.create(orders(http=http(secret_headers=SECRETS)), "victim")
     await control.create(orders(http=http(secret_headers={"x-a": "1"})))
     if moved == "another version":

@@ -1,4 +1,4 @@
-"""Targets that are refused: URLs, addresses and headers, each by its field and its reason."""
+"""Refused targets: URLs, addresses and headers, each with its field and reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.api.refusals import refusal
 
 @pytest.fixture
 async def control(database_url: str) -> AsyncIterator[Control]:
-    """Egress as on the public Internet: nothing but public addresses."""
+    """The control plane with an egress policy that allows only public addresses."""
     async with controlling(database_url, allow=()) as control:
         await control.create()
         yield control
@@ -113,7 +113,7 @@ BAD_URLS = {
 }
 
 
-async def test_a_url_that_two_readers_could_read_differently(control: Control) -> None:
+async def test_ambiguous_url_is_refused(control: Control) -> None:
     expected = {
         "subscription.http.url": "TARGET_URL_INVALID",
         "subscription.http.failover_urls[0]": "TARGET_URL_INVALID",
@@ -147,7 +147,7 @@ PRIVATE = [
 ]  # fmt: skip
 
 
-async def test_an_address_that_is_not_public(control: Control) -> None:
+async def test_non_public_address_is_refused(control: Control) -> None:
     expected = {
         "subscription.http.url": "TARGET_ADDRESS_FORBIDDEN",
         "subscription.http.failover_urls[0]": "TARGET_ADDRESS_FORBIDDEN",
@@ -159,7 +159,7 @@ async def test_an_address_that_is_not_public(control: Control) -> None:
     assert answers == dict.fromkeys(PRIVATE, expected)
 
 
-async def test_an_address_is_taken_where_it_is_public_or_expressly_allowed(
+async def test_public_or_explicitly_allowed_address_is_accepted(
     database_url: str,
 ) -> None:
     async with controlling(database_url, allow=["10.0.0.0/8", "fd00::/8"]) as control:
@@ -175,7 +175,7 @@ async def test_a_host_that_all_parsers_read_identically_is_accepted(control: Con
         await control.create(orders(http=http(url=f"https://{host}/")), f"s{n}")
 
 
-async def test_a_port_that_is_not_sent_to(control: Control) -> None:
+async def test_disallowed_port_is_refused(control: Control) -> None:
     target = http(
         url="https://hooks.example:25/",
         failover_urls=["http://8.8.8.8:5432/", "http://a.example:8080/", "http://10.0.0.1:22/"],
@@ -189,7 +189,7 @@ async def test_a_port_that_is_not_sent_to(control: Control) -> None:
     assert "HOOKLINE_EGRESS_PORTS" in found.message
 
 
-async def test_a_host_that_the_deployment_denies(database_url: str) -> None:
+async def test_denied_host_is_refused(database_url: str) -> None:
     async with controlling(database_url, deny_hosts=["*.rival.example", "127.0.0.1"]) as control:
         await control.create()
         denied = http(
@@ -203,7 +203,7 @@ async def test_a_host_that_the_deployment_denies(database_url: str) -> None:
         await control.create(orders(http=http(url="https://rival.example/")), "theirs")
 
 
-async def test_plain_http_where_only_https_is_wanted(database_url: str) -> None:
+async def test_plain_http_is_refused_if_https_is_required(database_url: str) -> None:
     async with controlling(database_url, https_only=True) as control:
         found = await refusal(
             control.create(
@@ -217,7 +217,7 @@ async def test_plain_http_where_only_https_is_wanted(database_url: str) -> None:
         await control.create()
 
 
-async def test_more_failover_urls_than_are_tried(control: Control) -> None:
+async def test_too_many_failover_urls_are_refused(control: Control) -> None:
     found = await refused_both_ways(control, http=http(failover_urls=["https://example.com/"] * 5))
     assert found.violations == {"subscription.http.failover_urls": "LIMIT_EXCEEDED"}
 
@@ -251,7 +251,7 @@ BAD_HEADERS = {
 }  # fmt: skip
 
 
-async def test_a_header_that_http_or_hookline_does_not_allow(control: Control) -> None:
+async def test_disallowed_header_is_refused(control: Control) -> None:
     answers = {}
     for kind, (name, value) in BAD_HEADERS.items():
         target = http(headers={name: value, "x-fine": "1"})
@@ -263,7 +263,7 @@ async def test_a_header_that_http_or_hookline_does_not_allow(control: Control) -
     assert answers == dict.fromkeys(BAD_HEADERS, expected)
 
 
-async def test_headers_that_are_too_many_too_large_or_twice_the_same(control: Control) -> None:
+async def test_too_many_oversized_or_duplicate_headers_are_refused(control: Control) -> None:
     for headers, reason in [
         ({f"x-{n}": "" for n in range(33)}, "LIMIT_EXCEEDED"),
         ({"x-a": "v" * 8_200}, "LIMIT_EXCEEDED"),

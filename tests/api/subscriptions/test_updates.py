@@ -1,4 +1,4 @@
-"""UpdateSubscription over a real channel: what a mask names, and what an etag guards."""
+"""UpdateSubscription over a real channel: update masks, etags and concurrent changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def control(database_url: str) -> AsyncIterator[Control]:
         yield control
 
 
-async def test_what_was_read_can_be_sent_back_changed(control: Control) -> None:
+async def test_changed_copy_of_a_read_subscription_is_accepted(control: Control) -> None:
     policy = RetryPolicy(schedule=[Duration(), Duration(seconds=3)])
     made = (await control.create(orders(labels={"a": "1"}, retry_policy=policy))).subscription
     sent = Subscription()
@@ -65,7 +65,7 @@ RICH = {
 
 
 def flat(subscription: Subscription) -> dict[str, str]:
-    """The fields that can be changed, as text, by their paths."""
+    """Return the changeable fields by path, as text."""
     found: dict[str, str] = {}
     for field, value in subscription.ListFields():
         if field.name in {"http", "retry_policy", "limits"}:
@@ -120,7 +120,7 @@ NEW_URL = HttpTarget(url="https://example.net/new")
         ),
     ],
 )  # fmt: skip
-async def test_an_update_changes_what_its_mask_names_and_nothing_else(
+async def test_update_changes_only_fields_of_its_mask(
     control: Control, new: dict[str, Any], paths: list[str], changed: set[str]
 ) -> None:
     before = flat((await control.create(orders(**RICH))).subscription)
@@ -129,8 +129,8 @@ async def test_an_update_changes_what_its_mask_names_and_nothing_else(
     assert after == flat(await control.get())
 
 
-async def test_an_update_judges_no_more_than_it_changes(database_url: str) -> None:
-    """Rules that became stricter since do not stand in the way of changing something else."""
+async def test_update_validates_only_the_fields_it_changes(database_url: str) -> None:
+    """Validation that became stricter later does not block changes of other fields."""
     async with controlling(database_url) as lax:
         await lax.create(orders(http=HttpTarget(url="http://127.0.0.1:1024/")))
     async with controlling(database_url, https_only=True, allow=()) as strict:
@@ -140,7 +140,7 @@ async def test_an_update_judges_no_more_than_it_changes(database_url: str) -> No
         assert refused.violations.keys() == {"subscription.http.url"}
 
 
-async def test_a_policy_must_hold_together_with_what_stays(control: Control) -> None:
+async def test_partial_retry_policy_is_validated_with_the_fields_it_keeps(control: Control) -> None:
     await control.create(orders(retry_policy=RetryPolicy(min_backoff=Duration(seconds=9))))
     for policy, path, field in [
         (RetryPolicy(max_backoff=Duration(seconds=8)), "max_backoff", "max_backoff"),
@@ -175,7 +175,7 @@ async def test_a_stale_etag_is_rejected_and_a_current_one_accepted(control: Cont
     await control.delete(etag=changed.etag)
 
 
-async def test_updates_of_different_fields_at_once_are_all_kept(control: Control) -> None:
+async def test_concurrent_updates_of_different_fields_are_all_stored(control: Control) -> None:
     await control.create()
     await asyncio.gather(
         control.update(Subscription(display_name="new")),
@@ -189,7 +189,7 @@ async def test_updates_of_different_fields_at_once_are_all_kept(control: Control
 
 
 @pytest.mark.parametrize("before", [True, False])
-async def test_ordered_is_for_life(control: Control, before: bool) -> None:  # noqa: FBT001
+async def test_ordered_is_immutable(control: Control, before: bool) -> None:  # noqa: FBT001
     made = (await control.create(orders(ordered=before))).subscription
     assert made.ordered is before
 

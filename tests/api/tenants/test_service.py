@@ -55,7 +55,7 @@ async def page(control: Control, **fields: Any) -> ListTenantsResponse:  # noqa:
     return await control.tenants.ListTenants(ListTenantsRequest(**fields))
 
 
-async def test_a_tenant_is_kept_with_what_is_its_own_to_say(control: Control) -> None:
+async def test_created_tenant_has_the_given_fields(control: Control) -> None:
     made = await create(
         control,
         "globex",
@@ -76,7 +76,7 @@ async def test_a_tenant_is_kept_with_what_is_its_own_to_say(control: Control) ->
     assert made.create_time.seconds > 1_700_000_000
 
 
-async def test_what_was_read_can_be_sent_back_changed(control: Control) -> None:
+async def test_changed_copy_of_a_read_tenant_is_accepted(control: Control) -> None:
     made = await create(control, "globex", display_name="Globex", labels={"a": "1"})
     made.display_name = "G"
     changed = await update(control, made)
@@ -95,7 +95,7 @@ async def test_what_was_read_can_be_sent_back_changed(control: Control) -> None:
         (["*"], ("new", {})),
     ],
 )
-async def test_an_update_changes_what_its_mask_names(
+async def test_update_changes_only_fields_of_its_mask(
     control: Control, paths: list[str], after: tuple[str, dict[str, str]]
 ) -> None:
     await create(control, "globex", display_name="old", labels={"a": "1"})
@@ -103,7 +103,7 @@ async def test_an_update_changes_what_its_mask_names(
     assert (changed.display_name, dict(changed.labels)) == after
 
 
-async def test_an_id_is_taken_once_however_many_ask(control: Control) -> None:
+async def test_concurrent_creations_with_one_id_create_one_tenant(control: Control) -> None:
     answers = await asyncio.gather(
         *[create(control, "globex") for _ in range(6)], return_exceptions=True
     )
@@ -126,7 +126,7 @@ async def test_pages_are_newest_first_and_bound_to_their_list(control: Control) 
     assert (await refusal(page(control, page_size=-1))).violations == {"page_size": "FIELD_INVALID"}
 
 
-async def test_a_page_ends_at_its_bytes(database_url: str) -> None:
+async def test_page_is_limited_in_bytes(database_url: str) -> None:
     async with controlling(database_url, limits=Limits(max_page_bytes=1_000)) as control:
         for n in range(4):
             await create(control, f"t{n}", display_name="n" * 256)
@@ -141,7 +141,7 @@ async def test_a_page_ends_at_its_bytes(database_url: str) -> None:
     assert names == ["tenants/t3", "tenants/t2", "tenants/t1", "tenants/t0", "tenants/acme"]
 
 
-async def test_only_an_empty_tenant_ends(control: Control) -> None:
+async def test_only_an_empty_tenant_can_be_deleted(control: Control) -> None:
     await control.create()
     refused = await refusal(delete(control, "tenants/acme"))
     assert refused.code == grpc.StatusCode.FAILED_PRECONDITION
@@ -151,7 +151,7 @@ async def test_only_an_empty_tenant_ends(control: Control) -> None:
     assert (await refusal(get(control, "tenants/globex"))).reason == "TENANT_NOT_FOUND"
 
 
-async def test_the_default_tenant_does_not_end(control: Control) -> None:
+async def test_default_tenant_cannot_be_deleted(control: Control) -> None:
     refused = await refusal(delete(control, "tenants/default"))
     assert (refused.code, refused.reason) == (
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -159,7 +159,7 @@ async def test_the_default_tenant_does_not_end(control: Control) -> None:
     )
 
 
-async def test_what_a_later_version_builds_is_refused(control: Control) -> None:
+async def test_fields_of_later_versions_are_refused(control: Control) -> None:
     for call, field in [
         (delete(control, "tenants/acme", force=True), "force"),
         (page(control, filter='state == "ACTIVE"'), "filter"),
@@ -193,7 +193,7 @@ async def test_an_id_outside_the_grammar_is_refused(control: Control, tenant_id:
 @pytest.mark.parametrize(
     "name", ["", "acme", "tenants", "tenants/", "tenants/a/b", "/tenants/acme", "Tenants/acme"]
 )
-async def test_a_name_of_another_shape_is_refused(control: Control, name: str) -> None:
+async def test_malformed_name_is_refused(control: Control, name: str) -> None:
     reason = "FIELD_INVALID" if name else "FIELD_REQUIRED"
     for call, field in [
         (get(control, name), "name"),
@@ -204,7 +204,7 @@ async def test_a_name_of_another_shape_is_refused(control: Control, name: str) -
         assert (refused.code, refused.violations) == (INVALID, {field: reason})
 
 
-async def test_what_is_not_there_is_not_found(control: Control) -> None:
+async def test_unknown_tenant_is_not_found(control: Control) -> None:
     for call in (
         get(control, "tenants/unknown"),
         delete(control, "tenants/unknown"),
@@ -242,6 +242,6 @@ async def test_all_violations_are_reported_together(control: Control) -> None:
 @pytest.mark.parametrize(
     "path", ["nmae", "name", "uid", "state", "create_time", "labels.a", "", "display_name.x"]
 )
-async def test_a_mask_that_leads_nowhere_is_refused(control: Control, path: str) -> None:
+async def test_invalid_update_mask_is_refused(control: Control, path: str) -> None:
     refused = await refusal(update(control, Tenant(name="tenants/acme"), path))
     assert (refused.code, refused.violations) == (INVALID, {"update_mask": "UPDATE_MASK_INVALID"})
