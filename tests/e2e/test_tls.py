@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_a_sentence(
         (["--ca", other_ca], "of an authority that is not trusted here"),
         (["--ca", ca, "--server-name", "other.internal"], "certificate for another name"),
         (["--ca", str(tmp_path / "none.pem")], "none.pem cannot be read: No such file"),
-        (["--ca", str(tmp_path / "server.new"), "--key", ca], "name both files"),
+        (["--ca", str(tmp_path / "server.new"), "--key", ca], "--cert and --key must be"),
     ):
         done = run_hookline("status", "--server", node.target, *arguments)
         assert done.returncode in {1, 2}

@@ -109,6 +109,8 @@ def _tls(asked: argparse.Namespace) -> Tls | None:
     """Return the TLS options; None: none is given, and the client decides."""
     if not (asked.ca or asked.cert or asked.key or asked.server_name):
         return None
+    if bool(asked.cert) is not bool(asked.key):
+        raise CommandError("--cert and --key must be given together: one is missing")
     return Tls(
         ca_file=asked.ca, cert_file=asked.cert, key_file=asked.key, server_name=asked.server_name
     )
