@@ -89,12 +89,12 @@ model: setup spin ## explore every interleaving of the model of the data path, a
 check-wheels: setup ## install both distributions as wheels without the checkout, and run dev, status and the demo
 	@HOOKLINE_TEST_WHEELS=1 $(BIN)/python -m pytest tests/e2e/test_wheels.py $(PYTEST)
 
-# The suite, but for what reads the repository and what loads the machine, on the newest Python that the image may have.
+# The suite on the newest Python that the image may have, without what reads the repository and what takes minutes.
 test-newest: ## the suite on the newest Python, in .tools/newest; PYTHON_NEWEST= names it (skipped, and said, without it)
 	@if $(PYTHON_NEWEST) -V >/dev/null 2>&1; then $(MAKE) newest grpcurl pgbouncer && \
 		.tools/newest/bin/python -m pytest $(PYTEST_WORKERS) $(or $(PYTEST),$(TESTS_NEWEST)); \
 		else echo "test-newest: SKIPPED, nothing was tested: there is no $(PYTHON_NEWEST) here; name one: make test-newest PYTHON_NEWEST=…"; fi
-TESTS_NEWEST = $(filter-out $(addprefix tests/,architecture bench deploy docs hostile model),$(sort $(patsubst %/,%,$(dir $(wildcard tests/*/*.py)))) $(wildcard tests/test_*.py))
+TESTS_NEWEST = $(filter-out $(addprefix tests/,architecture bench deploy docs faults fuzz hostile model),$(sort $(patsubst %/,%,$(dir $(wildcard tests/*/*.py)))) $(wildcard tests/test_*.py))
 
 faults: setup pgbouncer ## break real processes again and again, and count: twenty minutes (a short version is in test)
 	@HOOKLINE_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults $(PYTEST)
