@@ -1,4 +1,4 @@
-"""A test's audit log: read, verified, and tampered with as the owner of the database can."""
+"""Read, verify and tamper with the audit log of a test, as an owner of the database can."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hookline_service.store.database import Database
 
 
 async def entries_of(database: Database) -> list[AuditEntry]:
-    """Every entry, oldest first."""
+    """Return every entry, oldest first."""
     log = AuditLog(database)
     return [entry async for entry in log.walk((await log.head()).sequence)]
 
@@ -21,7 +21,7 @@ async def newest(database: Database) -> AuditEntry:
 
 
 async def verified(database: Database, noted: ChainHead | None = None) -> ChainHead:
-    """The head of the chain, every entry of which was checked. Raises `BrokenChainError`."""
+    """Verify every entry and return the head of the chain. Raises `BrokenChainError`."""
     log = AuditLog(database)
     head = await log.head()
     walk = ChainWalk(noted)
@@ -43,7 +43,7 @@ PROTECTING_TRIGGERS = (
 
 
 async def tamper(database: Database, statement: str) -> None:
-    """Run a statement as an owner of the tables can, without the triggers."""
+    """Run a statement with the triggers disabled, as an owner of the tables can."""
     async with database.transaction() as connection:
         for table, trigger in PROTECTING_TRIGGERS:
             await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER {trigger}")
@@ -70,7 +70,7 @@ BEGIN
     END LOOP;
     UPDATE audit_head SET hash = before;
 END $$"""
-"""Another principal in entry 2, and every hash from there on made to fit."""
+"""Another principal in entry 2, with all later hashes recomputed."""
 FORGE = r"""
     UPDATE audit_checkpoints SET note = regexp_replace(note, '\n2(\d{3}-)', E'\n3\\1')
     WHERE sequence = 4
@@ -80,7 +80,7 @@ CUT_OFF = """
 WITH gone AS (DELETE FROM audit_entries WHERE sequence > 3)
 UPDATE audit_head SET sequence = e.sequence, hash = e.hash FROM audit_entries e WHERE e.sequence = 3
 """
-"""The tail, and the head made to fit."""
+"""The newest entries deleted, and the head changed to match."""
 ENTRY_1000 = """
 INSERT INTO audit_entries SELECT (jsonb_populate_record(e, '{"sequence": 1000}')).*
 FROM audit_entries e WHERE sequence = 2
@@ -89,5 +89,5 @@ FROM audit_entries e WHERE sequence = 2
 
 
 def shown(text: str) -> Any:  # noqa: ANN401 (any JSON)
-    """One side of an entry."""
+    """Return one side of an entry."""
     return json.loads(text)

@@ -1,4 +1,4 @@
-"""The stores of the control plane on a test's database, and what is asked of it besides."""
+"""The stores of the control plane on a test's database, with helpers that read its rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def secret(text: str = SECRET) -> NewSecret:
 
 
 def draft(subscription_id: str = "orders", tenant_id: str = "acme", **fields: Any) -> Subscription:  # noqa: ANN401 (any field)
-    """A subscription that is all defaults but for what a test names."""
+    """Return a subscription with defaults, changed by the given fields."""
     values: dict[str, Any] = {
         "tenant_id": tenant_id,
         "subscription_id": subscription_id,
@@ -42,7 +42,7 @@ def draft(subscription_id: str = "orders", tenant_id: str = "acme", **fields: An
 
 @dataclass
 class ControlPlane:
-    """The stores, and the rows below them."""
+    """The stores, and direct access to their rows."""
 
     database: Database
     secrets: TenantSecrets
@@ -72,7 +72,7 @@ class ControlPlane:
         return epoch
 
     async def count(self, tenant_id: str = "acme") -> int:
-        """How many live subscriptions the tenant's row says it has."""
+        """Return the count of live subscriptions stored in the tenant's row."""
         statement = (
             "SELECT subscription_count FROM tenants WHERE tenant_id = $1 AND deleted_at IS NULL"
         )
@@ -80,7 +80,7 @@ class ControlPlane:
         return count
 
     async def changes(self, kind: str = "SUBSCRIPTION") -> list[UUID | None]:
-        """The subscriptions in the change log, in its order."""
+        """Return the subscriptions in the change log, in its order."""
         statement = "SELECT subscription_uid FROM change_log WHERE kind = $1 ORDER BY change_id"
         return [row[0] for row in await self.rows(statement, kind)]
 
@@ -96,7 +96,7 @@ class ControlPlane:
         return route
 
     async def turn_clock(self, ahead: str) -> None:
-        """Move the engine's notion of now; `ahead` is an interval as Postgres writes it."""
+        """Shift the time that the engine reads; `ahead` is a Postgres interval."""
         await self.rows(
             f"""CREATE OR REPLACE FUNCTION hookline_now() RETURNS timestamptz LANGUAGE sql STABLE
                 AS $$ SELECT now() + interval '{ahead}' $$"""
@@ -105,7 +105,7 @@ class ControlPlane:
 
 @asynccontextmanager
 async def control_plane(url: str, *, pool_size: int = 8) -> AsyncIterator[ControlPlane]:
-    """The stores, and a tenant `acme`."""
+    """Open the stores with a tenant `acme` inside the context."""
     database = Database(url, pool_size=pool_size)
     await database.open()
     try:

@@ -48,7 +48,7 @@ def make_ground() -> Iterator[Path]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process ends within five seconds: Postgres's logger is the last, by a moment."""
+    """Return whether a process ends within five seconds; the logger of Postgres ends last."""
     try:
         ended = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -67,7 +67,7 @@ def working_directories() -> Iterator[tuple[int, Path]]:
 
 @contextlib.asynccontextmanager
 async def started(postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]:
-    """Start, connect, and stop afterwards."""
+    """Start Postgres, yield a connection, and stop Postgres afterwards."""
     url = await postgres.start()
     try:
         connection = await asyncpg.connect(url)
@@ -87,7 +87,7 @@ def postmaster_of(postgres: EmbeddedPostgres) -> Postmaster:
 
 @contextlib.contextmanager
 def other_process_in(cluster: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process of the cluster's account that works in its directory and is no Postgres."""
+    """Run a process that is not Postgres in the cluster's directory, under its account."""
     with subprocess.Popen(
         ["/bin/sleep", "60"], cwd=cluster, **account_of(cluster).identity
     ) as process:
@@ -99,7 +99,7 @@ def other_process_in(cluster: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 @dataclass
 class Owner:
-    """A process that owns a Postgres, and the first thing that it said."""
+    """A process that owns a Postgres, and the first line that it wrote."""
 
     process: asyncio.subprocess.Process
     said: dict[str, str]
@@ -148,7 +148,7 @@ def socket_dir_of(postgres: EmbeddedPostgres) -> Path:
 
 
 def modes_up_from(path: Path) -> dict[Path, tuple[int, int]]:
-    """Mode and owner of a directory and of all above it."""
+    """Return mode and owner of a directory and of all its parents."""
     return {
         directory: (mode_of(directory), owner_of(directory)) for directory in (path, *path.parents)
     }

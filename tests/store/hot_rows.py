@@ -18,7 +18,7 @@ URL = "https://example.com/hook"
 
 @dataclass
 class HotRows:
-    """Writes rows, by plain SQL."""
+    """Inserts rows by plain SQL."""
 
     session: Session
     random: Random = field(default_factory=lambda: Random(5))
@@ -32,7 +32,7 @@ class HotRows:
         return make_uuid7(now_ms, self.random.getrandbits(74))
 
     async def node(self, lease_s: float = 60.0) -> UUID:
-        """A node whose lease runs for so long; below zero: it is over."""
+        """Insert a node whose lease ends in so many seconds; a negative number: it has ended."""
         node_id = self.new_id()
         await self.session.fetch(
             """INSERT INTO nodes (node_id, lease_until, hostname, version)
@@ -43,7 +43,7 @@ class HotRows:
         return node_id
 
     async def subscription(self, **columns: object) -> UUID:
-        """A subscription of the one tenant."""
+        """Insert a subscription of the only tenant."""
         await self.session.fetch(
             """INSERT INTO tenants (tenant_uid, tenant_id) VALUES ($1, 'acme')
                ON CONFLICT DO NOTHING""",
@@ -71,7 +71,7 @@ class HotRows:
     async def pending(
         self, subscription_uid: UUID, *, due_s: float = 0.0, days_ago: float = 0.0
     ) -> UUID:
-        """A pending delivery of an event of its own; due so many seconds from now."""
+        """Insert an event with a pending delivery that is due in so many seconds."""
         event_id, bucket = self.new_id(days_ago=days_ago), bucket_of(subscription_uid)
         delivery_id = delivery_id_of(event_id, 0, bucket)
         if days_ago == 0:
@@ -95,7 +95,7 @@ class HotRows:
         return delivery_id
 
     async def all(self, table: str) -> list[asyncpg.Record]:
-        """All rows of a table."""
+        """Return all rows of a table."""
         return await self.session.fetch(f"SELECT * FROM {table} ORDER BY 1, 2")  # noqa: S608 - ours
 
 
@@ -123,7 +123,7 @@ def finished_row(
 
 
 def rescheduled_row(delivery_id: UUID, version: int = 0, **fields: object) -> tuple[object, ...]:
-    """A failure that is tried again in a minute."""
+    """Return a failed attempt that is retried in a minute."""
     values: dict[str, object] = {
         "bucket": delivery_id.int & 0xFF,
         "delivery_id": delivery_id,

@@ -25,14 +25,14 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"  # generic in its s
 
 @dataclass(frozen=True)
 class Place:
-    """A subscription's row."""
+    """The keys of a subscription's row."""
 
     tenant_uid: UUID
     uid: UUID
 
 
 class Rows:
-    """Writes rows; ids grow in the order of the calls."""
+    """Inserts rows; ids increase in the order of the calls."""
 
     def __init__(self, connection: Connection, now: datetime) -> None:
         self.connection = connection
@@ -129,7 +129,7 @@ class Rows:
         attempt_count: int = 1,
         state_reason: str | None = None,
     ) -> UUID:
-        """A finished delivery; one that succeeded at once keeps its attempt in its own row."""
+        """Insert a finished delivery; a first-attempt success stores its attempt in its own row."""
         delivery_id = delivery_id_of(event_id, index, bucket_of(place.uid))
         at_once = state == "SUCCEEDED" and attempt_count == 1
         await self.connection.execute(
@@ -208,7 +208,7 @@ class Rows:
 
 @asynccontextmanager
 async def rows_in(database_url: str) -> AsyncIterator[Rows]:
-    """A writer of rows, on a connection of its own."""
+    """Open a writer of rows with its own connection."""
     connection: Connection = await asyncpg.connect(database_url)
     try:
         yield Rows(connection, datetime.fromtimestamp(int(time.time()), UTC))

@@ -52,7 +52,7 @@ async def lookup(database: Database) -> AsyncIterator[ApiKeyLookup]:
     await lookup.close()
 
 
-async def test_what_is_found_of_a_key_is_what_was_stored(
+async def test_stored_key_is_found_with_all_its_fields(
     database: Database, keys: ApiKeys, lookup: ApiKeyLookup
 ) -> None:
     await Tenants(database).create("acme", "", {})
@@ -113,7 +113,7 @@ async def test_audit_entries_of_a_key_contain_no_token(database: Database, keys:
     assert secret not in created.after_json + revoked.after_json
 
 
-async def test_use_is_written_once_a_minute_over_all_nodes(
+async def test_last_use_is_written_once_a_minute_by_all_nodes_together(
     database: Database, keys: ApiKeys, lookup: ApiKeyLookup
 ) -> None:
     key, _ = await keys.create(DRAFT)
@@ -140,7 +140,7 @@ async def test_concurrent_nodes_create_one_deployment_key_per_purpose(database: 
     assert await load_or_create_deployment_key(database, box, "another") != keys[0]
 
 
-async def test_a_rotation_of_the_master_key_leaves_it_as_it_is(database: Database) -> None:
+async def test_master_key_rotation_does_not_change_a_deployment_key(database: Database) -> None:
     key = await load_or_create_deployment_key(database, SecretBox([OLD]), API_KEYS)
     both = SecretBox([NEW, OLD])
     assert await load_or_create_deployment_key(database, both, API_KEYS) == key
@@ -149,7 +149,7 @@ async def test_a_rotation_of_the_master_key_leaves_it_as_it_is(database: Databas
     assert await load_or_create_deployment_key(database, SecretBox([NEW]), API_KEYS) == key
 
 
-async def test_it_opens_neither_without_its_master_key_nor_for_another_purpose(
+async def test_deployment_key_is_decrypted_only_with_its_master_key_and_purpose(
     database: Database,
 ) -> None:
     await load_or_create_deployment_key(database, SecretBox([OLD]), API_KEYS)
@@ -176,8 +176,10 @@ async def test_rotation_reencrypts_deployment_keys_and_forgetting_deletes_them(
     assert await load_or_create_deployment_key(database, SecretBox([OLD]), API_KEYS) != key
 
 
-async def test_a_master_key_that_seals_it_stays_registered(database: Database) -> None:
-    """Else a node that lacks it would not notice before it needs the key."""
+async def test_master_key_that_encrypts_a_deployment_key_stays_registered(
+    database: Database,
+) -> None:
+    """Otherwise a node without the master key would start, and fail when it needs the key."""
     await check_master_keys(database, SecretBox([OLD]))
     await load_or_create_deployment_key(database, SecretBox([OLD]), API_KEYS)
     await database.fetch("UPDATE deployment_keys SET sealed = set_byte(sealed, 40, 0)")

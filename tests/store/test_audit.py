@@ -1,4 +1,4 @@
-"""The chain in Postgres: no gap, no fork, no change that is not detected."""
+"""The hash chain in Postgres: it has no gap or fork, and every change is detected."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ async def test_an_entry_has_principal_method_time_and_remote_address(plane: Cont
     assert entry.sequence == 2
 
 
-async def test_the_hash_is_the_one_that_the_encoding_gives(plane: ControlPlane) -> None:
-    """Written by the database, checked by another program."""
+async def test_database_and_domain_compute_the_same_hash(plane: ControlPlane) -> None:
+    """The database computes the hash in SQL; the domain verifies it in Python."""
     with calling(CALLER):
         await plane.tenants.create("umlaut", "Ümläut \N{SNOWMAN}\n\\u0000", {})
     first, second = await entries_of(plane.database)
@@ -54,11 +54,11 @@ async def test_the_hash_is_the_one_that_the_encoding_gives(plane: ControlPlane) 
     assert await verified(plane.database) == await AuditLog(plane.database).head()
 
 
-async def test_drafts_live_for_a_transaction(plane: ControlPlane) -> None:
+async def test_drafts_are_removed_at_commit(plane: ControlPlane) -> None:
     assert await plane.value("SELECT count(*) FROM audit_drafts") == 0
 
 
-async def test_what_is_refused_or_rolled_back_leaves_neither_entry_nor_gap(
+async def test_refused_or_rolled_back_change_leaves_neither_entry_nor_gap(
     plane: ControlPlane,
 ) -> None:
     with pytest.raises(AlreadyExistsError):
@@ -72,7 +72,7 @@ async def test_what_is_refused_or_rolled_back_leaves_neither_entry_nor_gap(
     await verified(plane.database)
 
 
-async def test_callers_at_once_on_two_nodes_make_one_chain(
+async def test_concurrent_changes_on_two_nodes_form_one_chain(
     plane: ControlPlane, database_url: str
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -90,7 +90,7 @@ async def test_callers_at_once_on_two_nodes_make_one_chain(
 
 
 async def create_and_fail(database: Database) -> None:
-    """A draft in a transaction that is rolled back."""
+    """Insert a draft in a transaction that is rolled back."""
     with suppress(RejectedError):
         async with database.transaction() as connection:
             await connection.execute(
@@ -99,10 +99,10 @@ async def create_and_fail(database: Database) -> None:
             await connection.execute("SELECT 1 / 0")
 
 
-async def test_a_transaction_that_dawdles_holds_up_no_other(
+async def test_slow_transaction_does_not_block_others(
     plane: ControlPlane, database_url: str
 ) -> None:
-    """The head is locked by the commit, not by the change: others pass, and come first."""
+    """The commit locks the head, not the change: faster transactions are appended first."""
     async with rival(database_url) as slow:
         await slow.execute(
             "INSERT INTO audit_drafts (entry) VALUES (jsonb_build_object('resource', 'slow'))"
@@ -129,7 +129,7 @@ async def test_a_change_that_cannot_lock_the_head_is_rolled_back(
     assert (await verified(plane.database)).sequence == 2
 
 
-async def test_a_change_that_waits_for_the_head_follows_the_one_that_held_it(
+async def test_change_that_waits_for_the_head_is_appended_after_its_holder(
     plane: ControlPlane, database_url: str
 ) -> None:
     async with rival(database_url) as first:
@@ -159,7 +159,7 @@ async def test_a_change_that_waits_for_the_head_follows_the_one_that_held_it(
     ],
 )
 @pytest.mark.parametrize("role", ["origin", "replica"])
-async def test_entries_are_neither_changed_nor_removed(
+async def test_entries_cannot_be_changed_or_deleted(
     plane: ControlPlane, statement: str, role: str
 ) -> None:
     before = await entries_of(plane.database)
@@ -192,7 +192,7 @@ TAMPERING = {
 
 
 @pytest.mark.parametrize("column", TAMPERING)
-async def test_a_column_that_is_tampered_with_is_found(plane: ControlPlane, column: str) -> None:
+async def test_tampering_with_any_column_is_detected(plane: ControlPlane, column: str) -> None:
     for name in ("b", "c", "d"):
         await plane.tenants.create(name, "", {})
     columns = await plane.rows(
@@ -210,8 +210,8 @@ async def test_a_column_that_is_tampered_with_is_found(plane: ControlPlane, colu
 
 
 @pytest.mark.parametrize("sequence", [1, 2, 4])
-async def test_a_row_that_is_taken_away_is_missed(plane: ControlPlane, sequence: int) -> None:
-    """From the beginning, from the middle, from the end."""
+async def test_deleted_row_is_detected(plane: ControlPlane, sequence: int) -> None:
+    """The first, a middle and the last row."""
     for name in ("b", "c", "d"):
         await plane.tenants.create(name, "", {})
     noted = await AuditLog(plane.database).head()
@@ -235,7 +235,7 @@ async def test_a_row_that_is_taken_away_is_missed(plane: ControlPlane, sequence:
 
 
 async def pages(log: AuditLog, tenant_id: str, limit: int, max_bytes: int = 1 << 20) -> list[int]:
-    """The sequences that a list shows, page by page."""
+    """Return the sequences of a whole list, read page by page."""
     found: list[int] = []
     before = (1 << 63) - 1
     while True:
@@ -246,7 +246,7 @@ async def pages(log: AuditLog, tenant_id: str, limit: int, max_bytes: int = 1 <<
         before = found[-1]
 
 
-async def test_pages_go_from_the_newest_on_and_lose_nothing(plane: ControlPlane) -> None:
+async def test_pages_are_newest_first_and_complete(plane: ControlPlane) -> None:
     log = AuditLog(plane.database)
     for n in range(6):
         await plane.tenants.update("acme", display_name=f"Acme {n}")
@@ -257,7 +257,7 @@ async def test_pages_go_from_the_newest_on_and_lose_nothing(plane: ControlPlane)
     assert await pages(log, "-", 4, max_bytes=1) == list(range(13, 0, -1))
 
 
-async def test_a_page_ends_at_its_bytes_and_holds_one_entry_at_least(plane: ControlPlane) -> None:
+async def test_page_is_limited_in_bytes_but_has_at_least_one_entry(plane: ControlPlane) -> None:
     for n in range(3):
         await plane.tenants.update("acme", display_name=f"{n}" * 100)
     log = AuditLog(plane.database)
@@ -266,7 +266,7 @@ async def test_a_page_ends_at_its_bytes_and_holds_one_entry_at_least(plane: Cont
         assert (len(page.entries), page.has_more) == (length, length < 4)
 
 
-async def test_a_tenant_sees_nothing_of_one_that_had_its_name(plane: ControlPlane) -> None:
+async def test_recreated_tenant_does_not_see_earlier_entries(plane: ControlPlane) -> None:
     log = AuditLog(plane.database)
     await plane.tenants.create("again", "", {})
     await plane.tenants.delete("again")
@@ -277,7 +277,7 @@ async def test_a_tenant_sees_nothing_of_one_that_had_its_name(plane: ControlPlan
     assert entry.sequence == 4
 
 
-async def test_a_walk_goes_in_batches_and_leaves_what_comes_meanwhile(
+async def test_walk_reads_in_batches_and_excludes_later_entries(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hookline_service.store.audit._WALK_BATCH", 2)
@@ -292,7 +292,7 @@ async def test_a_walk_goes_in_batches_and_leaves_what_comes_meanwhile(
     assert (await verified(plane.database)).sequence == 10
 
 
-async def test_a_read_is_entered_for_its_tenant(plane: ControlPlane) -> None:
+async def test_read_is_recorded_for_its_tenant(plane: ControlPlane) -> None:
     log = AuditLog(plane.database)
     with calling(CALLER):
         await log.add_read("tenants/acme/events/evt_1", "acme")
@@ -303,7 +303,7 @@ async def test_a_read_is_entered_for_its_tenant(plane: ControlPlane) -> None:
     assert {of_tenant.before_json, of_tenant.after_json} == {""}
 
 
-async def test_what_came_from_outside_is_kept_as_it_can_be(plane: ControlPlane) -> None:
+async def test_invalid_text_of_callers_is_sanitized_and_truncated(plane: ControlPlane) -> None:
     odd = Caller(principal="CN=\x00\ud800", scopes=frozenset(), remote_address="x" * 5_000)
     with calling(odd):
         await AuditLog(plane.database).add_read("", "")

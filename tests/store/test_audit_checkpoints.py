@@ -1,4 +1,4 @@
-"""Signed heads of the audit log: what a note is, whose it is, and that it outlives a master key."""
+"""Signed heads of the audit log: format, verification, and rotation of the master key."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ async def plane(database_url: str) -> AsyncIterator[ControlPlane]:
         yield plane
 
 
-def test_a_checkpoint_is_a_signed_note_of_c2sp() -> None:
-    """Read here by the words of the specification alone (c2sp.org/signed-note)."""
+def test_checkpoint_is_a_c2sp_signed_note() -> None:
+    """Parses the note as c2sp.org/signed-note specifies, without the code under test."""
     text, signature = CheckpointKey(SEED).sign(HEAD, MOMENT).split("\n\n")
     root = base64.b64encode(b"h" * 32).decode()
     assert text == f"hookline audit log\n768\n{root}\n2026-11-24T20:15:00Z"
@@ -46,7 +46,7 @@ def test_a_checkpoint_is_a_signed_note_of_c2sp() -> None:
     public.verify(raw[4:], text.encode() + b"\n")
 
 
-def test_a_verifier_reads_what_its_key_has_signed_and_nothing_else() -> None:
+def test_verifier_accepts_only_unchanged_notes_of_its_key() -> None:
     key, other = CheckpointKey(SEED), CheckpointKey(b"o" * 32)
     verifier = CheckpointVerifier.parse(str(key.verifier))
     note = key.sign(HEAD, MOMENT)
@@ -66,12 +66,12 @@ def test_a_verifier_reads_what_its_key_has_signed_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("change", [("+", "-"), ("hookline", "other"), ("audit+", "audit+0")])
-def test_what_is_no_verifier_key_is_refused(change: tuple[str, str]) -> None:
+def test_invalid_verifier_key_is_refused(change: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match=r"."):
         CheckpointVerifier.parse(str(CheckpointKey(SEED).verifier).replace(*change))
 
 
-async def test_the_key_and_the_first_checkpoint_are_there_together(plane: ControlPlane) -> None:
+async def test_key_and_first_checkpoint_are_created_together(plane: ControlPlane) -> None:
     checkpoints, box = AuditCheckpoints(plane.database), SecretBox([KEY])
     assert await checkpoints.load_key(box) is None
     one = await checkpoints.load_or_create_key(box, MOMENT)
@@ -87,7 +87,7 @@ async def test_the_key_and_the_first_checkpoint_are_there_together(plane: Contro
         await checkpoints.latest(three.verifier)
 
 
-async def test_what_was_signed_stays_verifiable_after_a_rotation(plane: ControlPlane) -> None:
+async def test_earlier_checkpoints_stay_verifiable_after_a_rotation(plane: ControlPlane) -> None:
     checkpoints, new = AuditCheckpoints(plane.database), b"n" * 32
     key = await checkpoints.load_or_create_key(SecretBox([KEY]), MOMENT)
     await checkpoints.add(HEAD, key.sign(HEAD, MOMENT))

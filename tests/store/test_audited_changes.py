@@ -1,4 +1,4 @@
-"""What each change leaves in the audit log: one entry, with what was before and what is after."""
+"""Audit entries of changes: one for each change, with the state before and after."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def count(plane: ControlPlane) -> int:
 # ---------------------------------------------------------------------------------------- tenants
 
 
-async def test_a_tenants_life(plane: ControlPlane) -> None:
+async def test_changes_of_a_tenant_are_audited(plane: ControlPlane) -> None:
     await plane.tenants.update("acme", display_name="Acme", labels={"tier": "gold"})
     await plane.tenants.delete("acme")
     created, updated, deleted = await entries_of(plane.database)
@@ -71,7 +71,7 @@ async def test_an_update_after_a_concurrent_one_audits_the_latest_state(
         assert shown(side)["display_name"] == "theirs"
 
 
-async def test_the_service_itself_makes_the_tenant_that_always_exists_once(
+async def test_default_tenant_is_created_once_by_the_service(
     plane: ControlPlane,
 ) -> None:
     await plane.tenants.ensure_default()
@@ -81,7 +81,7 @@ async def test_the_service_itself_makes_the_tenant_that_always_exists_once(
     assert entry.sequence == 2
 
 
-async def test_what_changes_nothing_leaves_nothing(plane: ControlPlane) -> None:
+async def test_change_without_effect_has_no_audit_entry(plane: ControlPlane) -> None:
     await plane.create()
     await plane.event_types.create(EventType(name="order.created"))
     await plane.subscriptions.pause("acme", "orders")
@@ -99,7 +99,7 @@ async def test_what_changes_nothing_leaves_nothing(plane: ControlPlane) -> None:
 # ------------------------------------------------------------------------------------ event types
 
 
-async def test_an_event_types_life(plane: ControlPlane) -> None:
+async def test_changes_of_an_event_type_are_audited(plane: ControlPlane) -> None:
     await plane.event_types.create(EventType(name="order.created", description="first"))
     changed = await plane.event_types.change(
         "order.created", lambda seen: replace(seen, json_schema='{"type":"object"}')
@@ -123,7 +123,7 @@ async def test_an_event_types_life(plane: ControlPlane) -> None:
 # ---------------------------------------------------------------------------------- subscriptions
 
 
-async def test_a_subscriptions_life(plane: ControlPlane) -> None:
+async def test_changes_of_a_subscription_are_audited(plane: ControlPlane) -> None:
     def moved(seen: Subscription) -> Subscription:
         return replace(seen, target=HttpTarget(url="https://elsewhere.example.com/?key=geheim"))
 
@@ -157,14 +157,14 @@ async def test_the_audit_entry_of_a_rotation_contains_no_secret(plane: ControlPl
         assert text.removeprefix("whsec_") not in log
 
 
-async def test_a_rotation_to_the_current_secret_leaves_nothing(plane: ControlPlane) -> None:
+async def test_rotation_to_the_current_secret_has_no_audit_entry(plane: ControlPlane) -> None:
     await plane.create()
     before = await count(plane)
     await plane.subscriptions.rotate("acme", "orders", secret(SECRET), overlap_s=60)
     assert await count(plane) == before
 
 
-async def test_a_creation_whose_answer_is_lost_is_entered_once(
+async def test_creation_with_a_lost_answer_is_audited_once(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetch = Database.fetch
@@ -209,7 +209,7 @@ async def place_of(plane: ControlPlane) -> Place:
     return Place(tenant.uid, (await plane.subscriptions.get("acme", "orders")).uid)
 
 
-async def test_what_operators_do_to_a_delivery(plane: ControlPlane, rows: Rows) -> None:
+async def test_retry_and_cancel_of_a_delivery_are_audited(plane: ControlPlane, rows: Rows) -> None:
     await plane.create()
     place = await place_of(plane)
     delivery_id = await rows.pending(place, await rows.event(place.tenant_uid))

@@ -35,7 +35,7 @@ async def tenant_with(rig: Rig, name: str, count: int, parts: int = 1) -> UUID:
     return uid
 
 
-async def test_what_is_little_is_counted(rig: Rig) -> None:
+async def test_small_backlog_is_counted_exactly(rig: Rig) -> None:
     store = BacklogStore(rig.database)
     assert (await store.most(), await store.by_tenant()) == (0, {})
     acme, other = await tenant_with(rig, "acme", 700), await tenant_with(rig, "other", 40)
@@ -44,7 +44,7 @@ async def test_what_is_little_is_counted(rig: Rig) -> None:
     assert await store.most() >= 740
 
 
-async def test_what_is_much_is_estimated_by_a_sample(rig: Rig) -> None:
+async def test_large_backlog_is_estimated_from_a_sample(rig: Rig) -> None:
     acme = await tenant_with(rig, "acme", 30_000, parts=3)
     other = await tenant_with(rig, "other", 10_000, parts=3)
     estimated = await BacklogStore(rig.database, pages_sampled=150).by_tenant()
@@ -53,7 +53,7 @@ async def test_what_is_much_is_estimated_by_a_sample(rig: Rig) -> None:
     assert estimated[acme] > estimated[other]
 
 
-async def test_no_page_holds_more_rows_than_is_reckoned_with(rig: Rig) -> None:
+async def test_no_page_has_more_rows_than_the_estimate_assumes(rig: Rig) -> None:
     await tenant_with(rig, "acme", 5_000)
     (row,) = await rig.database.fetch(
         """SELECT max(count) AS most FROM (

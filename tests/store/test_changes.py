@@ -1,4 +1,4 @@
-"""The change log between snapshots: each change once, in pages, at a cost of what is new."""
+"""Reads of the change log: each change once, in pages, at the cost of new changes only."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_pages_return_each_change_once_and_then_end(store: LaneStore, rows
     assert pages == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
-async def test_pages_return_what_was_open_at_the_cursor_once(
+async def test_changes_open_at_the_cursor_are_returned_once(
     store: LaneStore, rows: Rows, database_url: str
 ) -> None:
     async with rival(database_url) as first, rival(database_url) as second:
@@ -110,7 +110,7 @@ async def test_a_change_that_commits_between_two_pages_is_read_after_them(
     assert sorted(change.bucket or 0 for change in third) == [5, 99]
 
 
-async def test_what_was_read_costs_nothing_while_a_transaction_stays_open(
+async def test_changes_already_read_cost_nothing_while_a_transaction_stays_open(
     store: LaneStore, rows: Rows, database_url: str
 ) -> None:
     """A hundred thousand changes, and one transaction that began before them."""

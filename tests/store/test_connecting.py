@@ -1,4 +1,4 @@
-"""What each connection finds out: whether its server may be used, and on which history it is."""
+"""Checks of each new connection: whether the server is usable, and which history it has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hookline_service.store.ownership import OwnershipStore
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """A database that is open."""
+    """An open database."""
     opened = Database(database_url, pool_size=2)
     await opened.open()
     yield opened
@@ -26,14 +26,14 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 def known(database: Database) -> History:
-    """What the database took its server for."""
+    """Return the server identity that the database has stored."""
     history = database._history  # noqa: SLF001 - what is under test
     assert history is not None
     return history
 
 
 def pretend(database: Database, history: History) -> None:
-    """Let it have seen another history before."""
+    """Replace the stored server identity."""
     database._history = history  # noqa: SLF001 - what is under test
 
 
@@ -47,7 +47,7 @@ async def test_a_server_that_is_not_promoted_keeps_its_history(
     await other.close()
 
 
-async def test_of_many_connections_that_find_a_promotion_one_begins_the_history(
+async def test_one_of_many_connections_that_detect_a_promotion_starts_the_history(
     database: Database, database_url: str
 ) -> None:
     await database.fetch("UPDATE database_history SET timeline = timeline - 1")
@@ -73,7 +73,7 @@ async def test_the_successor_of_a_history_is_begun_once(database: Database) -> N
     assert begun[0] == begun[1] != ended.history_id
 
 
-async def test_a_log_that_became_shorter_begins_a_history(database: Database) -> None:
+async def test_shorter_write_ahead_log_starts_a_new_history(database: Database) -> None:
     """An older copy of the disk has the same timeline."""
     before = known(database)
     changes: list[str] = []
@@ -87,8 +87,8 @@ async def test_a_log_that_became_shorter_begins_a_history(database: Database) ->
     await session.close()
 
 
-async def test_each_heartbeat_reads_how_long_the_log_is(database: Database) -> None:
-    """A disk is older than the last heartbeat, not than the last connection of days ago."""
+async def test_each_heartbeat_reads_the_length_of_the_write_ahead_log(database: Database) -> None:
+    """A restored disk is compared with the last heartbeat, not with an old connection."""
     store, node_id = OwnershipStore(database.session("heartbeat")), uuid4()
     await store.register(node_id, 10.0, "host-1", "1.2.3", "")
     await database.fetch("SELECT pg_logical_emit_message(true, 'test', repeat('x', 100000))")
@@ -102,7 +102,7 @@ async def test_each_heartbeat_reads_how_long_the_log_is(database: Database) -> N
     await store.close()
 
 
-async def test_what_is_connected_to_the_copy_before_is_ended(database: Database) -> None:
+async def test_connections_to_the_former_history_are_closed(database: Database) -> None:
     old = database.session("old")
     ((pid,),) = await old.fetch("SELECT pg_backend_pid()")
     pretend(database, replace(known(database), history_id=uuid4()))
@@ -115,7 +115,7 @@ async def test_what_is_connected_to_the_copy_before_is_ended(database: Database)
     await new.close()
 
 
-async def test_the_primary_of_before_a_failover_is_refused(database: Database) -> None:
+async def test_former_primary_is_refused_after_a_failover(database: Database) -> None:
     newer = replace(known(database), history_id=uuid4(), timeline=known(database).timeline + 1)
     pretend(database, newer)
     session = database.session("test")
@@ -127,7 +127,7 @@ async def test_the_primary_of_before_a_failover_is_refused(database: Database) -
     assert known(database) is newer
 
 
-async def test_a_statement_made_on_another_history_is_not_run(database: Database) -> None:
+async def test_statement_for_another_history_is_not_run(database: Database) -> None:
     session = database.session("test")
     await session.fetch("CREATE TABLE t (n integer)", history_id=database.history_id)
 
@@ -141,8 +141,8 @@ async def test_a_statement_made_on_another_history_is_not_run(database: Database
     await session.close()
 
 
-async def test_a_session_whose_history_changed_runs_nothing_once(database: Database) -> None:
-    """Its caller made the statement of what it had read before, whether it says so or not."""
+async def test_first_statement_after_a_history_change_is_refused(database: Database) -> None:
+    """The caller may have built the statement from data of the former history."""
     session = database.session("test")
     await session.fetch("CREATE TABLE t (n integer)")
     await database.fetch("UPDATE database_history SET timeline = timeline - 1")
@@ -159,7 +159,7 @@ async def test_a_session_whose_history_changed_runs_nothing_once(database: Datab
 
 
 async def test_each_connection_checks_the_server(database: Database, database_url: str) -> None:
-    """The address may lead to a standby by now."""
+    """The address may have moved to a standby."""
     connection = await asyncpg.connect(database_url)
     name = await connection.fetchval("SELECT current_database()")
     await connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')

@@ -1,4 +1,4 @@
-"""Secrets of tenants: which data key opens which, and what becomes of one that is sealed anew."""
+"""Secrets of tenants: encryption by data keys, and re-encryption of data keys."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def keyed(*master_keys: bytes) -> TenantSecrets:
     return TenantSecrets(SecretBox(master_keys))
 
 
-def test_what_was_sealed_opens_at_its_place_and_names_its_data_key() -> None:
+def test_secret_is_decrypted_at_its_place_and_names_its_data_key() -> None:
     secrets = keyed(KEY)
     data_key = secrets.make_data_key(ACME)
     sealed = secrets.seal(SECRET, PLACE, data_key)
@@ -36,14 +36,14 @@ def test_what_was_sealed_opens_at_its_place_and_names_its_data_key() -> None:
         PLACE._replace(kind=b"hookline secret headers"),
     ],
 )
-def test_a_secret_opens_nowhere_else(place: SecretPlace) -> None:
+def test_secret_is_not_decrypted_at_another_place(place: SecretPlace) -> None:
     secrets = keyed(KEY)
     data_key = secrets.make_data_key(ACME)
     with pytest.raises(SealedSecretError, match="changed, or moved"):
         secrets.open(secrets.seal(SECRET, PLACE, data_key), place, [data_key])
 
 
-def test_another_tenants_data_key_does_not_open_in_its_place() -> None:
+def test_data_key_of_another_tenant_is_not_decrypted() -> None:
     """An attacker that moves a secret with its data key to another row gains nothing."""
     secrets = keyed(KEY)
     data_key = secrets.make_data_key(ACME)
@@ -54,12 +54,12 @@ def test_another_tenants_data_key_does_not_open_in_its_place() -> None:
         secrets.open(sealed, PLACE, [secrets.make_data_key(ACME)])
 
 
-def test_what_was_sealed_before_there_were_data_keys_opens() -> None:
+def test_secret_encrypted_without_a_data_key_is_decrypted() -> None:
     sealed = SecretBox([KEY]).seal(SECRET, PLACE)
     assert keyed(KEY).open(sealed, PLACE, []) == SECRET
 
 
-def test_a_data_key_sealed_anew_opens_what_it_sealed() -> None:
+def test_reencrypted_data_key_decrypts_earlier_secrets() -> None:
     old = keyed(OTHER_KEY)
     data_key = old.make_data_key(ACME)
     sealed = old.seal(SECRET, PLACE, data_key)
@@ -73,7 +73,7 @@ def test_a_data_key_sealed_anew_opens_what_it_sealed() -> None:
     assert keyed(KEY).open(sealed, PLACE, [rewrapped]) == SECRET
 
 
-def test_the_first_data_key_that_opens_seals() -> None:
+def test_first_readable_data_key_encrypts() -> None:
     secrets = keyed(KEY)
     lost, good = keyed(OTHER_KEY).make_data_key(ACME), secrets.make_data_key(ACME)
     assert secrets.usable(ACME, [lost, good]) == good
@@ -81,7 +81,7 @@ def test_the_first_data_key_that_opens_seals() -> None:
     assert secrets.usable(OTHER, [good]) is None
 
 
-def test_opened_data_keys_are_remembered_but_not_without_bound() -> None:
+def test_cache_of_decrypted_data_keys_is_bounded() -> None:
     secrets = TenantSecrets(SecretBox([KEY]), opened_max=3)
     for number in range(10):
         tenant_uid = UUID(int=number)
@@ -90,6 +90,6 @@ def test_opened_data_keys_are_remembered_but_not_without_bound() -> None:
 
 
 @pytest.mark.parametrize("sealed", [b"", b"\2", b"\3" + b"x" * 60, b"\2" + b"x" * 36])
-def test_what_has_no_known_format_does_not_open(sealed: bytes) -> None:
+def test_unknown_format_is_not_decrypted(sealed: bytes) -> None:
     with pytest.raises(SealedSecretError):
         keyed(KEY).open(sealed, PLACE, [])

@@ -1,4 +1,4 @@
-"""The edge to Postgres: how a statement may end, and that nothing waits for a frozen server."""
+"""Connections to Postgres: outcomes of statements, and deadlines on a frozen server."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MARK = "SELECT 'mark'"
 
 @pytest.fixture
 async def wire(database_url: str) -> AsyncIterator[Wire]:
-    """A wire to the database that can be cut, or held still."""
+    """A proxy to the database that can drop or freeze connections."""
     async with Wire(database_url) as to_server:
         yield to_server
 
 
 @pytest.fixture
 async def session(wire: Wire) -> AsyncIterator[Session]:
-    """A session over the wire, of little patience."""
+    """A session through the proxy with a short timeout."""
     opened = Database(wire.url, timeout_s=0.3).session("test")
     yield opened
     await opened.close()
@@ -43,7 +43,7 @@ async def session(wire: Wire) -> AsyncIterator[Session]:
 
 @pytest.fixture
 async def database(wire: Wire) -> AsyncIterator[Database]:
-    """A pool of one connection over the wire, of little patience."""
+    """A pool of one connection through the proxy with a short timeout."""
     opened = Database(wire.url, pool_size=1, timeout_s=0.3)
     await opened.open()
     yield opened
@@ -57,12 +57,12 @@ def patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def values(database: Session | Database, statement: str) -> list[object]:
-    """The first column of a statement's rows."""
+    """Return the first column of a statement's rows."""
     return [row[0] for row in await database.fetch(statement)]
 
 
 def hold(wire: Wire) -> None:
-    """From now on the server is frozen, as far as a client that sends the mark can see."""
+    """Freeze the server for the client that sends the mark."""
     wire.hold_answer = b"mark"
 
 
@@ -118,7 +118,7 @@ async def test_a_statement_whose_answer_is_lost_may_have_committed(
 
 
 @pytest.mark.usefixtures("patient_close")
-async def test_a_frozen_server_is_given_up_at_the_deadline_and_the_session_recovers(
+async def test_statement_on_a_frozen_server_ends_at_the_deadline_and_the_session_recovers(
     wire: Wire, session: Session
 ) -> None:
     (before,) = await session.fetch("SELECT pg_backend_pid()")
@@ -133,10 +133,10 @@ async def test_a_frozen_server_is_given_up_at_the_deadline_and_the_session_recov
 
 
 @pytest.mark.usefixtures("patient_close")
-async def test_a_transaction_on_a_frozen_server_is_given_up_at_the_deadline(
+async def test_transaction_on_a_frozen_server_ends_at_the_deadline(
     wire: Wire, session: Session
 ) -> None:
-    """Rolling back would wait for the frozen server for ever."""
+    """A rollback would wait for the frozen server without end."""
     await session.fetch("CREATE TABLE t (n integer)")
 
     async def insert_and_wait() -> None:
@@ -255,7 +255,7 @@ async def test_a_deadlock_is_contention(database_url: str) -> None:
     await two.close()
 
 
-async def test_closing_waits_for_no_frozen_server(wire: Wire) -> None:
+async def test_close_does_not_wait_for_a_frozen_server(wire: Wire) -> None:
     session = Database(wire.url, timeout_s=60).session("test")
     await session.fetch("SELECT 1")
     hold(wire)
@@ -269,7 +269,7 @@ async def test_closing_waits_for_no_frozen_server(wire: Wire) -> None:
 
 
 async def test_a_session_idle_in_a_transaction_is_ended(session: Session) -> None:
-    """As a process is that was frozen there: its locks must not outlive its lease."""
+    """A process frozen inside a transaction must not keep its locks longer than its lease."""
 
     async def idle() -> None:
         async with session.transaction() as connection:
@@ -325,7 +325,7 @@ async def test_a_refused_statement_keeps_the_pooled_connection(database: Databas
 
 
 @pytest.mark.usefixtures("patient_close")
-async def test_a_caller_that_gives_up_leaves_the_pool_whole(wire: Wire, database: Database) -> None:
+async def test_cancelled_caller_does_not_damage_the_pool(wire: Wire, database: Database) -> None:
     hold(wire)
     call = asyncio.create_task(database.fetch(MARK))
     await wire.is_held.wait()
@@ -336,7 +336,7 @@ async def test_a_caller_that_gives_up_leaves_the_pool_whole(wire: Wire, database
         assert await values(database, "SELECT 1") == [1]
 
 
-async def test_a_pool_that_lost_its_server_connects_when_it_is_asked_and_says_nothing_itself(
+async def test_pool_reconnects_only_on_demand(
     wire: Wire, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     wire.close()
@@ -359,7 +359,7 @@ async def test_a_pool_without_a_server_is_unavailable(database_url: str) -> None
     await database.close()
 
 
-async def test_json_goes_in_and_out_as_objects(database: Database) -> None:
+async def test_json_is_converted_to_and_from_objects(database: Database) -> None:
     value = {"a": [1, None, "ü"], "b": {}}
 
     row = await database.fetchrow("SELECT $1::jsonb AS value", value)

@@ -1,4 +1,4 @@
-"""Deliveries as they are read: wherever they stand, however they move, however many there are."""
+"""Reads of deliveries, pending and finished, also while they move between the tables."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def deliveries(database_url: str) -> AsyncIterator[DeliveryStore]:
 async def ids_of(
     deliveries: DeliveryStore, selection: Selection, *, limit: int = 100
 ) -> list[UUID]:
-    """The ids of a whole list, walked page by page."""
+    """Return the ids of a whole list, read page by page."""
     seen: list[UUID] = []
     before, has_more = NEWEST, True
     while has_more:
@@ -87,7 +87,7 @@ async def test_held_delivery_shows_the_reason_and_no_time(
 async def test_delivery_of_a_deleted_subscription_has_no_due_time(
     rows: Rows, deliveries: DeliveryStore
 ) -> None:
-    """Until its owner cancels it, which takes a moment."""
+    """The state lasts until the owner of the bucket cancels the delivery."""
     acme = await rows.tenant("acme")
     gone = await rows.subscription(acme, "gone", deleted=True)
     delivery_id = await rows.pending(gone, await rows.event(acme))
@@ -119,7 +119,9 @@ async def test_first_attempt_success_shows_the_attempt_of_its_row(
     assert after.attempts == []
 
 
-async def test_attempts_come_oldest_first_in_pages(rows: Rows, deliveries: DeliveryStore) -> None:
+async def test_attempts_are_listed_oldest_first_in_pages(
+    rows: Rows, deliveries: DeliveryStore
+) -> None:
     acme = await rows.tenant("acme")
     orders = await rows.subscription(acme, "orders")
     delivery_id = await rows.finished(
@@ -196,7 +198,7 @@ async def mixed(rows: Rows) -> tuple[Place, Place, Place, list[UUID]]:
 
 
 @pytest.mark.parametrize("limit", [1, 4, 5, 100])
-async def test_lists_mix_the_hot_table_and_history_newest_first(
+async def test_lists_merge_pending_and_finished_deliveries_newest_first(
     mixed: tuple[Place, Place, Place, list[UUID]], deliveries: DeliveryStore, limit: int
 ) -> None:
     ids = mixed[3]
@@ -224,7 +226,7 @@ async def test_lists_mix_the_hot_table_and_history_newest_first(
         ({DeliveryState.EXPIRED}, set()),
     ],
 )
-async def test_lists_can_be_of_some_states(
+async def test_lists_filter_by_state(
     mixed: tuple[Place, Place, Place, list[UUID]],
     deliveries: DeliveryStore,
     states: set[DeliveryState],
@@ -241,7 +243,7 @@ async def test_lists_can_be_of_some_states(
     assert await ids_of(deliveries, of_audit) == [d for n, d in wanted if n % 3 == 1]
 
 
-async def test_an_events_deliveries_are_listed_wherever_they_stand(
+async def test_list_by_event_has_pending_and_finished_deliveries(
     rows: Rows, deliveries: DeliveryStore
 ) -> None:
     acme = await rows.tenant("acme")
@@ -298,10 +300,10 @@ async def test_a_recreated_subscription_inherits_no_deliveries(
     assert await ids_of(deliveries, named) == [new]
 
 
-async def test_delivery_that_moves_is_listed_exactly_once(
+async def test_delivery_that_moves_between_tables_is_listed_exactly_once(
     rows: Rows, deliveries: DeliveryStore
 ) -> None:
-    """While deliveries go to history and come back, every read shows each of them once."""
+    """Every read has each delivery once while deliveries are finished and retried."""
     acme = await rows.tenant("acme")
     orders = await rows.subscription(acme, "orders")
     event_id = await rows.event(acme)

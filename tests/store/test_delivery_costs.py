@@ -1,4 +1,4 @@
-"""What a page of deliveries costs among many, in blocks that are looked at."""
+"""The cost of reading a page among many deliveries, in blocks read."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_reads_touch_only_rows_of_their_result(rows: Rows) -> None:
         assert await blocks_read(rows, sql, arguments) <= most
 
 
-async def test_a_page_of_all_tenants_costs_little_for_each_tenant(rows: Rows) -> None:
+async def test_page_of_all_tenants_reads_few_blocks_for_each_tenant(rows: Rows) -> None:
     """Each tenant with something in the window costs two descents of an index, not a page."""
     tenants, each = 500, 60
     await fill_tenants(rows, tenants, each)
@@ -78,7 +78,7 @@ async def test_a_page_of_all_tenants_costs_little_for_each_tenant(rows: Rows) ->
 
 
 @pytest.mark.parametrize("is_analysed", [False, True])
-async def test_dead_letters_are_counted_without_a_look_at_others(
+async def test_dead_letter_count_reads_only_dead_letters(
     rows: Rows,
     is_analysed: bool,  # noqa: FBT001
 ) -> None:
@@ -132,7 +132,7 @@ async def fill_tenants(rows: Rows, tenants: int, each: int) -> None:
 
 
 def today(rows: Rows) -> tuple[UUID, UUID]:
-    """The window of the day in which the rows are."""
+    """Return the window of the day that has the rows."""
     day = rows.now.date()
     return first_id_of_day(day), first_id_of_day(day + timedelta(days=1))
 
@@ -150,7 +150,7 @@ async def fill_pending(rows: Rows, place: Place, count: int) -> None:
 
 
 async def blocks_read(rows: Rows, sql: str, arguments: Sequence[object]) -> int:
-    """How many blocks of tables and indexes a statement looks at."""
+    """Return how many blocks of tables and indexes a statement reads."""
     explained = await rows.connection.fetchval(
         f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", *arguments
     )

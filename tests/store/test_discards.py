@@ -1,4 +1,4 @@
-"""Resuming without the backlog: what is pending of older events ends CANCELLED, nothing else."""
+"""Resume with `discard_before`: only pending deliveries of older events are cancelled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def just_after(unix_ms: int) -> datetime:
     return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=unix_ms, microseconds=1)
 
 
-async def test_older_ones_are_cancelled_and_the_others_go_out(
+async def test_discard_cancels_only_deliveries_of_older_events(
     plane: ControlPlane, rows: Rows
 ) -> None:
     await plane.create()
@@ -60,7 +60,7 @@ async def test_older_ones_are_cancelled_and_the_others_go_out(
         assert (row["tenant_uid"], row["subscription_uid"]) == (place.tenant_uid, place.uid)
 
 
-async def test_the_moment_itself_is_kept_and_the_millisecond_before_is_not(
+async def test_discard_excludes_events_of_the_given_millisecond(
     plane: ControlPlane, rows: Rows
 ) -> None:
     await plane.create()
@@ -101,7 +101,7 @@ async def test_more_than_a_batch_is_discarded_in_one_call(plane: ControlPlane, r
     assert (pending, pending_of_new, ended, ended_of_new) == (1_200, 1_200, 1_200, 0)
 
 
-async def test_an_active_one_can_discard_too_and_its_owner_is_told(
+async def test_active_subscription_can_discard_and_logs_the_change(
     plane: ControlPlane, rows: Rows
 ) -> None:
     made = await plane.create()

@@ -1,4 +1,4 @@
-"""The embedded Postgres, for real: started, killed, adopted, recovered, and closed to others."""
+"""The embedded Postgres: start, kill, adoption, recovery and isolation from other users."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ ground = pytest.fixture(make_ground)
 
 
 class TestLife:
-    async def test_data_outlives_a_stop(self, ground: Path) -> None:
+    async def test_data_survives_a_stop(self, ground: Path) -> None:
         postgres = EmbeddedPostgres(ground / "data")
         async with started(postgres) as connection:
             await connection.execute("CREATE TABLE kept AS SELECT 7 AS number")
@@ -45,7 +45,7 @@ class TestLife:
             assert await connection.fetchval("SELECT number FROM kept") == 7
             assert postgres.adopted is False
 
-    async def test_is_durable_and_the_same_everywhere(self, ground: Path) -> None:
+    async def test_durability_and_locale_settings_are_fixed(self, ground: Path) -> None:
         postgres = EmbeddedPostgres(ground / "data", settings={"work_mem": "7MB"})
         async with started(postgres) as connection:
             names = ("fsync", "full_page_writes", "synchronous_commit", "data_checksums")
@@ -57,7 +57,7 @@ class TestLife:
             locale = "SELECT datlocale FROM pg_database WHERE datname = current_database()"
             assert await connection.fetchval(locale) == "C.UTF-8"
 
-    async def test_a_killed_postmaster_is_recovered(self, ground: Path) -> None:
+    async def test_start_recovers_after_a_killed_postmaster(self, ground: Path) -> None:
         postgres = EmbeddedPostgres(ground / "data")
         async with started(postgres) as connection:
             await connection.execute("CREATE TABLE kept AS SELECT 7 AS number")
@@ -66,7 +66,7 @@ class TestLife:
         async with started(postgres) as connection:
             assert await connection.fetchval("SELECT number FROM kept") == 7
 
-    async def test_waits_for_what_is_left_of_a_killed_one(self, ground: Path) -> None:
+    async def test_start_waits_for_backends_of_a_killed_postmaster(self, ground: Path) -> None:
         postgres = EmbeddedPostgres(ground / "data")
         async with started(postgres) as connection:
             backend = connection.get_server_pid()
@@ -81,7 +81,7 @@ class TestLife:
         await restart
         await postgres.stop()
 
-    async def test_a_half_made_cluster_is_made_anew(self, ground: Path) -> None:
+    async def test_incomplete_cluster_is_created_again(self, ground: Path) -> None:
         draft = ground / "data" / "postgres.new"
         draft.mkdir(parents=True)
         (ground / "data").chmod(0o711)
@@ -91,7 +91,9 @@ class TestLife:
         assert not draft.exists()
 
     @pytest.mark.parametrize("moment", ["postgres.new/PG_VERSION", "postgres/start.log"])
-    async def test_a_cancelled_start_leaves_nothing(self, ground: Path, moment: str) -> None:
+    async def test_cancelled_start_leaves_no_process_or_draft(
+        self, ground: Path, moment: str
+    ) -> None:
         postgres = EmbeddedPostgres(ground / "data")
         start = asyncio.create_task(postgres.start())
         await until((ground / "data" / moment).exists, moment)
@@ -103,7 +105,7 @@ class TestLife:
         async with started(postgres):
             assert postgres.adopted is False
 
-    async def test_stops_under_an_open_transaction(self, ground: Path) -> None:
+    async def test_stop_does_not_wait_for_an_open_transaction(self, ground: Path) -> None:
         postgres = EmbeddedPostgres(ground / "data")
         connection = await asyncpg.connect(await postgres.start())
         await connection.execute("BEGIN")
@@ -134,7 +136,7 @@ class TestAdoption:
         assert Postmaster.find(postgres.cluster) is None
 
     @pytest.mark.parametrize("unlike", ["settings", "program", "socket"])
-    async def test_one_that_does_not_suit_is_started_anew(
+    async def test_postgres_with_other_settings_program_or_socket_is_restarted(
         self, ground: Path, unlike: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = await owner(ground / "data")
@@ -173,7 +175,7 @@ class TestAdoption:
                 assert sleeper.poll() is None
             assert await connection.fetchval("SELECT 1") == 1
 
-    async def test_a_postmaster_is_known_without_proc_too(self, ground: Path) -> None:
+    async def test_postmaster_is_identified_without_proc(self, ground: Path) -> None:
         postgres = EmbeddedPostgres(ground / "data")
         async with started(postgres):
             pid = postmaster_of(postgres).pid
@@ -185,21 +187,21 @@ class TestAdoption:
 
 
 class TestSharing:
-    async def test_of_two_at_once_one_wins(self, ground: Path) -> None:
+    async def test_one_of_two_concurrent_starts_succeeds(self, ground: Path) -> None:
         owners = await asyncio.gather(owner(ground / "data"), owner(ground / "data"))
         [winner] = [each for each in owners if "url" in each.said]
         [loser] = [each for each in owners if "error" in each.said]
         assert f"process {winner.process.pid}, uses {ground / 'data'}" in loser.said["error"]
         await asyncio.gather(winner.stop(), loser.stop())
 
-    async def test_a_second_one_in_the_same_process_is_refused(self, ground: Path) -> None:
+    async def test_second_instance_in_one_process_is_refused(self, ground: Path) -> None:
         async with started(EmbeddedPostgres(ground / "data")) as connection:
             with pytest.raises(EmbeddedPostgresError, match=f"process {os.getpid()}, uses"):
                 await EmbeddedPostgres(ground / "data").start()
             assert await connection.fetchval("SELECT 1") == 1
 
     @as_root_only
-    async def test_other_users_are_turned_away(self, ground: Path) -> None:
+    async def test_other_users_cannot_connect(self, ground: Path) -> None:
         postgres = EmbeddedPostgres(ground / "data")
         async with started(postgres):
             own = account_of(postgres.cluster)
@@ -215,7 +217,7 @@ class TestSharing:
         assert "Permission denied" in tries[other_user.name].stderr
         assert all(tried.returncode != 0 for tried in tries.values())
 
-    async def test_is_out_of_reach_of_the_network_the_terminal_and_our_secrets(
+    async def test_postgres_is_isolated_from_network_terminal_and_secrets(
         self, ground: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HOOKLINE_MASTER_KEY", "a secret")

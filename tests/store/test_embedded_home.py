@@ -1,4 +1,4 @@
-"""Where the embedded Postgres lives: for root and for a user, in odd places and damaged ones."""
+"""Directories of the embedded Postgres: for root and users, unusual paths, damaged data."""
 
 import os
 import pwd
@@ -29,7 +29,7 @@ ground = pytest.fixture(make_ground)
 
 class TestPlace:
     @pytest.mark.parametrize("mode", [0o700, 0o755])
-    async def test_no_directory_that_was_there_is_changed(self, ground: Path, mode: int) -> None:
+    async def test_existing_directories_are_not_changed(self, ground: Path, mode: int) -> None:
         parent = ground / "parent"
         parent.mkdir()
         parent.chmod(mode)
@@ -42,7 +42,7 @@ class TestPlace:
         assert modes_up_from(parent) | modes_up_from(package / "pginstall" / "bin") == before
 
     @as_root_only
-    async def test_root_in_a_private_home(
+    async def test_root_with_a_private_home_uses_the_refuge(
         self, ground: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         home = ground / "root"
@@ -117,7 +117,7 @@ class TestPlace:
         assert f"{data_dir / 'postgres'} belongs to another user" in one.said["error"]
         await one.stop()
 
-    async def test_a_long_and_strange_path(self, ground: Path) -> None:
+    async def test_long_path_with_special_characters_is_supported(self, ground: Path) -> None:
         data_dir = ground / ("long" * 30) / "a $(touch x) 'b\" ünd,c:d"
         data_dir.parent.mkdir()
         data_dir.parent.chmod(0o711)
@@ -167,6 +167,6 @@ class TestPlace:
     @pytest.mark.parametrize(
         "setting", [{"no name": "1"}, {"work_mem": "1\n2"}, {"no_such_setting": "1"}]
     )
-    async def test_a_bad_setting_is_named(self, ground: Path, setting: dict[str, str]) -> None:
+    async def test_invalid_setting_is_named(self, ground: Path, setting: dict[str, str]) -> None:
         with pytest.raises(EmbeddedPostgresError, match=next(iter(setting))):
             await EmbeddedPostgres(ground / "data", settings=setting).start()

@@ -1,4 +1,4 @@
-"""Event types as they are stored: revisions, etags, and the change log that every node reads."""
+"""Stored event types: revisions, etags, and the change log that every node reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def changes(plane: ControlPlane) -> int:
     return len(await plane.changes("EVENT_TYPE"))
 
 
-async def test_an_event_type_is_read_as_it_was_made(plane: ControlPlane) -> None:
+async def test_event_type_is_read_as_created(plane: ControlPlane) -> None:
     made = await plane.event_types.create(
         order(description="An order ☂", json_schema='{"type":"object"}', example_json="{}")
     )
@@ -42,7 +42,7 @@ async def test_an_event_type_is_read_as_it_was_made(plane: ControlPlane) -> None
     assert refused.value.reason == Reason.EVENT_TYPE_NOT_FOUND
 
 
-async def test_a_name_is_taken_once_and_for_good(plane: ControlPlane) -> None:
+async def test_name_of_an_event_type_is_never_reused(plane: ControlPlane) -> None:
     asked = [plane.event_types.create(order()) for _ in range(8)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert sum(isinstance(answer, AlreadyExistsError) for answer in answers) == 7
@@ -53,7 +53,7 @@ async def test_a_name_is_taken_once_and_for_good(plane: ControlPlane) -> None:
     assert await changes(plane) == 2
 
 
-async def test_another_schema_is_another_revision_and_nothing_else_is(plane: ControlPlane) -> None:
+async def test_only_a_changed_schema_raises_the_revision(plane: ControlPlane) -> None:
     made = await plane.event_types.create(order(json_schema="true"))
     described = await plane.event_types.change(
         "order.created", lambda seen: replace(seen, description="new", example_json="1")
@@ -70,7 +70,7 @@ async def test_another_schema_is_another_revision_and_nothing_else_is(plane: Con
     assert await changes(plane) == 4
 
 
-async def test_a_change_to_the_same_is_none(plane: ControlPlane) -> None:
+async def test_equal_update_is_not_a_change(plane: ControlPlane) -> None:
     made = await plane.event_types.create(order())
     assert await plane.event_types.change("order.created", lambda seen: seen) == made
     archived = await plane.event_types.archive("order.created")
@@ -90,7 +90,7 @@ async def test_a_stale_etag_is_rejected_and_a_current_one_accepted(plane: Contro
     await plane.event_types.archive("order.created", etag=changed.etag)
 
 
-async def test_changes_at_once_are_all_kept(plane: ControlPlane) -> None:
+async def test_concurrent_changes_are_all_stored(plane: ControlPlane) -> None:
     await plane.event_types.create(order())
 
     async def add(letter: str) -> None:
@@ -102,7 +102,7 @@ async def test_changes_at_once_are_all_kept(plane: ControlPlane) -> None:
     assert sorted((await plane.event_types.get("order.created")).description) == list("abcd")
 
 
-async def test_pages_go_from_the_newest_on_even_where_times_are_equal(plane: ControlPlane) -> None:
+async def test_pages_are_newest_first_even_with_equal_times(plane: ControlPlane) -> None:
     for n in range(5):
         await plane.event_types.create(EventType(name=f"t{n}"))
     await plane.rows("UPDATE event_types SET create_time = '2026-01-01Z' WHERE name < 't3'")
@@ -115,7 +115,7 @@ async def test_pages_go_from_the_newest_on_even_where_times_are_equal(plane: Con
     assert [event_type.name for event_type in found] == ["t4", "t3", "t2", "t1", "t0"]
 
 
-async def test_heads_have_no_schema_and_a_schema_has_its_revision(plane: ControlPlane) -> None:
+async def test_heads_omit_schemas_and_a_schema_has_its_revision(plane: ControlPlane) -> None:
     await plane.event_types.create(EventType(name="plain"))
     await plane.event_types.create(EventType(name="typed", json_schema="{}"))
     await plane.event_types.change("typed", lambda seen: replace(seen, json_schema="true"))

@@ -1,4 +1,4 @@
-"""Events as they are read: by name, in pages, across tenants."""
+"""Reads of events: by name, in pages, across tenants."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def events(database_url: str) -> AsyncIterator[EventStore]:
     await database.close()
 
 
-async def test_an_event_is_read_with_the_bytes_that_came(rows: Rows, events: EventStore) -> None:
+async def test_event_is_read_with_the_published_bytes(rows: Rows, events: EventStore) -> None:
     acme = await rows.tenant("acme")
     data = b'{"a": 1,\n "a": 2, "n": 123456789012345678901234567890}'
     event_id = await rows.event(acme, data=data, attributes={"region": "eu"})
@@ -63,9 +63,7 @@ async def test_a_recreated_tenant_inherits_no_events(rows: Rows, events: EventSt
     assert page.events == []
 
 
-async def test_pages_go_from_the_newest_to_the_oldest_and_miss_none(
-    rows: Rows, events: EventStore
-) -> None:
+async def test_pages_are_newest_first_and_complete(rows: Rows, events: EventStore) -> None:
     acme, other = await rows.tenant("acme"), await rows.tenant("other")
     ids = []
     for _ in range(7):
@@ -80,7 +78,7 @@ async def test_pages_go_from_the_newest_to_the_oldest_and_miss_none(
     assert seen == ids[::-1]
 
 
-async def test_a_page_across_tenants_is_in_one_order(rows: Rows, events: EventStore) -> None:
+async def test_page_across_tenants_is_sorted(rows: Rows, events: EventStore) -> None:
     acme, other = await rows.tenant("acme"), await rows.tenant("other")
     ids = [await rows.event(tenant) for tenant in (acme, other, other, acme, other)]
     page = await events.page("-", before=NEWEST, limit=4, with_data=False, max_bytes=PLENTY)
@@ -89,7 +87,7 @@ async def test_a_page_across_tenants_is_in_one_order(rows: Rows, events: EventSt
     assert page.has_more
 
 
-async def test_a_page_with_data_ends_before_it_grows_too_large_but_holds_one(
+async def test_page_with_data_is_limited_in_bytes_but_has_at_least_one_event(
     rows: Rows, events: EventStore
 ) -> None:
     acme = await rows.tenant("acme")

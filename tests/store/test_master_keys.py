@@ -1,4 +1,4 @@
-"""Master keys: none that sealed something may be missing, and any may be exchanged for another."""
+"""Master keys: every key in use is required at start, and rotation replaces any key."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def rotate(plane: ControlPlane, *master_keys: bytes) -> RotationReport:
 
 
 async def fill(plane: ControlPlane, *tenants: str) -> list[Subscription]:
-    """A subscription of each tenant."""
+    """Create a subscription of each tenant."""
     made = []
     for tenant in tenants:
         await plane.tenants.create(tenant, "", {})
@@ -63,7 +63,7 @@ async def fill(plane: ControlPlane, *tenants: str) -> list[Subscription]:
 
 
 async def seal_as_before(plane: ControlPlane, subscription: Subscription) -> None:
-    """Give a subscription's secret the seal that it had before there were data keys."""
+    """Encrypt a subscription's secret with the master key, as versions without data keys did."""
     (row,) = await plane.rows(
         "SELECT tenant_uid FROM subscriptions WHERE subscription_uid = $1", subscription.uid
     )
@@ -95,7 +95,7 @@ async def test_a_node_with_another_master_key_does_not_start(plane: ControlPlane
     await check(plane, KEY, FOREIGN_KEY)
 
 
-async def test_a_key_that_sealed_something_is_known_though_no_node_began_with_it(
+async def test_master_key_of_a_stored_secret_is_required(
     plane: ControlPlane,
 ) -> None:
     await plane.create()
@@ -103,14 +103,14 @@ async def test_a_key_that_sealed_something_is_known_though_no_node_began_with_it
         await check(plane, FOREIGN_KEY)
 
 
-async def test_of_nodes_that_begin_with_different_keys_one_starts(plane: ControlPlane) -> None:
+async def test_one_of_several_nodes_with_different_master_keys_starts(plane: ControlPlane) -> None:
     keys = [bytes([number]) * 32 for number in range(6)]
     answers = await asyncio.gather(*[check(plane, key) for key in keys], return_exceptions=True)
     assert answers.count(None) == 1
     assert len(await registered(plane)) == 1
 
 
-async def test_a_lost_key_can_be_forgotten_and_what_it_sealed_stays(plane: ControlPlane) -> None:
+async def test_forgetting_a_lost_master_key_keeps_its_secrets(plane: ControlPlane) -> None:
     made = await fill(plane, "first")
     assert await forget_master_key(plane.database, key_id_of(KEY))
     assert not await forget_master_key(plane.database, key_id_of(KEY))
@@ -121,7 +121,7 @@ async def test_a_lost_key_can_be_forgotten_and_what_it_sealed_stays(plane: Contr
 # --------------------------------------------------------------------------------------- rotation
 
 
-async def test_after_a_rotation_the_new_key_alone_opens_everything(plane: ControlPlane) -> None:
+async def test_after_a_rotation_the_new_key_alone_decrypts_everything(plane: ControlPlane) -> None:
     made = await fill(plane, "first", "second", "third", "fourth", "fifth")
     for subscription in made[:3]:
         await seal_as_before(plane, subscription)
@@ -140,7 +140,7 @@ async def test_after_a_rotation_the_new_key_alone_opens_everything(plane: Contro
     await check(plane, NEW_KEY)
 
 
-async def test_a_rotation_that_is_repeated_has_nothing_to_do(plane: ControlPlane) -> None:
+async def test_repeated_rotation_changes_nothing(plane: ControlPlane) -> None:
     made = await fill(plane, "first", "second")
     await rotate(plane, NEW_KEY, KEY)
     rows = await plane.rows("SELECT * FROM data_keys ORDER BY tenant_uid")
@@ -150,7 +150,7 @@ async def test_a_rotation_that_is_repeated_has_nothing_to_do(plane: ControlPlane
     assert await opens(plane, made, NEW_KEY)
 
 
-async def test_a_rotation_that_was_cut_off_goes_on_where_it_was(plane: ControlPlane) -> None:
+async def test_interrupted_rotation_continues(plane: ControlPlane) -> None:
     made = await fill(plane, *[f"t{number}" for number in range(7)])
 
     class CutError(Exception):
@@ -170,7 +170,7 @@ async def test_a_rotation_that_was_cut_off_goes_on_where_it_was(plane: ControlPl
     assert await opens(plane, made, NEW_KEY)
 
 
-async def test_two_rotations_at_once_and_callers_between_them_lose_nothing(
+async def test_concurrent_rotations_and_creations_lose_nothing(
     plane: ControlPlane,
 ) -> None:
     made = await fill(plane, *[f"t{number}" for number in range(9)])
@@ -189,7 +189,7 @@ async def test_two_rotations_at_once_and_callers_between_them_lose_nothing(
     assert await opens(plane, [*made, *more], NEW_KEY)
 
 
-async def test_a_node_that_still_writes_with_the_old_key_is_known_to(plane: ControlPlane) -> None:
+async def test_old_master_key_still_in_use_stays_registered(plane: ControlPlane) -> None:
     await fill(plane, "first")
     await rotate(plane, NEW_KEY, KEY)
     await plane.tenants.create("late", "", {})
@@ -227,7 +227,7 @@ async def test_rotation_reports_progress_after_each_batch(plane: ControlPlane) -
     assert await rotation.left() == 0
 
 
-async def test_the_end_of_a_tenant_is_the_end_of_its_data_keys(plane: ControlPlane) -> None:
+async def test_deleting_a_tenant_deletes_its_data_keys(plane: ControlPlane) -> None:
     await fill(plane, "first")
     await plane.subscriptions.delete("first", "orders")
     await plane.tenants.delete("first")

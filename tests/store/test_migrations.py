@@ -1,4 +1,4 @@
-"""The schema is migrated once, by any number of processes, and only forward."""
+"""Migrations: each runs once, in any number of processes, and only forward."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def numbered(*halves: tuple[int, str, str]) -> list[Migration]:
     ]
 
 
-def test_each_number_stands_once_and_has_a_pre_half() -> None:
+def test_migration_numbers_are_unique_and_have_a_pre_half() -> None:
     found = all_migrations()
 
     numbers = [m.number for m in found if m.half == "pre"]
@@ -62,7 +62,7 @@ def test_each_number_stands_once_and_has_a_pre_half() -> None:
     assert {m.number for m in found} == set(numbers)
 
 
-async def test_an_empty_database_gets_everything(empty_url: str) -> None:
+async def test_empty_database_gets_all_migrations(empty_url: str) -> None:
     ours = [(m.number, m.half) for m in all_migrations() if m.half == "pre"]
     assert [(m.number, m.half) for m in await pending_migrations(empty_url)] == ours
 
@@ -73,14 +73,14 @@ async def test_an_empty_database_gets_everything(empty_url: str) -> None:
     assert {"tenants", "pending_deliveries", "nodes", *PARENTS} <= await tables(empty_url)
 
 
-async def test_again_does_nothing(database_url: str) -> None:
+async def test_repeated_migration_does_nothing(database_url: str) -> None:
     before = await tables(database_url)
 
     assert await migrate(database_url) == []
     assert await tables(database_url) == before
 
 
-async def test_several_at_once_take_turns(empty_url: str) -> None:
+async def test_concurrent_migrations_run_one_after_another(empty_url: str) -> None:
     applied = await asyncio.gather(*(migrate(empty_url) for _ in range(5)))
 
     count = sum(m.half == "pre" for m in all_migrations())
@@ -88,7 +88,7 @@ async def test_several_at_once_take_turns(empty_url: str) -> None:
     assert await pending_migrations(empty_url) == []
 
 
-async def test_a_migration_that_fails_leaves_nothing_of_itself(
+async def test_failed_migration_is_rolled_back(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = all_migrations() + numbered(
@@ -106,10 +106,10 @@ async def test_a_migration_that_fails_leaves_nothing_of_itself(
     assert [m.number for m in await pending_migrations(database_url)] == [903, 904]
 
 
-async def test_post_halves_run_only_when_they_are_asked_for(
+async def test_post_halves_run_only_on_request(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until no node of the version before is left."""
+    """They wait until no node runs the previous version."""
     found = all_migrations() + numbered(
         (902, "pre", "CREATE TABLE new_one ()"),
         (902, "post", "DROP TABLE old_one"),
@@ -146,7 +146,7 @@ async def test_an_unreachable_server_is_an_error_of_one_sentence(
 
 
 async def test_a_migration_blocks_no_session_for_long(database_url: str) -> None:
-    """The partitions' locks are waited for two seconds at most."""
+    """A migration waits at most two seconds for locks on partitions."""
     connection = await asyncpg.connect(database_url)
     await connection.execute("DROP TABLE events_" + await _far_day(connection))
     try:

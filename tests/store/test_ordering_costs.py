@@ -110,7 +110,7 @@ async def test_a_cancelled_batch_reads_its_own_rows(rows: Rows) -> None:
     assert await blocks_read(rows, LANES.cancel_deleted, batch) <= few + 50
 
 
-async def test_is_behind_is_found_at_the_first_earlier_row(
+async def test_blocked_check_stops_at_the_first_earlier_row(
     rows: Rows,
 ) -> None:
     place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)

@@ -1,4 +1,4 @@
-"""Leases as the database keeps them: dead nodes, takeovers, and what is given. Rule 11."""
+"""Leases in the database: dead nodes, takeovers and released buckets. Rule 11."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.store.hot_rows import HotRows
 
 @pytest.fixture
 async def rows(database_url: str) -> AsyncIterator[HotRows]:
-    """Rows written beside the store."""
+    """Rows inserted without the store."""
     written = HotRows(Database(database_url).session("rows"))
     yield written
     await written.session.close()
@@ -37,7 +37,7 @@ async def take_all(store: OwnershipStore, node_id: UUID) -> list[int]:
     return await store.take(node_id, sorted(overdue), survey.leases)
 
 
-async def test_a_node_lives_from_its_registration(store: OwnershipStore, rows: HotRows) -> None:
+async def test_registered_node_is_alive(store: OwnershipStore, rows: HotRows) -> None:
     node_id = rows.new_id()
 
     await store.register(node_id, 10.0, "host-1", "1.2.3", "worker-1")
@@ -49,7 +49,7 @@ async def test_a_node_lives_from_its_registration(store: OwnershipStore, rows: H
     assert (await store.survey(node_id)).sharing_nodes == 1
 
 
-async def test_a_renewal_returns_the_time_or_that_the_row_is_gone(
+async def test_renewal_returns_the_time_or_reports_a_missing_row(
     store: OwnershipStore, rows: HotRows
 ) -> None:
     node_id = await rows.node(0.1)
@@ -81,7 +81,7 @@ async def test_a_survey_distinguishes_vacant_from_overdue_buckets(
     assert by_bucket[0].epoch == 9
 
 
-async def test_only_the_dead_are_taken_from(store: OwnershipStore, rows: HotRows) -> None:
+async def test_buckets_are_taken_only_from_dead_nodes(store: OwnershipStore, rows: HotRows) -> None:
     alive, dead, heir = await rows.node(), await rows.node(-1), await rows.node()
     await rows.session.fetch(
         "UPDATE bucket_leases SET node_id = CASE WHEN bucket < 100 THEN $1::uuid ELSE $2 END",
@@ -119,7 +119,7 @@ async def test_a_bucket_that_changed_hands_since_the_survey_is_not_taken(
     assert len(await take_all(store, second)) == BUCKET_COUNT
 
 
-async def test_taking_raises_the_epoch(store: OwnershipStore, rows: HotRows) -> None:
+async def test_takeover_raises_the_epoch(store: OwnershipStore, rows: HotRows) -> None:
     await take_all(store, await rows.node())
 
     assert {lease.epoch for lease in (await store.survey(rows.new_id())).leases} == {1}
@@ -136,7 +136,7 @@ async def test_expiring_does_not_wait_for_a_lock_on_the_row(
     assert len(await take_all(store, heir)) == BUCKET_COUNT
 
 
-async def test_what_is_given_was_ours_and_is_vacant_at_once(
+async def test_only_owned_buckets_are_released_and_become_vacant_at_once(
     store: OwnershipStore, rows: HotRows
 ) -> None:
     ours, other = await rows.node(), await rows.node()
@@ -152,7 +152,9 @@ async def test_what_is_given_was_ours_and_is_vacant_at_once(
     assert vacant == [BucketLease(0, None, 1, is_overdue=False, is_vacant=True)]
 
 
-async def test_leaving_vacates_everything_at_once(store: OwnershipStore, rows: HotRows) -> None:
+async def test_deregistration_releases_all_buckets_at_once(
+    store: OwnershipStore, rows: HotRows
+) -> None:
     node_id = await rows.node()
     await take_all(store, node_id)
 
@@ -163,7 +165,7 @@ async def test_leaving_vacates_everything_at_once(store: OwnershipStore, rows: H
     assert all(lease.is_vacant for lease in survey.leases)
 
 
-async def test_a_node_that_is_alone_expires_all(store: OwnershipStore, rows: HotRows) -> None:
+async def test_expire_all_removes_every_node(store: OwnershipStore, rows: HotRows) -> None:
     await take_all(store, await rows.node())
 
     await store.expire_all()

@@ -1,4 +1,4 @@
-"""Day partitions: made ahead, without a default, dropped whole and by one at a time. Rule 24."""
+"""Day partitions: created ahead, no default partition, dropped one day at a time. Rule 24."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def writer(database_url: str) -> AsyncIterator[Connection]:
 
 
 async def attached(connection: Connection, parent: str) -> dict[str, bool]:
-    """A parent's partitions, and whether each is half detached."""
+    """Return a parent's partitions, and whether each is half detached."""
     rows = await connection.fetch(
         """SELECT c.relname, i.inhdetachpending
            FROM pg_inherits i JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = $1::regclass""",
@@ -64,7 +64,7 @@ async def attached(connection: Connection, parent: str) -> dict[str, bool]:
 
 
 async def make_old_day(connection: Connection, day: date = OLD) -> None:
-    """Partitions of a day long ago, with a row each."""
+    """Create partitions of an old day, with a row each."""
     for parent in PARENTS:
         name = partition_name(parent, day)
         first, end = first_id_of_day(day), first_id_of_day(day + timedelta(days=1))
@@ -87,7 +87,9 @@ def test_a_days_ids_begin_at_its_midnight_in_utc() -> None:
     assert day_of(partition_name("events", OLD)) == OLD
 
 
-async def test_the_days_ahead_are_there_and_there_is_no_default(connection: Connection) -> None:
+async def test_future_days_have_partitions_and_there_is_no_default_partition(
+    connection: Connection,
+) -> None:
     day = await today(connection)
     expected = [day + timedelta(days=n) for n in range(-1, DAYS_AHEAD + 1)]
     assert DAYS_AHEAD == 14
@@ -98,12 +100,12 @@ async def test_the_days_ahead_are_there_and_there_is_no_default(connection: Conn
         assert not any(names.values())
 
 
-async def test_a_row_without_a_place_is_refused_not_misplaced(connection: Connection) -> None:
+async def test_row_without_a_partition_is_refused(connection: Connection) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
         await connection.execute(INSERT, first_id_of_day(OLD))
 
 
-async def test_missing_days_are_made_once(connection: Connection) -> None:
+async def test_missing_partitions_are_created_once(connection: Connection) -> None:
     far = partition_name("events", await today(connection) + timedelta(days=DAYS_AHEAD))
     await connection.execute(f"DROP TABLE {far}")
 
@@ -112,7 +114,7 @@ async def test_missing_days_are_made_once(connection: Connection) -> None:
     assert far in await attached(connection, "events")
 
 
-async def test_two_nodes_that_create_days_take_turns(
+async def test_concurrent_nodes_create_each_partition_once(
     connection: Connection, reader: Connection
 ) -> None:
     far = partition_name("attempts", await today(connection) + timedelta(days=DAYS_AHEAD))
@@ -123,7 +125,9 @@ async def test_two_nodes_that_create_days_take_turns(
     assert sorted(made) == [[], [far]]
 
 
-async def test_making_a_day_waits_for_no_writer(connection: Connection, reader: Connection) -> None:
+async def test_creating_a_day_does_not_wait_for_writers(
+    connection: Connection, reader: Connection
+) -> None:
     far = partition_name("events", await today(connection) + timedelta(days=DAYS_AHEAD))
     await connection.execute(f"DROP TABLE {far}")
     async with reader.transaction():
@@ -132,7 +136,7 @@ async def test_making_a_day_waits_for_no_writer(connection: Connection, reader: 
             assert await create_partitions(connection) == [far]
 
 
-async def test_a_new_day_has_the_indexes_of_the_others(connection: Connection) -> None:
+async def test_all_days_have_the_same_indexes(connection: Connection) -> None:
     rows = await connection.fetch(
         """SELECT tablename, count(*) FROM pg_indexes
            WHERE tablename ~ '^(events|deliveries|attempts)_[0-9]{8}$' GROUP BY tablename"""
@@ -142,7 +146,7 @@ async def test_a_new_day_has_the_indexes_of_the_others(connection: Connection) -
     assert counts == {"events": {1}, "deliveries": {5}, "attempts": {1}}
 
 
-async def test_an_old_day_is_dropped_whole(connection: Connection) -> None:
+async def test_all_partitions_of_an_old_day_are_dropped(connection: Connection) -> None:
     await make_old_day(connection)
     assert await old_days(connection, OLD + timedelta(days=1)) == [OLD]
     assert await old_days(connection, OLD) == []
@@ -154,7 +158,7 @@ async def test_an_old_day_is_dropped_whole(connection: Connection) -> None:
         assert partition_name(parent, OLD) not in await attached(connection, parent)
 
 
-async def test_dropping_a_day_that_is_being_read_is_tried_again(
+async def test_drop_of_a_day_being_read_is_retried(
     connection: Connection, reader: Connection
 ) -> None:
     """The first try leaves a partition half detached; the next one finishes it."""
@@ -183,7 +187,7 @@ async def test_a_day_that_was_detached_but_not_dropped_is_found_and_dropped(
     assert await old_days(connection, OLD + timedelta(days=1)) == []
 
 
-async def test_dropping_a_day_holds_up_no_writer(
+async def test_dropping_a_day_does_not_block_writers(
     connection: Connection, reader: Connection, writer: Connection
 ) -> None:
     await make_old_day(connection)

@@ -1,4 +1,4 @@
-"""Tombstones go once nothing names them, and no index keeps a subscription that is gone."""
+"""Tombstones are pruned once unreferenced, and no index keeps a pruned subscription."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ async def store(plane: ControlPlane) -> AsyncIterator[UpkeepStore]:
 
 
 def later() -> datetime:
-    """A moment before which everything was deleted."""
+    """Return a time after every deletion."""
     return datetime.now(UTC) + timedelta(minutes=1)
 
 
 def id_of_today(number: int) -> UUID:
-    """An id that has a partition."""
+    """Return an id in today's partition."""
     return UUID(int=int(datetime.now(UTC).timestamp() * 1_000) << 80 | 0x7 << 76 | number)
 
 
@@ -63,11 +63,11 @@ async def delete(plane: ControlPlane, *subscription_ids: str) -> list[Subscripti
 
 
 async def names(plane: ControlPlane) -> set[str]:
-    """The ids of all subscriptions that have a row."""
+    """Return the ids of all subscriptions that have a row."""
     return {row[0] for row in await plane.rows("SELECT subscription_id FROM subscriptions")}
 
 
-async def test_what_was_deleted_before_the_moment_goes_and_the_living_stay(
+async def test_only_subscriptions_deleted_before_the_given_time_are_pruned(
     plane: ControlPlane, store: UpkeepStore
 ) -> None:
     await plane.create("live")
@@ -81,7 +81,7 @@ async def test_what_was_deleted_before_the_moment_goes_and_the_living_stay(
     assert await names(plane) == {"live"}
 
 
-async def test_what_pending_work_or_history_names_stays(
+async def test_subscriptions_referenced_by_deliveries_are_not_pruned(
     plane: ControlPlane, store: UpkeepStore
 ) -> None:
     pending, finished, _ = await delete(plane, "pending", "finished", "unnamed")
@@ -96,8 +96,10 @@ async def test_what_pending_work_or_history_names_stays(
     assert await store.prune_subscriptions(later(), 10) == (2, False)
 
 
-async def test_batches_pass_by_what_stays(plane: ControlPlane, store: UpkeepStore) -> None:
-    """The ones that stay are at the beginning, and more than a batch."""
+async def test_batches_skip_subscriptions_that_stay(
+    plane: ControlPlane, store: UpkeepStore
+) -> None:
+    """The subscriptions that stay come first and exceed one batch."""
     kept = await delete(plane, *(f"kept-{n}" for n in range(4)))
     await delete(plane, *(f"gone-{n}" for n in range(3)))
     for n, one in enumerate(kept):
@@ -110,7 +112,7 @@ async def test_batches_pass_by_what_stays(plane: ControlPlane, store: UpkeepStor
     assert await store.prune_subscriptions(later(), 10) == (0, False), "it begins anew"
 
 
-async def test_an_index_that_did_not_learn_of_a_deletion_is_loaded_whole(
+async def test_index_older_than_a_pruned_deletion_is_fully_reloaded(
     plane: ControlPlane, store: UpkeepStore
 ) -> None:
     """Without the whole load, events would go to a subscription that has no row."""
@@ -137,9 +139,7 @@ async def test_an_index_that_did_not_learn_of_a_deletion_is_loaded_whole(
     )
 
 
-async def test_pruning_moves_no_epoch_and_holds_up_no_publish(
-    plane: ControlPlane, store: UpkeepStore
-) -> None:
+async def test_pruning_does_not_change_the_epoch(plane: ControlPlane, store: UpkeepStore) -> None:
     await delete(plane, "gone")
     epoch = await plane.epoch()
     await store.prune_subscriptions(later(), 10)
@@ -148,7 +148,7 @@ async def test_pruning_moves_no_epoch_and_holds_up_no_publish(
 
 
 @pytest.mark.parametrize("left", [EVENT, KEY])
-async def test_a_tenant_goes_last_of_all_that_is_its(
+async def test_tenant_is_pruned_after_everything_it_owns(
     plane: ControlPlane, store: UpkeepStore, left: str
 ) -> None:
     await plane.rows(left, "acme", id_of_today(1))
@@ -167,7 +167,7 @@ async def test_a_tenant_goes_last_of_all_that_is_its(
         assert await plane.rows(f"SELECT FROM {table}") == []
 
 
-async def test_a_live_tenant_without_anything_stays(
+async def test_live_tenant_without_subscriptions_is_not_pruned(
     plane: ControlPlane, store: UpkeepStore
 ) -> None:
     assert await store.prune_tenants(later(), 10) == (0, False)

@@ -1,4 +1,4 @@
-"""What a group of many tenants costs: as much as one of a single tenant, whatever is planned."""
+"""A publish group of many tenants costs as much as one of a single tenant, under any plan."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class _Explained(PublishStore):
     """Explains the statement that `write` would run, with its arguments."""
 
     def arguments(self, rows: PublishRows) -> list[object]:
-        """As `write` makes them."""
+        """Return the arguments that `write` makes."""
         return self._arguments(rows)
 
 
 def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A plan's nodes."""
+    """Yield the nodes of a plan."""
     yield plan
     for child in plan.get("Plans", []):
         yield from nodes_of(child)
 
 
 @pytest.mark.parametrize("are_settings_of_the_path", [True, False])
-async def test_rows_are_not_compared_with_each_tenant(
+async def test_publish_plan_does_not_compare_every_row_with_every_tenant(
     database_url: str, *, are_settings_of_the_path: bool
 ) -> None:
     """The planner takes arrays for short: a join of two is a nested loop, tenants times rows."""
@@ -70,8 +70,8 @@ async def test_rows_are_not_compared_with_each_tenant(
     assert {node["Actual Loops"] for node in scans} == {1}
 
 
-async def test_an_epoch_is_checked_under_read_committed_alone(database_url: str) -> None:
-    """A snapshot of the transaction's begin would miss a change that the lock was waited for."""
+async def test_epoch_check_requires_read_committed(database_url: str) -> None:
+    """A snapshot from the begin of the transaction misses a change committed while it waits."""
     async with rows_in(database_url) as maker:
         uid = await maker.tenant("acme")
         statement = "SELECT hookline_check_epochs($1, $2, $3)"

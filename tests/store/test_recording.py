@@ -1,4 +1,4 @@
-"""The fence: a row is written in the version seen, by a node with a lease, once. Rule 20."""
+"""Fencing of records: only the version read, by a node with a lease, once. Rule 20."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.store.hot_rows import URL, HotRows, finished_row, rescheduled_row
 
 
 class Recording:
-    """A store to record with, and rows to record."""
+    """A recording store and its rows."""
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
@@ -33,7 +33,7 @@ class Recording:
         rescheduled: Sequence[Row] = (),
         effect: Consequences | None = None,
     ) -> set[UUID]:
-        """The deliveries that matched."""
+        """Return the deliveries that matched."""
         batch = OutcomeRows(list(finished), list(rescheduled))
         consequences = None if effect is None else lambda _matched: effect
         return set((await self.store.record(node_id, batch, consequences)).matched)
@@ -114,7 +114,7 @@ async def test_last_attempt_is_written_with_the_finished_row(recording: Recordin
 
 
 @pytest.mark.parametrize("what", ["finished", "rescheduled"])
-async def test_another_version_matches_nothing(recording: Recording, what: str) -> None:
+async def test_record_of_another_version_matches_no_row(recording: Recording, what: str) -> None:
     rows = recording.rows
     delivery_id, node_id = await rows.pending(await rows.subscription()), await rows.node()
     before = await rows.all("pending_deliveries")
@@ -131,10 +131,10 @@ async def test_another_version_matches_nothing(recording: Recording, what: str) 
 
 @pytest.mark.parametrize("what", ["finished", "rescheduled", "park"])
 @pytest.mark.parametrize("lease_s", [-0.001, None])
-async def test_a_node_without_a_lease_writes_nothing(
+async def test_node_without_a_lease_records_nothing(
     recording: Recording, what: str, lease_s: float | None
 ) -> None:
-    """Its lease is over, or its row is gone; the version is as it saw it."""
+    """The lease has ended, or the node's row is gone; the version still matches."""
     rows = recording.rows
     delivery_id = await rows.pending(await rows.subscription())
     node_id = rows.new_id() if lease_s is None else await rows.node(lease_s)
@@ -185,7 +185,7 @@ async def test_rows_of_a_batch_match_independently(recording: Recording) -> None
     assert len(await rows.all("deliveries")) == len(await rows.all("attempts")) == 5
 
 
-async def test_bad_row_rolls_back_its_batch(recording: Recording) -> None:
+async def test_invalid_row_rolls_back_its_batch(recording: Recording) -> None:
     rows = recording.rows
     uid, node_id = await rows.subscription(), await rows.node()
     good, bad = await rows.pending(uid), await rows.pending(uid)

@@ -47,7 +47,7 @@ async def test_the_index_of_a_tenant_is_all_its_live_subscriptions(plane: Contro
     ]
 
 
-async def test_a_later_load_returns_the_changes_since(plane: ControlPlane) -> None:
+async def test_incremental_load_returns_only_later_changes(plane: ControlPlane) -> None:
     await plane.create("same")
     deleted, changed = await plane.create("deleted"), await plane.create("changed")
     have = await plane.index()

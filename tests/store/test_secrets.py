@@ -1,4 +1,4 @@
-"""Secrets at rest: what opens where, and what a key that is missing or wrong says of itself."""
+"""Encryption of secrets at rest, and errors for missing or invalid master keys."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encoded(*keys: bytes) -> str:
 
 
 @given(st.binary(max_size=200))
-def test_what_was_sealed_opens_at_its_place(secret: bytes) -> None:
+def test_secret_is_decrypted_at_its_place(secret: bytes) -> None:
     box = SecretBox([KEY])
     assert box.open(box.seal(secret, PLACE), PLACE) == secret
 
@@ -48,7 +48,7 @@ def test_the_format_is_version_key_id_nonce_ciphertext() -> None:
     assert len(sealed) == 1 + 8 + 12 + len(SECRET) + 16
 
 
-def test_what_was_sealed_by_an_earlier_version_opens() -> None:
+def test_secret_of_an_earlier_version_is_decrypted() -> None:
     sealed = bytes.fromhex(
         "014a0c9a5ce1a4ba086e6e6e6e6e6e6e6e6e6e6e6eef5394d572ebc8bf07753236bbeee78df2998bcb7ae47e"
         "a005332f1ee8867611e3cf07eb5c2a6c1817191da061932d7139e573642c20"
@@ -63,7 +63,7 @@ def test_sealed_secrets_hide_the_plaintext_and_are_unique() -> None:
     assert first[21:] != second[21:]
 
 
-def test_all_keys_open_and_the_first_one_seals() -> None:
+def test_all_keys_decrypt_and_the_first_encrypts() -> None:
     old = SecretBox([OTHER_KEY]).seal(SECRET, PLACE)
     box = SecretBox([KEY, OTHER_KEY])
     assert box.open(old, PLACE) == SECRET
@@ -85,14 +85,14 @@ def test_a_missing_key_is_named() -> None:
         PLACE._replace(version=2),
     ],
 )
-def test_a_secret_opens_nowhere_else(place: SecretPlace) -> None:
+def test_secret_is_not_decrypted_at_another_place(place: SecretPlace) -> None:
     box = SecretBox([KEY])
     with pytest.raises(SealedSecretError, match="changed, or moved"):
         box.open(box.seal(SECRET, PLACE), place)
 
 
 @given(st.data())
-def test_a_changed_or_cut_secret_does_not_open(data: st.DataObject) -> None:
+def test_changed_or_truncated_secret_is_not_decrypted(data: st.DataObject) -> None:
     box = SecretBox([KEY])
     sealed = bytearray(box.seal(SECRET, PLACE))
     if data.draw(st.booleans()):
@@ -104,7 +104,7 @@ def test_a_changed_or_cut_secret_does_not_open(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("keys", [[], [b"short"], [KEY, b"k" * 33]])
-def test_a_box_needs_whole_keys(keys: list[bytes]) -> None:
+def test_secret_box_requires_keys_of_32_bytes(keys: list[bytes]) -> None:
     with pytest.raises(MasterKeyError, match="32 bytes"):
         SecretBox(keys)
 
@@ -112,7 +112,7 @@ def test_a_box_needs_whole_keys(keys: list[bytes]) -> None:
 # ------------------------------------------------------------------------------ HOOKLINE_MASTER_KEY
 
 
-def test_keys_are_read_in_their_order() -> None:
+def test_master_keys_are_parsed_in_order() -> None:
     assert parse_master_keys(encoded(KEY)) == (KEY,)
     assert parse_master_keys(f" {encoded(KEY)} ,\n{encoded(OTHER_KEY)}\n") == (KEY, OTHER_KEY)
 
@@ -137,7 +137,7 @@ def test_an_invalid_key_is_named_by_position_and_never_shown(text: str, place: i
     assert not any(part and part in str(caught.value) for part in text.split(","))
 
 
-def test_the_same_key_twice_is_a_mistake() -> None:
+def test_duplicate_master_key_is_refused() -> None:
     with pytest.raises(MasterKeyError, match="twice"):
         parse_master_keys(encoded(KEY, OTHER_KEY, KEY))
 
@@ -145,7 +145,7 @@ def test_the_same_key_twice_is_a_mistake() -> None:
 # ------------------------------------------------------------------------------------- the key file
 
 
-def test_a_key_is_made_once_for_us_alone(tmp_path: Path) -> None:
+def test_key_file_is_created_once_and_readable_only_by_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "master.key"
     made = load_or_create_master_key(path)
     assert load_or_create_master_key(path) == made
@@ -154,14 +154,14 @@ def test_a_key_is_made_once_for_us_alone(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["master.key"]
 
 
-def test_processes_that_start_at_once_have_the_same_key(tmp_path: Path) -> None:
+def test_concurrent_processes_share_one_created_key(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         keys = pool.map(load_or_create_master_key, [tmp_path / "master.key"] * 16)
     assert len(set(keys)) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["master.key"]
 
 
-def test_a_file_may_hold_several_keys(tmp_path: Path) -> None:
+def test_key_file_can_contain_several_keys(tmp_path: Path) -> None:
     path = tmp_path / "master.key"
     path.write_text(encoded(KEY, OTHER_KEY) + "\n")
     path.chmod(0o600)
@@ -169,7 +169,7 @@ def test_a_file_may_hold_several_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666, 0o620])
-def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+def test_key_file_accessible_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "master.key"
     path.write_text(encoded(KEY))
     path.chmod(mode)
@@ -177,7 +177,7 @@ def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> No
         load_or_create_master_key(path)
 
 
-def test_a_broken_file_is_named_and_left_as_it_is(tmp_path: Path) -> None:
+def test_invalid_key_file_is_named_and_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "master.key"
     path.write_bytes(b"\xff\x00 no key")
     path.chmod(0o600)

@@ -1,4 +1,4 @@
-"""Which servers are accepted: a database that could lose what was committed is refused."""
+"""The check of the server: one that could lose committed data is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ground = pytest.fixture(make_ground)
 
 
 async def checked(url: str) -> str:
-    """What is wrong with a server."""
+    """Return the problem of a server; empty: none."""
     try:
         await Database(url).check_server()
     except UnsafeServerError as refusal:
@@ -24,7 +24,7 @@ async def checked(url: str) -> str:
     return ""
 
 
-async def test_a_good_server_is_accepted(database_url: str) -> None:
+async def test_suitable_server_is_accepted(database_url: str) -> None:
     assert await checked(database_url) == ""
 
 
@@ -35,7 +35,7 @@ async def test_a_good_server_is_accepted(database_url: str) -> None:
         ("default_transaction_read_only = on", "it is read-only"),
     ],
 )
-async def test_a_database_that_could_lose_or_not_write_is_refused(
+async def test_read_only_or_non_durable_database_is_refused(
     database_url: str, setting: str, problem: str
 ) -> None:
     connection = await asyncpg.connect(database_url)
@@ -47,7 +47,7 @@ async def test_a_database_that_could_lose_or_not_write_is_refused(
 
 
 async def test_an_old_server_is_refused(database_url: str) -> None:
-    """The one thing here that is pretended: a server that says that it is Postgres 14."""
+    """Simulates a server that reports Postgres 14."""
     connection = await asyncpg.connect(database_url)
     name = await connection.fetchval("SELECT current_database()")
     await connection.execute(
@@ -62,7 +62,7 @@ async def test_an_old_server_is_refused(database_url: str) -> None:
 
 
 async def test_a_session_that_does_not_keep_its_settings_is_refused(database_url: str) -> None:
-    """Pretended too: a session in which a setting has no effect, as behind some poolers."""
+    """Simulates a session in which a setting has no effect, as behind some poolers."""
     connection = await asyncpg.connect(database_url)
     name = await connection.fetchval("SELECT current_database()")
     await connection.execute(

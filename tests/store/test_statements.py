@@ -1,4 +1,4 @@
-"""The SQL of the store: every statement is found by its name, and the data path's walk indexes."""
+"""The SQL of the store: statements are named, and those of the data path use indexes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FILES = sorted(
 
 @pytest.fixture
 async def session(database_url: str) -> AsyncIterator[Session]:
-    """A connection as the data path has it."""
+    """A session like those of the data path."""
     opened = Database(database_url).session("test")
     yield opened
     await opened.close()
 
 
 async def plan_of(session: Session, statement: str, *arguments: str) -> str:
-    """The plan that the data path runs a statement by, whatever the arguments."""
+    """Return the generic plan of a statement."""
     async with session.transaction() as connection:
         await connection.execute(f"PREPARE probe AS {statement}")
         rows = await connection.fetch(f"EXPLAIN EXECUTE probe ({', '.join(arguments)})")
@@ -46,7 +46,7 @@ def test_a_statement_is_an_attribute_by_its_name() -> None:
 
 
 @pytest.mark.parametrize("noun", FILES)
-def test_every_file_holds_named_statements_each_of_them_once(noun: str) -> None:
+def test_every_sql_file_has_uniquely_named_statements(noun: str) -> None:
     text = resources.files("hookline_service.store").joinpath(f"sql/{noun}.sql").read_text("utf-8")
     heads = re.findall(r"^-- name: (\w+)", text, re.MULTILINE)
 
@@ -55,9 +55,7 @@ def test_every_file_holds_named_statements_each_of_them_once(noun: str) -> None:
 
 
 @pytest.mark.parametrize("noun", FILES)
-async def test_every_statement_is_one_that_the_server_understands(
-    session: Session, noun: str
-) -> None:
+async def test_server_can_prepare_every_statement(session: Session, noun: str) -> None:
     statements = Statements(noun)
 
     for name in statements.names():
@@ -66,7 +64,7 @@ async def test_every_statement_is_one_that_the_server_understands(
             assert prepared.get_query(), name
 
 
-async def test_what_is_in_memory_is_hashed_not_compared_one_by_one(session: Session) -> None:
+async def test_refill_excludes_loaded_deliveries_by_a_hash(session: Session) -> None:
     """`<> ALL` took a second for 64 lanes with 500 known deliveries, and grew with the square."""
     plan = await plan_of(
         session, Statements("lanes").refill, "'{}'", "'{}'", "'{}'", "'{}'", "'{}'", "1"
@@ -77,14 +75,14 @@ async def test_what_is_in_memory_is_hashed_not_compared_one_by_one(session: Sess
     assert "Seq Scan" not in plan
 
 
-async def test_the_sweep_descends_an_index_for_each_lane(session: Session) -> None:
+async def test_sweep_uses_the_lane_index(session: Session) -> None:
     plan = await plan_of(session, Statements("lanes").heads, "'{}'", "'{}'", "8")
 
     assert plan.count("using pending_by_lane") == 2
     assert "Seq Scan" not in plan
 
 
-async def test_what_came_is_looked_at_by_ranges_of_two_indexes(session: Session) -> None:
+async def test_arrivals_are_read_by_two_index_ranges(session: Session) -> None:
     first = "'00000000-0000-0000-0000-000000000000'"
     plan = await plan_of(session, Statements("lanes").arrivals, "'{}'", first, "now()", "500")
 
@@ -93,7 +91,7 @@ async def test_what_came_is_looked_at_by_ranges_of_two_indexes(session: Session)
     assert "Seq Scan" not in plan
 
 
-async def test_the_keys_of_an_ordered_lane_are_descents_of_their_index(session: Session) -> None:
+async def test_ordering_keys_are_read_by_their_index(session: Session) -> None:
     heads = await plan_of(session, Statements("ordering").heads, *["'{}'"] * 4)
     page = await plan_of(session, Statements("ordering").page, *["'{}'"] * 5, "1", *["'{}'"] * 2)
 
@@ -104,15 +102,15 @@ async def test_the_keys_of_an_ordered_lane_are_descents_of_their_index(session: 
     assert "Seq Scan" not in heads + page
 
 
-async def test_a_record_finds_its_rows_by_their_key(session: Session) -> None:
+async def test_record_finds_its_rows_by_the_primary_key(session: Session) -> None:
     plan = await plan_of(session, Statements("recording").record, "NULL", *["'{}'"] * 27)
 
     assert plan.count("Index Scan using pending_deliveries_pkey") == 2
     assert "Seq Scan" not in plan
 
 
-async def test_plans_do_not_change_with_what_the_table_happens_to_hold(session: Session) -> None:
-    """It is empty at one moment and full at the next; statistics of either must not matter."""
+async def test_plans_do_not_depend_on_table_statistics(session: Session) -> None:
+    """The table is sometimes empty and sometimes full; the plan must be the same."""
     rows, statement = HotRows(session), Statements("lanes").refill
     arguments = [*["'{}'"] * 5, "1"]
     empty = await plan_of(session, statement, *arguments)
@@ -127,8 +125,8 @@ async def test_plans_do_not_change_with_what_the_table_happens_to_hold(session: 
     assert shape.sub("", full) == shape.sub("", empty)
 
 
-def test_each_statement_that_writes_a_pending_delivery_sets_its_key() -> None:
-    """In an ordered lane a row that names no key is never read."""
+def test_every_insert_of_a_pending_delivery_sets_its_key_hash() -> None:
+    """An ordered lane never reads a row without a key hash."""
     written = [
         (noun, name, getattr(Statements(noun), name).partition("INSERT INTO pending_deliveries")[2])
         for noun in FILES

@@ -1,4 +1,4 @@
-"""The CHECKs of the schema name what the engine's enums name."""
+"""The CHECK constraints of the schema list the values of the domain's enums."""
 
 import re
 from enum import StrEnum
@@ -24,7 +24,7 @@ HOLDS = {
     DeliveryStateReason.RATE_LIMITED,
     DeliveryStateReason.BLOCKED_BY_ORDER,
 }
-"""Why one waits, which is looked up and not stored."""
+"""Reasons of pending deliveries, which reads compute and no row stores."""
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ HOLDS = {
         ("event_types.state", set(EventTypeState)),
     ],
 )
-async def test_a_check_names_the_engines_values(
+async def test_check_constraint_lists_the_values_of_the_enum(
     database_url: str, column: str, values: set[StrEnum]
 ) -> None:
     table, _, name = column.partition(".")
@@ -62,5 +62,5 @@ async def test_a_check_names_the_engines_values(
     assert set(re.findall(r"'([A-Z0-9_]+)'", rows[0]["definition"])) == {v.value for v in values}
 
 
-def test_a_pending_delivery_has_no_row_among_the_finished() -> None:
+def test_pending_is_not_a_finished_state() -> None:
     assert DeliveryState.PENDING not in FINISHED_STATES

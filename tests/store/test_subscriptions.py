@@ -1,4 +1,4 @@
-"""Subscriptions as they are stored: every change has an epoch, a version and a word in the log."""
+"""Stored subscriptions: every change raises epoch and version, and is in the change log."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def plane(database_url: str) -> AsyncIterator[ControlPlane]:
         yield plane
 
 
-async def test_a_subscription_is_read_as_it_was_made(plane: ControlPlane) -> None:
+async def test_subscription_is_read_as_created(plane: ControlPlane) -> None:
     made = await plane.subscriptions.create(RICH, secret(), max_of_tenant=9)
     assert made == await plane.subscriptions.get("acme", "rich")
     made_here = {"uid", "etag", "create_time", "update_time", "signing_keys"}
@@ -85,10 +85,10 @@ CHANGES: dict[str, Callable[[ControlPlane], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_every_change_has_an_epoch_a_version_and_a_word_in_the_log(
+async def test_every_change_raises_epoch_and_version_and_is_in_the_change_log(
     plane: ControlPlane, change: str
 ) -> None:
-    """Take any of the three out of a statement, and this fails."""
+    """Fails if a statement lacks any of the three."""
     made = await plane.create()
     if change == "resume":
         await plane.subscriptions.pause("acme", "orders")
@@ -109,14 +109,14 @@ async def test_every_change_has_an_epoch_a_version_and_a_word_in_the_log(
     assert await plane.subscriptions.get("acme", "other") == other
 
 
-async def test_creating_has_an_epoch_and_a_word_in_the_log_too(plane: ControlPlane) -> None:
+async def test_creation_raises_the_epoch_and_is_in_the_change_log(plane: ControlPlane) -> None:
     epoch = await plane.epoch()
     made = await plane.create()
     assert await plane.epoch() == epoch + 1
     assert await plane.changes() == [made.uid]
 
 
-async def test_a_change_to_the_same_is_none(plane: ControlPlane) -> None:
+async def test_equal_update_is_not_a_change(plane: ControlPlane) -> None:
     made = await plane.create()
     assert await plane.subscriptions.change("acme", "orders", lambda seen: seen) == made
     assert await plane.subscriptions.resume("acme", "orders") == made
@@ -128,7 +128,7 @@ async def test_a_change_to_the_same_is_none(plane: ControlPlane) -> None:
 # --------------------------------------------------------------------------------- pause and resume
 
 
-async def test_pausing_holds_and_resuming_lets_go_with_a_clean_slate(plane: ControlPlane) -> None:
+async def test_resume_clears_the_pause_and_the_recorded_failures(plane: ControlPlane) -> None:
     made = await plane.create()
     await plane.rows("UPDATE subscriptions SET failing_since = now()")
     paused = await plane.subscriptions.pause("acme", "orders")
@@ -152,7 +152,7 @@ async def test_an_update_keeps_the_recorded_failures(plane: ControlPlane) -> Non
     assert (await plane.route(made.uid)).failing_since is not None
 
 
-async def test_pausing_a_disabled_one_keeps_why_it_was_disabled(plane: ControlPlane) -> None:
+async def test_pausing_a_disabled_subscription_keeps_its_reason(plane: ControlPlane) -> None:
     await plane.create()
     await plane.rows(
         """UPDATE subscriptions SET state = 'DISABLED', state_reason = 'GONE',
@@ -166,7 +166,9 @@ async def test_pausing_a_disabled_one_keeps_why_it_was_disabled(plane: ControlPl
 # -------------------------------------------------------------------------------------- concurrency
 
 
-async def test_an_id_is_taken_once_however_many_ask(plane: ControlPlane) -> None:
+async def test_concurrent_creations_with_one_id_create_one_subscription(
+    plane: ControlPlane,
+) -> None:
     answers = await asyncio.gather(*[plane.create() for _ in range(8)], return_exceptions=True)
     refused = [answer for answer in answers if isinstance(answer, AlreadyExistsError)]
     assert len(refused) == 7
@@ -175,7 +177,7 @@ async def test_an_id_is_taken_once_however_many_ask(plane: ControlPlane) -> None
     assert len(await plane.changes()) == 1
 
 
-async def test_changes_at_once_are_all_kept(plane: ControlPlane) -> None:
+async def test_concurrent_changes_are_all_stored(plane: ControlPlane) -> None:
     await plane.create()
 
     async def add(letter: str) -> None:
@@ -205,7 +207,7 @@ async def test_a_stale_etag_is_rejected_without_a_change(plane: ControlPlane) ->
     await plane.subscriptions.delete("acme", "orders", etag=changed.etag)
 
 
-async def test_of_two_with_one_etag_one_wins(plane: ControlPlane) -> None:
+async def test_one_of_two_updates_with_the_same_etag_succeeds(plane: ControlPlane) -> None:
     made = await plane.create()
     answers = await asyncio.gather(
         *[
@@ -217,7 +219,7 @@ async def test_of_two_with_one_etag_one_wins(plane: ControlPlane) -> None:
     assert sum(isinstance(answer, AbortedError) for answer in answers) == 5
 
 
-async def test_ending_it_at_once_counts_once(plane: ControlPlane) -> None:
+async def test_concurrent_deletions_are_counted_once(plane: ControlPlane) -> None:
     await plane.create()
     await plane.create("other")
     answers = await asyncio.gather(
@@ -247,7 +249,7 @@ async def test_the_quota_is_exact_and_names_its_setting(plane: ControlPlane) -> 
         await create(10)
 
 
-async def test_a_recreated_subscription_is_another_and_inherits_nothing(
+async def test_recreated_subscription_has_a_new_uid_and_inherits_nothing(
     plane: ControlPlane,
 ) -> None:
     before = await plane.create(labels={"a": "1"})
@@ -284,7 +286,7 @@ async def test_unknown_and_foreign_subscriptions_raise_the_same_error(plane: Con
     assert len(messages) == 1
 
 
-async def test_creating_and_listing_need_the_tenant(plane: ControlPlane) -> None:
+async def test_creation_and_list_require_the_tenant(plane: ControlPlane) -> None:
     with pytest.raises(NotFoundError) as refused:
         await plane.create(tenant_id="unknown")
     assert refused.value.reason == Reason.TENANT_NOT_FOUND
@@ -310,7 +312,7 @@ async def ids_of_pages(plane: ControlPlane, tenant_id: str, limit: int) -> list[
     return found
 
 
-async def test_pages_go_from_the_newest_on_and_lose_none(plane: ControlPlane) -> None:
+async def test_pages_are_newest_first_and_complete(plane: ControlPlane) -> None:
     await plane.tenants.create("other", "", {})
     for n in range(5):
         await plane.create(f"s{n}")
@@ -322,7 +324,7 @@ async def test_pages_go_from_the_newest_on_and_lose_none(plane: ControlPlane) ->
     assert len(across) == 9
 
 
-async def test_across_tenants_an_id_must_be_one_only(plane: ControlPlane) -> None:
+async def test_read_across_tenants_requires_a_unique_id(plane: ControlPlane) -> None:
     await plane.tenants.create("other", "", {})
     made = await plane.create()
     assert await plane.subscriptions.get("-", "orders") == made
@@ -335,7 +337,7 @@ async def test_across_tenants_an_id_must_be_one_only(plane: ControlPlane) -> Non
 
 
 async def test_the_thousandth_creation_reads_no_more_rows_than_the_tenth(database_url: str) -> None:
-    """Creating 100,000 one by one stays linear, the quota and the index included."""
+    """Creating 100,000 subscriptions one by one stays linear, including quota and index."""
     read = """SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables
               WHERE relname IN ('subscriptions', 'tenants', 'signing_keys')"""
     async with control_plane(database_url, pool_size=1) as plane:
@@ -366,7 +368,7 @@ async def test_the_thousandth_creation_reads_no_more_rows_than_the_tenth(databas
 
 
 class LosingAnswers(Database):
-    """Loses the results of chosen statements after they have run."""
+    """A database that loses the results of chosen statements after they ran."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -380,7 +382,7 @@ class LosingAnswers(Database):
         return rows
 
 
-async def test_a_creation_whose_answer_was_lost_is_found_and_not_made_twice(
+async def test_creation_with_a_lost_answer_is_not_repeated(
     database_url: str, plane: ControlPlane
 ) -> None:
     database = LosingAnswers(database_url)

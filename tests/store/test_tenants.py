@@ -1,4 +1,4 @@
-"""Tenants as they are stored: made, changed, listed, and ended only when nothing is left."""
+"""Stored tenants: creation, changes, lists, and deletion of empty tenants only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def plane(database_url: str) -> AsyncIterator[ControlPlane]:
         yield plane
 
 
-async def test_a_tenant_is_read_as_it_was_made(plane: ControlPlane) -> None:
+async def test_tenant_is_read_as_created(plane: ControlPlane) -> None:
     made = await plane.tenants.create("globex", "Globex ☂", {"plan": "gold"})
     assert made == await plane.tenants.get("globex")
     assert (made.display_name, made.labels, made.state) == (
@@ -41,7 +41,7 @@ async def test_a_tenant_is_read_as_it_was_made(plane: ControlPlane) -> None:
     assert made.uid.version == 7
 
 
-async def test_an_id_is_taken_once_however_many_ask(plane: ControlPlane) -> None:
+async def test_concurrent_creations_with_one_id_create_one_tenant(plane: ControlPlane) -> None:
     asked = [plane.tenants.create("globex", str(n), {}) for n in range(8)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
     refused = [answer for answer in answers if isinstance(answer, AlreadyExistsError)]
@@ -49,7 +49,7 @@ async def test_an_id_is_taken_once_however_many_ask(plane: ControlPlane) -> None
     assert {error.reason for error in refused} == {Reason.TENANT_ALREADY_EXISTS}
 
 
-async def test_the_default_tenant_is_made_once_and_cannot_end(plane: ControlPlane) -> None:
+async def test_default_tenant_is_created_once_and_cannot_be_deleted(plane: ControlPlane) -> None:
     await asyncio.gather(*[plane.tenants.ensure_default() for _ in range(4)])
     first = await plane.tenants.get("default")
     await plane.tenants.ensure_default()
@@ -57,7 +57,7 @@ async def test_the_default_tenant_is_made_once_and_cannot_end(plane: ControlPlan
     await refused(plane, "default", Reason.TENANT_PROTECTED)
 
 
-async def test_only_what_is_named_changes(plane: ControlPlane) -> None:
+async def test_update_changes_only_the_given_fields(plane: ControlPlane) -> None:
     before = await plane.tenants.update("acme", display_name="Acme", labels={"a": "1"})
     assert (await plane.tenants.update("acme", labels={})).display_name == "Acme"
     after = await plane.tenants.update("acme", display_name="")
@@ -88,7 +88,7 @@ async def refused(plane: ControlPlane, tenant_id: str, reason: Reason) -> None:
     assert caught.value.reason == reason
 
 
-async def test_a_tenant_with_subscriptions_or_pending_work_is_kept(
+async def test_tenant_with_subscriptions_or_pending_deliveries_cannot_be_deleted(
     plane: ControlPlane, database_url: str
 ) -> None:
     subscription = await plane.create()
@@ -107,7 +107,7 @@ async def test_a_tenant_with_subscriptions_or_pending_work_is_kept(
     await refused(plane, "acme", Reason.TENANT_NOT_FOUND)
 
 
-async def test_a_recreated_tenant_is_another_and_inherits_nothing(plane: ControlPlane) -> None:
+async def test_recreated_tenant_has_a_new_uid_and_inherits_nothing(plane: ControlPlane) -> None:
     await plane.tenants.update("acme", display_name="Acme", labels={"a": "1"})
     before = await plane.tenants.get("acme")
     await plane.create()
@@ -124,7 +124,7 @@ async def test_a_recreated_tenant_is_another_and_inherits_nothing(plane: Control
     assert [row.subscription_uid for row in load.changed] == [new.uid]
 
 
-async def test_an_end_that_waits_for_a_creation_sees_it(
+async def test_deletion_that_waits_for_a_creation_detects_it(
     plane: ControlPlane, database_url: str
 ) -> None:
     tenant = await plane.tenants.get("acme")
@@ -138,7 +138,7 @@ async def test_an_end_that_waits_for_a_creation_sees_it(
         await end
 
 
-async def test_a_creation_and_an_end_at_once_leave_no_orphan(plane: ControlPlane) -> None:
+async def test_concurrent_creation_and_deletion_leave_no_orphan(plane: ControlPlane) -> None:
     for n in range(10):
         await plane.tenants.create(f"t{n}", "", {})
         create, delete = await asyncio.gather(

@@ -1,4 +1,4 @@
-"""What time does to rows: expiry, sweeps, days that go; and what keeps them. Rule 24."""
+"""Upkeep: expiry of deliveries, sweeps, dropping of days, and what prevents it. Rule 24."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.store.hot_rows import HotRows
 
 @pytest.fixture
 async def rows(database_url: str) -> AsyncIterator[HotRows]:
-    """Rows written beside the store."""
+    """Rows inserted without the store."""
     written = HotRows(Database(database_url).session("rows"))
     yield written
     await written.session.close()
@@ -29,14 +29,14 @@ async def rows(database_url: str) -> AsyncIterator[HotRows]:
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[UpkeepStore]:
-    """The chores, on a connection of their own."""
+    """The store of the chores, with its own connection."""
     opened = UpkeepStore(Database(database_url).session("upkeep"))
     yield opened
     await opened.close()
 
 
 async def make_day(rows: HotRows, days_ago: int) -> date:
-    """Partitions of a day long ago."""
+    """Create partitions of an old day."""
     day = (datetime.now(UTC) - timedelta(days=days_ago)).date()
     first, end = first_id_of_day(day), first_id_of_day(day + timedelta(days=1))
     for parent in ("events", "deliveries", "attempts"):
@@ -47,7 +47,7 @@ async def make_day(rows: HotRows, days_ago: int) -> date:
     return day
 
 
-async def test_the_chores_are_one_nodes_at_a_time(
+async def test_one_node_at_a_time_runs_a_chore(
     store: UpkeepStore, rows: HotRows, database_url: str
 ) -> None:
     other = UpkeepStore(Database(database_url).session("upkeep"))
@@ -104,7 +104,7 @@ async def test_old_changes_are_swept_and_new_ones_kept(store: UpkeepStore, rows:
     assert len(await rows.all("change_log")) == 1
 
 
-async def test_a_change_whose_number_is_younger_than_its_time_is_swept_later(
+async def test_changes_are_swept_in_order_of_their_number(
     store: UpkeepStore, rows: HotRows
 ) -> None:
     await rows.session.fetch(
@@ -122,10 +122,10 @@ async def test_a_change_whose_number_is_younger_than_its_time_is_swept_later(
     assert left["change_id"] == 5
 
 
-async def test_what_keeps_a_day_is_found_without_reading_all_that_is_pending(
+async def test_check_of_a_day_does_not_read_all_pending_deliveries(
     rows: HotRows, database_url: str
 ) -> None:
-    """A day to be dropped, nothing of it pending: the answer is no, from first entries alone."""
+    """A day without pending deliveries: the check reads only the first index entries."""
     uid = await rows.subscription()
     day = await make_day(rows, 40)
     await rows.session.fetch(
@@ -147,14 +147,14 @@ async def test_what_keeps_a_day_is_found_without_reading_all_that_is_pending(
 
 
 class Weighed(Session):
-    """A session that notes how many blocks each statement looks at, in a run that is undone."""
+    """A session that counts the blocks each statement reads, in a run that it rolls back."""
 
     blocks = 0
 
     async def fetch(
         self, statement: str, *args: object, history_id: UUID | None = None
     ) -> list[asyncpg.Record]:
-        """Weigh the statement, then run it."""
+        """Count the statement's blocks, then run it."""
         explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
         with suppress(ZeroDivisionError):
             async with self.transaction() as connection:
@@ -164,10 +164,10 @@ class Weighed(Session):
         return await super().fetch(statement, *args, history_id=history_id)
 
 
-async def test_a_sweep_begins_where_the_batch_before_ended(
+async def test_sweep_starts_where_the_previous_batch_ended(
     rows: HotRows, database_url: str
 ) -> None:
-    """An open transaction keeps what was deleted in the index: no batch may walk through it."""
+    """An open transaction keeps deleted entries in the index: no batch may read them again."""
     await rows.session.fetch(
         """INSERT INTO change_log (kind, create_time)
            SELECT 'EVENT_TYPE', now() - interval '2 hours' FROM generate_series(1, 20000)"""
@@ -203,7 +203,7 @@ async def test_days_are_dropped_oldest_first(store: UpkeepStore, rows: HotRows) 
     assert await store.drop_days_before(today - timedelta(days=30)) == ([], [])
 
 
-async def test_a_day_is_kept_while_anything_of_it_or_older_is_pending(
+async def test_day_is_kept_while_it_or_an_older_day_has_pending_deliveries(
     store: UpkeepStore, rows: HotRows
 ) -> None:
     uid = await rows.subscription()
@@ -219,7 +219,7 @@ async def test_a_day_is_kept_while_anything_of_it_or_older_is_pending(
 
 
 @pytest.mark.parametrize("column", ["event_id", "delivery_id"])
-async def test_either_id_of_a_pending_row_keeps_a_day(
+async def test_event_id_or_delivery_id_of_a_pending_row_keeps_its_day(
     store: UpkeepStore, rows: HotRows, column: str
 ) -> None:
     """A replayed delivery is younger than its event."""
@@ -255,7 +255,7 @@ async def test_a_retention_that_exceeds_the_lock_table_is_rejected(
         assert word in str(caught.value)
 
 
-async def test_a_read_of_all_days_takes_the_locks_that_are_counted(
+async def test_read_of_all_days_takes_the_calculated_number_of_locks(
     rows: HotRows,
 ) -> None:
     await make_day(rows, 40)
@@ -274,7 +274,7 @@ async def test_a_read_of_all_days_takes_the_locks_that_are_counted(
     assert locks - before == each * days + each, "those of the parent are as many"
 
 
-async def test_days_of_history_are_frozen_by_the_vacuum_that_follows_inserts(rows: HotRows) -> None:
+async def test_insert_vacuum_freezes_the_partitions_of_history(rows: HotRows) -> None:
     found = await rows.session.fetch(
         """SELECT c.relname, c.reloptions
            FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid

@@ -1,4 +1,4 @@
-"""Lists of all tenants: the same rows as one read of everything, whatever the windows are."""
+"""Lists of all tenants have the same rows as one full read, for any window size."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 async def walk(page: Page) -> list[UUID]:
-    """The ids of a whole list, page by page."""
+    """Return the ids of a whole list, read page by page."""
     seen: list[UUID] = []
     before, has_more = NEWEST, True
     while has_more:
@@ -130,8 +130,8 @@ async def test_pages_of_all_tenants_hold_each_row_once_newest_first(
     assert await walk(of_events) == sorted(history.events, reverse=True)
 
 
-async def test_old_rows_are_found_after_days_without_rows(rows: Rows, database: Database) -> None:
-    """Also where a deployment keeps years: an empty window is followed by one twice as long."""
+async def test_old_rows_are_found_behind_days_without_rows(rows: Rows, database: Database) -> None:
+    """Each empty window is followed by one twice as long, so years without rows cost few reads."""
     place = await rows.subscription(await rows.tenant("acme"), "s")
     await rows.connection.execute(
         """CREATE TABLE events_20240229 PARTITION OF events
