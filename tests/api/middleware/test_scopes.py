@@ -63,6 +63,11 @@ def test_changes_of_event_types_refuse_callers_bound_to_one_tenant() -> None:
     assert all(RULES[name].is_of_all_tenants for name in changes)
 
 
+@pytest.mark.parametrize("method", ["CreateTenant", "DeleteTenant"])
+def test_the_existence_of_tenants_is_changed_by_callers_of_all_tenants_only(method: str) -> None:
+    assert RULES[f"hookline.v1.TenantService/{method}"].is_of_all_tenants
+
+
 def test_open_rules_have_no_scopes() -> None:
     assert [rule for rule in RULES.values() if rule.is_open and rule != OPEN] == []
     assert not AccessRule().is_open
