@@ -84,4 +84,4 @@ async def test_a_failed_read_is_logged_and_the_next_one_follows(
     with capture_logs() as logs:
         async with followed(Authority(tmp_path), timedelta(days=90)):
             await looks.more()
-    assert logged(logs, "source_watch_failed") == 1
+    assert logged(logs, "source_watch_broken") == 1

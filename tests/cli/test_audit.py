@@ -70,15 +70,15 @@ async def test_an_intact_log_is_ok_and_its_head_is_printed(
     assert capsys.readouterr().out.splitlines() == [
         "OK: 4 entries, each follows from the one before",
         UNCHECKED,
-        f"to be noted: {head}",
+        f"store this head: {head}",
     ]
     await plane.tenants.create("e", "", {})
     assert await verify(database_url, "--head", head) == 0
     assert capsys.readouterr().out.splitlines() == [
         "OK: 5 entries, each follows from the one before",
-        f"it goes on from the noted {head}",
+        f"it continues from the head {head}",
         UNCHECKED,
-        f"to be noted: {await head_of(plane)}",
+        f"store this head: {await head_of(plane)}",
     ]
 
 

@@ -24,7 +24,7 @@ async def running_database(settings: Settings) -> AsyncIterator[Database]:
         if url is None:
             raise StartError(
                 "HOOKLINE_DATABASE_URL is not set, and no `hookline dev` runs in"
-                f" {settings.data_dir}: set the one, or start the other"
+                f" {settings.data_dir}: set it, or start `hookline dev`"
             )
         if await pending_migrations(url):
             raise StartError("the schema is not up to date: run `hookline migrate`")

@@ -104,7 +104,7 @@ class SourceWatcher:
                 await asyncio.to_thread(source.look)
                 self._warn_of_expiry(source.state())
             except Exception:  # noqa: BLE001 - the last state stays in use, and the next read may succeed
-                _log.exception("source_watch_failed")
+                _log.exception("source_watch_broken")
             await asyncio.sleep(LOOK_S)
 
     def _warn_of_expiry(self, state: SourceState) -> None:

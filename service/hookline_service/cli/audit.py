@@ -48,14 +48,14 @@ def _lines(asked: argparse.Namespace, log: VerifiedLog) -> Iterator[str]:
     if log.start.sequence:
         yield f"entries up to {log.start.sequence:,} were pruned after their retention"
     if asked.head:
-        yield f"it goes on from the noted {asked.head}"
+        yield f"it continues from the head {asked.head}"
     if log.sealed is None:
         yield "signatures were not checked: that needs --key, or the master key"
     else:
         recent = log.head.sequence - log.sealed.sequence
         yield f"signed up to {log.sealed.sequence:,} by {log.key}; {recent:,} entries are newer"
     if log.head.sequence:
-        yield f"to be noted: {log.head}"
+        yield f"store this head: {log.head}"
 
 
 async def _export(settings: Settings, behind: int) -> None:

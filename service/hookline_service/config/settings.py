@@ -273,8 +273,8 @@ class Settings:
         if self.role is not Role.DEV and not self.master_keys:
             problems.append(
                 "HOOKLINE_MASTER_KEY is not set, nor HOOKLINE_MASTER_KEY_FILE, nor"
-                f" HOOKLINE_MASTER_KEY_COMMAND: `{self.role}` needs one, to seal secrets with;"
-                " `openssl rand -base64 32` makes one. Keep it: without it they are lost"
+                f" HOOKLINE_MASTER_KEY_COMMAND: `{self.role}` needs one, to encrypt secrets with;"
+                " `openssl rand -base64 32` makes one. Keep it: without it secrets cannot be read"
             )
         if self.role is Role.KEYS:
             return problems

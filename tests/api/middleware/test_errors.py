@@ -125,7 +125,7 @@ def test_a_lost_answer_is_unavailable_only_where_repeating_is_safe() -> None:
     assert (safe.code, safe.retry_s) == (grpc.StatusCode.UNAVAILABLE, 1.0)
     assert (unsafe.code, unsafe.retry_s) == (grpc.StatusCode.UNKNOWN, None)
     assert safe.reason == unsafe.reason == "DATABASE_UNAVAILABLE"
-    assert "may have been done" in unsafe.message
+    assert "may have been made" in unsafe.message
     assert SECRET not in safe.message + unsafe.message
 
 

@@ -184,7 +184,7 @@ class ApiKeySource:
                 await self.read()
             except Exception as error:  # noqa: BLE001 - waiting calls were given the error
                 if not isinstance(error, TRANSIENT):
-                    _log.exception("api_key_refresh_failed")
+                    _log.exception("api_key_refresh_broken")
 
     async def read(self) -> None:
         """Answer pending lookups, and read used keys again where that is due."""

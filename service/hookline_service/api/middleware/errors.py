@@ -110,15 +110,15 @@ def refusal_of(error: BaseException, *, repeatable: bool) -> Refusal:
         case OutcomeUnknownError():
             return _refusal(
                 grpc.StatusCode.UNKNOWN,
-                "the connection to the database was lost before it answered: what was asked may "
-                "have been done; look before you repeat the call",
+                "the connection to the database was lost before it answered: the change may have "
+                "been made; read the resource before you repeat the call",
                 Reason.DATABASE_UNAVAILABLE,
             )
         case _:
-            _log.error("a call failed unexpectedly", exc_info=error)
+            _log.exception("call_broken", exc_info=error)
             return _refusal(
                 grpc.StatusCode.INTERNAL,
-                "something broke in Hookline that should not; its log has the particulars",
+                "internal error, a bug in Hookline: the log event call_broken has the traceback",
                 Reason.INTERNAL,
             )
 

@@ -9,9 +9,10 @@ not ended by the next check.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
+
+import structlog
 
 from hookline_service.api.middleware.errors import interrupted
 from hookline_service.domain.errors import (
@@ -24,7 +25,7 @@ from hookline_service.domain.errors import (
 RECHECK_S: Final = 0.5
 """The interval at which the caller of a stream is authenticated again."""
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Recheck = Callable[[], Awaitable[object]]
@@ -139,4 +140,4 @@ class Streams:
             except (UnauthenticatedError, PermissionDeniedError) as error:
                 stream.end(error)
             except Exception as error:  # noqa: BLE001 - the next message's check raises it
-                _log.debug("a stream's caller could not be authenticated again: %r", error)
+                _log.debug("stream_reauthentication_failed", error=repr(error))

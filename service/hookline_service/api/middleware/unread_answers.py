@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
 import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
+
+import structlog
 
 from hookline_service.api.middleware.byte_budget import ByteBudget
 
@@ -25,7 +26,7 @@ SMALL_BYTES: Final = 4_096
 TICK_S: Final = 1.0
 _DESCRIPTORS: Final = Path("/dev/fd")
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 Address = tuple[str, int]
 
@@ -91,7 +92,7 @@ class UnreadAnswers:
                 break
             late.add(unread.peer)
         if late and (self._closing is None or self._closing.done()):
-            _log.warning("callers do not read their answers: %d connections are closed", len(late))
+            _log.warning("unread_answers_dropped", connections=len(late))
             self._closing = loop.run_in_executor(None, close_connections, late)
 
 

@@ -105,7 +105,7 @@ def add_call(group: Group, call: PublishCall) -> None:
     try:
         group.add(call)
     except Exception as error:  # noqa: BLE001 - unforeseen data must not fail other calls
-        _log.exception("publish_call_unfit")
+        _log.exception("publish_call_broken")
         call.fail(error)
 
 

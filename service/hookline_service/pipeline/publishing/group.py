@@ -378,7 +378,7 @@ def _name_of(call: PublishCall, event_id: UUID) -> str:
 
 def _reused(position: int, name: str | None) -> AlreadyExistsError:
     return AlreadyExistsError(
-        f"events[{position}].idempotency_key: the key already stands for another event",
+        f"events[{position}].idempotency_key: the key was already used for a different event",
         Reason.IDEMPOTENCY_KEY_REUSED,
         metadata={"index": str(position)} | ({"name": name} if name else {}),
     )

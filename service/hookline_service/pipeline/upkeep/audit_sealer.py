@@ -71,7 +71,7 @@ class AuditSealer:
         except TRANSIENT as error:
             _log.debug("audit_log_not_sealed", error=str(error))
         except Exception:  # noqa: BLE001 - logged whole; the next turn tries again
-            _log.exception("audit_log_not_sealed")
+            _log.exception("audit_sealing_broken")
 
     async def seal(self) -> ChainHead:
         """Sign the head, if there is a new one; return what is sealed now.

@@ -9,7 +9,6 @@ there is never changed. Independent of running processes and settings.
 import contextlib
 import fcntl
 import hashlib
-import logging
 import os
 import re
 import secrets
@@ -19,6 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import structlog
 
 from hookline_service.store.embedded.account import (
     Account,
@@ -37,7 +38,7 @@ _PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 _SOCKET_PATH_BYTES_MAX = 103  # sun_path is 104 bytes on macOS and 108 on Linux, NUL included
 _SOCKET_DIRS_MAX = 16
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class Home:
         if self.cluster.parent != self.data_dir:
             _write_pointer(self.data_dir, self.cluster)
             _log.warning(
-                "Postgres runs as user %s, which cannot reach %s: the database is in %s",
-                self.account.name,
-                self.data_dir,
-                self.cluster,
+                "embedded_postgres_moved",
+                reason=f"Postgres runs as the user {self.account.name}, which cannot read"
+                f" {self.data_dir}",
+                cluster=str(self.cluster),
             )
 
     def _initdb(self, directory: Path, arguments: Iterable[str], timeout_s: float) -> None:

@@ -13,7 +13,6 @@ start to stop, so two Hooklines never share a Postgres unknowingly.
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import ParamSpec, TypeVar
 from urllib.parse import quote
 
 import asyncpg
+import structlog
 
 from hookline_service.store.embedded.account import SYSTEM_ACCOUNTS, Account, EmbeddedPostgresError
 from hookline_service.store.embedded.home import Home, find_home, locked, make_data_dir
@@ -32,7 +32,7 @@ from hookline_service.store.embedded.settings import DATABASE, INITDB_ARGUMENTS,
 
 _LINGERING_POLL_S = 0.2
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -175,7 +175,7 @@ class EmbeddedPostgres:
             home.remove()
 
     async def _adopt(self, home: Home, deadline: float) -> bool:
-        """Take over a Postgres that runs in the cluster. One that does not suit is stopped."""
+        """Adopt a Postgres that runs in the cluster; one that cannot be used is stopped."""
         found = await _to_end(Postmaster.find, home.cluster)
         if found is None:
             return False
@@ -185,11 +185,11 @@ class EmbeddedPostgres:
             try:
                 await _open_database(home, deadline)
             except EmbeddedPostgresError as error:
-                _log.warning("the Postgres that runs does not serve: %s", error)
+                _log.warning("embedded_postgres_unusable", error=str(error))
             else:
-                _log.info("adopted Postgres, process %d, in %s", found.pid, home.cluster)
+                _log.info("embedded_postgres_adopted", pid=found.pid, cluster=str(home.cluster))
                 return True
-        _log.info("starting anew: Postgres, process %d, in %s", found.pid, home.cluster)
+        _log.info("embedded_postgres_restarted", pid=found.pid, cluster=str(home.cluster))
         await found.stop(self._stop_timeout_s)
         return False
 
