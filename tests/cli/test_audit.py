@@ -245,7 +245,7 @@ async def test_an_entry_that_no_node_signed_in_time_is_reported(
     await tamper(plane.database, REWRITE)
     assert await verify(database_url) == 1
     assert "entry 1 of" in (said := capsys.readouterr().err)
-    assert "is not sealed, which a node does within 60 s" in said
+    assert "is not signed, which a node does within 60 s" in said
 
 
 async def test_an_export_has_all_hashed_fields_and_ends_with_the_newest_checkpoint(

@@ -1,7 +1,7 @@
-"""The composition root: the one place where things are constructed, started and stopped.
+"""The composition root: the only package that constructs, starts and stops the parts of a node.
 
-`engine` puts the data path together, `servicers` the API, `node` the whole. Everything else takes
-what it needs through its constructor and makes nothing.
+`engine` constructs the data path, `servicers` the API, `node` the whole node. All other packages
+receive their collaborators through constructors.
 """
 
 from hookline_service.app.keys import create_api_key

@@ -1,4 +1,4 @@
-"""The audit log, verified on the database itself: no node is asked, for a node might be forged."""
+"""Verification and export of the audit log, directly from the database: no node is trusted."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from hookline_service.store.audit_checkpoints import (
 from hookline_service.store.secrets import SecretBox, load_or_create_master_key
 
 UNSEALED_MAX: Final = timedelta(seconds=60)
-"""A node seals what is new within seconds: what is older and not sealed is suspect."""
+"""A node signs new entries within seconds: an older entry without a signature is suspect."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedLog:
-    """A log in which nothing was found wrong."""
+    """The result of a verification that found no error."""
 
     head: ChainHead
     sealed: ChainHead | None
-    """Up to here a node has signed it; None: signatures could not be checked."""
+    """The last signed head; None: signatures could not be checked."""
     key: str
-    """The verifier key by which it was; empty: there was none to check with."""
+    """The verifier key of the signatures; empty: they were not checked."""
     start: ChainHead
-    """Behind which the log begins: what came before was pruned."""
+    """The head behind which the log begins: earlier entries were pruned."""
 
 
 async def verify_audit_log(
     settings: Settings,
     noted: ChainHead | None,
-    tell: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
     verifier: CheckpointVerifier | None = None,
 ) -> VerifiedLog:
     """Check all that the tables hold: entries, head, drafts, triggers, and checkpoints.
 
     `verifier`: whose signatures count; None: those of the key in the database, if the settings have
-    the master key that opens it. `tell` is called after each entry with how many were checked, and
-    of how many. Raises `BrokenChainError`; `StartError`: it cannot be read, or the noted head lies
-    before the first entry that is kept.
+    the master key that opens it. `on_progress` is called after each entry with the number of
+    checked entries, and of all entries. Raises `BrokenChainError`; `StartError`: it cannot be read,
+    or the noted head lies before the first entry that is kept.
     """
     async with running_database(settings) as database:
         log, checkpoints = AuditLog(database), AuditCheckpoints(database)
@@ -55,7 +55,7 @@ async def verify_audit_log(
         while True:
             pruned_note = await log.pruned_note()
             try:
-                return await _verify(log, checkpoints, verifier, noted, tell)
+                return await _verify(log, checkpoints, verifier, noted, on_progress)
             except BrokenChainError:
                 if await log.pruned_note() == pruned_note:
                     raise  # else entries were pruned meanwhile, and the rest is checked anew
@@ -66,7 +66,7 @@ async def _verify(
     checkpoints: AuditCheckpoints,
     verifier: CheckpointVerifier | None,
     noted: ChainHead | None,
-    tell: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
 ) -> VerifiedLog:
     # Before the extent: what is signed later is no older than it.
     sealed = await _sealed(checkpoints, verifier) if verifier else {}
@@ -82,7 +82,7 @@ async def _verify(
         walk.follow(entry)
         if verifier and entry.sequence > last:
             _check_age(entry)
-        tell(walk.head.sequence - start.sequence, head.sequence - start.sequence)
+        on_progress(walk.head.sequence - start.sequence, head.sequence - start.sequence)
     walk.end(head)
     if verifier is None:
         return VerifiedLog(walk.head, None, "", start)
@@ -181,6 +181,6 @@ def _check_age(entry: AuditEntry) -> None:
         raise BrokenChainError(
             entry.sequence,
             f"entry {entry.sequence} of {entry.create_time.isoformat(timespec='seconds')} is not"
-            f" sealed, which a node does within {UNSEALED_MAX.total_seconds():g} s: none runs, or"
-            " none takes the log for what it was",
+            f" signed, which a node does within {UNSEALED_MAX.total_seconds():g} s: no node runs,"
+            " or the nodes reject the log",
         )

@@ -1,4 +1,4 @@
-"""The data path, put together: every part of `pipeline` with its store, its start and its stop."""
+"""Construction of the data path: every part of `pipeline`, with its store."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ USER_AGENT: Final = f"hookline/{VERSION}"
 KEY_WINDOW_S: Final = 72 * 3_600.0
 """How long an idempotency key is remembered; the contract names it."""
 SESSIONS: Final = 10
-"""Connections that a node has beside the pool of the calls: the data path's, and the door's."""
+"""A node's connections beside the pools: those of the data path, and one for API keys."""
 LOOKUP_TIMEOUT_S: Final = 3.0
-"""What looking up an API key may take."""
+"""The timeout of the lookup of an API key."""
 
 
 class Engine:
-    """The parts of one node's data path; `start` in the order of construction, `stop` backwards."""
+    """The parts of one node's data path; `node.py` starts and stops them."""
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class Engine:
         place: str = "",
         instruments: Instruments = UNOBSERVED,
     ) -> None:
-        """`database` serves calls, `path` what the data path reads (HOOKLINE_PATH_POOL_SIZE).
+        """`database` is the pool of calls, `path` that of the data path (HOOKLINE_PATH_POOL_SIZE).
 
         `place` is the supervisor's name for this process; empty: there is none.
         """
-        # A drawn number must not tell the next: ids are seen by tenants.
+        # Random numbers must not be predictable from ids, which tenants see.
         random = SystemRandom()
         self.time = time = DatabaseTime(clock)
         self.timers = Timers(clock)
@@ -136,7 +136,7 @@ class Engine:
         self._connect_parts(path)
 
     def _connect_parts(self, path: Database) -> None:
-        """Let ownership see who does its work, and all forget what a lost database had told."""
+        """Give ownership its workers, and have all parts drop their caches after a failover."""
         self.ownership.workers = (self.recorder, self.refiller, self.sweeper, self.changes)
         path.on_history_changed += [
             self.ownership.history_changed,
@@ -147,12 +147,12 @@ class Engine:
         ]
 
     async def open_sessions(self) -> None:
-        """Connect what a bucket's work is done on: a node without it must own none."""
+        """Open the connections that the work of buckets needs: without them a node owns none."""
         for session in self._sessions:
             await session.open()
 
     async def close_sessions(self) -> None:
-        """Close those that no part has closed, since it was never started."""
+        """Close the connections of parts that were never started."""
         for session in self._sessions:
             await session.close()
 
@@ -175,7 +175,7 @@ class Engine:
     def _make_lanes(self, settings: Settings, clock: Clock) -> Lanes:
         """Construct the lanes first: ownership, sweep, notifier and deliverer depend on them.
 
-        What lanes call back of these is looked up at the call.
+        The callbacks look these parts up when they are called.
         """
         refill_queue = RefillQueue(settings.max_lane_bytes)
         dispatcher = Dispatcher(

@@ -1,4 +1,4 @@
-"""API keys made directly in the database: the first one, before there is any to call with."""
+"""API keys created directly in the database, such as the first one of a deployment."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hookline_service.store.secrets import SecretBox
 async def create_api_key(
     settings: Settings, draft_at: Callable[[datetime], NewApiKey]
 ) -> tuple[ApiKey, str]:
-    """Make what `draft_at` asks for at a moment of the database's clock; the key and its token.
+    """Create the key that `draft_at` returns for the database's time; return it and its token.
 
-    In the database of the settings, or else in the embedded one that `hookline dev` runs in their
+    Uses the database of the settings, or else the embedded one that `hookline dev` runs in their
     data directory. Raises `StartError`.
     """
     async with running_database(settings) as database:

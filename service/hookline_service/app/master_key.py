@@ -1,4 +1,4 @@
-"""The master key's work that needs no node: rotated, or forgotten, on the database itself."""
+"""Rotation and removal of master keys, directly in the database."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ __all__ = ["KeyUse", "RotationReport", "forget_master", "key_ids", "rotate_maste
 
 
 def key_ids(settings: Settings) -> tuple[bytes, ...]:
-    """What names the master keys of the settings; the first one seals."""
+    """Return the ids of the master keys of the settings; the first one encrypts."""
     return tuple(map(key_id_of, settings.master_keys))
 
 
-async def rotate_master(settings: Settings, tell: Callable[[int, int], None]) -> RotationReport:
-    """Seal anew, with the first master key, what others have sealed. Raises `StartError`.
+async def rotate_master(
+    settings: Settings, on_progress: Callable[[int, int], None]
+) -> RotationReport:
+    """Encrypt with the first master key what other keys encrypted. Raises `StartError`.
 
-    `tell` hears after each batch how much has been done, and of how much.
+    `on_progress` is called after each batch with the number of rows done, and of all rows.
     """
     async with running_database(settings) as database:
         rotation = KeyRotation(database, TenantSecrets(SecretBox(settings.master_keys)))
         whole = await rotation.left()
-        return await rotation.run(lambda done: tell(done, whole))
+        return await rotation.run(lambda done: on_progress(done, whole))
 
 
 async def forget_master(settings: Settings, key_id: bytes) -> bool:
-    """Let nodes start without a master key that is lost; whether anything was sealed with it."""
+    """Let nodes start without a lost master key; return whether anything was encrypted with it."""
     async with running_database(settings) as database:
         return await forget_master_key(database, key_id)

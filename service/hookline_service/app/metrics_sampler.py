@@ -1,4 +1,4 @@
-"""The pulse, put together with what it looks at."""
+"""Construction of the metrics sampler, with the parts that it samples."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hookline_service.store.status import StatusStore
 from hookline_service.telemetry.providers import Telemetry
 
 
-def make_pulse(
+def make_metrics_sampler(
     settings: Settings, database: Database, engine: Engine, telemetry: Telemetry
 ) -> MetricsSampler:
-    """The pulse of one node; it beats only where somebody collects."""
+    """Return the sampler of one node; it samples only if metrics are exported."""
     watched = Watched(
         lanes=engine.lanes,
         deliverer=engine.deliverer,

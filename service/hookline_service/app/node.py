@@ -1,9 +1,9 @@
-"""One node: the database, the data path and the API, started upwards and stopped downwards.
+"""One node: starts the database, the data path and the API in this order, and stops in reverse.
 
-The order of a stop is the promise that nothing waits for a lease to end: health says NOT_SERVING,
-no more deliveries are taken, calls end, what is on the wire ends and is recorded, the buckets are
-given back, and only then do the connections close. Each start below pushes its stop, so a start
-that fails halfway stops what it had started, in the same order.
+A stop is ordered so that no work waits for the end of a lease: health returns NOT_SERVING, no more
+deliveries are taken, calls end, attempts in flight end and are recorded, the buckets are given to
+other nodes, and only then the connections close. Each start pushes its stop on a stack, so a start
+that fails halfway stops the parts that it has started, in the same order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hookline_service.api.middleware.call_observer import TelemetryObserver
 from hookline_service.api.server import ApiServer, CannotListenError
 from hookline_service.app.authenticator import Authenticator
 from hookline_service.app.engine import SESSIONS, Engine
-from hookline_service.app.metrics_sampler import make_pulse
+from hookline_service.app.metrics_sampler import make_metrics_sampler
 from hookline_service.app.servicers import make_servicers
 from hookline_service.config import ListenAddress, Role, Settings
 from hookline_service.domain.errors import UnavailableError
@@ -55,14 +55,14 @@ _log = structlog.get_logger(__name__)
 
 
 class StartError(Exception):
-    """The node cannot start; the text tells whoever started it what to do."""
+    """The node cannot start; the text names the cause and what to do."""
 
 
 class App:
     """One node of the service."""
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None, place: str = "") -> None:
-        """`place`: it shares its port, and the supervisor calls it so; empty: it is alone."""
+        """`place` is the supervisor's name of this process, which shares its port; empty: none."""
         self._settings = settings
         self._place = place
         self._clock = clock or SystemClock()
@@ -71,9 +71,9 @@ class App:
         self._stop_by_s = 0.0
 
     async def start(self) -> int:
-        """Start everything; the port that gRPC is served on.
+        """Start everything; return the port that gRPC is served on.
 
-        Raises `StartError`; whatever happens, cancellation too, what had started is stopped.
+        Raises `StartError`. After an error or a cancellation, the started parts are stopped.
         """
         try:
             return await self._start()
@@ -85,7 +85,7 @@ class App:
 
     async def _start(self) -> int:
         settings, push = self._settings, self._stack.push_async_callback
-        if not self._place:  # else somebody holds the port for it
+        if not self._place:  # else the supervisor holds the port
             await _check_address(settings.listen)
         telemetry = await self._start_telemetry()
         database = Database(
@@ -104,7 +104,7 @@ class App:
         for pool in (database, path):
             push(pool.close)
             await pool.open()
-        if not self._place or self._place.endswith("/1"):  # of several, one tells
+        if not self._place or self._place.endswith("/1"):  # only the first worker warns
             await _check_connections(settings, database)
         await Tenants(database).ensure_default()
         secrets = TenantSecrets(SecretBox(master_keys_of(settings)))
@@ -112,17 +112,19 @@ class App:
         instruments = Instruments(telemetry.tracer, telemetry.meters)
         engine = Engine(settings, database, path, secrets, self._clock, self._place, instruments)
         await self._start_data_path(engine)
-        door = await Authenticator.make(settings, database, secrets.box, engine, self._clock)
-        push(door.stop)
-        door.start()
+        authenticator = await Authenticator.make(
+            settings, database, secrets.box, engine, self._clock
+        )
+        push(authenticator.stop)
+        authenticator.start()
         await self._start_sealer(engine, database, secrets.box, telemetry.meters)
         page_key = await load_or_create_deployment_key(database, secrets.box, PAGE_TOKENS)
         server = ApiServer(
-            make_servicers(settings, database, engine, secrets, door, page_key=page_key),
+            make_servicers(settings, database, engine, secrets, authenticator, page_key=page_key),
             address=str(settings.listen),
             limits=settings.limits,
-            identities=door.identities,
-            credentials=door.source_watcher.server_credentials(),
+            identities=authenticator.identities,
+            credentials=authenticator.source_watcher.server_credentials(),
             max_calls=settings.max_calls,
             share_port=bool(self._place),
             observer=TelemetryObserver(instruments),
@@ -132,7 +134,7 @@ class App:
         engine.ownership.serve_at(str(ListenAddress(settings.listen.host, port)))
         self._stack.callback(engine.ownership.begin_leaving)
         self._stack.callback(engine.deliverer.pause)
-        self._start_pulse(make_pulse(settings, database, engine, telemetry))
+        self._start_sampler(make_metrics_sampler(settings, database, engine, telemetry))
         push(server.set_serving, False)  # noqa: FBT003 - health answers NOT_SERVING
         await server.set_serving(True)
         push(_cancel, asyncio.create_task(self._follow_clock(engine.time, server), name="clock"))
@@ -140,16 +142,16 @@ class App:
         return port
 
     async def stop(self) -> None:
-        """Stop everything, in order; waits for what is under way as long as the settings allow."""
+        """Stop everything, in order; wait for work in flight for up to HOOKLINE_STOP_GRACE_S."""
         self._stop_by_s = asyncio.get_running_loop().time() + self._settings.stop_grace_s
         await self._stack.aclose()
 
     def hurry(self) -> None:
-        """Make a stop wait for nothing any more; what was not recorded is delivered once more."""
+        """Make a stop wait no longer; attempts that were not recorded are sent again."""
         self._hurry.set()
 
     async def _follow_clock(self, time: DatabaseTime, server: ApiServer) -> None:
-        """Say NOT_SERVING while this machine's clock is no good, as each heartbeat finds it."""
+        """Set health to NOT_SERVING while the clocks of this machine and the database differ."""
         was_trusted = True
         while True:
             await asyncio.sleep(self._settings.lease_s / 3)
@@ -161,7 +163,7 @@ class App:
     # ---------------------------------------------------------------------- parts of the start
 
     async def _start_telemetry(self) -> Telemetry:
-        """Before all else, so that it is the last to end."""
+        """Start telemetry first, so that it stops last."""
         worker = int(self._place.rpartition("/")[2] or 0)
         telemetry = Telemetry(self._settings.telemetry, version=VERSION, worker=worker)
         self._stack.push_async_callback(self._flush, telemetry)
@@ -205,12 +207,12 @@ class App:
         self._stack.push_async_callback(sealer.stop)
         sealer.start()
 
-    def _start_pulse(self, pulse: MetricsSampler) -> None:
-        self._stack.push_async_callback(pulse.stop)
-        pulse.start()
+    def _start_sampler(self, sampler: MetricsSampler) -> None:
+        self._stack.push_async_callback(sampler.stop)
+        sampler.start()
 
     async def _find_database(self) -> str:
-        """The URL of the database, which is started where it is ours to start."""
+        """Return the URL of the database; starts the embedded one if the settings name none."""
         if self._settings.database_url is not None:
             return self._settings.database_url
         postgres = EmbeddedPostgres(self._settings.data_dir)
@@ -220,7 +222,7 @@ class App:
     # ----------------------------------------------------------------------- parts of the stop
 
     async def _wait_for(self, stop: Callable[[], Awaitable[None]]) -> None:
-        """Stop a part that waits for others: until the grace is over, or somebody is in a hurry."""
+        """Stop a part that waits for work in flight, until the grace ends or `hurry` is called."""
         stopping = asyncio.ensure_future(stop())
         hurry = asyncio.ensure_future(self._hurry.wait())
         await asyncio.wait(
@@ -235,7 +237,7 @@ class App:
         await asyncio.gather(stopping, return_exceptions=True)
 
     async def _flush(self, telemetry: Telemetry) -> None:
-        """Let what is left of telemetry go out, as long as nobody is in a hurry."""
+        """Export the remaining telemetry, unless `hurry` was called."""
         await telemetry.stop(0.0 if self._hurry.is_set() else min(FLUSH_S, self._left_s()))
 
     async def _stop_serving(self, server: ApiServer) -> None:
@@ -246,12 +248,12 @@ class App:
         await server.stop(0)
 
     def _left_s(self) -> float:
-        """What is left of the grace. Whatever one part spent of it, the next may still be quick."""
+        """Return what is left of the grace; at least `_LEAST_S`, for a part to end quickly."""
         return max(_LEAST_S, self._stop_by_s - asyncio.get_running_loop().time())
 
 
 def master_keys_of(settings: Settings) -> tuple[bytes, ...]:
-    """Those of the settings, or the one in the data directory, made where it is not there yet."""
+    """Return the master keys of the settings, or that of the data directory, created if missing."""
     if settings.master_keys:
         return settings.master_keys
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -259,7 +261,7 @@ def master_keys_of(settings: Settings) -> tuple[bytes, ...]:
 
 
 async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]:
-    """Bring the schema up to date; what was applied. Raises `StartError`."""
+    """Bring the schema up to date; return the applied migrations. Raises `StartError`."""
     database = Database(settings.database_url or "", pool_size=1)
     try:
         await database.check_server()
@@ -269,11 +271,11 @@ async def migrate_database(settings: Settings, *, post: bool) -> list[Migration]
 
 
 def _check_clock(time: DatabaseTime) -> None:
-    """Durations by a clock that runs wrong would be wrong too."""
+    """Raise `StartError` if this machine's clock differs too much from the database's."""
     if not time.is_trusted:
         raise StartError(
             f"this machine's clock differs by {abs(time.skew_s):.0f} s from the database's;"
-            f" {MAX_SKEW_S:.0f} s are tolerated: set both by NTP"
+            f" {MAX_SKEW_S:.0f} s are allowed: synchronize both with NTP"
         )
 
 
@@ -283,7 +285,7 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 
 
 async def _check_address(address: ListenAddress) -> None:
-    """Whether it can be listened on: told now, before a database is started for nothing."""
+    """Raise `StartError` if the address is in use, before a database is started in vain."""
     try:
         server = await asyncio.get_running_loop().create_server(
             asyncio.Protocol, address.host, address.port, start_serving=False
@@ -297,7 +299,7 @@ async def _check_address(address: ListenAddress) -> None:
 
 
 async def _check_connections(settings: Settings, database: Database) -> None:
-    """Whether the server takes what all processes of this machine may come to need."""
+    """Warn if Postgres allows fewer connections than the processes of this machine may need."""
     each = settings.pool_size + settings.path_pool_size + SESSIONS
     needed = settings.workers * each
     limit = await database.connection_limit()
@@ -308,7 +310,7 @@ async def _check_connections(settings: Settings, database: Database) -> None:
 
 
 async def _prepare_schema(settings: Settings, database: Database) -> None:
-    """In development the schema follows the version; in production somebody decides on it."""
+    """Migrate in development; in production, raise `MigrationError` if migrations are missing."""
     if settings.role is Role.DEV:
         await migrate(database.url)
         return
@@ -316,7 +318,7 @@ async def _prepare_schema(settings: Settings, database: Database) -> None:
         raise MigrationError(
             f"the schema lacks {len(missing)} migrations of this version: run `hookline migrate`"
         )
-    # Nobody may have been here for weeks: the days of what is accepted next must be there.
+    # No node may have run for weeks: the partitions of the next days must exist.
     days = UpkeepStore(database.session("start"))
     try:
         await days.check_locks(
@@ -340,11 +342,11 @@ FORESEEN = (
     UnavailableError,
     UnsafeServerError,
 )
-"""What keeps a node from starting, and has a sentence of its own."""
+"""The errors that prevent a start; their texts are written for operators."""
 
 
 def sentence_of(error: BaseException) -> str:
-    """What whoever starts a node is told; unlike a caller, he may know why the database is away."""
+    """Return the text for the operator; unlike a caller's, it has the cause of a lost database."""
     if isinstance(error, UnavailableError) and error.__cause__ is not None:
         return f"the database cannot be reached ({error.__cause__})"
     return str(error)

@@ -15,9 +15,9 @@ from hookline_service.store.migrations import pending_migrations
 
 @asynccontextmanager
 async def running_database(settings: Settings) -> AsyncIterator[Database]:
-    """The database of the settings, or the embedded one of the `hookline dev` that runs there.
+    """Yield the database of the settings, or the embedded one of a running `hookline dev`.
 
-    Open, and of today's schema, while inside. Raises `StartError`, also for what fails inside.
+    It is open and its schema is up to date. Raises `StartError`, also for errors of the body.
     """
     try:
         url = settings.database_url or EmbeddedPostgres(settings.data_dir).url_of_running()
