@@ -18,7 +18,7 @@ def put(cache: ByteCache[str], *keys: str) -> None:
         cache.put(key, key, SIZE)
 
 
-def test_most_uses_hit_when_a_tenth_more_than_fits_is_used_in_turn() -> None:
+def test_most_lookups_hit_while_the_working_set_exceeds_the_bound_by_a_tenth() -> None:
     cache, hits, rounds = cache_of(500), 0, 10
     keys = [f"t{n}" for n in range(550)]
     for number in range(rounds + 5):

@@ -1,4 +1,4 @@
-"""The event types in memory: which events are accepted, and which schemas are held."""
+"""The catalog of event types: which events are accepted, and which schemas are cached."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ LOOSER = '{"type": "object"}'
 
 
 class Source:
-    """Event types that a test sets. An answer has the event types of the time of its request."""
+    """A store of event types that a test sets; a read returns those of the time of its request."""
 
     def __init__(self, *event_types: EventType) -> None:
         self.event_types = list(event_types)
@@ -117,7 +117,7 @@ async def test_strict_catalog_reads_event_types_before_it_refuses() -> None:
     assert await catalog.check("acme", [order_created()]) == [2]
 
 
-async def test_every_event_that_breaks_its_schema_is_named() -> None:
+async def test_refusal_names_every_event_that_violates_its_schema() -> None:
     catalog = await loaded(order_type())
     with pytest.raises(InvalidArgumentError) as refusal:
         await catalog.check(
@@ -135,7 +135,7 @@ async def test_every_event_that_breaks_its_schema_is_named() -> None:
     assert found["events[0].json_data"].startswith("['id']: ")
 
 
-async def test_one_event_names_a_few_of_many_violations_and_counts_the_others() -> None:
+async def test_refusal_lists_a_few_violations_of_an_event_and_counts_the_rest() -> None:
     schema = '{"items": {"type": "string"}}'
     catalog = await loaded(order_type(json_schema=schema))
     with pytest.raises(InvalidArgumentError) as refusal:
@@ -145,7 +145,7 @@ async def test_one_event_names_a_few_of_many_violations_and_counts_the_others() 
     assert last.description == "has 95 more violations, which are not listed"
 
 
-async def test_violations_that_take_too_long_to_list_are_cut_and_the_answer_says_so(
+async def test_violations_that_take_too_long_to_list_are_truncated_and_marked(
     checker: SchemaChecker,
 ) -> None:
     """Each violation costs a validator 10 us, and 4 MiB of data may have two million."""
@@ -163,7 +163,7 @@ async def test_violations_that_take_too_long_to_list_are_cut_and_the_answer_says
     assert "not listed" in refusal.value.violations[1].description
 
 
-async def test_an_event_that_exceeds_the_budget_is_refused_with_the_settings_name(
+async def test_refusal_of_an_event_beyond_the_budget_names_the_setting(
     checker: SchemaChecker,
 ) -> None:
     catalog = await loaded(order_type(json_schema='{"pattern": "(?!y)x*x*x*x*y"}'), checker=checker)
@@ -176,7 +176,7 @@ async def test_an_event_that_exceeds_the_budget_is_refused_with_the_settings_nam
     assert await catalog.check("acme", [order_created(data=b'"xxy"')] * 2) == [1, 1]
 
 
-async def test_a_new_revision_is_a_new_schema() -> None:
+async def test_new_revision_uses_its_own_schema() -> None:
     source = Source(order_type())
     catalog = EventTypeCatalog(source, INLINE)
     await catalog.reload()
@@ -195,7 +195,7 @@ async def test_a_new_revision_is_a_new_schema() -> None:
     assert await catalog.check("acme", [order_created(data=b"{}")]) == [0]
 
 
-async def test_older_read_never_replaces_a_newer() -> None:
+async def test_older_read_does_not_replace_a_newer_one() -> None:
     """The older of two concurrent reads is answered last, and each change is read only once."""
     source = Source(order_type())
     catalog = EventTypeCatalog(source, INLINE)
@@ -213,7 +213,7 @@ async def test_older_read_never_replaces_a_newer() -> None:
     assert await catalog.check("acme", [order_created()]) == [2]
 
 
-async def test_a_revision_of_another_history_is_another_schema() -> None:
+async def test_revision_of_another_history_uses_its_own_schema() -> None:
     """After a failover the same number may stand for another schema."""
     source = Source(order_type())
     catalog = EventTypeCatalog(source, INLINE)
@@ -241,7 +241,7 @@ async def test_read_that_began_on_another_history_is_discarded() -> None:
     assert await catalog.check("acme", [order_created(data=b"{}")]) == [0]
 
 
-async def test_schema_is_read_once_for_concurrent_calls_and_held() -> None:
+async def test_schema_is_read_once_for_concurrent_calls_and_cached() -> None:
     source = Source(order_type(), EventType(name="plain"))
     catalog = EventTypeCatalog(source, INLINE)
     await catalog.reload()
@@ -253,7 +253,7 @@ async def test_schema_is_read_once_for_concurrent_calls_and_held() -> None:
     assert source.schema_reads == ["order.created"]
 
 
-async def test_schemas_in_memory_have_a_bound_and_evicted_ones_are_read_again(
+async def test_number_of_cached_schemas_is_bounded_and_evicted_ones_are_read_again(
     checker: SchemaChecker,
 ) -> None:
     names = [f"t{number}" for number in range(20)]

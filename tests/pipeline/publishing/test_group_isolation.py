@@ -50,7 +50,7 @@ async def test_invalid_data_is_refused_without_affecting_its_group(
     await receiver.wait_for(1 + 8)
 
 
-async def test_a_violated_constraint_refuses_one_call_of_a_group(rig: Rig) -> None:
+async def test_violated_constraint_fails_only_one_call_of_a_group(rig: Rig) -> None:
     await rig.tenant()
     await rig.database.fetch("ALTER TABLE events ADD CHECK (subject <> 'poison')")
 
@@ -65,7 +65,7 @@ async def test_a_violated_constraint_refuses_one_call_of_a_group(rig: Rig) -> No
     assert (await _outcome(rig, order_created(2)))[0].deduplicated is False
 
 
-async def test_a_refused_call_leaves_no_idempotency_key(rig: Rig) -> None:
+async def test_refused_call_stores_no_idempotency_key(rig: Rig) -> None:
     await rig.tenant()
     await rig.database.fetch("ALTER TABLE events ADD CHECK (subject <> 'poison')")
 
@@ -82,7 +82,7 @@ async def test_a_refused_call_leaves_no_idempotency_key(rig: Rig) -> None:
     assert not corrected.deduplicated
 
 
-async def test_a_full_disk_is_reported_as_unavailable(rig: Rig) -> None:
+async def test_full_disk_is_reported_as_unavailable(rig: Rig) -> None:
     """The error is transient and nothing was stored, so the caller may repeat the call."""
     await rig.tenant()
     await rig.database.fetch(
@@ -98,7 +98,7 @@ async def test_a_full_disk_is_reported_as_unavailable(rig: Rig) -> None:
     await _outcome(rig, order_created())
 
 
-async def test_a_deadlock_victim_is_run_again(rig: Rig) -> None:
+async def test_publish_is_retried_after_a_deadlock(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
     await _outcome(rig, order_created(0))
 

@@ -1,4 +1,4 @@
-"""Idempotency keys: one key, one event, one fan-out; and no key outlives its refused batch."""
+"""Idempotency keys: one event and one fan-out for a key; a refused batch stores no key."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from tests.pipeline.rival import BUMP, rival, until_blocked
 # ------------------------------------------------------------------------------- within a batch
 
 
-async def test_equal_events_of_one_key_in_a_batch_are_one(acme: Rig) -> None:
+async def test_equal_events_with_one_key_in_a_batch_are_stored_once(acme: Rig) -> None:
     first, other, again = await publish(acme, keyed("a"), keyed("b"), keyed("a"))
 
     assert again == first._replace(deduplicated=True)
@@ -23,7 +23,7 @@ async def test_equal_events_of_one_key_in_a_batch_are_one(acme: Rig) -> None:
     await check_counts(acme, events=2, keys=2)
 
 
-async def test_unequal_events_of_one_key_in_a_batch_are_refused_whole(acme: Rig) -> None:
+async def test_batch_with_unequal_events_of_one_key_is_refused(acme: Rig) -> None:
     with pytest.raises(AlreadyExistsError) as refusal:
         await publish(acme, keyed("a"), order_created(), keyed("a", number=2))
 
@@ -37,7 +37,7 @@ async def test_unequal_events_of_one_key_in_a_batch_are_refused_whole(acme: Rig)
 # ------------------------------------------------------------------------------- within a group
 
 
-async def test_callers_at_the_same_time_share_one_event(acme: Rig) -> None:
+async def test_concurrent_calls_with_one_key_store_one_event(acme: Rig) -> None:
     results = await asyncio.gather(*(publish(acme, keyed()) for _ in range(50)))
 
     assert len({result[0].event_id for result in results}) == 1
@@ -47,7 +47,9 @@ async def test_callers_at_the_same_time_share_one_event(acme: Rig) -> None:
     await check_counts(acme, events=1, keys=1)
 
 
-async def test_different_concurrent_event_with_the_key_gets_the_first_name(acme: Rig) -> None:
+async def test_different_concurrent_event_with_the_key_is_refused_with_the_name_of_the_first(
+    acme: Rig,
+) -> None:
     first, reused = await asyncio.gather(
         publish(acme, keyed()),
         publish(acme, order_created(7), keyed(number=2)),
@@ -60,7 +62,7 @@ async def test_different_concurrent_event_with_the_key_gets_the_first_name(acme:
     await check_counts(acme, events=1, keys=1)
 
 
-async def test_a_follower_with_more_than_the_group_has_goes_on_by_itself(acme: Rig) -> None:
+async def test_follower_with_further_events_stores_them_itself(acme: Rig) -> None:
     first, second = await asyncio.gather(
         publish(acme, keyed("a")), publish(acme, keyed("a"), keyed("b", number=2))
     )
@@ -70,7 +72,7 @@ async def test_a_follower_with_more_than_the_group_has_goes_on_by_itself(acme: R
     await check_counts(acme, events=2, keys=2)
 
 
-async def test_a_follower_of_a_refused_leader_is_stored_itself(acme: Rig) -> None:
+async def test_follower_of_a_refused_leader_is_stored(acme: Rig) -> None:
     await publish(acme, keyed("taken"))
 
     refused, follower = await asyncio.gather(
@@ -85,7 +87,7 @@ async def test_a_follower_of_a_refused_leader_is_stored_itself(acme: Rig) -> Non
     await check_counts(acme, events=2, keys=2)
 
 
-async def test_follower_of_a_deduplicated_leader_gets_its_answer(acme: Rig) -> None:
+async def test_follower_of_a_deduplicated_leader_gets_the_first_event(acme: Rig) -> None:
     (first,) = await publish(acme, keyed())
     results = await asyncio.gather(*(publish(acme, keyed()) for _ in range(3)))
 
@@ -93,7 +95,7 @@ async def test_follower_of_a_deduplicated_leader_gets_its_answer(acme: Rig) -> N
     await check_counts(acme, events=1, keys=1)
 
 
-async def test_equal_keys_of_two_tenants_are_two_keys(acme: Rig) -> None:
+async def test_idempotency_keys_are_scoped_to_the_tenant(acme: Rig) -> None:
     await acme.tenant("globex")
     results = await asyncio.gather(
         *(acme.publisher.publish(tenant, [keyed()]) for tenant in ("acme", "globex"))
@@ -105,7 +107,7 @@ async def test_equal_keys_of_two_tenants_are_two_keys(acme: Rig) -> None:
 # -------------------------------------------------------------------------------- across groups
 
 
-async def test_a_repeated_key_gets_the_first_name_and_no_second_fan_out(
+async def test_repeated_key_returns_the_first_event_without_a_second_fan_out(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -129,8 +131,8 @@ async def test_occur_time_is_not_compared(acme: Rig) -> None:
     assert again == first._replace(deduplicated=True)
 
 
-async def test_the_default_source_is_equal_to_itself_spelt_out(acme: Rig) -> None:
-    """A client that publishes again what GetEvent showed it has the source that was defaulted."""
+async def test_default_source_equals_the_same_source_set_explicitly(acme: Rig) -> None:
+    """A client that publishes the result of GetEvent again sends the default source explicitly."""
     (first,) = await publish(acme, keyed())
     (again,) = await publish(acme, keyed(source="/tenants/acme"))
     assert again == first._replace(deduplicated=True)
@@ -145,7 +147,9 @@ async def test_the_default_source_is_equal_to_itself_spelt_out(acme: Rig) -> Non
     ],
     ids=lambda changed: next(iter(changed)),
 )  # fmt: skip
-async def test_everything_else_is_compared(acme: Rig, changed: dict[str, object]) -> None:
+async def test_key_with_another_value_of_a_compared_field_is_refused(
+    acme: Rig, changed: dict[str, object]
+) -> None:
     (first,) = await publish(acme, keyed())
     with pytest.raises(AlreadyExistsError) as refusal:
         await publish(acme, keyed(**changed))  # type: ignore[arg-type]  # a test's own fields
@@ -153,18 +157,18 @@ async def test_everything_else_is_compared(acme: Rig, changed: dict[str, object]
     await check_counts(acme, events=1, keys=1)
 
 
-def test_no_field_runs_into_the_next() -> None:
+def test_fingerprint_separates_adjacent_fields() -> None:
     one, other = order_created(source="ab", subject="c"), order_created(source="a", subject="bc")
     assert fingerprint_of(one, "acme") != fingerprint_of(other, "acme")
 
 
-def test_attributes_have_no_order() -> None:
+def test_fingerprint_does_not_depend_on_the_order_of_attributes() -> None:
     one = order_created(attributes={"a": "1", "b": "2"})
     other = order_created(attributes={"b": "2", "a": "1"})
     assert fingerprint_of(one, "acme") == fingerprint_of(other, "acme")
 
 
-async def test_a_refused_calls_new_keys_are_free_again(acme: Rig) -> None:
+async def test_new_keys_of_a_refused_call_can_be_used_again(acme: Rig) -> None:
     """Otherwise the corrected retry would get the name of an event that does not exist."""
     await publish(acme, keyed("taken"))
     with pytest.raises(AlreadyExistsError):
@@ -176,7 +180,7 @@ async def test_a_refused_calls_new_keys_are_free_again(acme: Rig) -> None:
     await check_counts(acme, events=3, keys=3)
 
 
-async def test_a_batch_of_old_and_new_stores_the_new_alone(acme: Rig) -> None:
+async def test_batch_of_old_and_new_keys_stores_only_the_new_events(acme: Rig) -> None:
     (old,) = await publish(acme, keyed("old"))
     results = await publish(acme, order_created(2), keyed("old"), keyed("new", number=3))
 
@@ -192,7 +196,7 @@ async def test_a_batch_of_old_and_new_stores_the_new_alone(acme: Rig) -> None:
     assert len(ordinals) == 3
 
 
-async def test_a_group_of_fates_answers_each_its_own(acme: Rig) -> None:
+async def test_calls_of_a_group_with_different_results_are_answered_separately(acme: Rig) -> None:
     (old,) = await publish(acme, keyed("old"))
     results = await asyncio.gather(
         publish(acme, order_created(2)),
@@ -210,7 +214,7 @@ async def test_a_group_of_fates_answers_each_its_own(acme: Rig) -> None:
 # ---------------------------------------------------------------------------------- with an epoch
 
 
-async def test_keys_of_a_tenant_that_moved_on_are_not_left_behind(acme: Rig) -> None:
+async def test_keys_of_a_tenant_whose_epoch_moved_are_stored_once(acme: Rig) -> None:
     globex = await acme.tenant("globex")
     await acme.publisher.publish("globex", [order_created(0)])
 
@@ -228,7 +232,7 @@ async def test_keys_of_a_tenant_that_moved_on_are_not_left_behind(acme: Rig) -> 
     await check_counts(acme, events=3, keys=2, deliveries=1)
 
 
-async def test_a_tenant_deleted_under_its_keys_leaves_none(acme: Rig) -> None:
+async def test_tenant_deleted_during_a_publish_leaves_no_keys(acme: Rig) -> None:
     globex = await acme.tenant("globex")
     await acme.publisher.publish("globex", [order_created(0)])
 
@@ -245,7 +249,7 @@ async def test_a_tenant_deleted_under_its_keys_leaves_none(acme: Rig) -> None:
     await check_counts(acme, events=1, keys=0, deliveries=0)
 
 
-async def test_an_epoch_and_a_taken_key_in_one_group(acme: Rig) -> None:
+async def test_taken_keys_are_resolved_in_a_group_with_an_outdated_epoch(acme: Rig) -> None:
     (tenant,) = await acme.database.fetch("SELECT tenant_uid FROM tenants")
     (old,) = await publish(acme, keyed("old"))
     await acme.database.fetch(BUMP, tenant["tenant_uid"])
@@ -263,7 +267,7 @@ async def test_an_epoch_and_a_taken_key_in_one_group(acme: Rig) -> None:
     await check_counts(acme, events=2, keys=2)
 
 
-async def test_taken_keys_of_a_tenant_that_is_being_changed(acme: Rig) -> None:
+async def test_taken_keys_are_resolved_while_the_tenant_is_being_changed(acme: Rig) -> None:
     (tenant,) = await acme.database.fetch("SELECT tenant_uid FROM tenants")
     (old,) = await publish(acme, keyed("old"))
 
@@ -286,7 +290,7 @@ async def test_taken_keys_of_a_tenant_that_is_being_changed(acme: Rig) -> None:
 
 
 async def test_follower_in_a_split_group_gets_the_stored_event(acme: Rig) -> None:
-    """Not the id that its leader would have had, had the group not failed."""
+    """It does not get the id that the leader had in the group that failed."""
     (old,) = await publish(acme, keyed("old"))
     await acme.database.fetch("ALTER TABLE events ADD CHECK (subject <> 'poison')")
 

@@ -1,7 +1,7 @@
-"""The database is replaced by another copy of it, under the hand of a running node.
+"""A failover of the database to another copy while a node runs.
 
-Here the copy is the same server that says it is another: nothing of what memory held may be used,
-whatever the numbers say. `tests/faults/test_failover.py` does it with a real standby.
+Here the same server reports another history: no state from before may be used, even if its epochs
+are equal. `tests/faults/test_failover.py` uses a real standby.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ EPOCH_BACK = "UPDATE tenants SET epoch = epoch - 1 WHERE tenant_uid = $1"
 
 
 async def replace(rig: Rig) -> None:
-    """End all its connections; what it connects to says that it was promoted meanwhile."""
+    """Close all connections; the server then reports that it was promoted."""
     await rig.database.fetch("UPDATE database_history SET timeline = timeline - 1")
     other = Database(rig.url, pool_size=1)
     await other.open()  # begins the new history, as any node's next connection would
@@ -40,7 +40,7 @@ async def replace(rig: Rig) -> None:
 
 
 async def publish(rig: Rig, *events: NewEvent) -> None:
-    """Publish as a caller does: what is refused as UNAVAILABLE is repeated."""
+    """Publish, and repeat the call after UNAVAILABLE, as a caller does."""
 
     async def is_taken() -> bool:
         with suppress(UnavailableError):
@@ -51,7 +51,7 @@ async def publish(rig: Rig, *events: NewEvent) -> None:
     await until(is_taken, "the events are taken")
 
 
-async def test_what_memory_held_is_read_anew_and_the_node_registers_anew(
+async def test_node_registers_again_and_reloads_its_state_after_a_failover(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -70,8 +70,10 @@ async def test_what_memory_held_is_read_anew_and_the_node_registers_anew(
     assert [row["node_id"] for row in rows] == [rig.ownership.node_id], "its old row is deleted"
 
 
-async def test_an_epoch_of_another_history_matches_nothing(rig: Rig, receiver: Receiver) -> None:
-    """The number came back with other subscriptions behind it: the index is read whole."""
+async def test_index_is_loaded_whole_when_an_epoch_is_of_another_history(
+    rig: Rig, receiver: Receiver
+) -> None:
+    """The same epoch stands for other subscriptions on the new copy."""
     tenant_uid = await rig.tenant()
     lost = await rig.subscription(tenant_uid, receiver.url)
     await rig.publisher.publish("acme", [order_created()])
@@ -95,7 +97,7 @@ async def test_an_epoch_of_another_history_matches_nothing(rig: Rig, receiver: R
     assert {row["subscription_uid"] for row in rows} == {lost, kept}
 
 
-async def test_a_group_that_was_matched_before_is_not_written_after(
+async def test_group_matched_before_a_failover_is_not_written_after_it(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await rig.tenant()
@@ -116,10 +118,10 @@ async def test_a_group_that_was_matched_before_is_not_written_after(
     assert (await rig.database.fetch("SELECT count(*) FROM events"))[0][0] == 1
 
 
-async def test_calls_that_were_matched_on_two_copies_are_not_written_together(
+async def test_calls_matched_before_and_after_a_failover_are_refused(
     rig: Rig, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tenant was matched again just before, the next one just after."""
+    """One tenant is matched again just before the failover, another just after it."""
     acme = await rig.tenant()
     await rig.tenant("other")
     lost = await rig.subscription(acme, receiver.url)
@@ -161,10 +163,10 @@ async def test_calls_that_were_matched_on_two_copies_are_not_written_together(
     assert all(isinstance(answer, UnavailableError) for answer in answers), answers
 
 
-async def test_an_index_that_was_read_on_the_copy_before_is_not_kept(
+async def test_index_read_before_a_failover_is_not_cached(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its rows came just before the copy was found out, and would count as read on it."""
+    """The rows were read just before the failover was detected; they are not of the new copy."""
     await rig.tenant()
     before = rig.database.history_id
 
@@ -181,8 +183,10 @@ async def test_an_index_that_was_read_on_the_copy_before_is_not_kept(
     assert rig.matcher.cached("acme") is None
 
 
-async def test_an_index_that_is_kept_late_stops_no_publish(rig: Rig, receiver: Receiver) -> None:
-    """Its read ended on the copy before, just after all had been forgotten."""
+async def test_index_cached_after_a_failover_but_read_before_is_replaced(
+    rig: Rig, receiver: Receiver
+) -> None:
+    """The read ended on the old copy, just after the cache had been cleared."""
     await rig.subscription(await rig.tenant(), receiver.url)
     await rig.publisher.publish("acme", [order_created()])
     late, before = rig.matcher.cached("acme"), rig.database.history_id
@@ -196,8 +200,10 @@ async def test_an_index_that_is_kept_late_stops_no_publish(rig: Rig, receiver: R
     await receiver.wait_for(2)
 
 
-async def test_changes_are_read_by_a_new_cursor(rig: Rig, receiver: Receiver) -> None:
-    """The old one may stand ahead of every transaction to come."""
+async def test_changes_are_read_with_a_new_cursor_after_a_failover(
+    rig: Rig, receiver: Receiver
+) -> None:
+    """The old cursor may be ahead of every transaction of the new copy."""
     tenant_uid = await rig.tenant()
     uid = await rig.subscription(tenant_uid, receiver.url, max_in_flight=1)
     await rig.publisher.publish("acme", [order_created()])
@@ -222,8 +228,8 @@ async def test_changes_are_read_by_a_new_cursor(rig: Rig, receiver: Receiver) ->
     receiver.gate.set()
 
 
-async def test_an_epoch_that_went_back_is_loaded_whole(rig: Rig, receiver: Receiver) -> None:
-    """Whatever moved it: matching again and again by what memory holds would never end."""
+async def test_index_is_loaded_whole_when_its_epoch_went_back(rig: Rig, receiver: Receiver) -> None:
+    """Otherwise the publisher would match by the cached index again and again."""
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
     await rig.publisher.publish("acme", [order_created()])
@@ -237,7 +243,7 @@ async def test_an_epoch_that_went_back_is_loaded_whole(rig: Rig, receiver: Recei
     await receiver.wait_for(2)
 
 
-async def test_a_call_that_is_matched_in_vain_is_refused_in_the_end(
+async def test_call_that_fails_every_epoch_check_is_refused(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def pass_none(_store: PublishStore, *_: object) -> set[UUID]:
@@ -253,8 +259,10 @@ async def test_a_call_that_is_matched_in_vain_is_refused_in_the_end(
     assert refusal.value.reason is Reason.CONCURRENT_CHANGE
 
 
-async def test_nodes_of_before_are_given_a_lease(rig: Rig, database_url: str) -> None:
-    """A lease may have been renewed on the copy that is gone, and its node still act by it."""
+async def test_nodes_registered_before_a_failover_keep_their_buckets_for_a_lease(
+    rig: Rig, database_url: str
+) -> None:
+    """A node may have renewed its lease on the lost copy, and may still act on it."""
     async with running(database_url) as other:
         await other.ownership.heartbeat()
         await rig.ownership.heartbeat()

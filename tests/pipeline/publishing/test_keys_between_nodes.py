@@ -1,4 +1,4 @@
-"""Idempotency keys between nodes and over time: taken at once, expired, swept."""
+"""Idempotency keys on several nodes and over time: concurrent use, expiry and sweep."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from tests.pipeline.rival import rival, until_blocked
 # ------------------------------------------------------------------------------------ two nodes
 
 
-async def test_two_nodes_and_fifty_callers_store_one_event(acme: Rig) -> None:
+async def test_fifty_calls_with_one_key_on_two_nodes_store_one_event(acme: Rig) -> None:
     async with running(acme.url, seed=2) as other:
         await other.matcher.index("acme")
         results = await asyncio.gather(
@@ -25,7 +25,7 @@ async def test_two_nodes_and_fifty_callers_store_one_event(acme: Rig) -> None:
     await check_counts(acme, events=1, keys=1)
 
 
-async def test_a_key_that_another_node_is_taking_is_waited_for(acme: Rig) -> None:
+async def test_publish_waits_for_a_key_that_another_node_is_storing(acme: Rig) -> None:
     async with rival(acme.url) as other:
         (tenant,) = await acme.database.fetch("SELECT tenant_uid FROM tenants")
         event_id = acme.new_uid()
@@ -44,8 +44,8 @@ async def test_a_key_that_another_node_is_taking_is_waited_for(acme: Rig) -> Non
     await check_counts(acme, events=0, keys=1)
 
 
-async def test_a_group_takes_its_keys_in_one_order(acme: Rig) -> None:
-    """The least first, as all nodes do: crosswise they would deadlock. A rival has the least."""
+async def test_group_locks_its_keys_in_ascending_order(acme: Rig) -> None:
+    """Another order would deadlock with other nodes. A rival transaction holds the lowest key."""
     take = """INSERT INTO idempotency_keys (tenant_uid, key, event_id, fingerprint,
                                             delivery_count, expires_at)
               SELECT tenant_uid, $1, tenant_uid, '', 0, now() + interval '1 hour' FROM tenants"""
@@ -66,7 +66,7 @@ async def test_a_group_takes_its_keys_in_one_order(acme: Rig) -> None:
 # ----------------------------------------------------------------------------------- expiration
 
 
-async def test_an_expired_key_is_free_whether_swept_or_not(acme: Rig) -> None:
+async def test_expired_key_can_be_used_again_before_and_after_the_sweep(acme: Rig) -> None:
     (first,) = await publish(acme, keyed())
     await acme.turn(KEY_WINDOW_S - 60)
     (repeated,) = await publish(acme, keyed())
@@ -81,7 +81,7 @@ async def test_an_expired_key_is_free_whether_swept_or_not(acme: Rig) -> None:
     await check_counts(acme, events=2, keys=1)
 
 
-async def test_an_expired_key_beside_a_live_one_is_free(acme: Rig) -> None:
+async def test_expired_key_in_a_call_with_a_live_key_can_be_used_again(acme: Rig) -> None:
     await publish(acme, keyed("old"))
     await acme.turn(KEY_WINDOW_S + 1)
     (live,) = await publish(acme, keyed("live"))
@@ -93,7 +93,7 @@ async def test_an_expired_key_beside_a_live_one_is_free(acme: Rig) -> None:
     await check_counts(acme, events=3, keys=2)
 
 
-async def test_an_expired_key_taken_by_a_refused_call_is_gone(acme: Rig) -> None:
+async def test_expired_key_taken_by_a_refused_call_is_deleted(acme: Rig) -> None:
     await publish(acme, keyed("old"))
     await acme.turn(KEY_WINDOW_S + 1)
     await publish(acme, keyed("taken"))
@@ -104,7 +104,7 @@ async def test_an_expired_key_taken_by_a_refused_call_is_gone(acme: Rig) -> None
     assert not corrected.deduplicated
 
 
-async def test_the_sweeper_deletes_what_is_over_and_no_more(acme: Rig) -> None:
+async def test_sweeper_deletes_only_expired_keys(acme: Rig) -> None:
     await publish(acme, *(keyed(f"old{n}") for n in range(5)))
     await acme.turn(KEY_WINDOW_S - 60)
     await publish(acme, keyed("new"))
@@ -117,8 +117,8 @@ async def test_the_sweeper_deletes_what_is_over_and_no_more(acme: Rig) -> None:
     assert [row["key"] for row in rows] == ["new"]
 
 
-async def test_the_sweeper_spares_a_key_that_is_taken_anew_under_its_hand(acme: Rig) -> None:
-    """It chose the row while it was over; when it comes to delete it, it stands for a new event."""
+async def test_sweeper_keeps_a_key_that_is_taken_again_during_the_sweep(acme: Rig) -> None:
+    """The sweeper selects the expired row, which belongs to a new event before the delete."""
     await publish(acme, keyed())
     await acme.turn(KEY_WINDOW_S + 1)
     async with running(acme.url, seed=2) as sweeper, rival(acme.url) as other:
@@ -135,7 +135,7 @@ async def test_the_sweeper_spares_a_key_that_is_taken_anew_under_its_hand(acme: 
 # ------------------------------------------------------------- between a refusal and its repetition
 
 
-async def test_a_key_that_is_swept_before_it_is_looked_up_is_free(
+async def test_key_swept_before_its_lookup_can_be_used_again(
     acme: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publish(acme, keyed())
@@ -151,7 +151,7 @@ async def test_a_key_that_is_swept_before_it_is_looked_up_is_free(
     await check_counts(acme, events=2, keys=1)
 
 
-async def test_keys_that_are_taken_after_the_lookup_are_looked_up_again(
+async def test_keys_taken_after_the_lookup_are_looked_up_again(
     acme: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(acme.url, seed=2) as other:
@@ -171,7 +171,7 @@ async def test_keys_that_are_taken_after_the_lookup_are_looked_up_again(
     await check_counts(acme, events=4, keys=4)
 
 
-async def test_a_call_whose_keys_are_taken_again_and_again_is_refused_alone(
+async def test_only_the_call_whose_keys_are_taken_repeatedly_is_refused(
     acme: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = [f"k{number}" for number in range(30)]

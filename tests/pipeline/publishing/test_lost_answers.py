@@ -1,4 +1,4 @@
-"""Ambiguous commits: what was sent and not answered is looked up, and never stored twice."""
+"""Ambiguous commits: a statement without an answer is looked up, and never stored twice."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,14 +26,14 @@ BUMP_ACME = "UPDATE tenants SET epoch = epoch + 1 WHERE tenant_id = 'acme'"
 
 @pytest.fixture
 async def wire(database_url: str) -> AsyncIterator[Wire]:
-    """What publishing reaches Postgres through."""
+    """Return the proxy between publishing and Postgres."""
     async with Wire(database_url) as wire:
         yield wire
 
 
 @pytest.fixture
 async def rig(database_url: str, wire: Wire) -> AsyncIterator[Rig]:
-    """A node whose publishing alone goes through the wire; tenant acme, matched once."""
+    """Return a node that publishes through the wire; tenant acme has been matched once."""
     async with running(database_url, session_urls={"publish": wire.url}) as node:
         await node.make_clock_turnable()
         await node.tenant()
@@ -42,7 +42,7 @@ async def rig(database_url: str, wire: Wire) -> AsyncIterator[Rig]:
 
 @pytest.fixture
 async def subscribed(rig: Rig, receiver: Receiver) -> Receiver:
-    """The target of acme's one subscription, whose lane is in memory and complete."""
+    """Return the target of acme's only subscription, whose lane is in memory and complete."""
     (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants WHERE tenant_id = 'acme'")
     await rig.subscription(tenant["tenant_uid"], receiver.url)
     await _publish(rig, order_created(0))
@@ -51,7 +51,7 @@ async def subscribed(rig: Rig, receiver: Receiver) -> Receiver:
     return receiver
 
 
-async def test_a_commit_whose_answer_was_lost_is_found(
+async def test_commit_with_a_lost_answer_is_found(
     rig: Rig, wire: Wire, subscribed: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def nothing(_self: object) -> None:
@@ -68,7 +68,7 @@ async def test_a_commit_whose_answer_was_lost_is_found(
     assert set(subscribed.counts.values()) == {1}
 
 
-async def test_a_statement_that_never_arrived_is_sent_again(
+async def test_statement_that_did_not_reach_the_database_is_sent_again(
     rig: Rig, wire: Wire, subscribed: Receiver
 ) -> None:
     wire.cut_request = MARK
@@ -79,10 +79,10 @@ async def test_a_statement_that_never_arrived_is_sent_again(
     await subscribed.wait_for(2)
 
 
-async def test_a_statement_that_still_waits_stores_nothing_once_it_runs(
+async def test_lost_statement_that_waits_for_a_lock_stores_nothing_when_it_runs(
     rig: Rig, wire: Wire
 ) -> None:
-    """Postgres notices a lost client only now and then: this one would commit much later."""
+    """Postgres detects a lost client late: the statement would commit much later."""
     await _publish(rig, order_created(0))
 
     async with rival(rig.url) as other:
@@ -98,10 +98,10 @@ async def test_a_statement_that_still_waits_stores_nothing_once_it_runs(
     assert await _stored(rig) == [published.event_id]
 
 
-async def test_a_statement_that_arrives_late_stores_nothing(
+async def test_lost_statement_that_arrives_late_stores_nothing(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lay in a buffer somewhere, and ran after it had been given up and sent again."""
+    """The statement was in a buffer, and runs after it was given up and sent again."""
     await _publish(rig, order_created(0))
     late: list[PublishRows] = []
     write = PublishStore.write
@@ -119,10 +119,10 @@ async def test_a_statement_that_arrives_late_stores_nothing(
     assert await _stored(rig) == [published.event_id]
 
 
-async def test_a_statement_that_was_sent_twice_is_looked_up(
+async def test_statement_that_arrives_twice_is_stored_once(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What lies between may do that; its ids are there then."""
+    """A proxy may send a statement twice; the second run finds its ids and is looked up."""
     await _publish(rig, order_created(0))
     write = PublishStore.write
 
@@ -136,7 +136,7 @@ async def test_a_statement_that_was_sent_twice_is_looked_up(
     assert await _stored(rig) == [published.event_id]
 
 
-async def test_a_backend_that_is_killed_has_stored_nothing(rig: Rig) -> None:
+async def test_publish_is_stored_once_after_its_backend_is_killed(rig: Rig) -> None:
     await _publish(rig, order_created(0))
 
     async with rival(rig.url) as other:
@@ -153,7 +153,7 @@ async def test_a_backend_that_is_killed_has_stored_nothing(rig: Rig) -> None:
     assert await _stored(rig) == [published.event_id]
 
 
-async def test_a_statement_that_overruns_its_deadline_is_given_up_and_stores_nothing(
+async def test_statement_beyond_its_deadline_is_cancelled_and_stores_nothing(
     database_url: str,
 ) -> None:
     async with running(database_url, publish_timeout_s=0.3) as rig:
@@ -169,10 +169,10 @@ async def test_a_statement_that_overruns_its_deadline_is_given_up_and_stores_not
         await _publish(rig, _marked())
 
 
-async def test_a_statement_that_is_lost_again_and_again_is_refused(
+async def test_publish_whose_statement_is_lost_repeatedly_is_refused(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each write ends its connection and stores nothing."""
+    """Each write closes its connection and stores nothing."""
     await _publish(rig, order_created(0))
 
     async def lose(_store: PublishStore, _rows: PublishRows) -> set[UUID] | None:
@@ -187,7 +187,7 @@ async def test_a_statement_that_is_lost_again_and_again_is_refused(
 
 
 async def test_lost_answer_is_resolved_for_each_tenant(rig: Rig, wire: Wire) -> None:
-    """Of a group of two, one tenant had moved on: only the other's events are there."""
+    """The epoch of one of two tenants had moved: only the events of the other are stored."""
     globex = await rig.tenant("globex")
     await _publish(rig, order_created(0))
     await rig.publisher.publish("globex", [order_created(0)])
@@ -201,10 +201,10 @@ async def test_lost_answer_is_resolved_for_each_tenant(rig: Rig, wire: Wire) -> 
     assert set(await _stored(rig)) == {result[0].event_id for result in results}
 
 
-async def test_a_lost_commit_of_keys_answers_as_it_was_decided(
+async def test_calls_with_keys_keep_their_results_after_a_lost_commit_answer(
     rig: Rig, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One call stored, one deduplicated, one refused, and the answer of the last statement lost."""
+    """One call is stored, one deduplicated, one refused; the last statement's answer is lost."""
     (first,) = await _publish(rig, _marked(idempotency_key="old"))
 
     async def lose_answer() -> None:
@@ -227,7 +227,7 @@ async def test_a_lost_commit_of_keys_answers_as_it_was_decided(
     assert not new[0].deduplicated
 
 
-async def test_a_lost_statement_of_keys_is_run_again(
+async def test_lost_statement_with_keys_is_run_again(
     rig: Rig, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (first,) = await _publish(rig, _marked(idempotency_key="old"))
@@ -246,10 +246,10 @@ async def test_a_lost_statement_of_keys_is_run_again(
     assert await _stored(rig) == [first.event_id, new[0].event_id]
 
 
-async def test_what_was_decided_before_a_loss_is_decided_anew(
+async def test_results_decided_before_a_lost_statement_are_decided_again(
     rig: Rig, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the time the group runs again, the key that it ran into is over."""
+    """The key that was taken has expired when the group runs again."""
     await _publish(rig, order_created(1, idempotency_key="k"))
     (tenant,) = await rig.database.fetch("SELECT tenant_uid FROM tenants")
 
@@ -267,7 +267,7 @@ async def test_what_was_decided_before_a_loss_is_decided_anew(
     assert await _stored(rig) == [published.event_id]
 
 
-async def test_a_lane_that_appears_during_the_commit_is_not_handed_twice(
+async def test_lane_created_during_the_commit_gets_a_delivery_once(
     rig: Rig, wire: Wire, receiver: Receiver
 ) -> None:
     """The sweep finds the row between its commit and the answer, and the refill sends it."""
@@ -288,10 +288,10 @@ async def test_a_lane_that_appears_during_the_commit_is_not_handed_twice(
     assert len(receiver.ids) == len(set(receiver.ids)) == 2
 
 
-async def test_what_is_being_committed_is_read_by_no_refill(
+async def test_refill_does_not_read_a_delivery_that_is_being_committed(
     rig: Rig, wire: Wire, subscribed: Receiver
 ) -> None:
-    """The row is announced to a lane that existed before: it is handed over."""
+    """The row is announced to an existing lane, and handed to it after the commit."""
     wire.hold_answer = MARK
     publishing = asyncio.create_task(_publish(rig, _marked()))
     await wire.is_held.wait()
@@ -601,7 +601,7 @@ async def _publish(rig: Rig, event: NewEvent) -> list[Published]:
 
 
 async def _stored(rig: Rig) -> list[object]:
-    """The ids of the marked events that are there, in publish order."""
+    """Return the ids of the marked events that are stored, in publish order."""
     rows = await rig.database.fetch(
         "SELECT event_id FROM events WHERE data = $1 ORDER BY ordinal", MARK
     )

@@ -1,4 +1,4 @@
-"""Matching: an index that is never wrong, and a change that the very next publish honours."""
+"""Matching: the index of subscriptions, and the effect of a change on the next publish."""
 
 import asyncio
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ PATTERNS = st.one_of(TYPES, TYPES.map(lambda stem: f"{stem}.*"), st.just("*"))
 
 
 def row(number: int, patterns: Sequence[str], *, is_deleted: bool = False) -> IndexRow:
-    """A subscription as publishing sees it."""
+    """Return a subscription as a row of the index."""
     return IndexRow(
         subscription_uid=UUID(int=number),
         bucket=0,
@@ -47,7 +47,7 @@ def row(number: int, patterns: Sequence[str], *, is_deleted: bool = False) -> In
     ),
     event_types=st.lists(TYPES, min_size=1, max_size=5),
 )  # fmt: skip
-def test_the_index_answers_as_the_patterns_read(
+def test_index_matches_as_the_patterns_define(
     changes: list[tuple[int, list[str], bool]], event_types: list[str]
 ) -> None:
     index = TenantIndex("acme", UUID(int=1))
@@ -72,7 +72,7 @@ def test_removing_the_last_exact_type_keeps_the_prefix() -> None:
     assert [route.subscription_uid for route in index.match("a.z")] == [UUID(int=1)]
 
 
-def test_all_tenants_together_remember_so_many_answers_whatever_types_they_publish() -> None:
+def test_number_of_cached_matches_of_all_tenants_is_bounded() -> None:
     answers = Answers(most=100 * ANSWER_WEIGHT)
     indexes = [TenantIndex(f"t{n}", UUID(int=n), answers) for n in range(50)]
     for index in indexes:
@@ -105,7 +105,7 @@ def test_all_tenants_together_remember_so_many_answers_whatever_types_they_publi
         ("*", "hooklines.a", True),
     ],
 )
-def test_patterns(pattern: str, event_type: str, is_covered: bool) -> None:  # noqa: FBT001
+def test_pattern_covers_event_types(pattern: str, event_type: str, is_covered: bool) -> None:  # noqa: FBT001
     index = TenantIndex("acme", UUID(int=1))
     index.apply(1, [row(1, [pattern])])
     assert matches(pattern, event_type) is is_covered
@@ -115,7 +115,7 @@ def test_patterns(pattern: str, event_type: str, is_covered: bool) -> None:  # n
 # --------------------------------------------------------------------------- the next publish
 
 
-async def test_the_very_next_publish_honours_every_change_on_every_node(
+async def test_next_publish_on_every_node_uses_a_subscription_change(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
     async with running(rig.url, seed=2) as other:
@@ -147,7 +147,9 @@ async def test_the_very_next_publish_honours_every_change_on_every_node(
         assert await counts() == [1, 1]
 
 
-async def test_every_change_moves_the_epoch(rig: Rig, subscriptions: Subscriptions) -> None:
+async def test_every_subscription_change_increases_the_epoch(
+    rig: Rig, subscriptions: Subscriptions
+) -> None:
     async def epoch() -> int:
         rows = await rig.database.fetch("SELECT epoch FROM tenants")
         return int(rows[0]["epoch"])
@@ -164,7 +166,7 @@ async def test_every_change_moves_the_epoch(rig: Rig, subscriptions: Subscriptio
     assert seen == sorted(set(seen))
 
 
-async def test_a_paused_subscription_holds_what_is_published_next(
+async def test_paused_subscription_holds_later_deliveries(
     rig: Rig, subscriptions: Subscriptions, receiver: Receiver
 ) -> None:
     await create(subscriptions, "first", receiver.url)
@@ -188,10 +190,10 @@ async def test_a_paused_subscription_holds_what_is_published_next(
 # -------------------------------------------------------------------------------- tombstones
 
 
-async def test_a_publish_that_was_checked_before_a_delete_strands_nothing(
+async def test_delivery_published_before_a_delete_is_cancelled_by_the_owner(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
-    """The delete waits for the commit; the row that is then there, the bucket's owner cancels."""
+    """The delete waits for the commit; the owner of the bucket then cancels the new row."""
     await create(subscriptions, "first", TARGET)
     blocker = await rig.tenant("zeta")
     await rig.publisher.publish("zeta", [order_created(0)])
@@ -217,7 +219,7 @@ async def test_a_publish_that_was_checked_before_a_delete_strands_nothing(
     assert await rig.pending() == []
 
 
-async def test_a_row_that_comes_after_the_cancelling_is_found_by_the_sweep(
+async def test_delivery_stored_after_the_cancellation_is_cancelled_by_the_sweep(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
     uid = await create(subscriptions, "first", TARGET)

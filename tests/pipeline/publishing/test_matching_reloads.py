@@ -1,4 +1,4 @@
-"""Reloads of an index: what changed and nothing else, and never an older for a newer."""
+"""Reloads of an index: only changed rows are read, and an older load replaces no newer one."""
 
 import asyncio
 from uuid import UUID
@@ -25,7 +25,7 @@ TARGET = "http://127.0.0.1:1024/"
 # --------------------------------------------------------------------------------- the index
 
 
-async def test_a_reload_brings_what_changed_and_nothing_else(
+async def test_reload_reads_only_changed_subscriptions(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
     for number in range(5):
@@ -47,10 +47,10 @@ async def test_a_reload_brings_what_changed_and_nothing_else(
     assert (nothing.is_whole, nothing.epoch, nothing.changed) == (False, later.epoch, ())
 
 
-async def test_an_index_and_its_epoch_are_of_one_moment(
+async def test_index_and_its_epoch_are_of_one_snapshot(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
-    """A change that has not committed is in neither."""
+    """Neither includes a change that has not committed."""
     uid = await create(subscriptions, "first", TARGET)
     async with rival(rig.url) as other:
         await copy_subscription(other, uid, rig.new_uid())
@@ -62,7 +62,9 @@ async def test_an_index_and_its_epoch_are_of_one_moment(
     assert (after.epoch, len(after.changed)) == (before.epoch + 1, len(before.changed) + 1)
 
 
-async def test_a_recreated_tenant_inherits_nothing(rig: Rig, subscriptions: Subscriptions) -> None:
+async def test_recreated_tenant_has_no_subscriptions_of_the_old_one(
+    rig: Rig, subscriptions: Subscriptions
+) -> None:
     await create(subscriptions, "first", TARGET)
     before = await rig.matcher.reload("acme")
     await rig.database.fetch("UPDATE tenants SET deleted_at = now(), epoch = epoch + 1")
@@ -79,7 +81,7 @@ async def test_a_recreated_tenant_inherits_nothing(rig: Rig, subscriptions: Subs
     assert index.uid != before.uid
 
 
-async def test_a_tenant_recreated_between_two_publishes_is_matched_anew(
+async def test_publish_after_a_recreated_tenant_uses_its_new_index(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
     """The publisher holds the old tenant's index, and has not read the change."""
@@ -97,14 +99,14 @@ async def test_a_tenant_recreated_between_two_publishes_is_matched_anew(
 
 
 class DelayedReader:
-    """Reads at once and answers when it is let: a slow answer is an old one."""
+    """A reader that reads at once and answers later, so that its answer is outdated."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.gates: list[asyncio.Event] = []
 
     async def fetch(self, statement: str, *args: object) -> list[asyncpg.Record]:
-        """The rows, held back by a gate of their own."""
+        """Return the rows after the gate of this read opens."""
         rows = await self._database.fetch(statement, *args)
         self.gates.append(gate := asyncio.Event())
         await gate.wait()
@@ -112,16 +114,18 @@ class DelayedReader:
 
     @property
     def history_id(self) -> UUID | None:
-        """The database's."""
+        """Return the history of the database."""
         return self._database.history_id
 
     async def until_read(self, count: int) -> None:
-        """Wait until so many reads are held back."""
+        """Wait until this many reads are held back."""
         await until(lambda: len(self.gates) >= count, f"{count} reads")
 
 
-async def test_an_older_load_never_replaces_a_newer(rig: Rig, subscriptions: Subscriptions) -> None:
-    """Loaded whole or in part, whichever index was evicted meanwhile."""
+async def test_older_load_does_not_replace_a_newer_index(
+    rig: Rig, subscriptions: Subscriptions
+) -> None:
+    """The newer index stays, for whole and partial loads, after an eviction of either index."""
     slow = DelayedReader(rig.database)
     matcher = Matcher(rig.database, max_index_bytes=1)
     await rig.tenant("globex")
@@ -152,10 +156,10 @@ async def test_an_older_load_never_replaces_a_newer(rig: Rig, subscriptions: Sub
     assert (await older).epoch == matcher_epoch
 
 
-async def test_a_part_is_never_added_to_an_index_older_than_it(
+async def test_partial_load_is_not_applied_to_an_older_index(
     rig: Rig, subscriptions: Subscriptions
 ) -> None:
-    """Else the change between the two would be missing, and the epoch would hide it."""
+    """Otherwise a change between the two would be missing, and the epoch would not show it."""
     slow = DelayedReader(rig.database)
     matcher = Matcher(rig.database, max_index_bytes=1)
     await rig.tenant("globex")
@@ -176,10 +180,10 @@ async def test_a_part_is_never_added_to_an_index_older_than_it(
     assert len((await matcher.index("acme")).match("x")) == 2
 
 
-async def test_two_indexes_of_a_tenant_in_one_group_write_under_the_older_epoch(
+async def test_group_with_two_indexes_of_a_tenant_writes_with_the_older_epoch(
     database_url: str,
 ) -> None:
-    """A queued call may hold an evicted index, beside one that was read later."""
+    """One queued call may hold an evicted index, and another one an index read later."""
     async with running(database_url, max_index_bytes=1) as rig:
         acme, *_ = [await rig.tenant(name) for name in ("acme", "globex", "zeta")]
         await rig.subscription(acme, TARGET, schedule_s=[90.0])
@@ -203,13 +207,13 @@ async def test_two_indexes_of_a_tenant_in_one_group_write_under_the_older_epoch(
     assert [result[0].delivery_count for result in results] == [0, 2, 0, 2]
 
 
-async def test_callers_at_the_same_time_share_one_read(rig: Rig) -> None:
+async def test_concurrent_callers_share_one_read(rig: Rig) -> None:
     await rig.tenant()
     await asyncio.gather(*(rig.publisher.publish("acme", [order_created()]) for _ in range(30)))
     assert rig.matcher.reads == 1
 
 
-async def test_a_caller_that_gives_up_leaves_the_read_to_the_others(rig: Rig) -> None:
+async def test_cancelled_caller_does_not_cancel_the_shared_read(rig: Rig) -> None:
     await rig.tenant()
     async with rival(rig.url) as other:
         await other.execute("LOCK TABLE tenants IN ACCESS EXCLUSIVE MODE")
@@ -231,7 +235,7 @@ async def test_unknown_tenant_is_not_found_and_not_cached(rig: Rig) -> None:
     await rig.publisher.publish("acme", [order_created()])
 
 
-async def test_a_read_that_is_lost_stored_nothing(rig: Rig) -> None:
+async def test_lost_read_fails_the_publish_as_unavailable(rig: Rig) -> None:
     await rig.tenant()
     async with Wire(rig.url) as wire:
         database = Database(wire.url, pool_size=1)
@@ -245,8 +249,8 @@ async def test_a_read_that_is_lost_stored_nothing(rig: Rig) -> None:
         await database.close()
 
 
-async def test_a_tenant_that_never_rests_is_published_to_all_the_same(rig: Rig) -> None:
-    """Changes follow one another: a match before the lock is always too old."""
+async def test_publish_to_a_tenant_that_changes_constantly_succeeds(rig: Rig) -> None:
+    """Changes never pause, so that a match before the lock is always outdated."""
     tenant_uid = await rig.tenant()
     await rig.publisher.publish("acme", [order_created(0)])
     is_over = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Group commits: what was matched is what is written, in order, and all of it or nothing."""
+"""Group commits: the matched deliveries are written in order, all of a call or none."""
 
 import asyncio
 from itertools import pairwise
@@ -28,7 +28,7 @@ from tests.pipeline.rival import (
 from tests.waiting import PATIENCE_S
 
 
-async def test_a_publish_waits_for_a_change_under_way_and_matches_again(
+async def test_publish_waits_for_an_open_change_and_matches_again(
     rig: Rig, receiver: Receiver
 ) -> None:
     tenant_uid = await rig.tenant()
@@ -51,8 +51,8 @@ async def test_a_publish_waits_for_a_change_under_way_and_matches_again(
     assert len(rows) == 1 + 2, "and no delivery of what was matched in vain"
 
 
-async def test_a_change_waits_for_a_publish_under_way(rig: Rig, receiver: Receiver) -> None:
-    """The other half: what changes after a publish has checked the epoch comes after its commit."""
+async def test_change_waits_for_an_open_publish(rig: Rig, receiver: Receiver) -> None:
+    """A change after the epoch check of a publish takes effect after the commit of the publish."""
     acme, blocker = await rig.tenant("acme"), await rig.tenant("blocker")
     await rig.subscription(acme, receiver.url)
     await _warm(rig, "acme", "blocker")
@@ -78,7 +78,7 @@ async def test_a_change_waits_for_a_publish_under_way(rig: Rig, receiver: Receiv
     assert [result[0].delivery_count for result in results] == [1, 0]
 
 
-async def test_only_the_tenant_that_changed_is_matched_again(rig: Rig, receiver: Receiver) -> None:
+async def test_only_the_changed_tenant_is_matched_again(rig: Rig, receiver: Receiver) -> None:
     acme, globex = await rig.tenant("acme"), await rig.tenant("globex")
     for tenant_uid in (acme, globex):
         await rig.subscription(tenant_uid, receiver.url)
@@ -105,7 +105,7 @@ async def test_only_the_tenant_that_changed_is_matched_again(rig: Rig, receiver:
     assert set(receiver.counts.values()) == {1}
 
 
-async def test_deleted_tenant_of_a_group_stores_nothing_and_the_other_everything(rig: Rig) -> None:
+async def test_group_with_a_deleted_tenant_stores_the_events_of_the_other(rig: Rig) -> None:
     acme, _ = await rig.tenant("acme"), await rig.tenant("globex")
     await _warm(rig, "acme", "globex")
 
@@ -127,8 +127,8 @@ async def test_deleted_tenant_of_a_group_stores_nothing_and_the_other_everything
     assert [row["tenant_uid"] for row in await _events(rig)].count(acme) == 1, "the warm-up's"
 
 
-async def test_a_group_that_moved_on_is_read_again_once_a_tenant(rig: Rig) -> None:
-    """However many calls of a tenant wait: a hundred of them would else read a hundred times."""
+async def test_index_of_a_changed_tenant_is_read_once_for_all_calls_of_a_group(rig: Rig) -> None:
+    """Otherwise a hundred waiting calls of a tenant would read the index a hundred times."""
     tenant_uid = await rig.tenant()
     await _warm(rig, "acme")
 
@@ -148,7 +148,7 @@ async def test_a_group_that_moved_on_is_read_again_once_a_tenant(rig: Rig) -> No
     assert data[1:] == [b'{"id":%d}' % n for n in range(20)], "and keep their order"
 
 
-async def test_ordinals_follow_batches_and_answers(rig: Rig) -> None:
+async def test_ordinals_follow_the_order_within_batches_and_of_answers(rig: Rig) -> None:
     await rig.tenant("acme")
     await rig.tenant("globex")
     for number in range(4):
@@ -163,7 +163,7 @@ async def test_ordinals_follow_batches_and_answers(rig: Rig) -> None:
     assert all(a["ordinal"] < b["ordinal"] for a, b in pairwise(rows))
 
 
-async def test_ordinals_of_deliveries_are_their_events(rig: Rig) -> None:
+async def test_deliveries_have_the_ordinal_of_their_event(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
     for pattern in ("order.created", "order.*", "*"):
         await rig.subscription(tenant_uid, "http://127.0.0.1:1024/", pattern, state="PAUSED",
@@ -182,8 +182,8 @@ async def test_ordinals_of_deliveries_are_their_events(rig: Rig) -> None:
         assert [row["event_id"] for row in within] == [result.event_id] * result.delivery_count
 
 
-async def test_ids_are_of_database_time(rig: Rig) -> None:
-    """A node whose clock is a year ahead still writes into the partitions of today."""
+async def test_event_ids_use_the_database_time(rig: Rig) -> None:
+    """A node whose clock is a year ahead still writes into the current partitions."""
     await rig.tenant()
     year_s = 365 * 86_400.0
     rig.clock.wall_ahead_s = year_s
@@ -196,7 +196,7 @@ async def test_ids_are_of_database_time(rig: Rig) -> None:
     assert not rig.time.is_trusted
 
 
-async def test_due_times_are_the_databases_now_plus_the_first_delay(rig: Rig) -> None:
+async def test_due_time_is_the_database_time_plus_the_first_delay(rig: Rig) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, "http://127.0.0.1:1024/", schedule_s=[90.0, 5.0])
 
@@ -209,7 +209,9 @@ async def test_due_times_are_the_databases_now_plus_the_first_delay(rig: Rig) ->
     assert 80 < row["left_s"] <= 90
 
 
-async def test_caller_that_gives_up_stops_no_other_call(rig: Rig, receiver: Receiver) -> None:
+async def test_cancelled_call_does_not_affect_other_calls_of_its_group(
+    rig: Rig, receiver: Receiver
+) -> None:
     tenant_uid = await rig.tenant()
     await rig.subscription(tenant_uid, receiver.url)
     await _warm(rig, "acme")
@@ -279,8 +281,8 @@ async def test_too_many_queued_bytes_are_refused(database_url: str) -> None:
         assert refusal.value.metadata["limit"] == "HOOKLINE_MAX_QUEUED_PUBLISH_BYTES"
 
 
-async def test_calls_that_wait_for_an_index_count_when_they_are_queued(database_url: str) -> None:
-    """A hundred calls of a tenant that is not in memory yet are admitted together, not each."""
+async def test_calls_that_wait_for_an_index_are_admitted_together(database_url: str) -> None:
+    """Calls of a tenant whose index is not cached count against the limit as a whole."""
     async with running(database_url, limits=Limits(max_queued_publish_events=10)) as rig:
         await rig.tenant()
         results = await asyncio.gather(
@@ -302,7 +304,7 @@ async def test_calls_that_wait_for_an_index_count_when_they_are_queued(database_
     ],
     ids=["events", "bytes", "deliveries"],
 )
-async def test_a_group_ends_before_it_is_too_large(
+async def test_group_is_closed_before_it_exceeds_a_limit(
     database_url: str, group_limits: GroupLimits
 ) -> None:
     async with running(database_url, group_limits=group_limits) as rig:
@@ -323,8 +325,8 @@ async def test_a_group_ends_before_it_is_too_large(
         assert len(await rig.pending()) == 3 * (1 + 8 + 5)
 
 
-async def test_a_batch_of_too_many_deliveries_is_refused_whole(database_url: str) -> None:
-    """Its one statement would hold every other publish up, or never end within its deadline."""
+async def test_batch_with_too_many_deliveries_is_refused(database_url: str) -> None:
+    """Its single statement would delay every other publish, or exceed its deadline."""
     async with running(database_url, limits=Limits(max_batch_deliveries=5)) as rig:
         tenant_uid = await rig.tenant()
         for _ in range(3):
@@ -344,7 +346,7 @@ async def test_a_batch_of_too_many_deliveries_is_refused_whole(database_url: str
 # ------------------------------------------------------------------------------------ the stop
 
 
-async def test_a_stop_commits_what_is_queued_and_refuses_what_comes(rig: Rig) -> None:
+async def test_stop_commits_queued_calls_and_refuses_new_ones(rig: Rig) -> None:
     await rig.tenant()
     await _warm(rig, "acme")
 
@@ -365,8 +367,8 @@ async def test_a_stop_commits_what_is_queued_and_refuses_what_comes(rig: Rig) ->
     assert [row["data"] for row in await _events(rig)] == [b'{"id":0}', b'{"id":1}', b'{"id":2}']
 
 
-async def test_a_call_that_read_its_index_during_the_stop_is_refused(rig: Rig) -> None:
-    """It was let in before the stop, and comes to the queue after the last group."""
+async def test_call_that_reads_its_index_during_the_stop_is_refused(rig: Rig) -> None:
+    """The call was admitted before the stop, and reaches the queue after the last group."""
     await rig.tenant()
 
     async with rival(rig.url) as other:
@@ -382,7 +384,7 @@ async def test_a_call_that_read_its_index_during_the_stop_is_refused(rig: Rig) -
 
 
 async def _warm(rig: Rig, *tenants: str) -> None:
-    """Publish once to each, so that its index is in memory and calls gather at once."""
+    """Publish once to each tenant, so that its index is cached and calls join a group at once."""
     for tenant in tenants:
         await rig.publisher.publish(tenant, [order_created(0)])
 

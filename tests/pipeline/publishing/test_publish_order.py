@@ -1,4 +1,4 @@
-"""Calls of one stream are stored in the order in which they were submitted, whatever befalls them.
+"""Calls of one stream are stored in the order of submission, also after failures and retries.
 
 Rule 5 of the data path. A stream does not wait for its answers, so the order is the queue's to
 keep: where a call has to be queued again, those of its stream that come after it must not pass.
@@ -20,7 +20,7 @@ from tests.pipeline.rig import Rig, order_created, running
 from tests.pipeline.rival import BUMP, STALL, rival, until_blocked
 
 
-async def test_a_call_that_waits_for_its_index_is_not_passed(rig: Rig) -> None:
+async def test_call_that_waits_for_its_index_is_not_overtaken(rig: Rig) -> None:
     await rig.tenant("acme")
     await rig.tenant("globex")
 
@@ -35,8 +35,8 @@ async def test_a_call_that_waits_for_its_index_is_not_passed(rig: Rig) -> None:
     assert await _stored(rig, "globex") == [1]
 
 
-async def test_a_follower_with_events_of_its_own_is_not_passed(rig: Rig) -> None:
-    """It shares a key with a call of the group, so that it goes into the next one."""
+async def test_follower_with_further_events_is_not_overtaken(rig: Rig) -> None:
+    """The follower shares a key with a call of the group, so that it joins the next group."""
     await rig.tenant()
     await _warm(rig)
     stream = object()
@@ -58,7 +58,7 @@ async def test_a_follower_with_events_of_its_own_is_not_passed(rig: Rig) -> None
     assert [result.deduplicated for result in await follower] == [True, False]
 
 
-async def test_a_follower_whose_leader_is_refused_is_not_passed(rig: Rig) -> None:
+async def test_follower_of_a_refused_leader_is_not_overtaken(rig: Rig) -> None:
     await rig.tenant()
     await _warm(rig)
     await rig.publisher.publish("acme", [order_created(1, idempotency_key="taken")])
@@ -78,8 +78,8 @@ async def test_a_follower_whose_leader_is_refused_is_not_passed(rig: Rig) -> Non
     assert await _stored(rig) == [0, 1, 99, 2, 3]
 
 
-async def test_followers_go_before_what_was_queued_after_them(rig: Rig) -> None:
-    """Else a call that comes during the group's commit would be stored first."""
+async def test_followers_are_stored_before_later_calls(rig: Rig) -> None:
+    """Otherwise a call that arrives during the group's commit would be stored first."""
     await rig.tenant()
     await _warm(rig)
     stream = object()
@@ -99,8 +99,8 @@ async def test_followers_go_before_what_was_queued_after_them(rig: Rig) -> None:
     assert await _stored(rig) == [0, 1, 2, 3]
 
 
-async def test_calls_that_are_matched_again_keep_their_order(database_url: str) -> None:
-    """Those of the group, those that follow it and those that wait behind it."""
+async def test_calls_matched_again_keep_their_order(database_url: str) -> None:
+    """These are the calls of the group, their followers, and the calls queued behind them."""
     async with running(database_url, group_limits=GroupLimits(max_events=4)) as rig:
         tenant_uid = await rig.tenant()
         await _warm(rig)
@@ -128,10 +128,10 @@ async def test_calls_that_are_matched_again_keep_their_order(database_url: str) 
         assert await _stored(rig) == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
-async def test_a_split_group_keeps_the_order_of_a_tenant_that_moved_on(
+async def test_split_group_keeps_the_order_of_a_changed_tenant(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first half is matched again; the second, by a newer index, could be stored at once."""
+    """The first half is matched again; the second has a newer index and could be stored at once."""
     monkeypatch.setattr(rig.matcher._indexes, "_max_bytes", 1)  # noqa: SLF001 - each reload is whole
     tenant_uid = await rig.tenant("acme")
     await rig.tenant("globex")
@@ -161,7 +161,7 @@ async def _warm(rig: Rig) -> None:
 
 @asynccontextmanager
 async def _held(rig: Rig) -> AsyncIterator[asyncio.Future[list[Published]]]:
-    """While inside, a call (99) is being committed, so that what is submitted gathers behind it."""
+    """Hold a call (99) in its commit, so that submitted calls queue behind it."""
     async with rival(rig.url) as other:
         await other.execute(STALL)
         first = await rig.publisher.submit("acme", [order_created(99)])
@@ -171,7 +171,7 @@ async def _held(rig: Rig) -> AsyncIterator[asyncio.Future[list[Published]]]:
 
 
 async def _stored(rig: Rig, tenant_id: str = "acme") -> list[int]:
-    """The numbers of a tenant's events, in publish order."""
+    """Return the numbers of a tenant's events, in publish order."""
     rows = await rig.database.fetch(
         """SELECT data FROM events JOIN tenants USING (tenant_uid)
            WHERE tenant_id = $1 ORDER BY ordinal""",

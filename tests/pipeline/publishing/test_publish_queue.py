@@ -1,4 +1,4 @@
-"""Whose call is stored next, and how many may wait: fair between tenants, in order within each."""
+"""The publish queue: fair between tenants, in order within each, and bounded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.pipeline.rival import STALL, rival, until_blocked
 
 
 class _Index:
-    """A tenant each of whose events goes to so many subscriptions."""
+    """The index of a tenant whose events each match this many subscriptions."""
 
     def __init__(self, tenant_id: str, routes: int) -> None:
         self.tenant_id = tenant_id
@@ -93,8 +93,8 @@ def test_tenant_with_one_call_is_served_before_the_second_call_of_a_flood() -> N
     ],
     ids=["events", "deliveries", "bytes"],
 )
-def test_tenants_share_by_what_their_calls_cost(large: PublishCall) -> None:
-    """A call of a hundred stands against a hundred of one."""
+def test_tenants_share_the_queue_by_the_cost_of_their_calls(large: PublishCall) -> None:
+    """A call of a hundred events costs as much as a hundred calls of one event."""
     queue = queue_of()
     for _ in range(20):
         queue.append(large)
@@ -104,7 +104,7 @@ def test_tenants_share_by_what_their_calls_cost(large: PublishCall) -> None:
     assert 9 <= tenants_of(taken(queue, 1_010)).count("large") <= 11
 
 
-def test_tenant_that_empties_its_line_gets_no_more_than_its_share() -> None:
+def test_tenant_that_empties_its_queue_gets_no_more_than_its_share() -> None:
     queue = queue_of()
     for _ in range(1_000):
         queue.append(call_of("patient", 10))
@@ -119,8 +119,8 @@ def test_tenant_that_empties_its_line_gets_no_more_than_its_share() -> None:
     assert abs(stored["hasty"] - stored["patient"]) <= 200
 
 
-def test_idle_time_earns_nothing() -> None:
-    """A tenant that comes late shares from then on, and is not compensated for the past."""
+def test_idle_tenant_gets_no_credit() -> None:
+    """A tenant gets its share from its first call on, without compensation for idle time."""
     queue = queue_of()
     for _ in range(200):
         queue.append(call_of("early"))
@@ -131,7 +131,7 @@ def test_idle_time_earns_nothing() -> None:
     assert tenants_of(taken(queue, 100)).count("late") in {50, 51}
 
 
-def test_ten_thousand_tenants_that_come_and_go_beside_a_busy_one_leave_nothing_behind() -> None:
+def test_queue_frees_the_state_of_ten_thousand_short_lived_tenants() -> None:
     queue, most = queue_of(), 0
     for number in range(10_000):
         for tenant_id in ("busy", f"t{number}"):
@@ -143,7 +143,7 @@ def test_ten_thousand_tenants_that_come_and_go_beside_a_busy_one_leave_nothing_b
     assert not queue._lines  # noqa: SLF001
 
 
-def test_calls_that_are_put_back_are_served_first_in_their_order() -> None:
+def test_calls_put_back_are_served_first_in_their_order() -> None:
     queue = queue_of()
     first, second = call_of("acme"), call_of("globex")
     queue.append(call_of("acme"))
@@ -159,7 +159,7 @@ def test_calls_that_are_put_back_are_served_first_in_their_order() -> None:
 
 
 def fill(queue: PublishQueue, tenant_id: str) -> tuple[int, ResourceExhaustedError]:
-    """Queue events of a tenant until one is refused; how many there were, and the refusal."""
+    """Queue events of a tenant until one is refused; return their number and the refusal."""
     count = 0
     while True:
         try:
@@ -170,7 +170,7 @@ def fill(queue: PublishQueue, tenant_id: str) -> tuple[int, ResourceExhaustedErr
         count += 1
 
 
-def test_a_tenant_leaves_places_for_other_tenants() -> None:
+def test_one_tenant_cannot_fill_the_queue() -> None:
     queue = queue_of(max_queued_publish_events=100)
     count, refusal = fill(queue, "flood")
 
@@ -183,13 +183,13 @@ def test_a_tenant_leaves_places_for_other_tenants() -> None:
     queue.admit("flood", 1, 2)
 
 
-def test_the_more_tenants_fill_the_queue_the_less_each_may_have() -> None:
+def test_limit_of_a_tenant_shrinks_as_the_queue_fills() -> None:
     queue = queue_of(max_queued_publish_events=1_000)
 
     assert [fill(queue, tenant_id)[0] for tenant_id in ("a", "b", "c")] == [800, 160, 32]
 
 
-def test_bytes_are_shared_likewise() -> None:
+def test_one_tenant_cannot_fill_the_queued_bytes() -> None:
     queue = queue_of(max_queued_publish_bytes=100)
     queue.append(call_of("flood", 8, data=b"x" * 10))
     with pytest.raises(ResourceExhaustedError) as refusal:
@@ -201,7 +201,7 @@ def test_bytes_are_shared_likewise() -> None:
         queue.admit("small", 1, 21)
 
 
-def test_a_tenant_with_nothing_queued_may_have_all_that_is_left() -> None:
+def test_tenant_with_an_empty_queue_can_use_all_remaining_capacity() -> None:
     queue = queue_of(max_queued_publish_events=10)
     queue.admit("acme", 10, 2)
     with pytest.raises(ResourceExhaustedError):
@@ -211,7 +211,7 @@ def test_a_tenant_with_nothing_queued_may_have_all_that_is_left() -> None:
 # --------------------------------------------------------------------------------- on a real node
 
 
-async def test_a_small_tenant_is_in_the_next_group_whatever_a_flood_has_queued(
+async def test_small_tenant_is_in_the_next_group_despite_a_flood(
     database_url: str,
 ) -> None:
     async with running(database_url, group_limits=GroupLimits(max_events=4)) as rig:

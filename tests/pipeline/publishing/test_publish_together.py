@@ -1,4 +1,4 @@
-"""Calls that share a group commit: only overlapping calls wait, and never for long."""
+"""Calls that share a group commit: only concurrent calls wait, and only briefly."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.pipeline.rival import STALL, rival, until_blocked
 FOREVER_S = 3_600.0
 
 
-async def test_a_caller_that_was_answered_shares_the_next_group(
+async def test_answered_caller_shares_the_next_group(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publish, "GATHER_S", FOREVER_S)
@@ -42,7 +42,7 @@ async def test_single_caller_does_not_wait(rig: Rig, monkeypatch: pytest.MonkeyP
         await rig.publisher.publish("acme", [order_created(number)])
 
 
-async def test_a_caller_that_does_not_return_is_not_waited_for_long(rig: Rig) -> None:
+async def test_wait_for_an_absent_caller_is_short(rig: Rig) -> None:
     await rig.tenant("acme")
     await rig.publisher.publish("acme", [order_created()])
     await asyncio.gather(
@@ -62,7 +62,7 @@ async def test_large_batch_does_not_wait(rig: Rig, monkeypatch: pytest.MonkeyPat
     await rig.publisher.publish("acme", [order_created(number) for number in range(ENOUGH)])
 
 
-async def test_a_stop_waits_for_no_caller(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_does_not_wait_for_callers(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "GATHER_S", FOREVER_S)
     await rig.tenant("acme")
     await rig.publisher.publish("acme", [order_created()])

@@ -1,4 +1,4 @@
-"""What a tenant may have pending: beyond, it is refused before the commit, and for no longer."""
+"""The quota of pending deliveries: a publish beyond it is refused until the backlog shrinks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOWHERE = "http://127.0.0.1:1024/"
 
 @pytest.fixture
 async def rig(database_url: str) -> AsyncIterator[Rig]:
-    """A node whose tenants may have ten deliveries pending; those of `acme` stay so."""
+    """Return a node with a quota of ten pending deliveries; those of `acme` stay pending."""
     async with running(database_url, limits=Limits(max_pending_per_tenant=10)) as rig:
         tenant_uid = await rig.tenant()
         await rig.subscription(
@@ -35,7 +35,7 @@ async def pending(rig: Rig) -> int:
     return count
 
 
-async def test_beyond_it_a_publish_is_refused_before_the_commit(rig: Rig) -> None:
+async def test_publish_beyond_the_quota_is_refused_before_the_commit(rig: Rig) -> None:
     await publish(rig, 6)
     await rig.quota.look()
     await publish(rig, 4)
@@ -62,7 +62,7 @@ async def test_other_tenants_and_events_without_subscribers_are_accepted(rig: Ri
     assert await pending(rig) == 19
 
 
-async def test_when_there_are_fewer_again_it_may_go_on(rig: Rig) -> None:
+async def test_publish_is_accepted_again_below_the_quota(rig: Rig) -> None:
     await publish(rig, 10)
     await rig.quota.look()
     with pytest.raises(ResourceExhaustedError):
