@@ -91,7 +91,7 @@ async def publish(client: HooklineClient, url: str) -> None:
     await client.publish("default", [Event(type="a.b", json_data="{}", traceparent=TRACE)])
 
 
-async def test_every_panel_and_alert_has_something_to_show(
+async def test_every_panel_and_alert_has_data(
     database_url: str, prometheus: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     port = free_port()
@@ -110,9 +110,9 @@ async def test_every_panel_and_alert_has_something_to_show(
 
                 await until(has_answer, f"an answer to {query}")
             known = set(await answered(address, "label/__name__/values"))
-    told = set(_METRIC.findall(_GROUPING.sub("", ALERTS.read_text(encoding="utf-8"))))
-    assert len(told) > 5
-    assert told - known == set()
+    alerted = set(_METRIC.findall(_GROUPING.sub("", ALERTS.read_text(encoding="utf-8"))))
+    assert len(alerted) > 5
+    assert alerted - known == set()
 
 
 def test_every_alert_and_panel_is_documented() -> None:

@@ -28,13 +28,13 @@ async def is_delivered(client: HooklineClient) -> bool:
     return (await only_delivery(client)).state == DELIVERY_STATE_SUCCEEDED
 
 
-async def test_a_proxy_and_authorities_of_one_s_own(database_url: str, tmp_path: Path) -> None:
-    """And while the proxy does not let it through, no attempt is spent and nobody is disabled."""
+async def test_configured_proxy_and_authorities_are_used(database_url: str, tmp_path: Path) -> None:
+    """While the proxy rejects requests, no attempt counts and no subscription is disabled."""
     authority = Authority(tmp_path)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(*authority.issue("target", "127.0.0.1"))
     async with Proxy() as proxy, Receiver(answering(OK), tls=tls) as receiver:
-        proxy.answers["*"] = b"HTTP/1.1 407 Who are you?\r\n\r\n"
+        proxy.answers["*"] = b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"
         with capture_logs() as logs:
             async with started(
                 database_url,
@@ -56,7 +56,7 @@ async def test_a_proxy_and_authorities_of_one_s_own(database_url: str, tmp_path:
     assert "hunter2" not in repr(logs)
 
 
-async def test_a_host_that_is_denied_later_is_sent_nothing_more(database_url: str) -> None:
+async def test_host_denied_later_receives_no_more_requests(database_url: str) -> None:
     async with Receiver(answering(OK)) as receiver:
         async with started(database_url) as (_, client):
             await subscribe(client, receiver.url(host="localhost"))

@@ -90,7 +90,7 @@ async def subscribe(client: HooklineClient, url: str, tenant: str = "tenants/def
     await client.subscriptions.CreateSubscription(request)
 
 
-async def test_a_stop_leaves_neither_a_node_nor_a_connection(database_url: str) -> None:
+async def test_stop_removes_the_node_and_closes_all_connections(database_url: str) -> None:
     async with started(database_url) as (app, client):
         health: Any = health_pb2_grpc.HealthStub(client.channel)
         answer = await health.Check(health_pb2.HealthCheckRequest(service=""))
@@ -102,7 +102,7 @@ async def test_a_stop_leaves_neither_a_node_nor_a_connection(database_url: str) 
     await until(lambda: no_connections(database_url), "the connections are closed")
 
 
-async def test_a_delivery_under_way_ends_and_is_recorded_before_the_node_leaves(
+async def test_running_delivery_is_recorded_before_the_node_deregisters(
     database_url: str,
 ) -> None:
     async with Receiver() as target, started(database_url) as (app, client):
@@ -121,7 +121,7 @@ async def test_a_delivery_under_way_ends_and_is_recorded_before_the_node_leaves(
     assert await fetch_one(database_url, "SELECT count(*) FROM pending_deliveries") == 0
 
 
-async def test_in_a_hurry_it_waits_for_no_target_and_loses_nothing(database_url: str) -> None:
+async def test_hurried_stop_waits_for_no_target_and_loses_nothing(database_url: str) -> None:
     async with Receiver() as target, started(database_url) as (app, client):
         target.gate = asyncio.Event()
         await subscribe(client, target.url)
@@ -137,7 +137,7 @@ async def test_in_a_hurry_it_waits_for_no_target_and_loses_nothing(database_url:
     assert await fetch_one(database_url, "SELECT count(*) FROM nodes") == 0
 
 
-async def test_the_grace_bounds_what_a_stop_waits_for(database_url: str) -> None:
+async def test_stop_waits_no_longer_than_the_grace_period(database_url: str) -> None:
     async with (
         Receiver() as target,
         started(database_url, HOOKLINE_STOP_GRACE_S="0.2") as (app, client),
@@ -152,7 +152,9 @@ async def test_the_grace_bounds_what_a_stop_waits_for(database_url: str) -> None
     assert await fetch_one(database_url, NEVER_RECORDED) == 1
 
 
-async def test_a_watcher_is_told_first_and_does_not_hold_the_stop(database_url: str) -> None:
+async def test_health_watcher_is_notified_first_and_does_not_delay_the_stop(
+    database_url: str,
+) -> None:
     async with started(database_url) as (app, client):
         health: Any = health_pb2_grpc.HealthStub(client.channel)
         watching = health.Watch(health_pb2.HealthCheckRequest(service=""))
@@ -202,7 +204,7 @@ async def is_registered(database_url: str) -> bool:
     return await fetch_one(database_url, "SELECT count(*) FROM nodes") == 1
 
 
-async def test_a_node_whose_clock_goes_wrong_says_so_and_one_that_is_wrong_does_not_start(
+async def test_clock_skew_is_reported_and_prevents_a_start(
     database_url: str,
 ) -> None:
     clock = TurnableClock()
@@ -223,7 +225,7 @@ async def test_a_node_whose_clock_goes_wrong_says_so_and_one_that_is_wrong_does_
         await app.stop()
 
 
-async def test_the_days_ahead_are_there_before_it_serves(database_url: str) -> None:
+async def test_future_partitions_exist_before_the_node_serves(database_url: str) -> None:
     days = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass"
     before = await fetch_one(database_url, days)
     last = (
@@ -235,7 +237,7 @@ async def test_the_days_ahead_are_there_before_it_serves(database_url: str) -> N
         await app.stop()
 
 
-async def test_a_schema_that_is_behind_is_a_reason_not_to_start(database_url: str) -> None:
+async def test_outdated_schema_prevents_a_start(database_url: str) -> None:
     await fetch_one(database_url, "DELETE FROM schema_migrations WHERE number = 1")
     with pytest.raises(StartError, match="run `hookline migrate`"):
         await App(settings(database_url)).start()
@@ -249,7 +251,7 @@ async def test_a_database_that_could_lose_events_is_refused(database_url: str) -
 
 
 @pytest.mark.parametrize("workers, is_short", [(1, False), (16, True)])
-async def test_too_few_connections_for_all_processes_are_told_of(
+async def test_too_low_connection_limit_is_logged(
     database_url: str,
     capfd: pytest.CaptureFixture[str],
     workers: int,
@@ -257,8 +259,8 @@ async def test_too_few_connections_for_all_processes_are_told_of(
 ) -> None:
     async with started(database_url, HOOKLINE_WORKERS=str(workers)) as (app, _):
         await app.stop()
-    told = capfd.readouterr()
-    assert ("connection_limit_too_low" in told.out + told.err) is is_short
+    output = capfd.readouterr()
+    assert ("connection_limit_too_low" in output.out + output.err) is is_short
 
 
 @asynccontextmanager
@@ -290,7 +292,7 @@ LISTS_THAT_WAIT = """SELECT count(*) FROM pg_stat_activity
                        AND wait_event_type = 'Lock'"""
 
 
-async def test_lists_that_take_all_connections_hold_up_no_delivery(database_url: str) -> None:
+async def test_lists_that_use_all_connections_delay_no_delivery(database_url: str) -> None:
     """Of a tenant and a subscription that this node has never read."""
     async with (
         Receiver() as receiver,
@@ -316,7 +318,7 @@ def keys(*master_keys: bytes) -> str:
     return ",".join(base64.b64encode(key).decode() for key in master_keys)
 
 
-async def test_a_node_whose_master_key_opens_nothing_that_is_stored_does_not_start(
+async def test_master_key_that_decrypts_no_stored_secret_prevents_a_start(
     database_url: str,
 ) -> None:
     async with started(database_url) as (_, client):
@@ -327,7 +329,7 @@ async def test_a_node_whose_master_key_opens_nothing_that_is_stored_does_not_sta
     await until(lambda: no_connections(database_url), "what had started is stopped")
 
 
-async def test_a_master_key_is_exchanged_while_nodes_serve(database_url: str) -> None:
+async def test_master_key_is_rotated_while_nodes_serve(database_url: str) -> None:
     old, new = bytes(32), b"n" * 32
     both = settings(database_url, HOOKLINE_MASTER_KEY=keys(new, old))
     async with Receiver() as receiver:
@@ -377,12 +379,12 @@ async def test_a_page_token_of_another_deployment_is_refused_though_the_master_k
     request = ListEventsRequest(tenant="tenants/default", page_size=1)
     async with (
         started(database_url) as (_, client),
-        started(elsewhere) as (_, stranger),
+        started(elsewhere) as (_, other_client),
     ):
         await client.publish("default", [Event(type="a.b", json_data="{}")] * 2)
         first = await client.events.ListEvents(request)
         request.page_token = first.next_page_token
         with pytest.raises(InvalidArgumentError) as refused:
-            await stranger.events.ListEvents(request)
+            await other_client.events.ListEvents(request)
         assert len((await client.events.ListEvents(request)).events) == 1
     assert [one.reason for one in refused.value.violations] == ["PAGE_TOKEN_INVALID"]

@@ -77,7 +77,7 @@ async def scraped(port: int) -> str:
     return await asyncio.to_thread(read)
 
 
-async def test_a_collector_gets_every_metric_with_few_labels(database_url: str) -> None:
+async def test_collector_receives_every_metric_with_few_labels(database_url: str) -> None:
     async with (
         Collector() as collector,
         Receiver() as target,
@@ -102,12 +102,12 @@ async def test_a_collector_gets_every_metric_with_few_labels(database_url: str) 
             "rpc.method": "hookline.v1.EventService/PublishEvents",
             "rpc.response.status_code": "OK",
         } in [values_of(point.attributes) for point in calls]
-    told = str(collector.metrics)
-    assert "127.0.0.1" not in told
-    assert "tenants/" not in told
+    exported = str(collector.metrics)
+    assert "127.0.0.1" not in exported
+    assert "tenants/" not in exported
 
 
-async def test_a_node_that_ended_adds_to_no_sum_of_what_is_owned(database_url: str) -> None:
+async def test_stopped_node_reports_no_owned_resources(database_url: str) -> None:
     def owned(collector: Collector) -> list[float]:
         if (metric := collector.metrics.get("hookline.buckets.owned")) is None:
             return []
@@ -119,7 +119,7 @@ async def test_a_node_that_ended_adds_to_no_sum_of_what_is_owned(database_url: s
         assert owned(collector) == [0]
 
 
-async def test_prometheus_reads_the_same(database_url: str) -> None:
+async def test_prometheus_reads_the_metrics_of_the_collector(database_url: str) -> None:
     port = free_port()
     listen = {"HOOKLINE_PROMETHEUS_LISTEN": f"127.0.0.1:{port}"}
     async with Receiver() as target, started(database_url, **listen) as (_, client):
@@ -140,7 +140,7 @@ async def test_prometheus_reads_the_same(database_url: str) -> None:
         await scraped(port)
 
 
-async def test_a_fault_of_our_own_is_counted_and_told_though_it_is_not_recorded(
+async def test_internal_error_is_counted_and_logged_though_it_is_not_recorded(
     database_url: str,
 ) -> None:
     port = free_port()
@@ -157,12 +157,12 @@ async def test_a_fault_of_our_own_is_counted_and_told_though_it_is_not_recorded(
                 return 'hookline_attempt_outcome="INTERNAL_ERROR"' in await scraped(port)
 
             await until(is_counted, "the alert has something to go by")
-    told = next(line for line in logs if line["event"] == "internal_error")
-    assert told["reason"] == "the egress proxy cannot be reached"
-    assert event.name.endswith(told["event_id"])
+    entry = next(line for line in logs if line["event"] == "internal_error")
+    assert entry["reason"] == "the egress proxy cannot be reached"
+    assert event.name.endswith(entry["event_id"])
 
 
-async def test_a_port_that_is_taken_is_told_in_a_sentence(database_url: str) -> None:
+async def test_used_metrics_port_is_reported_in_a_sentence(database_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(StartError, match="HOOKLINE_PROMETHEUS_LISTEN"):
@@ -188,9 +188,9 @@ async def troubled(how: str) -> AsyncIterator[dict[str, str]]:
             yield collector.variables
         return
     with silent() as port:
-        told = free_port() if how == "is down" else port
+        endpoint_port = free_port() if how == "is down" else port
         yield {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{told}",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{endpoint_port}",
             "OTEL_BSP_SCHEDULE_DELAY": "50",
             "OTEL_BSP_MAX_QUEUE_SIZE": "4",
             "OTEL_METRIC_EXPORT_INTERVAL": "200",
@@ -198,7 +198,7 @@ async def troubled(how: str) -> AsyncIterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("how", ["is down", "is slow", "refuses"])
-async def test_a_collector_that_is_no_good_costs_a_counter(database_url: str, how: str) -> None:
+async def test_failing_collector_only_increases_a_counter(database_url: str, how: str) -> None:
     port = free_port()
     async with (
         troubled(how) as variables,

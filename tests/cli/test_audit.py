@@ -159,7 +159,7 @@ async def test_an_invalid_head_is_refused(text: str, capsys: pytest.CaptureFixtu
     assert "is not SEQUENCE:HASH" in capsys.readouterr().err
 
 
-async def test_without_a_database_it_says_what_to_do(
+async def test_missing_database_is_reported_with_a_remedy(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await verify(None, "--data-dir", str(tmp_path)) == 2

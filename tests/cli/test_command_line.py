@@ -53,7 +53,7 @@ def test_no_argument_prints_the_commands(capsys: pytest.CaptureFixture[str]) -> 
     assert "the deliveries and attempts of an event" in capsys.readouterr().err
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0

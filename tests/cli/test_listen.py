@@ -28,7 +28,7 @@ def arrival(webhook_id: str, body: bytes) -> Arrival:
         (b"", ""),
     ],
 )
-def test_a_body(body: bytes, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_body_is_printed(body: bytes, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     listen.show(arrival("evt_1", body))
     head, _, printed = capsys.readouterr().out.lstrip("\n").partition("\n")
     assert (head, printed) == ("evt_1  not verified: no --secret  -> 200", f"{shown}\n")

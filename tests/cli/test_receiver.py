@@ -104,7 +104,7 @@ async def test_an_invalid_request_closes_only_its_connection(
     assert await exchange(receiver, request()) != []
 
 
-async def test_it_stops_although_a_connection_is_open() -> None:
+async def test_receiver_stops_despite_an_open_connection() -> None:
     async with Receiver("test", lambda _arrival: None) as receiver:
         host, port = receiver.url.removeprefix("http://").rstrip("/").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))

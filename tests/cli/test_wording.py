@@ -46,7 +46,7 @@ def stamp(moment: datetime) -> Timestamp:
         (86_400 * 36_500, "36,500 d"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_duration_is_formatted(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
@@ -64,7 +64,7 @@ def test_until_distinguishes_past_and_future() -> None:
     assert until(stamp(now - timedelta(hours=2))) == "2 h ago"
 
 
-def test_states_and_attempts() -> None:
+def test_states_and_attempts_are_formatted() -> None:
     assert state_of(Delivery(state=DELIVERY_STATE_SUCCEEDED, attempt_count=1)) == (
         "SUCCEEDED after 1 attempt"
     )
@@ -78,7 +78,7 @@ def test_states_and_attempts() -> None:
     assert wording_of_attempt(late) == "timeout: no answer in time"
 
 
-def test_the_last_part_of_a_name() -> None:
+def test_last_part_of_a_name_is_shown() -> None:
     assert last_part("tenants/acme/events/evt_1") == "evt_1"
     assert last_part("evt_1") == "evt_1"
 

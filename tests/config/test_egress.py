@@ -1,4 +1,4 @@
-"""The way out, as it is set: what is read, what is refused, and that no credential is shown."""
+"""Egress settings: parsing, rejected values, and credentials that are never shown."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def problem(**variables: str) -> str:
     """What is said of them, which must be refused for one reason; the database's lack apart."""
     with pytest.raises(SettingsError) as caught:
         egress(**variables)
-    [told] = [line for line in caught.value.problems if "EGRESS" in line]
-    return told
+    [message] = [line for line in caught.value.problems if "EGRESS" in line]
+    return message
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Settings, "from_environ", with_database)
 
 
-def test_lists_are_read() -> None:
+def test_network_and_host_lists_are_parsed() -> None:
     policy = egress(
         ALLOW="10.1.0.0/16",
         DENY="10.1.9.0/24, 8.8.8.0/24",
@@ -54,7 +54,7 @@ def test_lists_are_read() -> None:
     assert not policy.allows_host("elsewhere.example")
 
 
-def test_ports_are_read() -> None:
+def test_port_lists_are_parsed() -> None:
     policy = egress().egress.policy
     assert [port for port in (25, 80, 443, 1024, 5432) if policy.allows_port(port)] == [
         80,
@@ -69,14 +69,14 @@ def test_ports_are_read() -> None:
     assert "must be none, or ports" in problem(DENY_PORTS="mysql")
 
 
-def test_prefixes_of_nat64_are_read() -> None:
+def test_nat64_prefixes_are_parsed() -> None:
     policy = egress(NAT64="2606:4700:64::/96, 2606:4700::/32").egress.policy
     assert policy.allows("2606:4700:64::8.8.8.8")
     assert not policy.allows("2606:4700:64::10.0.0.1")
     assert "32, 40, 48, 56, 64, 96 bits" in problem(NAT64="2606:4700:64::/95")
 
 
-def test_a_proxy_is_read_and_its_credentials_are_never_shown() -> None:
+def test_proxy_is_parsed_and_its_credentials_are_never_shown() -> None:
     settings = egress(PROXY="http://out:s%40cr%3At@proxy.internal:3128/", PROXY_RESOLVES="on")
     proxy = settings.egress.proxy
     assert proxy is not None
@@ -106,18 +106,18 @@ def test_a_proxy_is_read_and_its_credentials_are_never_shown() -> None:
         "http://",
     ],
 )
-def test_what_is_no_proxy_is_refused_without_its_credentials(text: str) -> None:
-    told = problem(PROXY=text)
-    assert told.startswith("HOOKLINE_EGRESS_PROXY: must ")
-    assert "hunter2" not in told
+def test_invalid_proxy_is_rejected_without_showing_its_credentials(text: str) -> None:
+    message = problem(PROXY=text)
+    assert message.startswith("HOOKLINE_EGRESS_PROXY: must ")
+    assert "hunter2" not in message
 
 
-def test_where_nothing_could_be_reached_nothing_starts() -> None:
+def test_settings_that_allow_no_target_are_rejected() -> None:
     assert "HOOKLINE_EGRESS_ALLOW is not set" in problem(PUBLIC="off")
     assert not egress(PUBLIC="off", ALLOW="10.0.0.0/8").egress.policy.allows("8.8.8.8")
 
 
-def test_nobody_resolves_where_there_is_no_proxy() -> None:
+def test_resolution_by_the_proxy_without_a_proxy_is_rejected() -> None:
     assert "HOOKLINE_EGRESS_PROXY is not set" in problem(PROXY_RESOLVES="on")
 
 
@@ -133,12 +133,12 @@ def test_authorities_are_read_when_the_service_starts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["DENY_HOSTS", "ALLOW_HOSTS"])
 @pytest.mark.parametrize("text", ["*", "http://hooks.example", "hooks.example:443", "a,,b"])
-def test_what_is_no_list_of_hosts_is_refused(name: str, text: str) -> None:
+def test_invalid_host_list_setting_is_rejected(name: str, text: str) -> None:
     assert "must be hosts such as hooks.example,*.internal.example" in problem(**{name: text})
 
 
 @pytest.mark.parametrize("text", ["example", "10.0.0.1/8", ""])
-def test_what_is_no_list_of_networks_is_refused(text: str) -> None:
+def test_invalid_network_list_setting_is_rejected(text: str) -> None:
     if text:
         assert "must be networks such as 10.1.0.0/16,fd00::/8" in problem(DENY=text)
     else:

@@ -21,14 +21,14 @@ def settings(**changes: object) -> Settings:
 
 
 @pytest.mark.parametrize("memory_mb", [LEAST_MB, 1_250, DEFAULT_MB, 2_000, 8_000, 1_048_576])
-def test_the_defaults_fit_every_ceiling(memory_mb: int) -> None:
+def test_defaults_fit_every_memory_limit(memory_mb: int) -> None:
     default, chosen = settings(), settings(MEMORY_MB=memory_mb)
     assert (chosen.max_calls >= default.max_calls) == (memory_mb >= DEFAULT_MB)
     bytes_of = (chosen.limits.max_request_bytes, default.limits.max_request_bytes)
     assert (bytes_of[0] >= bytes_of[1]) == (memory_mb >= DEFAULT_MB)
 
 
-def test_bounds_that_do_not_fit_are_named_with_what_to_set() -> None:
+def test_bounds_beyond_the_memory_limit_are_named_with_a_remedy() -> None:
     with pytest.raises(SettingsError, match=r"MEMORY_MB is 1536.*comes to \d+ MB") as refused:
         settings(MAX_REQUEST_BYTES=1 << 30)
     assert "HOOKLINE_MAX_REQUEST_BYTES" in str(refused.value)
@@ -36,7 +36,7 @@ def test_bounds_that_do_not_fit_are_named_with_what_to_set() -> None:
     settings(MAX_REQUEST_BYTES=1 << 30, MAX_CALLS=1_024, MEMORY_MB=int(needed_mb) * 3)
 
 
-def test_a_bound_that_is_set_is_not_derived() -> None:
+def test_explicit_bound_is_not_derived() -> None:
     assert settings(MAX_CALLS=77, MEMORY_MB=4_000).max_calls == 77
 
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry's own variables: what they say, and what is refused in their name."""
+"""The environment variables of OpenTelemetry: parsing, and values that are rejected."""
 
 import pytest
 
@@ -17,14 +17,14 @@ def read(**environ: str) -> TelemetrySettings:
     return settings
 
 
-def test_nothing_is_exported_unless_somebody_says_where_to() -> None:
+def test_nothing_is_exported_without_an_endpoint() -> None:
     settings = read()
     assert settings.traces is Exporter.NONE
     assert settings.metrics is Exporter.NONE
     assert settings.prometheus.host == ""
 
 
-def test_an_endpoint_is_for_both_and_one_of_its_own_for_one() -> None:
+def test_endpoint_of_a_signal_overrides_the_common_endpoint() -> None:
     both = read(OTEL_EXPORTER_OTLP_ENDPOINT=ENDPOINT)
     assert (both.traces, both.metrics) == (Exporter.OTLP, Exporter.OTLP)
     assert both.traces_endpoint == both.metrics_endpoint == ENDPOINT
@@ -36,7 +36,7 @@ def test_an_endpoint_is_for_both_and_one_of_its_own_for_one() -> None:
     assert usual.traces_endpoint == "http://localhost:4317"
 
 
-def test_all_of_it_can_be_turned_off() -> None:
+def test_telemetry_can_be_turned_off() -> None:
     off = read(OTEL_EXPORTER_OTLP_ENDPOINT=ENDPOINT, OTEL_SDK_DISABLED="true")
     assert off == TelemetrySettings()
 
@@ -52,7 +52,9 @@ def test_all_of_it_can_be_turned_off() -> None:
         ("parentbased_traceidratio", 0.25, True),
     ],
 )
-def test_the_samplers_of_opentelemetry(sampler: str, ratio: float, *, follows: bool) -> None:
+def test_samplers_of_opentelemetry_are_supported(
+    sampler: str, ratio: float, *, follows: bool
+) -> None:
     settings = read(OTEL_TRACES_SAMPLER=sampler, OTEL_TRACES_SAMPLER_ARG="0.25")
     assert settings.sampling == Sampling(ratio, follows_parent=follows)
 
@@ -72,14 +74,14 @@ def test_the_samplers_of_opentelemetry(sampler: str, ratio: float, *, follows: b
         ("OTEL_METRIC_EXPORT_INTERVAL", "-1"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(name: str, value: str) -> None:
+def test_unsupported_value_is_rejected_with_the_variable_name(name: str, value: str) -> None:
     problems: list[str] = []
     read_telemetry({name: value}, problems)
     assert len(problems) == 1
     assert problems[0].startswith(f'{name} is "{value}": ')
 
 
-def test_every_variable_that_is_read_is_in_the_table() -> None:
+def test_every_variable_read_is_documented() -> None:
     rows = page("docs/observability.md").table("Settings")
-    told = {name.strip(" `") for row in rows for name in row[0].split(",")}
-    assert told == set(VARIABLES)
+    documented = {name.strip(" `") for row in rows for name in row[0].split(",")}
+    assert documented == set(VARIABLES)

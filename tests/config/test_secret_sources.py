@@ -32,8 +32,8 @@ def problem(environ: dict[str, str], role: Role = Role.DEV) -> str:
     """The one thing that is wrong with these settings."""
     with pytest.raises(SettingsError) as caught:
         Settings.from_environ(environ, role)
-    (told,) = caught.value.problems
-    return told
+    (message,) = caught.value.problems
+    return message
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", " \n\n"])
@@ -55,11 +55,11 @@ def test_every_secret_setting_is_read_from_a_file(tmp_path: Path, end: str) -> N
 
 
 def test_every_secret_setting_is_printed_by_a_command(tmp_path: Path) -> None:
-    told = tmp_path / "told"
-    told.write_text(KEY + "\n")
+    message = tmp_path / "printed"
+    message.write_text(KEY + "\n")
     environ = {
         "PATH": os.environ["PATH"],
-        "HOOKLINE_MASTER_KEY_COMMAND": f"cat '{told}'",
+        "HOOKLINE_MASTER_KEY_COMMAND": f"cat '{message}'",
         "HOOKLINE_DATABASE_URL_COMMAND": f"printf %s {URL}",
         "HOOKLINE_EGRESS_PROXY_COMMAND": f"printf %s {PROXY}",
     }
@@ -69,13 +69,13 @@ def test_every_secret_setting_is_printed_by_a_command(tmp_path: Path) -> None:
     assert settings.egress.proxy is not None
 
 
-def test_a_command_is_given_the_environment_and_no_shell() -> None:
+def test_command_gets_the_environment_and_runs_without_a_shell() -> None:
     code = 'import os, sys; print(os.environ["KEY"] if sys.argv[1:] == ["$KEY", ";"] else "")'
     environ = {"KEY": KEY, "HOOKLINE_MASTER_KEY_COMMAND": f"{printing(code)} $KEY ';'"}
     assert Settings.from_environ(environ, Role.DEV).master_keys == (bytes(range(32)),)
 
 
-def test_migrating_runs_no_command_for_the_master_key() -> None:
+def test_migrate_does_not_run_the_master_key_command() -> None:
     environ = {"HOOKLINE_DATABASE_URL": URL, "HOOKLINE_MASTER_KEY_COMMAND": "no-such-command"}
     assert Settings.from_environ(environ, Role.MIGRATE).master_keys == ()
     assert problem(environ, Role.FORGET).startswith("HOOKLINE_MASTER_KEY_COMMAND runs 'no-such")
@@ -90,13 +90,13 @@ def test_migrating_runs_no_command_for_the_master_key() -> None:
         ("EGRESS_PROXY", "EGRESS_PROXY_COMMAND"),
     ],
 )
-def test_two_sources_contradict_one_another(names: tuple[str, str]) -> None:
+def test_two_sources_of_one_secret_are_rejected(names: tuple[str, str]) -> None:
     first, second = (f"HOOKLINE_{name}" for name in names)
-    told = problem({first: KEY, second: "/nowhere"})
-    assert told == f"{first} and {second} are set: set one of them"
+    message = problem({first: KEY, second: "/nowhere"})
+    assert message == f"{first} and {second} are set: set one of them"
 
 
-def test_an_empty_variable_is_an_unset_one(tmp_path: Path) -> None:
+def test_empty_variable_is_unset(tmp_path: Path) -> None:
     environ = {
         "HOOKLINE_MASTER_KEY": "",
         "HOOKLINE_MASTER_KEY_FILE": secret_file(tmp_path, KEY),
@@ -106,11 +106,11 @@ def test_an_empty_variable_is_an_unset_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o444, 0o644, 0o442, 0o441])
-def test_a_file_that_others_have_access_to_is_refused(tmp_path: Path, mode: int) -> None:
-    told = problem({"HOOKLINE_MASTER_KEY_FILE": secret_file(tmp_path, KEY, mode)})
-    assert f"its mode is {mode:04o}" in told
-    assert "chmod 0440" in told
-    assert KEY not in told
+def test_secret_file_accessible_to_others_is_rejected(tmp_path: Path, mode: int) -> None:
+    message = problem({"HOOKLINE_MASTER_KEY_FILE": secret_file(tmp_path, KEY, mode)})
+    assert f"its mode is {mode:04o}" in message
+    assert "chmod 0440" in message
+    assert KEY not in message
 
 
 @pytest.mark.parametrize(
@@ -123,34 +123,36 @@ def test_a_file_that_others_have_access_to_is_refused(tmp_path: Path, mode: int)
         (b"x" * (MAX_SECRET_BYTES + 1), "holds more than 65,536 bytes"),
     ],
 )
-def test_a_file_that_holds_no_secret_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
-    told = problem({"HOOKLINE_MASTER_KEY_FILE": secret_file(tmp_path, content)})
-    assert told.startswith(f"HOOKLINE_MASTER_KEY_FILE names {tmp_path}/secret, which ")
-    assert told.endswith(said)
+def test_secret_file_without_a_secret_is_rejected(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    message = problem({"HOOKLINE_MASTER_KEY_FILE": secret_file(tmp_path, content)})
+    assert message.startswith(f"HOOKLINE_MASTER_KEY_FILE names {tmp_path}/secret, which ")
+    assert message.endswith(said)
 
 
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    told = problem({"HOOKLINE_MASTER_KEY_FILE": str(tmp_path / "missing")})
-    assert told.endswith("/missing, which cannot be read: No such file or directory")
-    told = problem({"HOOKLINE_MASTER_KEY_FILE": str(tmp_path)})
-    assert told.endswith("which cannot be read: Is a directory")
+def test_unreadable_secret_file_is_rejected(tmp_path: Path) -> None:
+    message = problem({"HOOKLINE_MASTER_KEY_FILE": str(tmp_path / "missing")})
+    assert message.endswith("/missing, which cannot be read: No such file or directory")
+    message = problem({"HOOKLINE_MASTER_KEY_FILE": str(tmp_path)})
+    assert message.endswith("which cannot be read: Is a directory")
     assert "cannot be read" in problem({"HOOKLINE_MASTER_KEY_FILE": "a\0b"})
 
 
-def test_what_a_source_holds_is_checked_and_never_shown(tmp_path: Path) -> None:
+def test_secret_from_a_source_is_validated_and_never_shown(tmp_path: Path) -> None:
     wrong = f"{KEY[:-4]}hunter2"
-    told = problem({"HOOKLINE_MASTER_KEY_FILE": secret_file(tmp_path, wrong)})
-    assert told.startswith("HOOKLINE_MASTER_KEY_FILE: ")
-    assert "hunter2" not in told
-    told = problem({"HOOKLINE_DATABASE_URL_COMMAND": printing('print("mysql://u:hunter2@db")')})
-    assert told.startswith("HOOKLINE_DATABASE_URL_COMMAND: must be a URL")
-    assert "hunter2" not in told
+    message = problem({"HOOKLINE_MASTER_KEY_FILE": secret_file(tmp_path, wrong)})
+    assert message.startswith("HOOKLINE_MASTER_KEY_FILE: ")
+    assert "hunter2" not in message
+    message = problem({"HOOKLINE_DATABASE_URL_COMMAND": printing('print("mysql://u:hunter2@db")')})
+    assert message.startswith("HOOKLINE_DATABASE_URL_COMMAND: must be a URL")
+    assert "hunter2" not in message
 
 
-def test_a_command_that_fails_is_told_with_what_it_reported() -> None:
+def test_failed_secret_command_is_reported_with_its_error_output() -> None:
     code = 'import sys; print("hunter2"); sys.exit("first\\nAccessDenied: \\33[1m no such key")'
-    told = problem({"HOOKLINE_MASTER_KEY_COMMAND": printing(code)})
-    assert told == (
+    message = problem({"HOOKLINE_MASTER_KEY_COMMAND": printing(code)})
+    assert message == (
         f"HOOKLINE_MASTER_KEY_COMMAND runs {sys.executable!r}, which ended with 1:"
         " AccessDenied: ?[1m no such key"
     )
@@ -165,19 +167,19 @@ def test_a_command_that_fails_is_told_with_what_it_reported() -> None:
         (f"{sys.executable} -c 'raise SystemExit(3)'", "ended with 3: it wrote nothing to"),
     ],
 )
-def test_a_command_that_prints_no_secret_is_refused(command: str, said: str) -> None:
-    told = problem({"HOOKLINE_MASTER_KEY_COMMAND": command})
-    assert told.startswith("HOOKLINE_MASTER_KEY_COMMAND ")
-    assert said in told
+def test_secret_command_without_a_secret_is_rejected(command: str, said: str) -> None:
+    message = problem({"HOOKLINE_MASTER_KEY_COMMAND": command})
+    assert message.startswith("HOOKLINE_MASTER_KEY_COMMAND ")
+    assert said in message
 
 
-def test_a_command_that_does_not_end_is_given_up_with_the_bound_s_name() -> None:
-    told = problem(
+def test_secret_command_that_does_not_end_is_stopped_at_its_timeout() -> None:
+    message = problem(
         {
             "HOOKLINE_SECRET_COMMAND_TIMEOUT_S": "1",
             "HOOKLINE_MASTER_KEY_COMMAND": printing("import threading; threading.Event().wait()"),
         }
     )
-    assert told.endswith(
+    assert message.endswith(
         "which did not end within 1 s, the bound of HOOKLINE_SECRET_COMMAND_TIMEOUT_S"
     )

@@ -1,4 +1,4 @@
-"""Settings: defaults, bounds, contradictions, and how all that is wrong is told at once."""
+"""Settings: defaults, bounds, contradictions, and the report of all problems at once."""
 
 import base64
 import os
@@ -30,7 +30,7 @@ def problems(environ: dict[str, str], role: Role = Role.DEV, **flags: str | None
     return list(caught.value.problems)
 
 
-def test_dev_needs_nothing() -> None:
+def test_dev_needs_no_settings() -> None:
     settings = Settings.from_environ({"PATH": "/bin"}, Role.DEV)
     assert settings.listen == ListenAddress("127.0.0.1", 50051)
     assert settings.database_url is None
@@ -48,18 +48,21 @@ def test_serve_needs_a_database_and_a_key_and_allows_no_loopback_target() -> Non
     assert settings.egress.policy.allow == ()
     assert settings.workers == len(os.sched_getaffinity(0))
     assert settings.log_format is LogFormat.JSON
-    told = problems({"HOOKLINE_AUTH": "off"}, Role.SERVE)
-    assert [line.split()[0] for line in told] == ["HOOKLINE_DATABASE_URL", "HOOKLINE_MASTER_KEY"]
+    messages = problems({"HOOKLINE_AUTH": "off"}, Role.SERVE)
+    assert [line.split()[0] for line in messages] == [
+        "HOOKLINE_DATABASE_URL",
+        "HOOKLINE_MASTER_KEY",
+    ]
 
 
-def test_migrate_needs_a_database_and_nothing_else() -> None:
+def test_migrate_needs_only_a_database() -> None:
     url = {"HOOKLINE_DATABASE_URL": DATABASE_URL}
     assert Settings.from_environ(url, Role.MIGRATE).database_url == DATABASE_URL
     assert len(problems({}, Role.MIGRATE)) == 1
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
-    told = problems(
+def test_all_problems_are_reported_at_once() -> None:
+    messages = problems(
         {
             "HOOKLINE_LEASE_S": "soon",
             "HOOKLINE_POOL_SIZE": "1",
@@ -68,7 +71,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         },
         AUTH="perhaps",
     )
-    assert told == [
+    assert messages == [
         'HOOKLINE_LEASE_S is "soon": must be a number of seconds from 4 to 300',
         'HOOKLINE_EGRESS_ALLOW is "10.0.0.1/8": must be networks such as 10.1.0.0/16,fd00::/8',
         '--auth is "perhaps": must be on or off',
@@ -77,22 +80,22 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     ]
 
 
-def test_an_unknown_name_that_is_near_to_none_is_refused_without_a_guess() -> None:
+def test_unknown_variable_without_a_similar_name_is_rejected_without_a_suggestion() -> None:
     assert problems({"HOOKLINE_QQQ": ""}) == ["HOOKLINE_QQQ is not a setting of Hookline"]
 
 
 @pytest.mark.parametrize("name", sorted(NOT_OURS))
-def test_what_the_client_and_the_tests_read_is_no_mistake(name: str) -> None:
+def test_variables_of_the_client_and_the_tests_are_accepted(name: str) -> None:
     Settings.from_environ({name: "anything"}, Role.DEV)
 
 
-def test_an_empty_variable_is_an_unset_one_and_an_empty_flag_is_a_mistake() -> None:
+def test_empty_variable_is_unset_and_empty_flag_is_rejected() -> None:
     settings = Settings.from_environ({"HOOKLINE_LISTEN": "", "HOOKLINE_DATA_DIR": " "}, Role.DEV)
     assert settings.listen.port == 50051
     assert problems({}, DATA_DIR="") == ['--data-dir is "": must be a directory']
 
 
-def test_a_flag_counts_more_than_the_environment() -> None:
+def test_flag_overrides_the_environment() -> None:
     flags = {"LISTEN": "[::1]:7", "DATA_DIR": None}
     environ = {"HOOKLINE_LISTEN": "127.0.0.1:8", "HOOKLINE_DATA_DIR": "elsewhere"}
     settings = Settings.from_environ(environ, Role.DEV, flags)
@@ -104,7 +107,7 @@ def test_a_flag_counts_more_than_the_environment() -> None:
     "text",
     ["50051", ":50051", "host:", "host:port", "host:65536", "::1:50051", "[::1]", "a/b:1", "h:-1"],
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_invalid_listen_address_is_rejected(text: str) -> None:
     assert len(problems({"HOOKLINE_LISTEN": text})) == 1
 
 
@@ -138,14 +141,14 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         ("WORKERS", "257"),
     ],
 )
-def test_a_wrong_value_is_named(name: str, text: str) -> None:
-    (told,) = problems({f"HOOKLINE_{name}": text})
-    assert told.startswith(f"HOOKLINE_{name}")
-    assert "must be" in told or "master key" in told
+def test_problem_of_an_invalid_value_names_its_setting(name: str, text: str) -> None:
+    (message,) = problems({f"HOOKLINE_{name}": text})
+    assert message.startswith(f"HOOKLINE_{name}")
+    assert "must be" in message or "master key" in message
 
 
 @pytest.mark.parametrize(
-    "changes, told_of",
+    "changes, expected",
     [
         ({"HOOKLINE_LISTEN": "0.0.0.0:1"}, ["HOOKLINE_AUTH is off", "in plaintext"]),
         (
@@ -167,15 +170,15 @@ def test_a_wrong_value_is_named(name: str, text: str) -> None:
     ],
     ids=["anywhere", "allowed", "bytes", "events", "waits"],
 )
-def test_settings_check_one_another(changes: dict[str, str], told_of: list[str]) -> None:
-    told = problems(SERVE | changes, Role.SERVE)
-    assert len(told) == len(told_of)
-    assert all(part in line for part, line in zip(told_of, told, strict=True))
+def test_contradicting_settings_are_rejected(changes: dict[str, str], expected: list[str]) -> None:
+    messages = problems(SERVE | changes, Role.SERVE)
+    assert len(messages) == len(expected)
+    assert all(part in line for part, line in zip(expected, messages, strict=True))
 
 
-def test_the_embedded_postgres_serves_one_process() -> None:
-    (told,) = problems({"HOOKLINE_WORKERS": "2"})
-    assert told.startswith("HOOKLINE_WORKERS is 2, and HOOKLINE_DATABASE_URL is not set")
+def test_embedded_postgres_requires_one_worker() -> None:
+    (message,) = problems({"HOOKLINE_WORKERS": "2"})
+    assert message.startswith("HOOKLINE_WORKERS is 2, and HOOKLINE_DATABASE_URL is not set")
     both = {"HOOKLINE_WORKERS": "2", "HOOKLINE_DATABASE_URL": DATABASE_URL}
     assert Settings.from_environ(both, Role.DEV).workers == 2
 
@@ -186,7 +189,7 @@ def test_loopback_is_served_without_authentication(listen: str) -> None:
     assert str(Settings.from_environ(environ, Role.SERVE).listen) == listen
 
 
-def test_authentication_is_on_where_nothing_is_said_and_anywhere_may_be_served_with_it() -> None:
+def test_authentication_is_on_by_default_and_allows_any_address() -> None:
     environ = SERVE | {
         "HOOKLINE_AUTH": "",
         "HOOKLINE_LISTEN": "0.0.0.0:1",
@@ -205,11 +208,11 @@ def test_authentication_is_on_where_nothing_is_said_and_anywhere_may_be_served_w
         "postgresql://user:p%40ss@a.internal:1,b.internal:2/hookline?target_session_attrs=primary",
     ],
 )
-def test_what_libpq_takes_is_a_database(url: str) -> None:
+def test_database_urls_of_libpq_are_accepted(url: str) -> None:
     assert Settings.from_environ({"HOOKLINE_DATABASE_URL": url}, Role.DEV).database_url == url
 
 
-def test_several_keys_are_read_and_networks_too() -> None:
+def test_several_master_keys_and_networks_are_parsed() -> None:
     changes = {
         "HOOKLINE_MASTER_KEY": f"{OTHER_KEY}, {KEY}",
         "HOOKLINE_EGRESS_ALLOW": "10.1.0.0/16, fd00::/8",
@@ -221,10 +224,10 @@ def test_several_keys_are_read_and_networks_too() -> None:
 
 def test_secrets_are_never_shown() -> None:
     shown = repr(Settings.from_environ(SERVE, Role.SERVE))
-    told = problems(
+    messages = problems(
         {"HOOKLINE_DATABASE_URL": "mysql://u:hunter2@db", "HOOKLINE_MASTER_KEY": KEY[1:]}
     )
-    for line in (shown, *told):
+    for line in (shown, *messages):
         assert "hunter2" not in line
         assert KEY[1:] not in line
 
@@ -250,6 +253,6 @@ def test_every_limit_is_a_setting() -> None:
     ],
     ids=str,
 )
-def test_a_variable_that_is_named_anywhere_exists(path: PurePosixPath) -> None:
+def test_every_variable_named_in_the_repository_exists(path: PurePosixPath) -> None:
     named = set(re.findall(r"HOOKLINE_[A-Z][A-Z0-9_]*[A-Z0-9]", text(path)))
     assert named <= Settings.variables() | NOT_OURS

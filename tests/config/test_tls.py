@@ -1,4 +1,4 @@
-"""The settings of TLS: what goes together, what does not, and what is said to do."""
+"""TLS settings: valid and invalid combinations, and the remedies that messages name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_without_any_gRPC_is_served_in_plaintext() -> None:
 
 
 @pytest.mark.parametrize(
-    "left_out, told",
+    "left_out, message",
     [
         ({"HOOKLINE_TLS_KEY"}, "HOOKLINE_TLS_CERT is set, and HOOKLINE_TLS_KEY is not: name"),
         ({"HOOKLINE_TLS_CERT"}, "HOOKLINE_TLS_KEY is set, and HOOKLINE_TLS_CERT is not: name"),
@@ -45,12 +45,14 @@ def test_without_any_gRPC_is_served_in_plaintext() -> None:
     ],
     ids=["no-key", "no-certificate", "neither"],
 )
-def test_half_of_it_is_told(files: dict[str, str], left_out: set[str], told: str) -> None:
+def test_incomplete_tls_settings_are_rejected(
+    files: dict[str, str], left_out: set[str], message: str
+) -> None:
     (problem,) = problems({name: text for name, text in files.items() if name not in left_out})
-    assert problem.startswith(told)
+    assert problem.startswith(message)
 
 
-def test_files_that_cannot_be_used_are_told_at_the_start(
+def test_unusable_tls_files_are_reported_at_the_start(
     files: dict[str, str], tmp_path: Path
 ) -> None:
     (problem,) = problems(files | {"HOOKLINE_TLS_CERT": str(tmp_path / "none.pem")})
@@ -61,11 +63,11 @@ def test_files_that_cannot_be_used_are_told_at_the_start(
 
 
 @pytest.mark.parametrize("secured", ["tls", "allowed"])
-def test_other_machines_are_served_over_tls_or_where_plaintext_is_allowed(
+def test_other_hosts_are_served_only_with_tls_or_allowed_plaintext(
     files: dict[str, str], secured: str
 ) -> None:
     elsewhere = {"HOOKLINE_LISTEN": "0.0.0.0:50051"}
-    told = "which other machines reach, in plaintext: set HOOKLINE_TLS_CERT and HOOKLINE_TLS_KEY"
-    assert any(told in problem for problem in problems(elsewhere))
+    message = "which other machines reach, in plaintext: set HOOKLINE_TLS_CERT and HOOKLINE_TLS_KEY"
+    assert any(message in problem for problem in problems(elsewhere))
     secure = files if secured == "tls" else {"HOOKLINE_ALLOW_PLAINTEXT": "on"}
     assert not any("plaintext" in problem for problem in problems(elsewhere | secure))

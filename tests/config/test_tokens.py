@@ -1,4 +1,4 @@
-"""The settings by which callers are known: tokens of an issuer, names in certificates."""
+"""Settings that identify callers: tokens of an issuer, names in client certificates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tokens(tmp_path: Path, key_set: bytes) -> dict[str, str]:
 
 @pytest.fixture
 def clients(tmp_path: Path) -> dict[str, str]:
-    """The variables by which certificates are somebody's."""
+    """Return the variables that map client certificates to grants."""
     authority = Authority(tmp_path)
     certificate, key = authority.issue("server", "127.0.0.1")
     listed = tmp_path / "clients.toml"
@@ -47,7 +47,7 @@ def clients(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_tokens_of_one_issuer_count(tokens: dict[str, str]) -> None:
+def test_settings_of_a_token_issuer_are_parsed(tokens: dict[str, str]) -> None:
     settings = Settings.from_environ(tokens, Role.DEV).tokens
     assert settings.rules is not None
     assert settings.rules.scopes_claim == "scope"
@@ -56,14 +56,16 @@ def test_tokens_of_one_issuer_count(tokens: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("left_out", ["ISSUER", "AUDIENCE", "KEYS"])
-def test_issuer_audience_and_keys_go_together(tokens: dict[str, str], left_out: str) -> None:
+def test_issuer_audience_and_keys_are_required_together(
+    tokens: dict[str, str], left_out: str
+) -> None:
     del tokens[f"HOOKLINE_JWT_{left_out}"]
-    told = problems(tokens)
-    assert any(line.startswith(f"HOOKLINE_JWT_{left_out} must be set, too") for line in told)
+    message = problems(tokens)
+    assert any(line.startswith(f"HOOKLINE_JWT_{left_out} must be set, too") for line in message)
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"JWT_KEYS": "http://login.example.org/keys"}, "must be a file or an https:// URL"),
         ({"JWT_KEYS": "https://user:pw@login.example.org/keys"}, "must be a file or an https://"),
@@ -74,24 +76,24 @@ def test_issuer_audience_and_keys_go_together(tokens: dict[str, str], left_out: 
     ],
     ids=["http", "userinfo", "missing", "claim", "leeway", "auth"],
 )
-def test_what_is_wrong_with_tokens_is_told(
-    tokens: dict[str, str], changes: dict[str, str], told: str
+def test_invalid_token_setting_is_reported(
+    tokens: dict[str, str], changes: dict[str, str], message: str
 ) -> None:
     (problem,) = problems(tokens | {f"HOOKLINE_{name}": text for name, text in changes.items()})
-    assert told in problem
+    assert message in problem
 
 
 @pytest.mark.parametrize("url", ["https://login.example.org/keys", "http://127.0.0.1:8080/keys"])
-def test_keys_may_be_fetched(tokens: dict[str, str], url: str) -> None:
+def test_issuer_keys_can_be_a_url(tokens: dict[str, str], url: str) -> None:
     assert Settings.from_environ(tokens | {"HOOKLINE_JWT_KEYS": url}, Role.DEV).tokens.keys == url
 
 
-def test_certificates_of_clients_may_be_somebodys(clients: dict[str, str]) -> None:
+def test_settings_of_client_certificate_names_are_parsed(clients: dict[str, str]) -> None:
     assert Settings.from_environ(clients, Role.DEV).tls.clients is not None
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (lambda c: c.pop("HOOKLINE_TLS_CLIENT_CA"), "HOOKLINE_TLS_CLIENT_CA is not"),
         (lambda c: c.update(HOOKLINE_AUTH="off"), "HOOKLINE_TLS_CLIENTS is set, which then counts"),
@@ -106,11 +108,11 @@ def test_certificates_of_clients_may_be_somebodys(clients: dict[str, str]) -> No
     ],
     ids=["no-authority", "auth", "wrong", "missing"],
 )
-def test_what_is_wrong_with_the_names_is_told(
+def test_invalid_client_name_setting_is_reported(
     clients: dict[str, str],
     change: Any,  # noqa: ANN401 - a lambda
-    told: str,
+    message: str,
 ) -> None:
     change(clients)
     (problem,) = problems(clients)
-    assert told in problem
+    assert message in problem

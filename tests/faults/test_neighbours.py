@@ -25,7 +25,7 @@ PATIENT_STATEMENT_S = "300"
 """So long that no session finds out within a test that its server is frozen, and connects anew."""
 
 
-async def test_what_a_node_publishes_for_another_is_found_although_no_word_gets_through(
+async def test_delivery_for_another_node_is_found_although_notifications_are_lost(
     tmp_path: pathlib.Path,
 ) -> None:
     async with (

@@ -82,7 +82,9 @@ def read_by_h11(data: bytes) -> Read | None:
 
 
 @fuzz(data=edited(SEEDS, TOKENS), cuts=CUTS)
-def test_nothing_but_our_own_refusal_and_the_limits_hold(data: bytes, cuts: list[int]) -> None:
+def test_reader_raises_only_its_own_error_and_keeps_its_limits(
+    data: bytes, cuts: list[int]
+) -> None:
     found = read(data, cuts)
     assert len(found.reason) < 200
     assert found.reason.isprintable()
@@ -97,7 +99,7 @@ def test_nothing_but_our_own_refusal_and_the_limits_hold(data: bytes, cuts: list
 
 
 @fuzz(data=edited(SEEDS, TOKENS), cuts=CUTS)
-def test_pieces_change_nothing(data: bytes, cuts: list[int]) -> None:
+def test_result_does_not_depend_on_how_bytes_are_split(data: bytes, cuts: list[int]) -> None:
     whole, pieces = read(data), read(data, cuts)
     assert (whole.end, whole.status) == (pieces.end, pieces.status)
     if whole.is_reusable or (whole.end == "settled" and not pieces.is_reusable):
@@ -107,7 +109,7 @@ def test_pieces_change_nothing(data: bytes, cuts: list[int]) -> None:
 
 
 @fuzz({"data": SEEDS}, data=edited(SEEDS, TOKENS))
-def test_a_connection_is_used_again_only_where_another_parser_ends_in_the_same_place(
+def test_connection_is_reused_only_if_another_parser_ends_at_the_same_byte(
     data: bytes,
 ) -> None:
     """Else the next answer would be read from the middle of this one."""
@@ -152,7 +154,7 @@ NOW_S = 1_767_268_800.0  # 2026-01-01T12:00:00Z
     ),
     now_s=st.floats(0, 1e11),
 )
-def test_retry_after_is_a_wait_within_bounds_or_nothing(value: bytes, now_s: float) -> None:
+def test_retry_after_is_bounded_or_ignored(value: bytes, now_s: float) -> None:
     for at in (NOW_S, now_s):
         seconds = parse_retry_after(value, at)
         assert seconds is None or 0.0 <= seconds <= MAX_RETRY_AFTER_S

@@ -81,7 +81,7 @@ SET_TOKENS = [
 
 
 @fuzz({"content": SETS}, content=edited(SETS, SET_TOKENS))
-def test_a_set_of_keys_is_public_keys_or_refused(content: bytes) -> None:
+def test_key_set_has_only_public_keys_or_is_rejected(content: bytes) -> None:
     found: KeySet | None = None
     with contextlib.suppress(SourceError):
         found = parse_key_set(content, "keys.json")
@@ -98,7 +98,7 @@ PROPAGATOR = TraceContextTextMapPropagator()
     {"text": TRACES},
     text=edited(TRACES, ["-", "0", "f", "00-", "ff-", " ", "\n", "\x00", "\u0661"]),
 )
-def test_the_context_of_a_trace_is_read_as_others_read_it(text: str) -> None:
+def test_trace_context_is_read_as_other_parsers_read_it(text: str) -> None:
     ours = parse_traceparent(text)
     theirs = get_current_span(PROPAGATOR.extract({"traceparent": text})).get_span_context()
     if ours is None:
@@ -110,5 +110,5 @@ def test_the_context_of_a_trace_is_read_as_others_read_it(text: str) -> None:
 
 
 @pytest.mark.parametrize("raw", bytes_corpus("traceparents"))
-def test_bytes_are_read_as_text_is(raw: bytes) -> None:
+def test_trace_context_in_bytes_is_read_as_text(raw: bytes) -> None:
     assert parse_traceparent(raw) == parse_traceparent(raw.decode())

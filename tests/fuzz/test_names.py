@@ -35,7 +35,7 @@ NAMES = edited(SEEDS, TOKENS)
 
 
 @fuzz({"text": SEEDS}, text=NAMES)
-def test_what_is_accepted_is_plain_ascii_of_bounded_length(text: str) -> None:
+def test_accepted_name_is_ascii_of_bounded_length(text: str) -> None:
     for check, grammar, length in (
         (check_id, r"[a-z][a-z0-9-]*", 63),
         (check_event_type, r"[A-Za-z0-9_.-]+", 128),
@@ -53,7 +53,7 @@ def test_what_is_accepted_is_plain_ascii_of_bounded_length(text: str) -> None:
 
 
 @fuzz({"text": SEEDS}, text=NAMES)
-def test_a_name_that_is_read_is_written_the_same(text: str) -> None:
+def test_parsed_name_is_formatted_unchanged(text: str) -> None:
     """Else one resource would have two names, and what is allowed for one be done to the other."""
     for prefix, collection in (("evt", "events"), ("dlv", "deliveries")):
         violations: list[Violation] = []
@@ -74,7 +74,7 @@ def test_a_name_that_is_read_is_written_the_same(text: str) -> None:
 
 
 @fuzz(text=edited(["evt_01jdc6cqsyfz8snxvzxvqf9h5b", "evt_7zzzzzzzzzzzzzzzzzzzzzzzzz"], TOKENS))
-def test_an_id_is_written_in_one_way(text: str) -> None:
+def test_id_has_one_spelling(text: str) -> None:
     uuid = parse_type_id("evt", text)
     assert uuid is None or format_type_id("evt", uuid) == text
 
@@ -106,7 +106,7 @@ TOKEN_TOKENS = [
 
 
 @fuzz({"token": TOKEN_SEEDS}, token=edited(TOKEN_SEEDS, TOKEN_TOKENS))
-def test_only_the_very_token_that_was_given_asks_for_a_page(token: str) -> None:
+def test_only_an_issued_page_token_is_accepted(token: str) -> None:
     violations: list[Violation] = []
     page = PAGES.read(0, token, BINDING, violations)
     if token in {*TOKEN_SEEDS, ""}:
@@ -117,7 +117,7 @@ def test_only_the_very_token_that_was_given_asks_for_a_page(token: str) -> None:
 
 
 @pytest.mark.parametrize("token", TOKEN_SEEDS)
-def test_a_token_is_written_in_one_way_only(token: str) -> None:
+def test_page_token_has_one_spelling(token: str) -> None:
     """Base64 has bits to spare at its end, and two alphabets."""
     others = {
         token[:place] + letter + token[place + size :]
@@ -132,7 +132,7 @@ def test_a_token_is_written_in_one_way_only(token: str) -> None:
 
 
 @fuzz(raw=st.binary(max_size=80), token=st.sampled_from(TOKEN_SEEDS))
-def test_no_token_is_made_without_the_key(raw: bytes, token: str) -> None:
+def test_page_token_cannot_be_forged_without_the_key(raw: bytes, token: str) -> None:
     for forged in (base64.urlsafe_b64encode(raw).decode().rstrip("="), token):
         violations: list[Violation] = []
         pages = Pages(b"another key", Limits()) if forged == token else PAGES

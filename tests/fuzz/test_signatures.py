@@ -68,7 +68,7 @@ def is_taken(message_id: str, timestamp: str, signature: str, body: bytes) -> bo
 
 
 @fuzz({"signature": SIGNATURES}, signature=edited(SIGNATURES, SIGNATURE_TOKENS))
-def test_only_what_holds_a_whole_signature_is_taken(signature: str) -> None:
+def test_only_a_request_with_a_whole_signature_is_accepted(signature: str) -> None:
     taken = is_taken(ID, str(NOW_S), signature, BODY)
     assert taken == bool(decoded(SIGNED) & decoded(signature))
 
@@ -88,7 +88,7 @@ def decoded(signature: str) -> set[tuple[str, bytes]]:
     timestamp=edited([str(NOW_S)], ["0", " ", "+", "-", "_", ".", "e", "\u0661", "\n", "9" * 12]),
     body=edited([BODY], [b"{", b"}", b".", b"\n", b"\x00", b"\xff"]),
 )
-def test_whatever_was_changed_is_not_taken(message_id: str, timestamp: str, body: bytes) -> None:
+def test_changed_request_is_rejected(message_id: str, timestamp: str, body: bytes) -> None:
     stripped = (message_id.strip(" \t"), timestamp.strip(" \t"), body)
     assert is_taken(message_id, timestamp, SIGNED, body) == (stripped == (ID, str(NOW_S), BODY))
 
@@ -102,7 +102,7 @@ def test_whatever_was_changed_is_not_taken(message_id: str, timestamp: str, body
     ),
     body=st.text(alphabet=st.characters()) | st.binary(),
 )
-def test_no_headers_and_no_body_bring_up_anything_else(
+def test_arbitrary_headers_and_body_raise_only_the_verifiers_errors(
     headers: list[tuple[str, str]], body: str | bytes
 ) -> None:
     with contextlib.suppress(WebhookVerificationError):
@@ -110,7 +110,7 @@ def test_no_headers_and_no_body_bring_up_anything_else(
 
 
 @fuzz({"body": ["\ud800", "{}\udcff"]}, body=st.text(alphabet=st.characters()))
-def test_no_text_that_a_framework_makes_of_a_body_brings_up_anything_else(body: str) -> None:
+def test_body_decoded_to_text_raises_only_the_verifiers_errors(body: str) -> None:
     headers = {"webhook-id": ID, "webhook-timestamp": str(NOW_S), "webhook-signature": SIGNED}
     with pytest.raises(WebhookVerificationError):
         VERIFIER.verify(headers, body, now=NOW_S)
@@ -121,7 +121,7 @@ def test_no_text_that_a_framework_makes_of_a_body_brings_up_anything_else(body: 
     body=st.text(alphabet=st.characters(exclude_categories=["Cs"])),
     touched=st.booleans(),
 )
-def test_the_standard_s_own_library_takes_and_refuses_the_same(
+def test_reference_library_accepts_and_rejects_the_same(
     key: bytes, body: str, *, touched: bool
 ) -> None:
     secret = SigningSecret(SignatureScheme.HMAC_SHA256, key)
@@ -156,7 +156,7 @@ SECRETS = [HMAC.text, ED25519.text, ED25519.public_key, "whsec_", "whsk_", "whpk
         SECRETS, ["whsec_", "whsk_", "whpk_", "=", "A", "_", " ", "\n", "\u0661", "\ud800"]
     ),
 )
-def test_a_secret_is_read_or_refused_without_being_shown(text: str) -> None:
+def test_secret_is_parsed_or_rejected_without_being_shown(text: str) -> None:
     for read, refused in ((parse_secret, InvalidSecretError), (Verifier, SecretError)):
         try:
             shown = repr(read(text))
@@ -167,6 +167,6 @@ def test_a_secret_is_read_or_refused_without_being_shown(text: str) -> None:
 
 
 @fuzz(scheme=st.sampled_from(SignatureScheme), number=st.integers())
-def test_what_is_generated_can_be_imported(scheme: SignatureScheme, number: int) -> None:
+def test_generated_secret_can_be_imported(scheme: SignatureScheme, number: int) -> None:
     secret = generate_secret(scheme, lambda size: (number % (1 << 256)).to_bytes(32)[:size])
     assert parse_secret(secret.text) == secret

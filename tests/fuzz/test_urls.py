@@ -87,7 +87,7 @@ def test_other_readers_see_the_same_host_port_and_target(url: str) -> None:
 
 
 @fuzz({"url": SEEDS}, url=URLS)
-def test_what_is_accepted_is_within_the_limits_and_forges_no_line(url: str) -> None:
+def test_accepted_url_is_within_limits_and_forges_no_header(url: str) -> None:
     target = accepted(url)
     if target is None:
         return
@@ -177,7 +177,7 @@ class Request:
 
 
 @fuzz({"url": SEEDS}, url=URLS)
-async def test_what_is_accepted_is_where_the_request_goes(watched: Watched, url: str) -> None:
+async def test_request_is_sent_to_the_host_of_the_accepted_url(watched: Watched, url: str) -> None:
     target = accepted(url)
     if target is None or target.scheme == "https":
         return
@@ -209,7 +209,7 @@ async def test_what_is_accepted_is_where_the_request_goes(watched: Watched, url:
 
 
 @fuzz(text=edited([*SEEDS, "*.example", "a.b", "[::1]", "1.2.3.4"], [*TOKENS, "*.", ","]))
-def test_any_text_is_a_list_of_hosts_or_refused(text: str) -> None:
+def test_any_text_is_a_host_list_or_is_rejected(text: str) -> None:
     try:
         hosts = parse_hosts([text])
     except ValueError:
@@ -221,7 +221,7 @@ def test_any_text_is_a_list_of_hosts_or_refused(text: str) -> None:
 
 
 @fuzz(text=edited(["http://out:hunter2@proxy.internal:3128", *SEEDS[:12]], [*TOKENS, "hunter2"]))
-def test_no_proxy_shows_its_password(text: str) -> None:
+def test_password_of_a_proxy_is_never_shown(text: str) -> None:
     try:
         proxy = parse_proxy(text)
     except ValueError as error:

@@ -644,7 +644,7 @@ class Observed:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        place = self._written.tell()
+        place = self._written.tell()  # allow-word: tell (a method of files)
         for line in self._written.read().splitlines(keepends=True):
             if not line.endswith("\n"):
                 self._written.seek(place)

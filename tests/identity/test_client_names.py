@@ -1,4 +1,4 @@
-"""Whose certificates may do what: the file, each way of being wrong, and whom it knows."""
+"""The file of client certificate names and their grants: parsing, errors and lookup."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read(tmp_path: Path, text: str) -> ClientNames:
     return read_client_names(path)
 
 
-def test_each_name_has_its_grant(tmp_path: Path) -> None:
+def test_listed_name_has_its_grant(tmp_path: Path) -> None:
     names = read(tmp_path, GOOD)
     assert names.grants == {
         ("uri", "spiffe://example.org/shop/orders"): Grant(frozenset({Scope.PUBLISH}), "acme"),
@@ -67,19 +67,19 @@ def test_each_name_has_its_grant(tmp_path: Path) -> None:
     ],
     ids=["uri", "second", "first", "case", "longer", "kind", "other", "none"],
 )
-def test_the_first_name_that_is_listed_counts(
+def test_first_listed_name_of_a_certificate_is_used(
     tmp_path: Path, shown: list[tuple[str, str]], found: tuple[str, str] | None
 ) -> None:
     answer = read(tmp_path, GOOD).find(shown)
     assert (answer and answer[0]) == found
 
 
-def test_nobody_is_known_by_an_empty_file(tmp_path: Path) -> None:
+def test_empty_file_grants_nothing(tmp_path: Path) -> None:
     assert read(tmp_path, "").find([("dns", "ops.internal")]) is None
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("[[client]", "is not TOML"),
         ("[client]\ndns = 'a'", "holds something else than"),
@@ -116,13 +116,13 @@ def test_nobody_is_known_by_an_empty_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_told(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(SourceError, match=told) as caught:
+def test_invalid_client_name_file_is_reported(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message) as caught:
         read(tmp_path, text)
     assert str(caught.value).startswith("HOOKLINE_TLS_CLIENTS names ")
 
 
-def test_a_certificate_that_cannot_be_read_or_has_no_names_names_nobody(tmp_path: Path) -> None:
+def test_unreadable_or_nameless_certificate_has_no_grant(tmp_path: Path) -> None:
     assert read_client_certificate(b"") is None
     authority = Authority(tmp_path)
     assert read_client_certificate(authority.pem) is None

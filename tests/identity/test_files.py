@@ -1,4 +1,4 @@
-"""Followed files: what is good counts at once; what is not is looked at twice, and told once."""
+"""Watched files: a valid change is used at once; a problem is checked twice and reported once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-def test_what_does_not_change_is_read_once(files: Files) -> None:
+def test_unchanged_file_is_read_once(files: Files) -> None:
     followed = files.followed()
     for _ in range(3):
         followed.look()
@@ -71,7 +71,7 @@ def test_what_does_not_change_is_read_once(files: Files) -> None:
     assert followed.state().problem == ""
 
 
-def test_what_changed_counts_from_the_next_look(files: Files) -> None:
+def test_changed_file_is_used_after_the_next_check(files: Files) -> None:
     followed = files.followed()
     since = followed.state().loaded_at
     assert since is not None
@@ -85,7 +85,7 @@ def test_what_changed_counts_from_the_next_look(files: Files) -> None:
     assert [line["event"] for line in logs] == ["source_reloaded"]
 
 
-def test_between_the_two_writes_nothing_is_said(files: Files) -> None:
+def test_inconsistent_files_between_two_writes_are_not_reported(files: Files) -> None:
     followed = files.followed()
     with capture_logs() as logs:
         files.write(left=b"two")
@@ -97,7 +97,7 @@ def test_between_the_two_writes_nothing_is_said(files: Files) -> None:
     assert [line["event"] for line in logs] == ["source_reloaded"]
 
 
-def test_what_stays_broken_is_told_once_and_shown_until_it_is_mended(files: Files) -> None:
+def test_lasting_problem_is_reported_once_and_shown_until_it_is_fixed(files: Files) -> None:
     followed = files.followed()
     files.write(left=b"two")
     with capture_logs() as logs:
@@ -116,7 +116,7 @@ def test_what_stays_broken_is_told_once_and_shown_until_it_is_mended(files: File
     assert followed.state().problem == ""
 
 
-def test_a_file_that_is_gone_is_told_and_what_counted_counts(files: Files) -> None:
+def test_missing_file_is_reported_and_its_last_content_stays_in_use(files: Files) -> None:
     followed = files.followed()
     files.right.unlink()
     followed.look()
@@ -125,7 +125,7 @@ def test_a_file_that_is_gone_is_told_and_what_counted_counts(files: Files) -> No
     assert "cannot be read: No such file" in followed.state().problem
 
 
-def test_the_same_content_written_anew_changes_nothing(files: Files) -> None:
+def test_rewritten_equal_content_is_no_change(files: Files) -> None:
     followed = files.followed()
     before = followed.current
     files.write(b"one", b"one")
@@ -136,13 +136,13 @@ def test_the_same_content_written_anew_changes_nothing(files: Files) -> None:
     assert logs == []
 
 
-def test_a_link_that_is_exchanged_is_a_change(tmp_path: Path) -> None:
+def test_replaced_symbolic_link_is_a_change(tmp_path: Path) -> None:
     """As Kubernetes mounts a secret: the files are links through a directory that is a link."""
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         Files(tmp_path / name).write(name.encode(), name.encode())
         for path in (tmp_path / name).iterdir():
-            os.utime(path, (0, 0))  # alike but for their inodes
+            os.utime(path, (0, 0))  # equal but for their inodes
     (tmp_path / "data").symlink_to("old")
     files = Files.__new__(Files)
     files.left, files.right, files.reads = tmp_path / "data/left", tmp_path / "data/right", 0
@@ -153,7 +153,7 @@ def test_a_link_that_is_exchanged_is_a_change(tmp_path: Path) -> None:
     assert followed.current.left == b"new"
 
 
-def test_a_file_that_is_written_while_it_is_read_is_read_again(files: Files) -> None:
+def test_file_written_during_the_read_is_read_again(files: Files) -> None:
     followed = files.followed()
     read = files.read
 
@@ -171,7 +171,7 @@ def test_a_file_that_is_written_while_it_is_read_is_read_again(files: Files) -> 
     assert followed.current.left == b"three"
 
 
-def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
+def test_endless_file_is_rejected(tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.write_bytes(bytes(MAX_FILE_BYTES + 1))
     with pytest.raises(SourceError, match="larger than 1,048,576 bytes"):

@@ -1,4 +1,4 @@
-"""Keys that are fetched: when, how often, what is refused, what counts while nobody answers."""
+"""Fetched issuer keys: times of the fetches, rejected responses, and use during an outage."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_they_are_fetched_at_once_and_then_now_and_then(publisher: Publisher, clock: Clock) -> None:
+def test_keys_are_fetched_at_once_and_then_periodically(publisher: Publisher, clock: Clock) -> None:
     keys = FetchedKeys(publisher.url, 300, monotonic_s=clock.monotonic)
     assert keys.current() is None
     assert keys.state().summary.startswith("no keys from http://127.0.0.1")
@@ -102,7 +102,7 @@ def test_they_are_fetched_at_once_and_then_now_and_then(publisher: Publisher, cl
     assert keys.state().problem == ""
 
 
-def test_what_counted_counts_for_a_day_while_the_issuer_is_away(
+def test_last_keys_are_used_for_a_day_while_the_issuer_is_unreachable(
     publisher: Publisher, clock: Clock
 ) -> None:
     keys = FetchedKeys(publisher.url, 300, monotonic_s=clock.monotonic)
@@ -126,7 +126,7 @@ def test_what_counted_counts_for_a_day_while_the_issuer_is_away(
     assert keys.state().problem == ""
 
 
-def test_a_failure_is_tried_again_soon(publisher: Publisher, clock: Clock) -> None:
+def test_failed_fetch_is_retried_soon(publisher: Publisher, clock: Clock) -> None:
     publisher.status = 500
     keys = FetchedKeys(publisher.url, 300, monotonic_s=clock.monotonic)
     for elapsed_s, asked in ((0, 1), (9, 1), (1, 2)):
@@ -135,7 +135,7 @@ def test_a_failure_is_tried_again_soon(publisher: Publisher, clock: Clock) -> No
         assert len(publisher.asked) == asked
 
 
-def test_a_change_is_taken_and_the_same_again_is_none(
+def test_only_different_keys_are_a_change(
     publisher: Publisher, clock: Clock, issuer: Issuer
 ) -> None:
     keys = FetchedKeys(publisher.url, 300, monotonic_s=clock.monotonic)
@@ -152,7 +152,7 @@ def test_a_change_is_taken_and_the_same_again_is_none(
     assert set(after.keys) == {("ES256", "ES256")}
 
 
-async def test_calls_wait_for_one_fetch_together_and_nonsense_makes_no_more(
+async def test_concurrent_calls_share_one_fetch_and_unknown_keys_cause_no_more(
     publisher: Publisher, clock: Clock
 ) -> None:
     keys = FetchedKeys(publisher.url, 300, monotonic_s=clock.monotonic)
@@ -172,7 +172,7 @@ async def test_calls_wait_for_one_fetch_together_and_nonsense_makes_no_more(
     assert len(publisher.asked) == 2
 
 
-async def test_who_gives_up_waiting_ends_nobody_elses_fetch(publisher: Publisher) -> None:
+async def test_cancelled_caller_does_not_cancel_the_shared_fetch(publisher: Publisher) -> None:
     keys = FetchedKeys(publisher.url, 300)
     publisher.is_open.clear()
     impatient, patient = (asyncio.create_task(keys.renew()) for _ in range(2))
@@ -185,7 +185,7 @@ async def test_who_gives_up_waiting_ends_nobody_elses_fetch(publisher: Publisher
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"status": 302}, "answered 302"),
         ({"status": 404}, "answered 404"),
@@ -193,22 +193,22 @@ async def test_who_gives_up_waiting_ends_nobody_elses_fetch(publisher: Publisher
     ],
     ids=["redirect", "missing", "large"],
 )
-def test_what_is_no_answer_is_told(
-    publisher: Publisher, changes: dict[str, Any], told: str
+def test_invalid_response_of_the_issuer_is_reported(
+    publisher: Publisher, changes: dict[str, Any], message: str
 ) -> None:
     vars(publisher).update(changes)
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=message):
         fetch(publisher.url)
     assert len(publisher.asked) == 1, "nothing is followed"
 
 
-def test_who_never_answers_is_cut_off(publisher: Publisher) -> None:
+def test_issuer_that_never_answers_is_disconnected(publisher: Publisher) -> None:
     publisher.is_open.clear()
     with pytest.raises(SourceError, match="cannot be fetched"):
         fetch(publisher.url, timeout_s=0.05)
 
 
-def test_who_answers_a_byte_at_a_time_is_cut_off() -> None:
+def test_issuer_that_answers_in_single_bytes_is_disconnected() -> None:
     gone = threading.Event()
 
     class Trickling(BaseHTTPRequestHandler):
@@ -237,7 +237,7 @@ def test_who_answers_a_byte_at_a_time_is_cut_off() -> None:
             thread.join()
 
 
-def test_no_proxy_of_the_environment_is_asked(
+def test_proxy_of_the_environment_is_not_used_for_keys(
     publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
@@ -245,7 +245,7 @@ def test_no_proxy_of_the_environment_is_asked(
     assert fetch(publisher.url) == publisher.content
 
 
-def test_https_is_verified(issuer: Issuer, tmp_path: Path) -> None:
+def test_certificate_of_the_key_url_is_verified(issuer: Issuer, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     certificate, key = authority.issue("issuer", "localhost")
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -283,5 +283,5 @@ def test_https_is_verified(issuer: Issuer, tmp_path: Path) -> None:
         ("https://löwe.example.org/", False),
     ],
 )
-def test_keys_come_over_https_or_from_this_machine(url: str, is_fit: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_key_url_must_be_https_or_loopback(url: str, is_fit: bool) -> None:  # noqa: FBT001 - a parameter of the test
     assert is_fit_url(url) is is_fit

@@ -28,18 +28,18 @@ def named(*keys: object) -> set[tuple[str, str]]:
     return set(parse_key_set(key_set(*keys), "keys.json").keys)
 
 
-def test_a_key_counts_for_the_algorithms_of_its_kind(issuer: Issuer) -> None:
+def test_key_is_valid_for_the_algorithms_of_its_type(issuer: Issuer) -> None:
     assert named(*(issuer.jwk(key_id) for key_id in issuer.keys)) == {
         ("RS256", "RS256"), ("RS256", "PS256"), ("PS256", "RS256"), ("PS256", "PS256"),
         ("ES256", "ES256"), ("EdDSA", "EdDSA"),
     }  # fmt: skip
 
 
-def test_a_key_may_say_for_which_one_it_is(issuer: Issuer) -> None:
+def test_key_can_restrict_its_algorithm(issuer: Issuer) -> None:
     assert named(issuer.jwk("RS256", alg="PS256")) == {("RS256", "PS256")}
 
 
-def test_the_first_key_of_a_name_counts_and_those_without_are_numbered(issuer: Issuer) -> None:
+def test_first_key_of_an_id_is_used_and_keys_without_id_are_numbered(issuer: Issuer) -> None:
     nameless = issuer.jwk("EdDSA")
     del nameless["kid"]
     read = parse_key_set(key_set(issuer.jwk("ES256"), nameless, issuer.jwk("ES256")), "keys.json")
@@ -51,7 +51,7 @@ def jwk_of(algorithm: Any, key: Any) -> dict[str, Any]:  # noqa: ANN401 - PyJWT'
     return {**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": "x"}
 
 
-def test_what_no_allowed_algorithm_fits_is_passed_over(issuer: Issuer) -> None:
+def test_key_without_an_allowed_algorithm_is_skipped(issuer: Issuer) -> None:
     weak = rsa.generate_private_key(65537, 1024)  # noqa: S505 - so as to be refused
     others: tuple[object, ...] = (
         {"kty": "oct", "k": "c2VjcmV0", "kid": "x"},
@@ -75,7 +75,7 @@ def test_what_no_allowed_algorithm_fits_is_passed_over(issuer: Issuer) -> None:
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [
         (b"", "is no JWK Set"),
         (b"\xff", "is no JWK Set"),
@@ -88,7 +88,7 @@ def test_what_no_allowed_algorithm_fits_is_passed_over(issuer: Issuer) -> None:
     ],
     ids=["empty", "bytes", "list", "map", "deep", "none", "many", "private"],
 )
-def test_a_set_that_is_no_good_is_told(content: bytes, told: str) -> None:
-    with pytest.raises(SourceError, match=told) as caught:
+def test_invalid_key_set_is_reported(content: bytes, message: str) -> None:
+    with pytest.raises(SourceError, match=message) as caught:
         parse_key_set(content, "keys.json")
     assert str(caught.value).startswith("HOOKLINE_JWT_KEYS: keys.json ")

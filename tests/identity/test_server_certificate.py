@@ -33,7 +33,7 @@ def files(authority: Authority) -> CertificateFiles:
     return CertificateFiles(certificate, key, authority.file)
 
 
-def test_what_is_read(files: CertificateFiles, authority: Authority) -> None:
+def test_certificate_files_are_loaded(files: CertificateFiles, authority: Authority) -> None:
     read = read_server_certificate(files)
     assert read.names == ("hookline.internal", "10.1.2.3")
     assert read.client_ca_pem == authority.pem
@@ -43,15 +43,13 @@ def test_what_is_read(files: CertificateFiles, authority: Authority) -> None:
     assert read.summary == ("certificate of hookline.internal, 10.1.2.3, clients show certificates")
 
 
-def test_the_key_is_never_shown(files: CertificateFiles) -> None:
+def test_private_key_of_the_server_is_never_shown(files: CertificateFiles) -> None:
     read = read_server_certificate(files)
     assert "PRIVATE" not in repr(read)
     assert "PRIVATE" not in read.summary
 
 
-def test_a_bundle_of_authorities_is_read_as_a_whole(
-    files: CertificateFiles, tmp_path: Path
-) -> None:
+def test_all_authorities_of_a_bundle_are_loaded(files: CertificateFiles, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle.pem"
     bundle.write_bytes(Authority(tmp_path, "one").pem + b"# two\n" + Authority(tmp_path, "two").pem)
     read = read_server_certificate(CertificateFiles(files.certificate, files.key, bundle))
@@ -79,7 +77,7 @@ def put_leaf_last(files: CertificateFiles) -> None:
 
 
 @pytest.mark.parametrize(
-    "break_it, told",
+    "break_it, message",
     [
         (lambda f: f.certificate.unlink(), "HOOKLINE_TLS_CERT names .*: No such file"),
         (lambda f: f.certificate.write_bytes(b""), "HOOKLINE_TLS_CERT .* holds no certificate"),
@@ -119,17 +117,17 @@ def put_leaf_last(files: CertificateFiles) -> None:
         "garbage-ca",
     ],
 )
-def test_what_is_wrong_is_told(
-    files: CertificateFiles, break_it: Callable[[CertificateFiles], object], told: str
+def test_unusable_certificate_files_are_reported(
+    files: CertificateFiles, break_it: Callable[[CertificateFiles], object], message: str
 ) -> None:
     break_it(files)
     with pytest.raises(SourceError) as caught:
         read_server_certificate(files)
-    assert re.search(told, str(caught.value)), caught.value
+    assert re.search(message, str(caught.value)), caught.value
     assert "secret" not in str(caught.value)
 
 
-def test_a_key_in_the_old_format_is_as_good(files: CertificateFiles) -> None:
+def test_key_in_the_traditional_format_is_accepted(files: CertificateFiles) -> None:
     rewrite_key(files, b"")
     assert b"BEGIN EC PRIVATE KEY" in files.key.read_bytes()
     assert read_server_certificate(files).key_pem.startswith(b"-----BEGIN PRIVATE KEY-----")

@@ -1,4 +1,4 @@
-"""Tokens: whose counts, and each way of not counting, all of which sound the same."""
+"""Tokens: which are accepted, and the single answer to all that are rejected."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def caller_of(issuer: Issuer, token: str, **rules: str) -> Caller:
 
 
 @pytest.mark.parametrize("key_id", ["RS256", "PS256", "ES256", "EdDSA"])
-async def test_a_token_of_each_algorithm_counts(issuer: Issuer, key_id: str) -> None:
+async def test_token_of_each_algorithm_is_accepted(issuer: Issuer, key_id: str) -> None:
     token = issuer.token(key_id)
     claims = jwt.decode(token, options={"verify_signature": False})
     assert await caller_of(issuer, token) == Caller(
@@ -72,7 +72,7 @@ async def test_a_token_of_each_algorithm_counts(issuer: Issuer, key_id: str) -> 
     )
 
 
-async def test_a_token_may_end_after_all_dates(issuer: Issuer) -> None:
+async def test_token_may_expire_beyond_the_last_date(issuer: Issuer) -> None:
     caller = await caller_of(issuer, issuer.token(exp=10**15))
     assert caller.expire_time == datetime(9999, 12, 31, tzinfo=UTC)
 
@@ -92,14 +92,14 @@ async def test_a_token_may_end_after_all_dates(issuer: Issuer) -> None:
     ],
     ids=["all-tenants", "list", "unprefixed", "none", "map", "audiences", "iat", "early", "late"],
 )
-async def test_what_a_token_is_good_for(
+async def test_claims_of_a_token_determine_its_grant(
     issuer: Issuer, changes: dict[str, Any], scopes: set[Scope], tenant: str | None
 ) -> None:
     caller = await caller_of(issuer, issuer.token(**changes))
     assert (caller.scopes, caller.tenant_id) == (frozenset(scopes), tenant)
 
 
-async def test_claims_are_where_the_settings_say_also_inside_others(issuer: Issuer) -> None:
+async def test_configured_claims_may_be_nested(issuer: Issuer) -> None:
     claims: dict[str, Any] = {
         "realm_access": {"roles": ["hookline:manage"]},
         "https://example.org/tenant": "other",
@@ -143,7 +143,7 @@ async def test_claims_are_where_the_settings_say_also_inside_others(issuer: Issu
     ],
     ids=lambda changes: str(changes)[:40],
 )
-async def test_a_token_that_says_too_little_or_too_much_is_nobodys(
+async def test_token_with_missing_or_invalid_claims_is_rejected(
     issuer: Issuer, changes: dict[str, Any]
 ) -> None:
     with pytest.raises(UnauthenticatedError) as caught:
@@ -161,7 +161,7 @@ def with_header(token: str, **changes: object) -> str:
     return ".".join((encoded(header), *token.split(".")[1:]))
 
 
-async def test_a_token_that_is_forged_is_nobodys(issuer: Issuer) -> None:
+async def test_forged_token_is_rejected(issuer: Issuer) -> None:
     good = issuer.token("RS256")
     header, claims, signature = good.split(".")
     public = issuer.keys["RS256"][1].public_key()
@@ -221,12 +221,12 @@ def not_encoded(issuer: Issuer) -> str:
 
 def own_key() -> str:
     """Signed by a key that the token itself brings along."""
-    stranger = Issuer()
-    stranger.keys["ES256"] = ("ES256", ec.generate_private_key(ec.SECP256R1()))
-    return stranger.token(headers={"jwk": stranger.jwk("ES256"), "jku": "https://evil.example.org"})
+    foreign = Issuer()
+    foreign.keys["ES256"] = ("ES256", ec.generate_private_key(ec.SECP256R1()))
+    return foreign.token(headers={"jwk": foreign.jwk("ES256"), "jku": "https://evil.example.org"})
 
 
-async def test_without_a_key_named_the_only_one_of_its_kind_counts(issuer: Issuer) -> None:
+async def test_token_without_key_id_uses_the_only_key_of_its_type(issuer: Issuer) -> None:
     token = issuer.token("EdDSA", headers={"kid": None})
     assert (await caller_of(issuer, token)).tenant_id == "acme"
     two = Keys(
@@ -241,7 +241,7 @@ async def test_without_a_key_named_the_only_one_of_its_kind_counts(issuer: Issue
         await Tokens(RULES, two).caller_of(token)
 
 
-async def test_a_key_that_is_not_known_is_looked_for_once_more(issuer: Issuer) -> None:
+async def test_unknown_key_id_causes_one_more_fetch(issuer: Issuer) -> None:
     old = parse_key_set(issuer.key_set("RS256"), "keys.json")
     keys = Keys(old, newer=parse_key_set(issuer.key_set("RS256", "ES256"), "keys.json"))
     tokens = Tokens(RULES, keys)
@@ -251,7 +251,7 @@ async def test_a_key_that_is_not_known_is_looked_for_once_more(issuer: Issuer) -
     assert keys.renewals == 1
 
 
-async def test_without_any_keys_the_answer_is_to_come_back(issuer: Issuer) -> None:
+async def test_call_without_any_keys_fails_as_unavailable(issuer: Issuer) -> None:
     with pytest.raises(UnavailableError) as caught:
         await Tokens(RULES, Keys(None)).caller_of(issuer.token())
     assert caught.value.reason == "ISSUER_UNAVAILABLE"
@@ -260,7 +260,7 @@ async def test_without_any_keys_the_answer_is_to_come_back(issuer: Issuer) -> No
     assert (await Tokens(RULES, first).caller_of(issuer.token())).scopes
 
 
-async def test_a_token_is_judged_once_until_it_ends_or_the_keys_change(issuer: Issuer) -> None:
+async def test_token_is_verified_once_until_it_expires_or_the_keys_change(issuer: Issuer) -> None:
     ends_s = int(time.time()) + 600
     keys, now_s = all_keys(issuer), [time.time()]
     tokens, token = Tokens(RULES, keys, unix_s=lambda: now_s[0]), issuer.token(exp=ends_s)
@@ -278,19 +278,19 @@ async def test_a_token_is_judged_once_until_it_ends_or_the_keys_change(issuer: I
     assert await tokens.caller_of(token) is not second, "it is judged anew, by PyJWT's own clock"
 
 
-async def test_what_is_remembered_is_bounded(issuer: Issuer) -> None:
+async def test_number_of_cached_tokens_is_bounded(issuer: Issuer) -> None:
     tokens = Tokens(RULES, all_keys(issuer), max_remembered=3)
     kept, forgotten = issuer.token(jti="kept"), issuer.token(jti="forgotten")
     first, second = await tokens.caller_of(kept), await tokens.caller_of(forgotten)
     assert await tokens.caller_of(issuer.token(jti="3")) is not first
-    assert await tokens.caller_of(kept) is first, "there is room for three"
+    assert await tokens.caller_of(kept) is first, "the cache holds three"
     assert await tokens.caller_of(issuer.token(jti="4")) is not first
     assert await tokens.caller_of(kept) is first, "what is used stays"
     assert await tokens.caller_of(forgotten) is not second
 
 
-async def test_few_wait_for_newer_keys(issuer: Issuer) -> None:
-    """Anybody can name a key that nobody knows, and the issuer may be slow."""
+async def test_number_of_calls_that_wait_for_newer_keys_is_bounded(issuer: Issuer) -> None:
+    """Any caller can send an unknown key id, and the issuer may be slow."""
     may_answer = asyncio.Event()
 
     class Slow(Keys):

@@ -50,7 +50,7 @@ async def test_an_ordinary_schema_needs_no_process(checker: SchemaChecker) -> No
 
 
 @pytest.mark.parametrize("text, data", HOSTILE.values(), ids=HOSTILE.keys())
-async def test_whatever_the_schema_a_check_ends_within_its_budget(
+async def test_check_of_any_schema_ends_within_its_budget(
     checker: SchemaChecker, text: str, data: bytes
 ) -> None:
     """With an answer or with the name of the setting; and the event loop was free meanwhile."""
@@ -77,7 +77,7 @@ async def test_whatever_the_schema_a_check_ends_within_its_budget(
     assert longest_s < 0.05
 
 
-async def test_a_yes_or_no_that_is_quick_stands_where_the_list_of_violations_is_not(
+async def test_quick_verdict_is_returned_when_the_list_of_violations_is_too_expensive(
     checker: SchemaChecker,
 ) -> None:
     """The list would take 6 GB: the answer says that the data is invalid, and the list cut."""
@@ -86,7 +86,7 @@ async def test_a_yes_or_no_that_is_quick_stands_where_the_list_of_violations_is_
     assert await checker.check("acme", events) == [Finding((), is_cut=True), None]
 
 
-async def test_what_comes_after_a_check_that_was_ended_is_checked(checker: SchemaChecker) -> None:
+async def test_checks_continue_after_one_was_killed(checker: SchemaChecker) -> None:
     schema = checker.read(LOOKAHEAD)
     for _ in range(2):
         with pytest.raises(OverBudgetError) as ended:
@@ -98,7 +98,7 @@ async def test_what_comes_after_a_check_that_was_ended_is_checked(checker: Schem
         ]
 
 
-async def test_memory_is_limited_whatever_a_schema_needs() -> None:
+async def test_memory_of_a_check_is_limited() -> None:
     """Patterns are compiled into automata, each within the limit of the engine."""
     checker = SchemaChecker(Limits(max_schema_cpu_ms=30_000, max_schema_memory_mb=96))
     patterns = [{"pattern": rf"\S{{{n},1000}}"} for n in range(1, 200)]
@@ -128,7 +128,7 @@ async def test_queued_checks_of_tenants_run_in_rotation(checker: SchemaChecker) 
     assert order.index("acme") <= 2
 
 
-async def test_more_than_may_wait_is_refused_with_the_settings_name() -> None:
+async def test_refusal_of_checks_beyond_the_queue_names_the_setting() -> None:
     checker = SchemaChecker(Limits(max_schema_cpu_ms=100, max_queued_schema_checks=4))
     schema = checker.read(LOOKAHEAD)
     calls = [asyncio.create_task(checker.check("evil", [(schema, LONG)])) for _ in range(8)]
@@ -140,7 +140,7 @@ async def test_more_than_may_wait_is_refused_with_the_settings_name() -> None:
     await checker.stop()
 
 
-async def test_a_caller_that_gives_up_ends_no_process(checker: SchemaChecker) -> None:
+async def test_cancelled_caller_does_not_kill_the_process(checker: SchemaChecker) -> None:
     schema = checker.read('{"pattern": "(?!x)"}')
     await checker.check("acme", [(schema, b'"y"')])
     before = children()
@@ -152,7 +152,7 @@ async def test_a_caller_that_gives_up_ends_no_process(checker: SchemaChecker) ->
     assert children() == before
 
 
-async def test_a_tenant_that_has_used_its_share_of_the_loop_is_checked_elsewhere() -> None:
+async def test_tenant_beyond_its_share_of_the_loop_is_checked_in_the_process() -> None:
     """However cheap each check is, a tenant that sends enough of them leaves time for others."""
     now_s = 0.0
 
@@ -174,7 +174,7 @@ async def test_a_tenant_that_has_used_its_share_of_the_loop_is_checked_elsewhere
     assert children() == before
 
 
-async def test_the_process_holds_no_secret_and_ends_with_its_node(
+async def test_checker_process_has_no_secrets_and_ends_with_its_node(
     checker: SchemaChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOOKLINE_MASTER_KEY", "secret")
@@ -190,7 +190,7 @@ async def test_the_process_holds_no_secret_and_ends_with_its_node(
     assert not process.exists()
 
 
-async def test_a_process_that_has_grown_is_replaced() -> None:
+async def test_checker_process_with_grown_memory_is_replaced() -> None:
     """What earlier checks left behind must not count against a later one."""
     checker = SchemaChecker(Limits(max_schema_cpu_ms=5_000, max_schema_memory_mb=192))
     small = checker.read('{"pattern": "(?!x)"}')
@@ -208,12 +208,12 @@ async def test_a_process_that_has_grown_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("text", ['{"type": 1}', '{"$ref": "https://example.com/x"}'])
-async def test_a_schema_that_is_none_is_unusable(checker: SchemaChecker, text: str) -> None:
+async def test_invalid_schema_is_unusable(checker: SchemaChecker, text: str) -> None:
     with pytest.raises(SchemaUnusableError):
         await checker.try_out(text, None)
 
 
-async def test_nothing_is_checked_once_the_node_stops(checker: SchemaChecker) -> None:
+async def test_stopped_checker_checks_nothing(checker: SchemaChecker) -> None:
     await checker.stop()
     with pytest.raises(UnavailableError):
         await checker.check("acme", [(checker.read(LOOKAHEAD), b'"y"')])

@@ -64,7 +64,7 @@ def test_recursion_that_does_not_multiply_costs_the_same_at_every_depth() -> Non
 
 
 @pytest.mark.parametrize("keyword", ["allOf", "anyOf", "oneOf"])
-def test_what_is_applied_twice_at_each_level_doubles(keyword: str) -> None:
+def test_cost_doubles_when_a_schema_is_applied_twice_at_each_level(keyword: str) -> None:
     found = cost(doubling(keyword))
     assert found is not None
     assert found.per_value >= found.scalar > 2**26
@@ -103,7 +103,7 @@ def test_recursion_that_multiplies_grows_with_the_depth_of_the_data() -> None:
         "{",
     ],
 )  # fmt: skip
-def test_what_is_not_known_to_be_cheap_has_no_bound(schema: Any) -> None:  # noqa: ANN401 - any JSON
+def test_schema_without_a_proven_bound_has_none(schema: Any) -> None:  # noqa: ANN401 - any JSON
     assert cost(schema) is None
 
 
@@ -113,7 +113,7 @@ def test_no_hostile_check_counts_as_quick(schema: str, data: bytes) -> None:
     assert found is None or found.to_check(data) > 100 * STEPS_PER_MS
 
 
-def test_patterns_that_are_small_each_and_large_together_have_no_bound() -> None:
+def test_many_small_patterns_that_are_large_together_have_no_bound() -> None:
     """A schema is compiled on the event loop if it has one, and kept in memory."""
     asked: list[str] = []
 
@@ -128,7 +128,7 @@ def test_patterns_that_are_small_each_and_large_together_have_no_bound() -> None
     assert len(asked) < 10
 
 
-def test_what_a_schema_may_copy_into_each_violation_counts() -> None:
+def test_cost_includes_what_a_violation_copies() -> None:
     small, large = cost({"enum": ["x"]}), cost({"enum": ["x" * 10_000]})
     assert small is not None
     assert large is not None
@@ -165,7 +165,7 @@ def random_data(draw: random.Random, depth: int) -> Any:  # noqa: ANN401 - any J
     return {name: random_data(draw, depth - 1) for name in ("a", "b", "c")}
 
 
-def test_no_check_takes_longer_than_its_bound() -> None:
+def test_check_takes_no_longer_than_its_bound() -> None:
     """The bound is what the event loop trusts: random schemas on random data, against real time."""
     compared = 0
     for seed in range(400):

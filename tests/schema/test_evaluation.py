@@ -21,7 +21,7 @@ from hookline_service.schema.evaluation import (
         '{"$schema": "https://example.com/mine"}', '{"$ref": "file:///etc/passwd"}',
     ],
 )  # fmt: skip
-def test_what_is_no_schema_and_what_points_elsewhere_is_refused(json_schema: str) -> None:
+def test_invalid_schema_and_external_reference_are_rejected(json_schema: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         compile_schema(json_schema)
 
@@ -43,7 +43,7 @@ def test_large_automaton_is_distinguished_from_a_small_one() -> None:
     assert pattern_size("((a{100}){100}){100}") is None
 
 
-def test_violations_have_paths_and_what_is_not_listed_is_counted() -> None:
+def test_violations_have_paths_and_unlisted_ones_are_counted() -> None:
     validator = compile_schema('{"items": {"required": ["id"]}}')
     assert violations_of(validator, [{}, {"id": 1}, {}]) == (
         ['[0]: "id" is a required property', '[2]: "id" is a required property'],

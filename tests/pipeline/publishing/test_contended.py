@@ -1,4 +1,4 @@
-"""A transaction that stays open: it stops its own tenant's publishes, and those of no other."""
+"""An open transaction on a tenant: it blocks that tenant's publishes, and no other tenant's."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ async def uid_of(rig: Rig, tenant_id: str) -> UUID:
     return uid
 
 
-async def test_a_locked_row_of_a_tenant_stops_no_publish(rig: Rig) -> None:
+async def test_locked_tenant_row_blocks_no_publish(rig: Rig) -> None:
     async with rival(rig.url) as other:
         await other.execute("SELECT FROM tenants FOR UPDATE")
         for tenant_id in ("acme", "globex"):
             await rig.publisher.publish(tenant_id, [order_created(1)])
 
 
-async def test_a_change_that_stays_open_stops_no_other_tenant(rig: Rig) -> None:
+async def test_open_transaction_of_a_change_blocks_no_other_tenant(rig: Rig) -> None:
     (subscription,) = await rig.database.fetch("SELECT subscription_uid FROM subscriptions")
     async with rival(rig.url) as other:
         await copy_subscription(other, subscription[0], rig.new_uid())
@@ -72,7 +72,7 @@ async def test_a_change_that_stays_open_stops_no_other_tenant(rig: Rig) -> None:
     assert rig.publisher.committed_groups == groups + 1
 
 
-async def test_a_locked_idempotency_key_stops_no_other_tenant(rig: Rig) -> None:
+async def test_locked_idempotency_key_blocks_no_other_tenant(rig: Rig) -> None:
     acme = await uid_of(rig, "acme")
     async with rival(rig.url) as other:
         await take_key(other, acme, "k")
@@ -90,8 +90,8 @@ async def test_a_locked_idempotency_key_stops_no_other_tenant(rig: Rig) -> None:
     assert not published.deduplicated
 
 
-async def test_an_epoch_is_read_after_it_is_locked(rig: Rig) -> None:
-    """The statement's own snapshot may be older than a change that let go of the lock meanwhile."""
+async def test_epoch_is_read_after_its_lock_is_acquired(rig: Rig) -> None:
+    """The snapshot of the statement may be older than a change that has released the lock since."""
     acme = await uid_of(rig, "acme")
     (row,) = await rig.database.fetch("SELECT epoch FROM tenants WHERE tenant_uid = $1", acme)
     async with rival(rig.url) as other:
@@ -123,7 +123,7 @@ async def test_the_check_of_an_epoch_does_not_wait_for_a_change(rig: Rig) -> Non
     assert checked["passed"] == [False]
 
 
-async def test_calls_of_a_tenant_set_apart_keep_their_order(database_url: str) -> None:
+async def test_calls_of_a_contended_tenant_keep_their_order(database_url: str) -> None:
     limits = GroupLimits(lock_wait_s=60.0, max_events=2)
     async with running(database_url, group_limits=limits) as rig:
         acme = await rig.tenant("acme")
@@ -146,7 +146,7 @@ async def test_calls_of_a_tenant_set_apart_keep_their_order(database_url: str) -
     assert [row["data"] for row in rows] == [b'{"id":%d}' % number for number in range(9)]
 
 
-async def test_a_stop_answers_the_calls_of_a_tenant_set_apart(database_url: str) -> None:
+async def test_stop_answers_the_calls_of_a_contended_tenant(database_url: str) -> None:
     limits = GroupLimits(lock_wait_s=0.4)
     async with rival(database_url) as other:
         async with running(database_url, group_limits=limits) as rig:
@@ -159,8 +159,8 @@ async def test_a_stop_answers_the_calls_of_a_tenant_set_apart(database_url: str)
             await waiting
 
 
-async def test_several_nodes_that_publish_for_a_tenant_make_no_multixact(rig: Rig) -> None:
-    """As row locks they would: a member for each node that holds the tenant at that moment."""
+async def test_concurrent_publishes_of_several_nodes_create_no_multixact(rig: Rig) -> None:
+    """Row locks would create one, with a member for each node that locks the tenant."""
     acme, globex = await uid_of(rig, "acme"), await uid_of(rig, "globex")
     next_multixact = "SELECT mxid_age('1'::xid)"
     async with running(rig.url, seed=2) as second, rival(rig.url) as other:
