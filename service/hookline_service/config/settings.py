@@ -1,11 +1,10 @@
 """The settings: HOOKLINE_* read once, checked against one another, then frozen.
 
-Everything that is wrong is told at once, with the variable's name and what is allowed: whoever
-starts a service should not have to start it five times. A variable that is not known is refused,
-since a misspelt setting is one that silently does not hold. Values that are secret (the database's
-URL holds a password) never stand in a message, nor in a Settings' repr.
+All invalid settings are reported at once, each with the variable's name and the allowed values. An
+unknown HOOKLINE_ variable is rejected, since a misspelt setting would have no effect. Secret values
+(the database's URL contains a password) appear neither in messages nor in the repr of `Settings`.
 
-Owns what each setting is called, its default and bounds. Must not know who uses it, nor the API.
+Owns the name, default and bounds of each setting. Must not depend on its users, nor on the API.
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ class Settings:
         """
         read = Reader(environ, flags or {})
         settings = cls._read(read, role)
-        # What contradicts what is told only of values that could be read.
+        # Contradictions are reported only if all values could be read.
         problems = [*read.problems, *read.unknown()] or settings.contradictions()
         if problems:
             raise SettingsError(problems)

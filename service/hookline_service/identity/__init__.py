@@ -1,5 +1,5 @@
-"""Who this service is and who calls it: certificates, tokens, and the files that say so.
+"""The certificate of this service, and the identities of callers from certificates and tokens.
 
-Knows X.509, JOSE and files; neither gRPC nor Postgres. What is read from outside is followed:
-read again when it changes, and kept as it was where the new one is no good.
+Depends on X.509, JOSE and files, on neither gRPC nor Postgres. Files and issuer keys are read again
+when they change; an invalid new version is rejected, and the previous one stays in use.
 """

@@ -163,7 +163,7 @@ def parse_master_keys(text: str) -> tuple[bytes, ...]:
             )
         keys.append(key)
     if len(set(keys)) != len(keys):
-        raise MasterKeyError("HOOKLINE_MASTER_KEY contains the same key twice: remove one")
+        raise MasterKeyError("the same master key is given twice: remove one")
     return tuple(keys)
 
 

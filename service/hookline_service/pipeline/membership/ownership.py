@@ -124,7 +124,7 @@ class Ownership:
         self._lease_until_s = 0.0
         self._buckets: set[int] = set()
         self._owner_of: dict[int, UUID] = {}
-        self._rests_since_s: dict[int, float] = {}
+        self._draining_since_s: dict[int, float] = {}
         self._next_end_s: float | None = None
         self._wake = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
@@ -333,8 +333,8 @@ class Ownership:
         surplus = self._surplus(ours, count) if count > 0 else []
         quiet = self._holder.quiet_buckets(surplus)
         now_s = self._clock.boottime_s()
-        self._rests_since_s = {
-            bucket: self._rests_since_s.get(bucket, now_s)
+        self._draining_since_s = {
+            bucket: self._draining_since_s.get(bucket, now_s)
             for bucket in surplus
             if bucket not in quiet
         }
@@ -359,7 +359,7 @@ class Ownership:
         Load and number of subscriptions do not count: a new node gets a fair mixture of both.
         """
         now_s = self._clock.boottime_s()
-        since_s = self._rests_since_s
+        since_s = self._draining_since_s
 
         def order(bucket: int) -> tuple[bool, bool, int]:
             is_slow = now_s - since_s.get(bucket, now_s) > SLOW_S
