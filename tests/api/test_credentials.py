@@ -1,4 +1,4 @@
-"""Credentials of every kind, where API keys are used: which are accepted, what others receive.
+"""Credentials: valid API keys are accepted, all others get the same answer.
 
 The row `credentials` of the bad inputs, and the uniform answers that disclose nothing.
 """

@@ -1,7 +1,7 @@
-"""A caller bound to one tenant finds out nothing of another, not even whether it exists.
+"""A caller bound to one tenant learns nothing of another, not even whether it exists.
 
-Each method of the contract that takes a name is called with a foreign tenant's, of which everything
-exists, and with one of nothing: the same answers, the same statements.
+Each method that takes a name is called with names of an existing foreign tenant and with names that
+do not exist: both get the same answer and run the same statements.
 """
 
 from __future__ import annotations
@@ -89,14 +89,14 @@ NAMED: dict[str, dict[str, Any]] = {
     },
     "AccessService/ListAuditEntries": {"tenant": "{tenant}"},
 }
-"""What names a tenant, or something of one's."""
+"""Requests that name a tenant or a resource of one, by method."""
 LISTED = "DeliveryService/ListDeliveries"
 BESIDES = {
     "by subscription": (LISTED, {"tenant": "tenants/acme", "subscription": "{subscription}"}),
     "by event": (LISTED, {"tenant": "tenants/acme", "event": "{event}"}),
     "by both": (LISTED, {"tenant": "{tenant}", "subscription": "{subscription}"}),
 }
-"""Names of others within one's own tenant."""
+"""Requests in the caller's tenant that name a resource of another."""
 CALLS = {method: (method, request) for method, request in NAMED.items()} | BESIDES
 NAMING = {
     name.removeprefix("hookline.v1.")
@@ -107,7 +107,7 @@ NAMING = {
 }
 """The methods whose requests name a resource, for callers bound to one tenant."""
 OF_NO_TENANT = {"EventTypeService/GetEventType", "AccessService/RevokeApiKey"}
-"""Those of them whose resource is of no tenant, by its name."""
+"""The methods of `NAMING` whose resource name has no tenant."""
 
 
 @dataclass

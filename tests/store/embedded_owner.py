@@ -35,7 +35,7 @@ async def own(data_dir: Path) -> None:
 
 
 async def start_once(data_dir: Path) -> None:
-    """Go through a start and a stop, and leave nothing."""
+    """Start Postgres, stop it, and remove its data."""
     postgres = EmbeddedPostgres(data_dir)
     try:
         await postgres.start()
@@ -44,7 +44,7 @@ async def start_once(data_dir: Path) -> None:
 
 
 def become(name: str) -> None:
-    """Be this user from now on.
+    """Switch to this user for the rest of the process.
 
     It may not reach this interpreter's library, so what is imported late is imported before: by a
     start as root.

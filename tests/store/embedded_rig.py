@@ -1,4 +1,4 @@
-"""What the tests of the embedded Postgres share: a directory, owners to kill, other processes.
+"""Shared parts of the tests of the embedded Postgres: directories, owners, other processes.
 
 `ground = pytest.fixture(make_ground)` gives a test directories of its own, and fails it if a
 process is left running in them.

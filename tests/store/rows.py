@@ -1,6 +1,6 @@
-"""Rows for tests that read: tenants, subscriptions, events and deliveries, written by plain SQL.
+"""Rows for tests of reads: tenants, subscriptions, events and deliveries, inserted by plain SQL.
 
-Ids are of a moment within today's partitions, so that nothing depends on the time of day.
+Ids are of a time within today's partitions, so that nothing depends on the time of day.
 """
 
 from __future__ import annotations

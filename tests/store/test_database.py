@@ -69,7 +69,7 @@ def hold(wire: Wire) -> None:
 # -------------------------------------------------------------------------------------- sessions
 
 
-async def test_a_session_opens_when_it_is_needed_and_keeps_its_connection(session: Session) -> None:
+async def test_session_connects_on_first_use_and_keeps_its_connection(session: Session) -> None:
     (first,) = await session.fetch("SELECT pg_backend_pid()")
     (second,) = await session.fetch("SELECT pg_backend_pid()")
 

@@ -77,7 +77,7 @@ async def test_discard_excludes_events_of_the_given_millisecond(
     ]
 
 
-async def test_more_than_a_batch_is_discarded_in_one_call(plane: ControlPlane, rows: Rows) -> None:
+async def test_discard_of_several_batches_takes_one_call(plane: ControlPlane, rows: Rows) -> None:
     await plane.create()
     place = await place_of(plane, "orders")
     old, new = [await rows.event(place.tenant_uid) for _ in range(2)]

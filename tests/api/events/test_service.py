@@ -31,7 +31,7 @@ async def get(api: Api, name: str) -> Event:
 # -------------------------------------------------------------------------------------- publishing
 
 
-async def test_an_event_is_read_back_as_it_was_sent(api: Api) -> None:
+async def test_event_is_read_back_with_the_published_fields(api: Api) -> None:
     sent = order(
         source="/shop/7?x=%20#f",
         subject="order 1 ☂",

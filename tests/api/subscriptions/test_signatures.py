@@ -1,7 +1,7 @@
-"""How requests are signed, as the contract has it: schemes, rotations, what receivers verify with.
+"""Signatures of requests: schemes, rotations, and verification by receivers.
 
-Verified by eyes that share nothing with the signer: the library of the standard's authors for `v1`,
-whole numbers for `v1a` (tests/targets/http/rfc8032.py), and the client's own receiver kit.
+The verifiers share no code with the signer: the library of the standard's authors for `v1`, integer
+arithmetic for `v1a` (tests/targets/http/rfc8032.py), and the client's own receiver kit.
 """
 
 from __future__ import annotations
