@@ -144,7 +144,7 @@ def test_invalid_listen_address_is_rejected(text: str) -> None:
 def test_problem_of_an_invalid_value_names_its_setting(name: str, text: str) -> None:
     (message,) = problems({f"HOOKLINE_{name}": text})
     assert message.startswith(f"HOOKLINE_{name}")
-    assert any(part in message for part in ("must be", "master key", "the same key twice"))
+    assert any(part in message for part in ("must be", "master key"))
 
 
 @pytest.mark.parametrize(
