@@ -87,7 +87,7 @@ class TestPlace:
         data_dir, user = ground / "user" / "data", None
         data_dir.parent.mkdir(mode=0o700)
         if AS_ROOT:
-            user = "unknown"
+            user = "nobody"  # allow-word: nobody (an account of Unix)
             entry = pwd.getpwnam(user)
             os.chown(data_dir.parent, entry.pw_uid, entry.pw_gid)
             copy_package(find_package(), ground / "site")
@@ -110,10 +110,10 @@ class TestPlace:
             EmbeddedPostgres(data_dir, system_accounts=["daemon", *SYSTEM_ACCOUNTS])
         ):
             pass
-        entry = pwd.getpwnam("unknown")
+        entry = pwd.getpwnam("nobody")  # allow-word: nobody (an account of Unix)
         os.chown(data_dir, entry.pw_uid, entry.pw_gid)
         os.chown(data_dir / "postgres.lock", entry.pw_uid, entry.pw_gid)
-        one = await owner(data_dir, user="unknown", packages=ground)
+        one = await owner(data_dir, user="nobody", packages=ground)
         assert f"{data_dir / 'postgres'} belongs to another user" in one.said["error"]
         await one.stop()
 

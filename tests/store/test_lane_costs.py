@@ -48,7 +48,7 @@ async def test_a_refill_does_not_sort_a_hundred_thousand_due_rows(rows: Rows) ->
     assert await blocks_read(rows, SQL.refill, (*lane, [], 4_096)) <= 1_000
     discard = await rows.connection.fetch(
         f"EXPLAIN {SUBSCRIPTIONS.discard}", bucket, place.uid, NEWEST, rows.now, 500,
-        place.tenant_uid, "{}",
+        place.tenant_uid, "{}", "CANCELLED",
     )  # fmt: skip
     sorts = [row[0] for row in discard if "Sort Key" in row[0]]
     assert len(sorts) == 1, "it sorts a batch at most"

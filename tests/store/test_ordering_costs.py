@@ -103,7 +103,7 @@ async def test_lanes_in_one_statement_share_its_limit_of_keys(
 async def test_a_cancelled_batch_reads_its_own_rows(rows: Rows) -> None:
     place = await rows.subscription(await rows.tenant("acme"), "orders", ordered=True)
     await queue_up(rows, place, 5, 1_000)
-    batch = (bucket_of(place.uid), place.uid, 10)
+    batch = (bucket_of(place.uid), place.uid, 10, "CANCELLED")
     few = await blocks_read(rows, LANES.cancel_deleted, batch)
     await queue_up(rows, place, 6, 50_000)
 

@@ -31,6 +31,8 @@ ALLOWED: Final = frozenset(
     {
         # on every line
         "event", "level", "logger", "time", "trace_id", "span_id", "repeated", "worker",
+        # of the embedded Postgres, and of connections that were ended
+        "cluster", "connections", "pid",
         # structlog's own, removed by the renderer
         "exc_info", "stack_info", "exception", "stack", "_record", "_from_structlog",
         "positional_args",
