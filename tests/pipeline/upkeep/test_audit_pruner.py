@@ -33,6 +33,12 @@ RETENTION_DAYS = 30
 OLD = datetime.now(UTC) - timedelta(days=RETENTION_DAYS + 1)
 
 
+@pytest.fixture(autouse=True)
+def _logging_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a command in this process from configuring the loggers of all later tests."""
+    monkeypatch.setattr("hookline_service.cli.node.configure_logging", lambda *_: None)
+
+
 @pytest.fixture
 async def plane(database_url: str) -> AsyncIterator[ControlPlane]:
     """Four entries that were signed before the retention began, and then two."""
