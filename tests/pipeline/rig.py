@@ -246,7 +246,13 @@ class Rig:
 
     def _make_delivery(self) -> None:
         self.recorder = Recorder(
-            RecordStore(self._session("record")), self.lanes, self.ownership, self.time, self.random
+            RecordStore(self._session("record")),
+            self.lanes,
+            self.ownership,
+            self.time,
+            self.random,
+            in_flight=lambda: self.deliverer.in_flight,
+            on_recorded=lambda count: self.deliverer.release(count),  # noqa: PLW0108 - constructed later
         )
         self.deliverer = Deliverer(
             self.lanes.dispatcher,

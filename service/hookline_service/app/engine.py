@@ -206,6 +206,8 @@ class Engine:
             self.ownership,
             self.time,
             random,
+            in_flight=lambda: self.deliverer.in_flight,
+            on_recorded=lambda count: self.deliverer.release(count),  # noqa: PLW0108 - constructed later
             disable_after_s=settings.disable_after_days * 86_400,
             meters=instruments.meters,
         )

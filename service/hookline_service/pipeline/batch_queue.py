@@ -26,13 +26,13 @@ ENOUGH = 64
 class BatchQueue(Generic[T]):
     """A queue with one consumer, which takes a batch at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, coming: Callable[[], int]) -> None:
+        """`coming` returns the number of items that are queued or may be soon."""
+        self._coming = coming
         self._items: list[T] = []
         self._has_items = asyncio.Event()
         self._has_enough = asyncio.Event()
         self._is_stopping = False
-        self.coming: Callable[[], int] = lambda: 0
-        """Returns the number of items that are queued or may be soon."""
 
     def add(self, item: T, *, is_urgent: bool = False) -> None:
         """Add an item; an urgent one completes the batch."""
@@ -64,4 +64,4 @@ class BatchQueue(Generic[T]):
         return batch
 
     def _is_enough(self) -> bool:
-        return self._is_stopping or len(self._items) >= min(ENOUGH, self.coming())
+        return self._is_stopping or len(self._items) >= min(ENOUGH, self._coming())

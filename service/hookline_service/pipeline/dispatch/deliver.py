@@ -60,13 +60,16 @@ class Deliverer:
         self._idle: list[asyncio.Future[None]] = []
         self._workers: set[asyncio.Task[None]] = set()
         self._is_stopping = False
-        recorder.on_recorded = self._free
-        recorder.watch(lambda: max_in_flight - self._free_slots)
 
     @property
     def free_slots(self) -> int:
         """How many more deliveries may be in flight: on the wire or not yet recorded."""
         return self._free_slots
+
+    @property
+    def in_flight(self) -> int:
+        """How many deliveries are on the wire or not yet recorded."""
+        return self._max_workers - self._free_slots
 
     def pause(self) -> None:
         """Take no more jobs; attempts on the wire may end."""
@@ -82,7 +85,8 @@ class Deliverer:
         if self._workers:
             await asyncio.gather(*self._workers, return_exceptions=True)
 
-    def _free(self, count: int) -> None:
+    def release(self, count: int) -> None:
+        """Free the slots of so many deliveries that were recorded."""
         self._free_slots += count
         self._wake(count)
 

@@ -90,7 +90,7 @@ class _Record:
 class Recorder:
     """Writes outcomes, one batch at a time, while the next batch accumulates."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a collaborator or a setting
         self,
         store: RecordStore,
         lanes: Lanes,
@@ -98,9 +98,16 @@ class Recorder:
         time: DatabaseTime,
         random: Random,
         *,
+        in_flight: Callable[[], int] = lambda: 0,
+        on_recorded: Callable[[int], None] = lambda _count: None,
         disable_after_s: float = DISABLE_AFTER_S,
         meters: Meters | None = None,
     ) -> None:
+        """Create a recorder without outcomes.
+
+        `in_flight` counts the deliveries that are sent and not yet recorded; `on_recorded` is
+        called with the number of those that no longer are.
+        """
         self._store = store
         self._lanes = lanes
         self._ownership = ownership
@@ -108,11 +115,10 @@ class Recorder:
         self._random = random
         self._disable_after_us = int(disable_after_s * 1_000_000)
         self._meters = meters or Meters(is_on=False)
-        self._waiting = BatchQueue[_Record]()
+        self._waiting = BatchQueue[_Record](in_flight)
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
-        self.on_recorded: Callable[[int], None] = lambda _count: None
-        """Called with the number of deliveries that are no longer in flight."""
+        self._on_recorded = on_recorded
         self.recorded = 0
         self.batches = 0
         self.is_failing = False
@@ -121,10 +127,6 @@ class Recorder:
     def start(self) -> None:
         """Start the recorder's task."""
         self._task = asyncio.create_task(self._run(), name="recorder")
-
-    def watch(self, in_flight: Callable[[], int]) -> None:
-        """Set the function that counts deliveries that are sent and not yet recorded."""
-        self._waiting.coming = in_flight
 
     async def stop(self) -> None:
         """Record all queued outcomes, then end."""
@@ -147,7 +149,7 @@ class Recorder:
                 job.trace = None
             self._meters.released(outcome.record.kind)
             self._lanes.released(job, move.delay_s)
-            self.on_recorded(1)
+            self._on_recorded(1)
             return
         record = _Record(job, outcome, move, state, start_us)
         self._waiting.add(record, is_urgent=job.lane.order is not None)
@@ -159,7 +161,7 @@ class Recorder:
             except Exception:  # noqa: BLE001 - logged whole; the next batch goes on
                 _log.exception("record_broken", deliveries=len(batch))
                 self._settle(batch, _NOTHING)
-            self.on_recorded(len(batch))
+            self._on_recorded(len(batch))
             await self._recover()
 
     async def _recover(self) -> None:
