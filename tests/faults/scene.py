@@ -94,6 +94,14 @@ class Scene:
             await self.clients()[0].subscriptions.CreateSubscription(request)
             self.event_types.append(f"fault.n{number}")
 
+    async def subscribe_until_all_nodes_deliver(self) -> None:
+        """Add subscriptions until each node owns the bucket of one."""
+        idle = """SELECT count(*) FROM nodes n WHERE NOT EXISTS (
+                      SELECT FROM bucket_leases JOIN subscriptions USING (bucket)
+                      WHERE node_id = n.node_id)"""
+        while await self.value(idle):
+            await self.subscribe(1)
+
     # ------------------------------------------------------------------------------- what is asked
 
     @asynccontextmanager

@@ -104,6 +104,7 @@ async def test_sessions_whose_backends_are_killed_under_load_are_there_again(
 ) -> None:
     async with cluster() as postgres, scene(postgres.url, tmp_path) as stage:
         await shared(stage, NODES)
+        await stage.subscribe_until_all_nodes_deliver()  # one without work opens no session anew
         async with stage.publishing():
             await stage.more_arrivals(100)
             for name in (*BUSY, PATH_POOL, *SELDOM) * (rounds // 3):
