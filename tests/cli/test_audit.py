@@ -268,6 +268,16 @@ async def test_an_export_has_all_hashed_fields_and_ends_with_the_newest_checkpoi
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+async def test_an_export_of_a_log_without_its_newest_entries_fails(
+    plane: ControlPlane, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await tamper(plane.database, "DELETE FROM audit_entries WHERE sequence = 4")
+    assert await verify(database_url, action="export") == 1
+    shown = capsys.readouterr()
+    assert "entry 4 is missing, or was pruned during the export" in shown.err
+    assert "checkpoint" not in shown.out
+
+
 async def test_an_invalid_verifier_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["audit", "verify", "--key", "hookline-audit+0+AAAA"])

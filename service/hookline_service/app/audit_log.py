@@ -138,13 +138,19 @@ async def export_audit_log(
         expected = max(behind, start.sequence) + 1
         async for entry in log.walk(ends.head.sequence, behind=expected - 1):
             if entry.sequence != expected:
-                raise BrokenChainError(
-                    expected, f"entry {expected} is missing, or was pruned during the export"
-                )
+                raise _missing(expected)
             expected += 1
             yield entry
+        if expected <= ends.head.sequence:
+            raise _missing(expected)
         if note is not None:
             yield SignedNote("checkpoint", note)
+
+
+def _missing(sequence: int) -> BrokenChainError:
+    return BrokenChainError(
+        sequence, f"entry {sequence} is missing, or was pruned during the export"
+    )
 
 
 async def _verifier_of(
