@@ -40,10 +40,10 @@ URL = "http://127.0.0.1:1024/hook"
 NOW_MS = 1_800_000_000_000
 
 
-def sender_with(headers: dict[str, str]) -> TargetSender:
+def sender_with(headers: dict[str, str], url: str = URL) -> TargetSender:
     """Create a sender whose requests carry these headers."""
     signer = Signer([parse_secret(SECRET)])
-    target = HttpTarget(url=URL, headers=headers)
+    target = HttpTarget(url=url, headers=headers)
     prepared = prepare_target(target, signer, user_agent="hookline/0")
     transport = httpx.MockTransport(lambda _: httpx.Response(200))
     return HttpTargetSender(WebhookSender(transport), prepared, PayloadFormat.STANDARD)
@@ -154,7 +154,6 @@ class LaneHarness:
             "max_in_flight": 64,
             "max_per_second": None,
             "is_ordered": False,
-            "destination": URL,
             "sender": sender_with({}),
             "failing_since_us": None,
         }

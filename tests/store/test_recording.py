@@ -9,7 +9,6 @@ from uuid import UUID
 
 import pytest
 
-from hookline_service.domain.attempt import AttemptOutcome, AttemptRecord
 from hookline_service.domain.caller import Caller, calling
 from hookline_service.store.database import Database, RejectedError
 from hookline_service.store.recording import Consequences, Disabling, OutcomeRows, RecordStore, Row
@@ -218,10 +217,8 @@ async def test_park_postpones_a_row_without_an_attempt(recording: Recording) -> 
 
 async def disabled_by(recording: Recording, uid: UUID, **fields: object) -> set[UUID]:
     values = {"reason": "GONE", "message": "410", "url": URL} | fields
-    url = str(values.pop("url"))
-    attempt = AttemptRecord(AttemptOutcome.HTTP_ERROR, 1, url, 410)
     effect = Consequences(
-        disabling=[Disabling(uid, attempt=attempt, **values)],  # type: ignore[arg-type]
+        disabling=[Disabling(uid, **values)],  # type: ignore[arg-type]
         disable_after_s=5 * 86_400.0,
     )
     recorded = await recording.store.record(

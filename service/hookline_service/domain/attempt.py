@@ -28,7 +28,10 @@ class Verdict(Enum):
 
 
 class AttemptOutcome(StrEnum):
-    """How an attempt ended; the proto enum and the database's CHECK name the same values."""
+    """How an attempt ended: the values of the proto enum.
+
+    The database's CHECK has all but INTERNAL_ERROR, which is not recorded.
+    """
 
     ACCEPTED = "ACCEPTED"
     """The target answered 2xx within the deadline."""

@@ -78,9 +78,13 @@ class LookUp(NamedTuple):
     and the statement may still store them. The other tenants' events never will be."""
 
 
-def _setting_of(lock_timeout_s: float) -> str:
+def _lock_timeout_ms(lock_timeout_s: float) -> int:
     """Return a value of `lock_timeout`, in milliseconds; 0 would mean no timeout."""
-    return str(max(1, round(lock_timeout_s * 1_000)))
+    return max(1, round(lock_timeout_s * 1_000))
+
+
+def _setting_of(lock_timeout_s: float) -> str:
+    return str(_lock_timeout_ms(lock_timeout_s))
 
 
 def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[Sequence[object]]:
@@ -109,7 +113,7 @@ class PublishStore:
         """`lock_timeout_s`: how long a statement waits for another transaction's lock."""
         self._session = session
         self._key_window_s = key_window_s
-        self._lock_timeout_ms = int(_setting_of(lock_timeout_s))
+        self._lock_timeout_ms = _lock_timeout_ms(lock_timeout_s)
 
     async def write(self, rows: PublishRows) -> set[UUID] | None:
         """Store a group, and return the tenants that passed; None: a key is taken, none stored."""

@@ -35,8 +35,8 @@ class Disabling:
     subscription_uid: UUID
     reason: str
     message: str
-    attempt: AttemptRecord
-    """The failed attempt; a subscription whose target was changed since is not disabled."""
+    url: str
+    """The URL that failed; a subscription whose target was changed since is not disabled."""
 
 
 @dataclass(slots=True)
@@ -155,8 +155,7 @@ class RecordStore:
                 await connection.execute(SQL.mark_failing, effect.failing)
             if effect.disabling:
                 fields = [
-                    (d.subscription_uid, d.reason, d.message, d.attempt.url)
-                    for d in effect.disabling
+                    (d.subscription_uid, d.reason, d.message, d.url) for d in effect.disabling
                 ]
                 columns = _columns(fields, 4)
                 rows_disabled = await connection.fetch(

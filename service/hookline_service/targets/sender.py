@@ -12,7 +12,8 @@ To add a kind of target (a message queue, a pull target):
 3. `app/engine.py`, `_make_senders`: the factory under the type of the configuration.
 4. `api/subscriptions` and `store/subscription_rows.py`: the configuration on the wire and in SQL.
 
-Nothing in `pipeline` changes.
+Nothing in `pipeline/dispatch` changes. Handshakes (`pipeline/actions/target_handshakes.py`) are for
+HTTP targets only.
 """
 
 from __future__ import annotations

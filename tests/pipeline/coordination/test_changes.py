@@ -398,7 +398,7 @@ async def test_a_change_of_url_is_used_by_the_next_attempt(rig: Rig, receiver: R
         lane = rig.lanes.get(uid)
         assert lane is not None
         await until(
-            lambda: lane.config is not None and lane.config.destination == elsewhere.url,
+            lambda: lane.config is not None and lane.config.sender.destination == elsewhere.url,
             "it is read",
         )
 

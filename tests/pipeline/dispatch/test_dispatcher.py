@@ -8,7 +8,7 @@ from hookline_service.domain.attempt import internal_error
 from hookline_service.domain.subscription import SubscriptionState
 from hookline_service.pipeline.dispatch.dispatcher import TIMERS_PER_LANE
 from hookline_service.pipeline.dispatch.lane import CIRCUIT_BACKOFF_MAX_S, CIRCUIT_FAILURES, Lane
-from tests.pipeline.lane_harness import LaneHarness
+from tests.pipeline.lane_harness import LaneHarness, sender_with
 
 
 @pytest.fixture
@@ -257,7 +257,9 @@ async def test_a_resume_or_a_new_target_closes_the_circuit(
     open_circuit(harness, lane)
     assert lane.failing_since_us is not None
 
-    harness.lanes.configure(lane, harness.config(version=2, destination="http://127.0.0.1:1025/"))
+    harness.lanes.configure(
+        lane, harness.config(version=2, sender=sender_with({}, "http://127.0.0.1:1025/"))
+    )
 
     assert not lane.is_circuit_open
     assert lane.concurrency_limit == 64

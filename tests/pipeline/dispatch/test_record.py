@@ -224,6 +224,21 @@ async def test_bad_row_is_isolated_and_the_rest_of_its_batch_recorded(
     assert (lane.unrecorded, lane.known) == (0, {})
 
 
+async def test_a_gone_target_whose_response_cannot_be_stored_is_named_as_gone(
+    rig: Rig, receiver: Receiver
+) -> None:
+    uid = await rig.subscription(await rig.tenant(), receiver.url)
+    await rig.database.fetch("ALTER TABLE attempts ADD CHECK (response_excerpt <> 'poison')")
+    record = AttemptRecord(AttemptOutcome.HTTP_ERROR, 1, receiver.url, 410, "gone", b"poison")
+    answering_with(rig, lambda: Outcome(Verdict.GONE, record))
+    await rig.publisher.publish("acme", [order_created()])
+    await recorded(rig, 1)
+    (row,) = await rig.database.fetch(
+        "SELECT state, state_message FROM subscriptions WHERE subscription_uid = $1", uid
+    )
+    assert tuple(row) == ("DISABLED", "the target is gone")
+
+
 async def test_row_that_cannot_be_written_is_parked_and_blocks_no_other(
     rig: Rig, receiver: Receiver
 ) -> None:

@@ -34,9 +34,8 @@ OLD = datetime.now(UTC) - timedelta(days=RETENTION_DAYS + 1)
 
 
 @pytest.fixture(autouse=True)
-def _logging_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a command in this process from configuring the loggers of all later tests."""
-    monkeypatch.setattr("hookline_service.cli.node.configure_logging", lambda *_: None)
+def _process_is_unchanged(unchanged_process: None) -> None:
+    """Commands run in the process of the tests here."""
 
 
 @pytest.fixture

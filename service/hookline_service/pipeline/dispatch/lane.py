@@ -152,8 +152,6 @@ class LaneConfig:
     max_in_flight: int
     max_per_second: float | None
     is_ordered: bool
-    destination: str
-    """Where its target is, such as a URL."""
     sender: TargetSender
     propagate_trace: bool = False
     """Whether requests carry the trace, for the receiver to continue."""
@@ -309,7 +307,10 @@ class Lane:
             self.concurrency_limit = 1.0 if self.is_circuit_open else float(config.max_in_flight)
             return True
         self.concurrency_limit = min(self.concurrency_limit, float(config.max_in_flight))
-        if config.state is not before.state or config.destination != before.destination:
+        if (
+            config.state is not before.state
+            or config.sender.destination != before.sender.destination
+        ):
             self.close_circuit()  # an operator changed the target or resumed it: start afresh
             self.concurrency_limit = float(config.max_in_flight)
             self.failing_since_us = config.failing_since_us

@@ -125,7 +125,6 @@ class LaneConfigs:
             max_in_flight=subscription.limits.max_in_flight,
             max_per_second=rate_of(subscription),
             is_ordered=subscription.ordered,
-            destination=sender.destination,
             sender=sender,
             propagate_trace=subscription.propagate_trace,
             failing_since_us=_unix_us(route.failing_since),

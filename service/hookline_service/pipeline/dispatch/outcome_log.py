@@ -72,7 +72,7 @@ def log_exhausted(item: JobOutcome) -> None:
         "delivery_exhausted",
         event_id=job.message.webhook_id,
         delivery=format_type_id(DELIVERY_ID, job.delivery_id),
-        subscription=name_of(job.lane),
+        subscription=job.lane.name,
         attempt=job.attempt_count + 1,
         outcome=attempt.kind.value,
         http_status=attempt.http_status,
@@ -91,7 +91,7 @@ def log_internal_error(job: Job, attempt: AttemptRecord) -> None:
         reason=attempt.error,
         event_id=job.message.webhook_id,
         delivery=format_type_id(DELIVERY_ID, job.delivery_id),
-        subscription=name_of(job.lane),
+        subscription=job.lane.name,
         attempt=job.attempt_count + 1,
         trace_id=None if job.trace is None else job.trace.trace_text,
     )
@@ -101,7 +101,7 @@ def log_circuit_opened(lane: Lane, rests_s: float) -> None:
     """Log that a target failed so often in a row that only probes are sent."""
     _log.warning(
         "circuit_opened",
-        subscription=name_of(lane),
+        subscription=lane.name,
         failures=lane.failures,
         next_probe_in_s=round(rests_s, 1),
     )
@@ -109,7 +109,7 @@ def log_circuit_opened(lane: Lane, rests_s: float) -> None:
 
 def log_disabled(lane: Lane) -> None:
     """Log that the engine disabled a subscription."""
-    _log.warning("subscription_disabled", subscription=name_of(lane))
+    _log.warning("subscription_disabled", subscription=lane.name)
 
 
 def log_batch_repeated(deliveries: int, error: Exception) -> None:
@@ -131,8 +131,3 @@ def log_unstorable(event: str, job: Job, error: Exception) -> None:
         error=str(error).partition("\n")[0],
         exc_info=error if is_ours else None,
     )
-
-
-def name_of(lane: Lane) -> str:
-    """Return the subscription's name, or its uid if the lane has no configuration yet."""
-    return str(lane.subscription_uid) if lane.config is None else lane.config.name

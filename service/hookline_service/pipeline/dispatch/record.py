@@ -18,7 +18,7 @@ from uuid import UUID
 
 import structlog
 
-from hookline_service.domain.attempt import AttemptRecord, Outcome
+from hookline_service.domain.attempt import Outcome
 from hookline_service.domain.delivery import (
     DeliveryState,
     Exhaust,
@@ -62,6 +62,7 @@ DISABLE_AFTER_S = 5 * 86_400.0
 PARK_S = 3_600.0
 """How long a delivery waits if its outcome cannot be stored, in seconds."""
 UNSTORABLE = "the response could not be stored as received"
+GONE = "the target is gone"
 
 REPEAT_S = 0.2
 """How long a batch waits for a database in trouble, in seconds."""
@@ -80,8 +81,6 @@ class _Record:
     job: Job
     outcome: Outcome
     move: Move
-    state: DeliveryState
-    """The delivery's state after the move."""
     start_us: int
     is_settled: bool = False
     """Whether its lane is updated, which happens once."""
@@ -141,7 +140,6 @@ class Recorder:
         config = job.lane.config
         schedule = _DEFAULT_SCHEDULE if config is None else config.schedule
         move = decide(outcome, job.budget(schedule), schedule, self._random.random())
-        state = advance(DeliveryState.PENDING, move.trigger)
         if isinstance(move, Release):
             log_internal_error(job, outcome.record)
             if job.trace is not None:
@@ -151,7 +149,7 @@ class Recorder:
             self._lanes.released(job, move.delay_s)
             self._on_recorded(1)
             return
-        record = _Record(job, outcome, move, state, start_us)
+        record = _Record(job, outcome, move, start_us)
         self._waiting.add(record, is_urgent=job.lane.order is not None)
 
     async def _run(self) -> None:
@@ -257,12 +255,13 @@ class Recorder:
             job, move = record.job, record.move
             trace_id = job.trace.trace_id if job.trace is not None else None
             row = (job.lane.bucket, job.delivery_id, job.version)
-            if record.state is not DeliveryState.PENDING:
+            state = advance(DeliveryState.PENDING, move.trigger)
+            if state is not DeliveryState.PENDING:
                 is_first = isinstance(move, Succeed) and job.attempt_count == 0
                 rows.finish(
                     row,
                     job.message.event.tenant_uid,
-                    record.state,
+                    state,
                     record.outcome.record,
                     None if is_first else record.start_us,
                     trace_id,
@@ -284,7 +283,7 @@ class Recorder:
         match record.move:
             case Succeed():
                 return is_failing
-            case RetryLater():
+            case RetryLater() | Exhaust():
                 return not is_failing or self._has_failed_too_long(record)
             case _:
                 return True
@@ -307,14 +306,15 @@ class Recorder:
                 if uid in failing or lane.failing_since_us is None:
                     failing[uid] = True
                 if isinstance(record.move, HoldGone):
+                    attempt = record.outcome.record
+                    message = GONE if attempt.error == UNSTORABLE else attempt.error
                     disabling[uid] = Disabling(
-                        uid,
-                        SubscriptionStateReason.GONE,
-                        record.outcome.record.error,
-                        record.outcome.record,
+                        uid, SubscriptionStateReason.GONE, message, attempt.url
                     )
                 elif self._has_failed_too_long(record):
-                    disabling.setdefault(uid, self._failing_too_long(uid, record.outcome.record))
+                    disabling.setdefault(
+                        uid, self._failing_too_long(uid, record.outcome.record.url)
+                    )
             return Consequences(
                 sorted(recovered),
                 sorted(uid for uid, fails in failing.items() if fails),
@@ -328,10 +328,10 @@ class Recorder:
         since_us = record.job.lane.failing_since_us
         return since_us is not None and record.start_us - since_us > self._disable_after_us
 
-    def _failing_too_long(self, uid: UUID, attempt: AttemptRecord) -> Disabling:
+    def _failing_too_long(self, uid: UUID, url: str) -> Disabling:
         days = self._disable_after_us / 86_400_000_000
         return Disabling(
-            uid, SubscriptionStateReason.FAILING, f"every attempt failed for {days:g} days", attempt
+            uid, SubscriptionStateReason.FAILING, f"every attempt failed for {days:g} days", url
         )
 
     def _settle(self, batch: Sequence[_Record], recorded: Recorded) -> None:

@@ -130,7 +130,6 @@ class Ownership:
         self._one_at_a_time = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self.node_id = UUID(int=0)
-        self.lease_changes = 0
 
     @property
     def buckets(self) -> frozenset[int]:
@@ -324,7 +323,6 @@ class Ownership:
     def _gain(self, buckets: set[int]) -> None:
         if buckets:
             self._buckets |= buckets
-            self.lease_changes += len(buckets)
             _log.info("buckets_taken", count=len(buckets), owned=len(self._buckets))
             self._holder.buckets_gained(buckets)
 
@@ -370,5 +368,4 @@ class Ownership:
     def _lose(self, buckets: set[int]) -> None:
         if buckets:
             self._buckets -= buckets
-            self.lease_changes += len(buckets)
             self._holder.buckets_lost(buckets)

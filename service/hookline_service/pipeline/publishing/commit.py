@@ -259,14 +259,16 @@ class GroupCommitter:
                     return await self._split(group, _keys_contended())
                 self._builder.hand_over(group, passed)
                 if passed:
-                    self._count(group, perf_counter() - began_s)
+                    self._count(group, passed, perf_counter() - began_s)
                 return group.answer(passed)
 
-    def _count(self, group: Group, took_s: float) -> None:
+    def _count(self, group: Group, passed: set[UUID], took_s: float) -> None:
+        """Count the events that were stored: calls that are left count when they are stored."""
+        stored = [len(placed.deliveries) for _, _, placed in group.stored(passed)]
         self.committed_groups += 1
-        self.committed_events += group.event_count
+        self.committed_events += len(stored)
         self._instruments.meters.committed(
-            events=group.event_count, deliveries=len(group.rows.deliveries), took_s=took_s
+            events=len(stored), deliveries=sum(stored), took_s=took_s
         )
 
     async def _write(self, group: Group) -> set[UUID] | None:
