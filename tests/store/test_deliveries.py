@@ -12,11 +12,10 @@ import pytest
 from hookline_service.domain.attempt import AttemptOutcome
 from hookline_service.domain.delivery import DeliveryState, DeliveryStateReason
 from hookline_service.domain.errors import NotFoundError, Reason
+from hookline_service.domain.ids import LAST_UUID
 from hookline_service.store.database import Database
 from hookline_service.store.deliveries import DeliveryStore, Selection
 from tests.store.rows import Place, Rows, rows_in
-
-NEWEST = UUID(int=(1 << 128) - 1)
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ async def ids_of(
 ) -> list[UUID]:
     """Return the ids of a whole list, read page by page."""
     seen: list[UUID] = []
-    before, has_more = NEWEST, True
+    before, has_more = LAST_UUID, True
     while has_more:
         page = await deliveries.page(selection, before=before, limit=limit)
         seen += [delivery.delivery_id for delivery in page.deliveries]
@@ -261,7 +260,7 @@ async def test_list_by_event_has_pending_and_finished_deliveries(
         selection = Selection(tenant_id=tenant_id, event_id=event_id)
         assert await ids_of(deliveries, selection, limit=4) == ids
     one = Selection(tenant_id="acme", event_id=event_id, subscription=("acme", "s3"))
-    page = await deliveries.page(one, before=NEWEST, limit=9)
+    page = await deliveries.page(one, before=LAST_UUID, limit=9)
     assert [d.subscription_id for d in page.deliveries] == ["s3"]
     pending = Selection(
         tenant_id="acme", event_id=event_id, states=frozenset({DeliveryState.PENDING})
@@ -279,11 +278,11 @@ async def test_missing_tenant_subscription_and_event_have_their_own_errors(
         (Selection(tenant_id="-", subscription=("unknown", "x")), Reason.TENANT_NOT_FOUND),
         (Selection(tenant_id="acme", subscription=("acme", "x")), Reason.SUBSCRIPTION_NOT_FOUND),
         (Selection(tenant_id="acme", event_id=other_event), Reason.EVENT_NOT_FOUND),
-        (Selection(tenant_id="-", event_id=NEWEST), Reason.EVENT_NOT_FOUND),
+        (Selection(tenant_id="-", event_id=LAST_UUID), Reason.EVENT_NOT_FOUND),
     ]
     for selection, reason in cases:
         with pytest.raises(NotFoundError) as refused:
-            await deliveries.page(selection, before=NEWEST, limit=9)
+            await deliveries.page(selection, before=LAST_UUID, limit=9)
         assert refused.value.reason == reason
 
 
@@ -326,7 +325,7 @@ async def test_delivery_that_moves_between_tables_is_listed_exactly_once(
     moving = asyncio.create_task(keep_moving())
     try:
         for read in range(60):
-            page = await deliveries.page(selections[read % 4], before=NEWEST, limit=1_000)
+            page = await deliveries.page(selections[read % 4], before=LAST_UUID, limit=1_000)
             assert sorted(d.delivery_id for d in page.deliveries) == ids
             await deliveries.get("acme", ids[read % len(ids)])
     finally:

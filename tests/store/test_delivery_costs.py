@@ -11,14 +11,13 @@ from uuid import UUID
 import pytest
 
 from hookline_service.domain.delivery import DeliveryState
-from hookline_service.domain.ids import bucket_of_delivery, delivery_range_of
+from hookline_service.domain.ids import LAST_UUID, bucket_of_delivery, delivery_range_of
 from hookline_service.store.deliveries import SQL
 from hookline_service.store.events import SQL as EVENTS
 from hookline_service.store.partitions import first_id_of_day
 from hookline_service.store.status import SQL as STATUS
 from tests.store.rows import Place, Rows, rows_in
 
-NEWEST = UUID(int=(1 << 128) - 1)
 ALL_STATES = [state.value for state in DeliveryState]
 
 
@@ -40,7 +39,7 @@ async def test_reads_touch_only_rows_of_their_result(rows: Rows) -> None:
     pending = await rows.pending(quiet, event_id)
     dead = await rows.finished(quiet, await rows.event(acme), state="EXHAUSTED")
     await rows.connection.execute("ANALYZE")
-    page = (NEWEST, 51)
+    page = (LAST_UUID, 51)
     of_event = (acme, event_id, *delivery_range_of(event_id), None)
     letters = ["EXHAUSTED", "CANCELLED"]
     window = today(rows)

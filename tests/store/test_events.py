@@ -8,11 +8,11 @@ from uuid import UUID
 import pytest
 
 from hookline_service.domain.errors import NotFoundError, Reason
+from hookline_service.domain.ids import LAST_UUID
 from hookline_service.store.database import Database
 from hookline_service.store.events import EventStore
 from tests.store.rows import Rows, rows_in
 
-NEWEST = UUID(int=(1 << 128) - 1)
 PLENTY = 1 << 30
 
 
@@ -59,7 +59,7 @@ async def test_a_recreated_tenant_inherits_no_events(rows: Rows, events: EventSt
     await rows.tenant("acme")
     with pytest.raises(NotFoundError):
         await events.get("acme", event_id)
-    page = await events.page("acme", before=NEWEST, limit=9, with_data=True, max_bytes=PLENTY)
+    page = await events.page("acme", before=LAST_UUID, limit=9, with_data=True, max_bytes=PLENTY)
     assert page.events == []
 
 
@@ -70,7 +70,7 @@ async def test_pages_are_newest_first_and_complete(rows: Rows, events: EventStor
         ids.append(await rows.event(acme))
         await rows.event(other)
     seen: list[UUID] = []
-    before, has_more = NEWEST, True
+    before, has_more = LAST_UUID, True
     while has_more:
         page = await events.page("acme", before=before, limit=3, with_data=False, max_bytes=PLENTY)
         seen += [event.event_id for event in page.events]
@@ -81,7 +81,7 @@ async def test_pages_are_newest_first_and_complete(rows: Rows, events: EventStor
 async def test_page_across_tenants_is_sorted(rows: Rows, events: EventStore) -> None:
     acme, other = await rows.tenant("acme"), await rows.tenant("other")
     ids = [await rows.event(tenant) for tenant in (acme, other, other, acme, other)]
-    page = await events.page("-", before=NEWEST, limit=4, with_data=False, max_bytes=PLENTY)
+    page = await events.page("-", before=LAST_UUID, limit=4, with_data=False, max_bytes=PLENTY)
     assert [event.event_id for event in page.events] == ids[:0:-1]
     assert [event.tenant_id for event in page.events] == ["other", "acme", "other", "other"]
     assert page.has_more
@@ -93,7 +93,7 @@ async def test_page_with_data_is_limited_in_bytes_but_has_at_least_one_event(
     acme = await rows.tenant("acme")
     ids = [await rows.event(acme, data=bytes(size), is_json=False) for size in (10, 90, 60, 500)]
     sizes: list[list[int]] = []
-    before = NEWEST
+    before = LAST_UUID
     while True:
         page = await events.page("acme", before=before, limit=9, with_data=True, max_bytes=100)
         sizes.append([len(event.data) for event in page.events])
@@ -102,15 +102,15 @@ async def test_page_with_data_is_limited_in_bytes_but_has_at_least_one_event(
             break
     assert sizes == [[500], [60], [90, 10]]
     assert before == ids[0]
-    page = await events.page("acme", before=NEWEST, limit=9, with_data=False, max_bytes=100)
+    page = await events.page("acme", before=LAST_UUID, limit=9, with_data=False, max_bytes=100)
     assert [event.data for event in page.events] == [b""] * 4
     assert not page.has_more
 
 
 async def test_list_of_an_unknown_tenant_is_not_found(rows: Rows, events: EventStore) -> None:
     await rows.tenant("empty")
-    page = await events.page("empty", before=NEWEST, limit=9, with_data=True, max_bytes=PLENTY)
+    page = await events.page("empty", before=LAST_UUID, limit=9, with_data=True, max_bytes=PLENTY)
     assert (page.events, page.has_more) == ([], False)
     with pytest.raises(NotFoundError) as refused:
-        await events.page("unknown", before=NEWEST, limit=9, with_data=True, max_bytes=PLENTY)
+        await events.page("unknown", before=LAST_UUID, limit=9, with_data=True, max_bytes=PLENTY)
     assert refused.value.reason == Reason.TENANT_NOT_FOUND

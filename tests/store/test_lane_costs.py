@@ -8,9 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from hookline_service.domain.ids import bucket_of, first_uuid_of
+from hookline_service.domain.ids import LAST_UUID, bucket_of, first_uuid_of
 from hookline_service.store.lanes import SQL
-from hookline_service.store.subscriptions import NEWEST
 from hookline_service.store.subscriptions import SQL as SUBSCRIPTIONS
 from tests.store.rows import Rows, rows_in
 from tests.store.test_delivery_costs import blocks_read
@@ -47,7 +46,7 @@ async def test_a_refill_does_not_sort_a_hundred_thousand_due_rows(rows: Rows) ->
     assert await blocks_read(rows, SQL.heads, [[bucket], [FIRST], 100]) <= 20
     assert await blocks_read(rows, SQL.refill, (*lane, [], 4_096)) <= 1_000
     discard = await rows.connection.fetch(
-        f"EXPLAIN {SUBSCRIPTIONS.discard}", bucket, place.uid, NEWEST, rows.now, 500,
+        f"EXPLAIN {SUBSCRIPTIONS.discard}", bucket, place.uid, LAST_UUID, rows.now, 500,
         place.tenant_uid, "{}", "CANCELLED",
     )  # fmt: skip
     sorts = [row[0] for row in discard if "Sort Key" in row[0]]

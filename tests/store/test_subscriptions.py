@@ -19,7 +19,7 @@ from hookline_service.domain.errors import (
     Reason,
     ResourceExhaustedError,
 )
-from hookline_service.domain.ids import bucket_of
+from hookline_service.domain.ids import LAST_UUID, bucket_of
 from hookline_service.domain.subscription import (
     DeliveryLimits,
     HttpTarget,
@@ -30,7 +30,7 @@ from hookline_service.domain.subscription import (
     SubscriptionStateReason,
 )
 from hookline_service.store.database import Database, OutcomeUnknownError
-from hookline_service.store.subscriptions import NEWEST, SQL, Subscriptions
+from hookline_service.store.subscriptions import SQL, Subscriptions
 from tests.store.control_plane import ControlPlane, control_plane, draft, secret
 
 RICH = draft(
@@ -304,7 +304,7 @@ async def test_creation_and_list_require_the_tenant(plane: ControlPlane) -> None
 
 async def ids_of_pages(plane: ControlPlane, tenant_id: str, limit: int) -> list[str]:
     found: list[str] = []
-    before = NEWEST
+    before = LAST_UUID
     while page := await plane.subscriptions.list_page(tenant_id, before=before, limit=limit):
         assert len(page) <= limit
         found += [f"{one.tenant_id}/{one.subscription_id}" for one in page]

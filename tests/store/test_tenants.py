@@ -14,8 +14,8 @@ from hookline_service.domain.errors import (
     NotFoundError,
     Reason,
 )
+from hookline_service.domain.ids import LAST_UUID
 from hookline_service.domain.tenant import Tenant, TenantState
-from hookline_service.store.tenants import NEWEST
 from tests.pipeline.rival import rival, until_blocked
 from tests.store.control_plane import ControlPlane, control_plane
 from tests.store.rows import Place, rows_in
@@ -72,7 +72,7 @@ async def test_pages_are_newest_first_and_complete(plane: ControlPlane) -> None:
         await plane.tenants.create(f"t{n}", "", {})
     await plane.tenants.delete("t3")
     found: list[Tenant] = []
-    before = NEWEST
+    before = LAST_UUID
     while page := await plane.tenants.list_page(before=before, limit=3):
         found += page
         before = page[-1].uid

@@ -10,13 +10,12 @@ from uuid import UUID
 import pytest
 
 from hookline_service.domain.delivery import DeliveryState
-from hookline_service.domain.ids import bucket_of, make_uuid7
+from hookline_service.domain.ids import LAST_UUID, bucket_of, make_uuid7
 from hookline_service.store.database import Database
 from hookline_service.store.deliveries import DeliveryStore, Selection
 from hookline_service.store.events import EventStore
 from tests.store.rows import Place, Rows, rows_in
 
-NEWEST = UUID(int=(1 << 128) - 1)
 DAY_MS = 86_400_000
 _LETTERS = frozenset({DeliveryState.EXHAUSTED, DeliveryState.CANCELLED})
 _STATES = ("SUCCEEDED", "SUCCEEDED", "EXHAUSTED", "CANCELLED", "PENDING")
@@ -41,7 +40,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 async def walk(page: Page) -> list[UUID]:
     """Return the ids of a whole list, read page by page."""
     seen: list[UUID] = []
-    before, has_more = NEWEST, True
+    before, has_more = LAST_UUID, True
     while has_more:
         ids, has_more = await page(before)
         assert ids or not has_more
@@ -145,7 +144,7 @@ async def test_old_rows_are_found_behind_days_without_rows(rows: Rows, database:
         place.tenant_uid, event_id,
     )  # fmt: skip
     found = await EventStore(database).page(
-        "-", before=NEWEST, limit=10, with_data=True, max_bytes=100
+        "-", before=LAST_UUID, limit=10, with_data=True, max_bytes=100
     )
     assert [one.event_id for one in found.events] == [event_id]
     assert not found.has_more

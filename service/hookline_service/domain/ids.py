@@ -25,6 +25,9 @@ BUCKET_COUNT = 256
 MAX_FAN_OUT = 1 << 20
 """Deliveries of one event in one publish; the width of the index in a delivery's id."""
 
+LAST_UUID = UUID(int=(1 << 128) - 1)
+"""After every id: where a list in descending order begins."""
+
 EVENT_ID = "evt"
 DELIVERY_ID = "dlv"
 """Prefixes of TypeIDs."""

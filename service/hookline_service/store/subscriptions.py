@@ -28,7 +28,7 @@ from hookline_service.domain.errors import (
     Reason,
     ResourceExhaustedError,
 )
-from hookline_service.domain.ids import bucket_of, first_uuid_of
+from hookline_service.domain.ids import LAST_UUID, bucket_of, first_uuid_of
 from hookline_service.domain.names import WILDCARD, subscription_name, tenant_name
 from hookline_service.domain.subscription import SignatureScheme, Subscription, paused, resumed
 from hookline_service.store import subscription_audit as audit
@@ -58,8 +58,6 @@ from hookline_service.store.uids import make_uid
 
 SQL = Statements("subscriptions")
 
-NEWEST = UUID(int=(1 << 128) - 1)
-"""The start of a list in descending order of uids."""
 
 _TRIES = 5
 _DISCARD_BATCH = 500
@@ -184,7 +182,7 @@ class Subscriptions:
         return subscription_of(await self._find(tenant_id, subscription_id))
 
     async def list_page(
-        self, tenant_id: str, *, before: UUID = NEWEST, limit: int
+        self, tenant_id: str, *, before: UUID = LAST_UUID, limit: int
     ) -> list[Subscription]:
         """Return up to `limit` subscriptions before a uid, newest first; `-`: all tenants."""
         if tenant_id == WILDCARD:

@@ -23,6 +23,7 @@ from hookline_service.domain.errors import (
     NotFoundError,
     Reason,
 )
+from hookline_service.domain.ids import LAST_UUID
 from hookline_service.domain.names import tenant_name
 from hookline_service.domain.tenant import DEFAULT_TENANT_ID, Tenant, TenantState
 from hookline_service.store.audit import draft
@@ -32,8 +33,6 @@ from hookline_service.store.uids import make_uid
 
 SQL = Statements("tenants")
 
-NEWEST = UUID(int=(1 << 128) - 1)
-"""The start of a list in descending order of uids."""
 
 _TRIES = 5
 
@@ -82,7 +81,7 @@ class Tenants:
             _raise_not_found(tenant_id)
         return _tenant_of(row)
 
-    async def list_page(self, *, before: UUID = NEWEST, limit: int) -> list[Tenant]:
+    async def list_page(self, *, before: UUID = LAST_UUID, limit: int) -> list[Tenant]:
         """Return up to `limit` tenants before the uid `before`, newest first."""
         return [_tenant_of(row) for row in await self._database.fetch(SQL.list, before, limit)]
 

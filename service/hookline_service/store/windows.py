@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
-from hookline_service.domain.ids import unix_ms_of
+from hookline_service.domain.ids import LAST_UUID, unix_ms_of
 from hookline_service.store.database import Database
 from hookline_service.store.partitions import day_of, first_id_of_day
 from hookline_service.store.statements import Statements
@@ -21,7 +21,6 @@ from hookline_service.store.statements import Statements
 SQL = Statements("windows")
 
 _FIRST = UUID(int=0)
-_LAST = UUID(int=(1 << 128) - 1)
 
 
 async def newest_rows(
@@ -35,7 +34,7 @@ async def newest_rows(
     (days,) = await database.fetch(SQL.days)
     today, oldest = days["today"], day_of(days["oldest"])
     day = _day_before(before, today + timedelta(days=1))
-    end = _LAST if day > today else first_id_of_day(day + timedelta(days=1))
+    end = LAST_UUID if day > today else first_id_of_day(day + timedelta(days=1))
     rows: list[asyncpg.Record] = []
     length = 1
     while True:

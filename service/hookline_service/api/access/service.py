@@ -19,11 +19,11 @@ from hookline_service.api.access.conversion import (
     key_message,
 )
 from hookline_service.api.conversion.names import key_id_in, tenant_id_in
-from hookline_service.api.conversion.paging import Pages, time_and_key_in, time_cursor
+from hookline_service.api.conversion.paging import Pages, time_cursor
 from hookline_service.domain.caller import current_caller
 from hookline_service.domain.errors import Violation, invalid
 from hookline_service.domain.limits import Limits
-from hookline_service.store.api_keys import NEWEST, ApiKeys
+from hookline_service.store.api_keys import ApiKeys
 from hookline_service.store.audit import NEWEST as NEWEST_ENTRY
 from hookline_service.store.audit import AuditLog
 
@@ -76,7 +76,7 @@ class AccessServicer(access_service_pb2_grpc.AccessServiceServicer):
         page = self._pages.requested(request, binding, violations)
         found = await self._keys.list_page(
             tenant_id,
-            before=time_and_key_in(page.cursor) if page.cursor else NEWEST,
+            before=page.before_time_and_key,
             limit=page.size + 1,
         )
         kept, token = self._pages.finished(

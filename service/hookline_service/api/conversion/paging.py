@@ -19,12 +19,11 @@ from uuid import UUID
 
 from hookline_service.api.middleware.errors import not_implemented
 from hookline_service.domain.errors import Reason, Violation, invalid
+from hookline_service.domain.ids import LAST_UUID
 from hookline_service.domain.limits import Limits
 
-NEWEST = UUID(int=(1 << 128) - 1)
-"""The start of a list of ids in descending order."""
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_TIME_AND_KEY = (datetime.max.replace(tzinfo=UTC), "")
 _TIME_BYTES = 8
 _TAG_BYTES = 12
 _TOKEN_LENGTH_MAX = 1_024
@@ -56,7 +55,12 @@ class Page:
     @property
     def before(self) -> UUID:
         """The id before which a list of ids in descending order continues."""
-        return UUID(bytes=self.cursor) if self.cursor else NEWEST
+        return UUID(bytes=self.cursor) if self.cursor else LAST_UUID
+
+    @property
+    def before_time_and_key(self) -> tuple[datetime, str]:
+        """The time and key before which a list by `time_cursor` continues."""
+        return _time_and_key_in(self.cursor) if self.cursor else _LAST_TIME_AND_KEY
 
 
 class Pages:
@@ -167,7 +171,7 @@ def time_cursor(time: datetime, key: str) -> bytes:
     return unix_us.to_bytes(_TIME_BYTES, "big") + key.encode()
 
 
-def time_and_key_in(cursor: bytes) -> tuple[datetime, str]:
+def _time_and_key_in(cursor: bytes) -> tuple[datetime, str]:
     """Return the time and the key in a cursor of `time_cursor`."""
     unix_us = int.from_bytes(cursor[:_TIME_BYTES], "big")
     return _EPOCH + timedelta(microseconds=unix_us), cursor[_TIME_BYTES:].decode()

@@ -10,7 +10,7 @@ from grpc.aio import ServicerContext
 
 from hookline.v1 import event_type_pb2, event_type_service_pb2
 from hookline_service.api.conversion.names import event_type_in
-from hookline_service.api.conversion.paging import Pages, time_and_key_in, time_cursor
+from hookline_service.api.conversion.paging import Pages, time_cursor
 from hookline_service.api.conversion.text import text_in
 from hookline_service.api.conversion.update_mask import etag_in, leaves_in
 from hookline_service.api.conversion.values import enum_of, timestamp_of
@@ -23,7 +23,7 @@ from hookline_service.domain.limits import Limits
 from hookline_service.domain.names import check_event_type, event_type_name
 from hookline_service.pipeline.coordination.changes import Changes
 from hookline_service.schema.checker import SchemaChecker
-from hookline_service.store.event_types import NEWEST, EventTypes
+from hookline_service.store.event_types import EventTypes
 
 _Context = ServicerContext[Any, Any]
 _LEAVES = ("description", "json_schema", "proto_message", "example_json")
@@ -85,7 +85,7 @@ class EventTypeServicer(UnbuiltEventTypeRpcs):
         binding = ("ListEventTypes",)
         page = self._pages.requested(request, binding, violations)
         found = await self._event_types.list_page(
-            before=time_and_key_in(page.cursor) if page.cursor else NEWEST, limit=page.size + 1
+            before=page.before_time_and_key, limit=page.size + 1
         )
         messages = [_message_of(event_type) for event_type in found[: page.size]]
         kept, token = self._pages.finished(

@@ -110,14 +110,13 @@ class _Route:
 class _Call(UnreadAnswer):
     """An admitted call, and what it holds until gRPC is done with it."""
 
-    __slots__ = ("caller", "client_stream", "group", "is_open", "request_bytes")
+    __slots__ = ("caller", "client_stream", "group", "request_bytes")
 
     def __init__(self, route: _Route, caller: Caller, peer: str) -> None:
         is_identified = caller.principal != ANONYMOUS.principal
         # The holder of its bytes: the caller, or the connection where callers are anonymous.
         super().__init__(caller.principal if is_identified else peer, peer)
         self.caller = caller
-        self.is_open = route.is_open
         self.group = route.name if route.is_open else ""
         """The calls with which it is counted."""
         self.request_bytes = 0
@@ -310,7 +309,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
 
     async def _message(self, route: _Route, call: _Call, context: _Context) -> Any:  # noqa: ANN401 (any message)
         """Return the one message of an admitted call, if its client still waits for the answer."""
-        request = await self._admission.request(call.holder, context.read, is_open=call.is_open)
+        request = await self._admission.request(call.holder, context.read, is_open=route.is_open)
         if context.time_remaining() == 0:  # never less; None without a deadline
             raise _DeadlineExceededError
         if request is grpc.aio.EOF:
