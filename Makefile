@@ -31,7 +31,7 @@ PROMETHEUS_READY := .tools/bin/.prometheus
 PGBOUNCER_READY := .tools/pgbouncer/.ready
 SPIN_READY := .tools/bin/.spin
 
-.PHONY: help setup demo test test-newest check-wheels lint generate check model image-check faults fuzz hostile hostile-black-box bench sbom audit lock clean
+.PHONY: help setup demo test transitions test-newest check-wheels lint generate check model image-check faults fuzz hostile hostile-black-box bench sbom audit lock clean
 .PHONY: newest codegen deploy audit-tools grpcurl prometheus pgbouncer spin check-deploy
 
 help: ## this list
@@ -95,6 +95,9 @@ test-newest: ## the suite on the newest Python, in .tools/newest; PYTHON_NEWEST=
 		.tools/newest/bin/python -m pytest $(PYTEST_WORKERS) $(or $(PYTEST),$(TESTS_NEWEST)); \
 		else echo "test-newest: SKIPPED, nothing was tested: there is no $(PYTHON_NEWEST) here; name one: make test-newest PYTHON_NEWEST=…"; fi
 TESTS_NEWEST = $(filter-out $(addprefix tests/,architecture bench deploy docs faults fuzz hostile model),$(sort $(patsubst %/,%,$(dir $(wildcard tests/*/*.py)))) $(wildcard tests/test_*.py))
+
+transitions: setup ## delete each row of the delivery's transition table in turn: its test must fail
+	@$(BIN)/python -m tests.transitions
 
 faults: setup pgbouncer ## break real processes again and again, and count: twenty minutes (a short version is in test)
 	@HOOKLINE_TEST_FAULTS=long $(BIN)/python -m pytest tests/faults $(PYTEST)

@@ -48,3 +48,13 @@ def grpcurl() -> pathlib.Path:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a command that runs in this process from changing it for all later tests.
+
+    It would forbid core dumps and replace the configuration of all loggers.
+    """
+    monkeypatch.setenv("HOOKLINE_ALLOW_CORE_DUMPS", "on")
+    monkeypatch.setattr("hookline_service.cli.node.configure_logging", lambda *_: None)

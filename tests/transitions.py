@@ -1,8 +1,8 @@
 """Delete each row of the transition table in turn, and run the test that must then fail.
 
-Run `python -m tests.transitions` after a change of `domain/delivery.py` or of the table "Rows of
-the transition table" in docs/guarantees.md, from which the tests are taken. Exits with 1 if a test
-passes without its row. Takes about ten seconds a row.
+`make transitions` runs it. The tests are those that the table "Rows of the transition table" in
+docs/guarantees.md names. Each is run with its row first, and must pass. Exits with 1 if a test
+fails with its row or passes without it, or if the two tables have other rows.
 
 It is also the pytest plugin that deletes a row, as `TRANSITION` in the environment names it.
 """
@@ -17,8 +17,8 @@ from hookline_service.domain.delivery import TRANSITIONS, DeliveryState, Trigger
 from tests.docs.pages import page
 
 VARIABLE = "TRANSITION"
-FAILED = 1
-"""pytest's exit status where tests failed; others mean that none ran."""
+PASSED, FAILED = 0, 1
+"""pytest's exit statuses; others mean that no test ran."""
 
 
 def documented() -> dict[tuple[DeliveryState, Trigger], str]:
@@ -35,16 +35,23 @@ def pytest_configure() -> None:
 
 def main() -> int:
     """Return the exit status of the check."""
-    survived = 0
-    for (state, trigger), test in documented().items():
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.transitions", test]
-        environment = os.environ | {VARIABLE: f"{state} {trigger.value}"}
-        done = subprocess.run(command, env=environment, capture_output=True, check=False)
-        verdict = "fails" if done.returncode == FAILED else f"exit status {done.returncode}"
+    tests = documented()
+    faults = len(TRANSITIONS.keys() ^ tests.keys())
+    for (state, trigger), test in tests.items():
+        row = f"{state} {trigger.value}"
+        statuses = _run(test), _run(test, "-p", "tests.transitions", **{VARIABLE: row})
+        verdict = "fails" if statuses == (PASSED, FAILED) else f"exit statuses {statuses}"
         sys.stdout.write(f"without {state} + {trigger.value}: {test} {verdict}\n")
         sys.stdout.flush()
-        survived += done.returncode != FAILED
-    return min(survived, 1)
+        faults += statuses != (PASSED, FAILED)
+    return min(faults, 1)
+
+
+def _run(test: str, *options: str, **variables: str) -> int:
+    """Run one test, and return pytest's exit status."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *options, test]
+    environment = os.environ | variables
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
 
 
 if __name__ == "__main__":

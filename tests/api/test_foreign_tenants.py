@@ -382,7 +382,3 @@ async def test_idempotency_keys_are_per_tenant(foreign: Foreign) -> None:
             PublishEventsRequest(tenant=tenant_name(tenant), events=[event]), metadata=metadata
         )
         assert not answer.results[0].deduplicated
-
-
-def test_the_status_of_all_tenants_refuses_callers_bound_to_one() -> None:
-    assert METHODS["hookline.v1.OperationsService/GetStatus"].access.is_of_all_tenants

@@ -1,7 +1,9 @@
-"""State has one owner: only `lane.py` assigns the attributes of a `Lane`."""
+"""State has one owner: only its own module assigns attributes of a `Lane` or a `KeyOrder`."""
 
 import ast
 import pathlib
+
+import pytest
 
 from hookline_service.pipeline.dispatch.key_order import KeyOrder
 from hookline_service.pipeline.dispatch.lane import Lane
@@ -43,15 +45,17 @@ def test_only_its_own_module_assigns_the_state_of_a_lane_or_its_key_order() -> N
     assert found == set()
 
 
-def test_in_the_dispatch_package_no_other_name_assigns_an_attribute_of_a_lane() -> None:
+@pytest.mark.parametrize("owner", OWNERS, ids=lambda owner: owner.__name__)
+def test_in_the_dispatch_package_no_other_name_assigns_the_attributes(
+    owner: type[Lane | KeyOrder],
+) -> None:
     """Whatever the variable is called; attributes of the same name on `self` are its own."""
-    slots = set(Lane.__slots__)
     found = {
         f"{path}:{node.lineno}"
         for path in python_files()
-        if path.parent == DISPATCH and path != OWNERS[Lane]
+        if path.parent == DISPATCH and path != OWNERS[owner]
         for node in assigned(tree(path))
-        if node.attr in slots and ast.unparse(node.value) != "self"
+        if node.attr in owner.__slots__ and ast.unparse(node.value) != "self"
     }
     assert found == set()
 

@@ -48,13 +48,15 @@ def test_diagram_in_the_docs_shows_the_transition_table() -> None:
 def test_diagram_in_the_docstring_is_the_one_in_the_docs() -> None:
     assert delivery.__doc__ is not None
     lines = [line.removeprefix("    ") for line in delivery.__doc__.splitlines()]
-    assert transitions_of(lines) == transitions_of(diagram())
+    assert "\n".join(diagram()) in "\n".join(lines)
 
 
-def test_every_transition_names_a_test_that_fails_without_it() -> None:
+def test_every_transition_has_a_row_that_names_a_test() -> None:
+    """`make transitions` checks that each of these fails without its row."""
     rows = page("docs/guarantees.md").table("Rows of the transition table")
     expected = [(state, trigger.value, then) for (state, trigger), then in TRANSITIONS.items()]
     assert [tuple(row[:3]) for row in rows] == expected
+    assert [row for row in rows if not re.fullmatch(r"`tests/[\w/]+\.py::\w+`", row[3])] == []
 
 
 @pytest.mark.parametrize(

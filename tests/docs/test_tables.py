@@ -105,31 +105,31 @@ def test_documented_choices_are_accepted(row: list[str]) -> None:
 @pytest.mark.parametrize(
     "element, figure, bound",
     [
-        ("Event.data", "{} KiB", LIMITS.max_data_bytes // 1024),
-        ("Event.attributes", "{} KiB", LIMITS.max_attribute_bytes // 1024),
-        ("Event.attributes", "{}", MAX_ATTRIBUTES),
-        ("Event.json_data", "{}", LIMITS.max_json_depth),
-        ("PublishEventsRequest.events", "{:,}", LIMITS.max_batch_events),
-        ("PublishEventsRequest.events", "{} MiB", LIMITS.max_batch_bytes // 1024**2),
-        ("EventType.json_schema", "{} KiB", LIMITS.max_schema_bytes // 1024),
-        ("Subscription.event_types", "{}", LIMITS.max_patterns),
-        ("Subscription.labels", "{}", LIMITS.max_labels),
-        ("Tenant.labels", "{}", LIMITS.max_labels),
-        ("ListTenantsRequest.page_size", "{}", LIMITS.default_page_size),
-        ("ListTenantsRequest.page_size", "{:,}", LIMITS.max_page_size),
-        ("ListTenantsResponse.tenants", "{} MiB", LIMITS.max_page_bytes // 1024**2),
-        ("DeliveryLimits.max_per_second", "{}", 0.001),
-        ("DeliveryLimits.max_in_flight", "{:,}", MAX_IN_FLIGHT),
-        ("DeliveryLimits.max_in_flight", "{}", DEFAULT_MAX_IN_FLIGHT),
-        ("RetryPolicy", "{} attempts", len(DEFAULT_DELAYS_S)),
-        ("HttpTarget.timeout", "{:.0f} seconds", MAX_TIMEOUT_S),
-        ("HttpTarget.timeout", "{:.0f} seconds", DEFAULT_TIMEOUT_S),
+        ("Event.data", "at most {} KiB", LIMITS.max_data_bytes // 1024),
+        ("Event.attributes", "a value has at most {} KiB", LIMITS.max_attribute_bytes // 1024),
+        ("Event.attributes", "At most {}", MAX_ATTRIBUTES),
+        ("Event.json_data", "nesting deeper than {}", LIMITS.max_json_depth),
+        ("PublishEventsRequest.events", "1 to {:,} events", LIMITS.max_batch_events),
+        ("PublishEventsRequest.events", "has at most {} MiB", LIMITS.max_batch_bytes // 1024**2),
+        ("EventType.json_schema", "At most {} KiB", LIMITS.max_schema_bytes // 1024),
+        ("Subscription.event_types", "1 to {} patterns", LIMITS.max_patterns),
+        ("Subscription.labels", "At most {}", LIMITS.max_labels),
+        ("Tenant.labels", "At most {}", LIMITS.max_labels),
+        ("ListTenantsRequest.page_size", "0 means {}", LIMITS.default_page_size),
+        ("ListTenantsRequest.page_size", "above {0:,} is reduced to {0:,}", LIMITS.max_page_size),
+        ("ListTenantsResponse.tenants", "at most {} MiB", LIMITS.max_page_bytes // 1024**2),
+        ("DeliveryLimits.max_per_second", "{} to 100,000", 0.001),
+        ("DeliveryLimits.max_in_flight", "1 to {:,}", MAX_IN_FLIGHT),
+        ("DeliveryLimits.max_in_flight", "Default: 0, which means {}", DEFAULT_MAX_IN_FLIGHT),
+        ("RetryPolicy", "there are {} attempts", len(DEFAULT_DELAYS_S)),
+        ("HttpTarget.timeout", "1 to {:.0f} seconds", MAX_TIMEOUT_S),
+        ("HttpTarget.timeout", "Default: {:.0f} seconds", DEFAULT_TIMEOUT_S),
     ],
 )
 def test_bound_in_a_comment_of_the_contract_is_the_default(
     element: str, figure: str, bound: float
 ) -> None:
-    """Compare the figure and its unit, independently of the sentence."""
+    """Compare the figure with its unit and its role: minimum, maximum or default."""
     (comment,) = {each.comment for each in contract.elements() if each.name == element}
     written = re.escape(figure.format(bound))
     assert re.search(rf"(?<![\d.,]){written}(?![\d]|[.,]\d)", " ".join(comment.split()))
@@ -142,6 +142,7 @@ def test_documented_connections_of_a_node_are_the_sessions_that_it_opens() -> No
     assert len(sessions) == SESSIONS
     formula = rf"`HOOKLINE_POOL_SIZE` \+ `HOOKLINE_PATH_POOL_SIZE` \+ {SESSIONS}\b"
     assert re.search(formula, page("docs/production.md").on_one_line)
+    assert f"a node has {SESSIONS} of its own" in page("docs/settings.md").on_one_line
 
 
 def test_every_delivery_state_and_its_exits_are_documented() -> None:

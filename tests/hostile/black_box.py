@@ -681,18 +681,18 @@ class Limits:
     """Of the known publisher's calls."""
     longest_s: float = 15.0
     """The slowest of its calls; at 15 s it gives up."""
-    calls: int = 0
+    calls: int = 1
     """The fewest of its calls that the figures are from."""
 
     def exceeded(self, row: Row) -> list[str]:
         """Return the limits that the figures of a row exceed."""
         found = {
-            f"RSS {row.rss_peak:.0f} of {self.rss_mb:.0f} MB": row.rss_peak > self.rss_mb,
+            f"RSS {row.rss_peak:.0f} of {self.rss_mb:.0f} MB": not 0 < row.rss_peak <= self.rss_mb,
             f"{row.failures} of {row.calls} known calls failed": row.failures
             > self.failed_share * row.calls,
             f"{row.cancelled} known calls ended with a bare CANCELLED": row.cancelled > 0,
-            f"a known call took {row.worst:.1f} of {self.longest_s:g} s": row.worst
-            > self.longest_s,
+            f"a known call took {row.worst:.1f} of {self.longest_s:g} s": not row.worst
+            <= self.longest_s,
             f"only {row.calls} of {self.calls} known calls": row.calls < self.calls,
             "the known publisher did not recover": not row.recovered,
         }
@@ -1963,6 +1963,8 @@ class Row:
 
     def line(self) -> str:
         verdict = "held" if self.passed else "FAULT"
+        if self.observed.startswith("SKIPPED"):
+            verdict = "skipped"
         over = f"\n        exceeded: {'; '.join(self.exceeded)}" if self.exceeded else ""
         return (
             f"{self.row:7} {self.name:24} w{self.workers} {verdict:8} {self.seconds:5.1f} s  "

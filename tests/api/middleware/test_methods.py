@@ -73,6 +73,16 @@ def test_only_changes_and_publishing_have_an_effect() -> None:
     assert with_effect == {*CHANGING, *publishing}
 
 
+def test_methods_with_any_other_verb_than_a_read_are_changes() -> None:
+    """By the name, independently of the entry: a new RPC is not a read by an oversight."""
+    reads = ("Get", "List", "Watch", "Explain", "Check", "ServerReflectionInfo")
+    publishes = ("PublishEvents", "StreamPublishEvents")
+    verbs = {name: name.rpartition("/")[2] for name in METHODS}
+    assert {n for n, verb in verbs.items() if not verb.startswith((*reads, *publishes))} == set(
+        CHANGING
+    )
+
+
 def test_calls_that_create_or_send_are_unsafe_to_repeat() -> None:
     unsafe = {
         name.rpartition("/")[2]
