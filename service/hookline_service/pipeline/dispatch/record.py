@@ -141,6 +141,7 @@ class Recorder:
         schedule = _DEFAULT_SCHEDULE if config is None else config.schedule
         move = decide(outcome, job.budget(schedule), schedule, self._random.random())
         if isinstance(move, Release):
+            advance(DeliveryState.PENDING, move.trigger)  # stays PENDING; nothing is written
             log_internal_error(job, outcome.record)
             if job.trace is not None:
                 job.trace.recorded(is_recorded=False)
